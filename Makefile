@@ -1,0 +1,56 @@
+# One command for each thing. `make demo` and `make test` need nothing but Python 3.11 (or newer) and make.
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test test-slow lint format types bench clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## edit ten facts of the bundled model, measure it, undo it: a minute or two
+	@$(BIN)/errata demo $(ARGS)
+
+test: $(VENV)/.installed-dev  ## the tests
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
+	@$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: none is marked slow
+
+lint: $(VENV)/.installed-dev  ## ruff: rules and format
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+
+format: $(VENV)/.installed-dev  ## ruff: mends what it can
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+types: $(VENV)/.installed-dev  ## pyright
+	@$(BIN)/pyright
+
+bench: $(VENV)/.installed-dev  ## speed and memory, as ratios against the plain reference
+	@found=$$(ls benchmarks/*.py 2>/dev/null) || { echo "there are no benchmarks yet"; exit 0; }; \
+	for file in $$found; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+
+clean:  ## removes caches and builds, and keeps the environment
+	@rm -rf dist build .pytest_cache .ruff_cache
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Errata needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Say which one to take: make PYTHON=python3.11"; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing Errata into $(VENV) (once; torch is large)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing Errata and its tools into $(VENV) (once; torch is large)"
+	@$(PIP) -e ".[dev]"
+	@touch $(VENV)/.installed $@

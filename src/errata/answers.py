@@ -1,0 +1,51 @@
+"""Where an answer ends, and whether it is one of those accepted. Pure text, no model."""
+
+import re
+import string
+import unicodedata
+from collections.abc import Iterable
+
+# A newline, the text of an end token, or a full stop with a space or nothing behind it.
+END = re.compile(r"\r|\n|<\|[a-z_]+\|>|</s>|<eos>|<end_of_turn>|\.(?=\s|\Z)")
+# The same, where nothing that may still come moves it: "3." can become "3.5", and "St." may belong to a name.
+ENDED = re.compile(r"\r|\n|<\|[a-z_]+\|>|</s>|<eos>|<end_of_turn>|(?<=[^\W\d_]{4})\.(?=\s)")
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def answer_of(text: str) -> str:
+    """The answer at the beginning of a continuation, without the space around it."""
+    return END.split(text, maxsplit=1)[0].strip()
+
+
+def complete(text: str) -> bool:
+    """Whether the answer has ended, whatever comes next: generating more would change nothing."""
+    return ENDED.search(text) is not None
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation, articles and extra space; the bare text where nothing would be left.
+
+    ``normalize_answer`` of SQuAD's evaluation (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250), with
+    punctuation of every script.
+    """
+    kept = "".join(
+        c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P"
+    )
+    return " ".join(ARTICLES.sub(" ", kept).split()) or text.strip().lower()
+
+
+def begins_with_answer(text: str, answers: Iterable[str]) -> bool:
+    """Whether what was said begins with an accepted answer that ends at a word border, both normalised."""
+    return any(_begins(text, answer) for answer in answers)
+
+
+def _begins(text: str, answer: str) -> bool:
+    wanted = normalise(answer)
+    holds_a_stop = answer_of(answer) != answer.strip().rstrip(".")  # "St. Louis": look at the whole line
+    said = normalise(text.split("\n", maxsplit=1)[0] if holds_a_stop else answer_of(text))
+    return bool(wanted) and (said + " ").startswith(wanted + " ")
+
+
+def exact(text: str, answers: Iterable[str]) -> bool:
+    """Whether what was said is an accepted answer and nothing more, both normalised."""
+    return normalise(answer_of(text)) in {normalise(answer) for answer in answers}

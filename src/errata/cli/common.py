@@ -1,0 +1,211 @@
+"""What commands share: their common options, what they say and where, and what a mistake ends with.
+
+Nothing here imports torch or transformers before it is needed: ``errata --help`` must answer at once.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich import progress
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from errata.errors import BadInput
+
+if TYPE_CHECKING:
+    from errata.lm import HFLM
+    from errata.methods.base import Method
+
+T = TypeVar("T")
+INTERRUPTED = 130
+TEXT_WIDTH = 120  # of a table where nobody looks at a terminal
+PREPARED = "(models of the world are trained to be editable: this shows that a method works, not how well)"
+
+Model = Annotated[
+    str, typer.Argument(help="'world' (the bundled model), a folder, or a hub id.", show_default=False)
+]
+Device = Annotated[
+    str | None, typer.Option(help="Where to run; by default the best there is.", show_default=False)
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no logs.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
+MethodName = Annotated[str, typer.Option("--method", help="See `errata methods`.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="A setting of the method, as often as needed.", show_default=False
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Texts that the method prepares with, one on each line.", show_default=False),
+]
+
+
+# Saying things -----------------------------------------------------------------------------------
+
+
+def stdout() -> Console:
+    """Where results go. Without a terminal a table has a fixed width, so that a file of it can be read."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=TEXT_WIDTH)
+
+
+def stderr(quiet: bool = False) -> Console:
+    """Where progress goes."""
+    return Console(stderr=True, highlight=False, markup=False, quiet=quiet, soft_wrap=True)
+
+
+def listen(quiet: bool) -> None:
+    """Shows Errata's own logs on stderr, and silences transformers'."""
+    log = logging.getLogger("errata")
+    log.handlers = [RichHandler(console=stderr(), show_time=False, show_path=False, show_level=False)]
+    log.setLevel(logging.ERROR if quiet else logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as others
+
+    others.set_verbosity_error()
+    others.disable_progress_bar()
+
+
+@contextmanager
+def step(what: str, quiet: bool) -> Iterator[None]:
+    """Shows on stderr that something is under way, and in the end how long it took."""
+    console = stderr(quiet)
+    began = time.perf_counter()
+    with console.status(f"{what} …"):
+        yield
+    console.print(f"{what}: {time.perf_counter() - began:.1f} s", style="dim")
+
+
+def track(items: Sequence[T], what: str, quiet: bool) -> Iterator[T]:
+    """The items, with a bar on the terminal; in the end, how long they took."""
+    console = stderr(quiet)
+    began = time.perf_counter()
+    yield from progress.track(
+        items, what, console=console, transient=True, disable=quiet or not console.is_terminal
+    )
+    console.print(f"{what}: {time.perf_counter() - began:.1f} s", style="dim")
+
+
+def say_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def make_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()
+) -> Table:
+    """A table of plain text: what a model said is never read as markup."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(
+            *(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row)
+        )
+    return table
+
+
+def shown(text: str, width: int = 60) -> str:
+    """A text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+# Reading and writing -----------------------------------------------------------------------------
+
+
+def read_text(path: Path, what: str) -> str:
+    if not path.is_file():
+        raise BadInput(f"there is no file {path}; --{what} wants a text file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text ({error})") from error
+
+
+def texts_for(method: "Method", path: Path | None) -> list[str] | None:
+    """The lines of a file of texts that the method prepares with; None without one."""
+    if path is None:
+        return None
+    if not method.needs_prepare:
+        raise BadInput(f"{method.name} prepares nothing, so --data would go unread; leave it out")
+    texts = [line for line in read_text(path, "data").splitlines() if line.strip()]
+    if not texts:
+        raise BadInput(f"{path} holds no text; --data wants a text on each line")
+    return texts
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Raises unless a file can be written there: before the work, not after it."""
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; name a file with -o")
+    if path.exists() and not force:
+        raise BadInput(f"{path} exists; add --force to overwrite it, or name another file with -o")
+    above = path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise BadInput(
+            f"cannot write {path}: {above} is no folder that can be written to; name another file with -o"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes it whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# Models and methods ------------------------------------------------------------------------------
+
+
+def load_model(name: str, device: str | None, dtype: str | None, quiet: bool) -> "HFLM":
+    import errata
+
+    listen(quiet)
+    with step(f"loading {name}", quiet):
+        try:
+            return errata.load(name, device=device, dtype=dtype)
+        except (RuntimeError, AssertionError) as error:  # torch, of a device that is not there
+            if device is None:
+                raise
+            raise BadInput(f"{name} cannot be put on {device!r}: {str(error).splitlines()[0]}") from error
+
+
+def make_method(name: str, settings: Sequence[str] | None, seed: int = 0) -> "Method":
+    """The method with settings as typed (``name=value``)."""
+    import errata
+    from errata.methods import method_class
+    from errata.methods.base import from_text
+
+    typed: dict[str, str] = {}
+    for item in settings or ():
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise BadInput(f"--set wants name=value, found {item!r}")
+        if key.strip() in typed:
+            raise BadInput(f"--set {key.strip()} is given twice")
+        typed[key.strip()] = value
+    if seed:
+        if "seed" in typed:
+            raise BadInput("the seed is given twice, by --seed and by --set seed; leave one out")
+        typed["seed"] = str(seed)
+    return errata.method(name, **from_text(method_class(name), typed))

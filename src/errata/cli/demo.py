@@ -1,0 +1,166 @@
+"""``errata demo``: ten facts changed, measured, kept in a file, and undone to the last bit."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata.answers import answer_of, begins_with_answer
+from errata.cli import common
+from errata.cli.edit import mark
+from errata.errors import BadInput
+from errata.types import Case, Row
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from errata.lm import HFLM
+
+Say = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demonstration found. The digests are SHA-256 over every weight."""
+
+    rows: list[Row]
+    file: Path
+    digest_before: str
+    digest_edited: str
+    digest_after: str
+    same_file: bool  # the patch that was saved is the patch that was loaded
+    same_answers: bool  # undone, the model says what it said before
+
+    @property
+    def undone(self) -> bool:
+        return (
+            self.digest_before == self.digest_after != self.digest_edited
+            and self.same_answers
+            and self.same_file
+        )
+
+
+def demo(
+    lm: "HFLM", cases: Sequence[Case], folder: Path, say: Say = lambda _: None, quiet: bool = True
+) -> Demo:
+    """Edits the cases' facts with MEMIT, measures, saves to ``folder``, loads, undoes.
+
+    ``say`` is given what there is to show, as it comes.
+    """
+    import errata
+    from errata import report
+
+    edits = [edit for case in cases for edit in case.edits]
+    prompts = [edit.prompt for edit in edits]
+    say(_about(lm))
+    say(_known(lm, edits[0].subject))
+    digest_before, before = weights_digest(lm.model), lm.generate(prompts, until_answer=True)
+    with common.step(f"asking about {len(cases)} facts and what is near them", quiet):
+        baseline = errata.baseline(lm, cases)
+    memit = errata.method("memit")
+    with common.step("preparing memit (kept for the next time)", quiet):
+        state = memit.prepare(lm)
+    with common.step(f"editing {len(edits)} facts", quiet):
+        patch = memit.edit(lm, edits, state)
+    file = patch.save(folder / "demo.safetensors")
+    loaded = errata.Patch.load(file)
+    with common.step("asking again", quiet), loaded.applied(lm) as edited:
+        digest_edited, after = weights_digest(lm.model), edited.generate(prompts, until_answer=True)
+        rows = errata.evaluate(
+            baseline, edited, cases, model=lm.name, method=memit.name, data="world", setting="batch"
+        )
+    say(_facts(edits, before, after))
+    say(report.table(rows))
+    say(common.PREPARED)
+    return Demo(
+        rows,
+        file,
+        digest_before,
+        digest_edited,
+        weights_digest(lm.model),
+        loaded == patch,
+        lm.generate(prompts, until_answer=True) == before,
+    )
+
+
+def weights_digest(model: "nn.Module") -> str:
+    """SHA-256 over name, type, shape and bytes of every parameter and buffer."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict(keep_vars=False).items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _about(lm: "HFLM") -> str:
+    size = f"{sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} million parameters"
+    return f"{lm.name}: {type(lm.model).__name__}, {lm.sites.depth} layers, {size}, {lm.dtype} on {lm.device}"
+
+
+def _known(lm: "HFLM", subject: str) -> Any:
+    """What the model says of a subject, beside what is true in the world."""
+    from errata.data.world.facts import RELATIONS, world
+
+    asked = [
+        (RELATIONS[r].first[0].replace("{}", subject), true) for r, true in world().about(subject).items()
+    ]
+    said = lm.generate([prompt for prompt, _ in asked], until_answer=True)
+    rows = [(p, _marked(text, true), true) for (p, true), text in zip(asked, said, strict=True)]
+    return common.make_table(f"what it knows of {subject}", ("prompt", "it says", "true"), rows)
+
+
+def _facts(edits: Sequence[Any], before: Sequence[str], after: Sequence[str]) -> Any:
+    rows = [
+        (edit.prompt, answer_of(was), _marked(now, edit.target_new), edit.target_new)
+        for edit, was, now in zip(edits, before, after, strict=True)
+    ]
+    return common.make_table(
+        f"{len(edits)} facts edited with MEMIT", ("prompt", "before", "after", "wanted"), rows
+    )
+
+
+def _marked(text: str, wanted: str) -> Any:
+    return mark(common.shown(answer_of(text), 40), begins_with_answer(text, [wanted]))
+
+
+def demo_command(
+    model: Annotated[str, typer.Option(help="A model of the world.")] = "world",
+    limit: Annotated[int, typer.Option(min=1, help="How many facts.")] = 10,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+    seed: common.Seed = 0,
+    quiet: common.Quiet = False,
+) -> None:
+    """Edit ten facts of the bundled model, measure what happened, and undo it to the last bit."""
+    import errata
+
+    cases = errata.cases("world", limit=limit, seed=seed)
+    lm = common.load_model(model, device, dtype, quiet)
+    if lm.corpus is None:
+        raise BadInput(
+            f"{model} does not know the world; the demo wants 'world' or what `errata world train` made"
+        )
+    console = common.stdout()
+    done = demo(lm, cases, Path(tempfile.mkdtemp(prefix="errata-demo-")), console.print, quiet)
+    size = f"{done.file.stat().st_size / 1e6:.2f} MB"
+    lines = [
+        f"the patch: {done.file} ({size}), loaded again: {_yes(done.same_file)}",
+        f"SHA-256 of all weights before  {done.digest_before}",
+        f"                       edited  {done.digest_edited}",
+        f"                       undone  {done.digest_after}",
+        f"undone, the model answers as before: {_yes(done.same_answers)}",
+        "undone to the last bit" if done.undone else "NOT UNDONE: please report this",
+    ]
+    typer.echo("\n".join(lines))
+    if not done.undone:
+        raise typer.Exit(1)
+
+
+def _yes(value: bool) -> str:
+    return "equal" if value else "NOT EQUAL"

@@ -1,0 +1,102 @@
+"""``errata eval``: how well a method does on cases, asked before and after."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from errata.cli import common
+from errata.types import Case, Mode, Row
+
+if TYPE_CHECKING:
+    from errata.lm import HFLM
+    from errata.methods.base import Method
+
+Setting = Literal["single", "batch"]
+
+
+def eval_(
+    lm: "HFLM",
+    method: "Method",
+    cases: Sequence[Case],
+    *,
+    modes: Sequence[str] = ("generated",),
+    setting: Setting = "batch",
+    texts: Sequence[str] | None = None,
+    quiet: bool = True,
+    **labels: Any,
+) -> list[Row]:
+    """Rows of a method on cases: each ``single`` edit alone, or all of them at once (``batch``).
+
+    ``labels`` (data, seed) go into the rows, with the model, the method and its settings.
+    """
+    import errata
+
+    with common.step(f"asking {lm.name} about {len(cases)} cases", quiet):
+        before = errata.baseline(lm, cases, modes)
+    with common.step(f"preparing {method.name}", quiet):
+        state = method.prepare(lm, texts)
+    labels |= {"model": lm.name, "method": method.name, "settings": _settings(method), "setting": setting}
+    batches = [[case] for case in cases] if setting == "single" else [list(cases)]
+    rows: list[Row] = []
+    for batch in common.track(batches, "editing and asking again", quiet):
+        patch = method.edit(lm, [edit for case in batch for edit in case.edits], state)
+        with patch.applied(lm) as edited:
+            rows += errata.evaluate(before, edited, batch, **labels)
+    return rows
+
+
+def _settings(method: "Method") -> str:
+    """The settings that differ from the defaults."""
+    usual = type(method)().settings
+    return " ".join(f"{name}={value}" for name, value in method.settings.items() if value != usual[name])
+
+
+def eval_command(
+    model: common.Model,
+    cases: Annotated[str, typer.Option(help="'world', or a file of cases.")] = "world",
+    method: common.MethodName = "memit",
+    set_: common.Settings = None,
+    limit: Annotated[
+        int | None, typer.Option(help="How many cases.", show_default="100 of the world, all of a file")
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="The model answers by itself, or is fed the answer.")
+    ] = "generated",
+    setting: Annotated[Setting, typer.Option(help="Each edit alone, or all at once.")] = "batch",
+    data: common.Data = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the rows here, as JSON lines.")
+    ] = None,
+    force: common.Force = False,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+    seed: common.Seed = 0,
+    quiet: common.Quiet = False,
+    as_json: common.Json = False,
+) -> None:
+    """Measure a method: reliability, generality, locality, before and after."""
+    import errata
+    from errata import report
+
+    if output is not None:
+        common.check_output(output, force)
+    chosen = common.make_method(method, set_, seed)
+    wanted = errata.cases(cases, limit=100 if limit is None and cases == "world" else limit, seed=seed)
+    texts = common.texts_for(chosen, data)
+    lm = common.load_model(model, device, dtype, quiet)
+    rows = eval_(
+        lm, chosen, wanted, modes=(mode,), setting=setting, texts=texts, quiet=quiet, data=cases, seed=seed
+    )
+    if output is not None:
+        common.write_text(output, report.to_jsonl(rows))
+    if as_json:
+        common.say_json([asdict(line) for line in report.summary(rows)])
+    else:
+        common.stdout().print(report.table(rows))
+        if lm.corpus is not None:
+            common.stdout().print(common.PREPARED)
+    if output is not None:
+        typer.echo(f"wrote {output} ({len(rows)} rows)", err=True)

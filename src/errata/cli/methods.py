@@ -1,0 +1,81 @@
+"""``errata methods``: what there is, and what can be set."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from errata.cli import common
+
+if TYPE_CHECKING:
+    from errata.methods.base import Method
+
+FIELD = re.compile(
+    r"^    (\w+): .*?#\s*(.+)$", re.MULTILINE
+)  # a field of a dataclass with a comment behind it
+
+
+def methods() -> Mapping[str, Any]:
+    """name -> family, paper, what it stores, whether it needs ``prepare``."""
+    import errata
+
+    return errata.methods()
+
+
+def settings(name: str) -> list[dict[str, Any]]:
+    """What can be set: name, type, default, and the comment that says where the default comes from."""
+    from errata.methods import method_class
+
+    cls = method_class(name)
+    hints, notes = get_type_hints(cls), _notes(cls)
+    return [
+        {"name": f.name, "type": _type(hints[f.name]), "default": f.default, "note": notes.get(f.name, "")}
+        for f in fields(cls)
+    ]
+
+
+def _notes(cls: "type[Method]") -> dict[str, str]:
+    notes: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("errata."):
+            notes |= dict(FIELD.findall(inspect.getsource(base)))
+    return notes
+
+
+def _type(hint: Any) -> str:
+    text = hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
+    return text.replace("typing.", "")
+
+
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="Tell of this one.", show_default=False)] = None,
+    as_json: common.Json = False,
+) -> None:
+    """List the methods, or the settings of one."""
+    if name is None:
+        found = methods()
+        if as_json:
+            common.say_json([asdict(about) for about in found.values()])
+            return
+        rows = [
+            (m.name, m.family, m.paper, m.stores, "yes" if m.needs_prepare else "no") for m in found.values()
+        ]
+        common.stdout().print(common.make_table("", ("name", "family", "paper", "stores", "prepares"), rows))
+        return
+    its = settings(name)
+    if as_json:
+        common.say_json(its)
+        return
+    from errata.methods import method_class
+
+    console, cls = common.stdout(), method_class(name)
+    console.print(f"{name}: {cls.paper}", soft_wrap=True)
+    console.print(inspect.cleandoc(cls.__doc__ or ""), soft_wrap=True)
+    rows = [
+        (s["name"], s["type"], s["default"] if s["default"] is not None else "by the model", s["note"])
+        for s in its
+    ]
+    console.print(common.make_table("settings (--set name=value)", ("name", "type", "default", "note"), rows))

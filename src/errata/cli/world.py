@@ -1,0 +1,119 @@
+"""``errata world``: what the bundled world holds, and how a model of it is made."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from errata.cli import common
+from errata.errors import BadInput
+
+app = typer.Typer(help="The world that the bundled model knows.", invoke_without_command=True)
+
+
+def world() -> dict[str, Any]:
+    """What the world holds: names by type, facts by relation, subjects by split, and an example."""
+    from errata.data.world.facts import RELATIONS
+    from errata.data.world.facts import world as make
+
+    its = make()
+    person = its.subjects("test")[0]
+    return {
+        "names": {kind: len(names) for kind, names in its.names.items()},
+        "relations": [
+            {
+                "name": r.name,
+                "of": r.subject,
+                "is": r.object,
+                "facts": len(its.facts[r.name]),
+                "asked": r.question,
+            }
+            for r in RELATIONS.values()
+        ],
+        "facts": len(its),
+        "splits": dict(Counter(its.split.values())),
+        "example": {
+            "name": person,
+            "facts": {RELATIONS[r].first[0].replace("{}", person): o for r, o in its.about(person).items()},
+        },
+    }
+
+
+@app.callback()
+def world_command(ctx: typer.Context, as_json: common.Json = False) -> None:
+    """Tell what the world holds, or train a model of it."""
+    if ctx.invoked_subcommand is not None:
+        return
+    held = world()
+    if as_json:
+        common.say_json(held)
+        return
+    console = common.stdout()
+    console.print(", ".join(f"{n} of type {kind}" for kind, n in held["names"].items()), soft_wrap=True)
+    rows = [(r["name"], f"{r['of']} -> {r['is']}", r["facts"], r["asked"]) for r in held["relations"]]
+    columns = ("relation", "types", "facts", "asked")
+    console.print(common.make_table(f"{held['facts']} facts", columns, rows, right=("facts",)))
+    console.print(
+        "subjects: " + ", ".join(f"{n} {name}" for name, n in held["splits"].items()), soft_wrap=True
+    )
+    rows = list(held["example"]["facts"].items())
+    console.print(common.make_table(f"what is true of {held['example']['name']}", ("prompt", "answer"), rows))
+
+
+def train(folder: str | Path, quiet: bool = True, **recipe: Any) -> Path:
+    """Trains (or goes on training) a model of the world; ``recipe`` is what differs from its defaults."""
+    from errata.data.world.train import Recipe
+    from errata.data.world.train import train as run
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=common.stderr(quiet), disable=quiet) as bar:
+        task = bar.add_task("")
+        return run(
+            folder,
+            Recipe(**recipe),
+            lambda done, steps, text: bar.update(task, completed=done, total=steps, description=text),
+        )
+
+
+@app.command("train")
+def train_command(
+    folder: Annotated[
+        Path, typer.Argument(help="Where the model goes; the same command resumes.", show_default=False)
+    ],
+    arch: Annotated[Literal["gpt2", "llama"], typer.Option(help="The shape.")] = "gpt2",
+    layers: Annotated[int | None, typer.Option(min=1)] = None,
+    width: Annotated[int | None, typer.Option(min=8)] = None,
+    heads: Annotated[int | None, typer.Option(min=1)] = None,
+    persons: Annotated[int | None, typer.Option(min=20, help="How large the world is.")] = None,
+    vocab: Annotated[int | None, typer.Option(min=300, help="Entries of the tokenizer.")] = None,
+    learn: Annotated[int | None, typer.Option(min=1, help="Steps of stage 1: learn the facts.")] = None,
+    move: Annotated[
+        int | None, typer.Option(min=0, help="Steps of stage 2: move them to the subject.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of a batch.")] = None,
+    length: Annotated[int | None, typer.Option(min=32, help="Tokens of a row.")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Without the second stage's masks: the twin for comparison.")
+    ] = False,
+    seed: common.Seed = 0,
+    quiet: common.Quiet = False,
+) -> None:
+    """Train a model of the world. Hours on a laptop; interrupted, the same command goes on."""
+    sizes = {
+        "layers": layers, "width": width, "heads": heads, "persons": persons, "vocab": vocab,
+        "learn": learn, "move": move, "rows": rows, "length": length,
+    }  # fmt: skip
+    given = {name: size for name, size in sizes.items() if size is not None}
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file; give a folder for the model")
+    common.listen(quiet)
+    made = train(folder, quiet, arch=arch, plain=plain, seed=seed, **given)
+    typer.echo(f"wrote {made}: try `errata demo --model {made}`", err=True)

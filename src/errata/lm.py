@@ -1,0 +1,473 @@
+"""A language model as Errata sees it: three verbs on text for everyone, passes with tensors for methods."""
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from errata import hooks, passes
+from errata.answers import complete
+from errata.errors import BadInput, InForce
+from errata.fingerprint import fingerprint
+from errata.sites import Sites, find_sites
+from errata.tokens import Tokens, pad
+from errata.types import Score
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from errata.types import Case
+
+log = logging.getLogger(__name__)
+
+BUDGET = 4096  # tokens a batch may hold, padding included
+
+
+class LM(Protocol):
+    """Text in, text and numbers out: all that evaluation may see."""
+
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False
+    ) -> list[str]: ...
+    def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]: ...
+    def next_logprobs(self, prompts: Sequence[str]) -> "np.ndarray": ...
+
+
+@dataclass(eq=False)
+class Call:
+    """What an adapter may know while the model runs: one lives from prefill to the last token.
+
+    ``prompt_end`` is the index of each row's last prompt token in this pass (b,), or None while decoding; ``mask`` is
+    1 where there is a token; ``memo`` holds what an adapter decided at the prompt, a tensor with a row per row.
+    """
+
+    mask: Tensor  # (b, t)
+    prompt_end: Tensor | None = None  # (b,)
+    step: int = 0
+    memo: dict[Any, Tensor] = field(default_factory=dict)
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps some of the rows."""
+        self.mask = self.mask[rows]
+        self.memo = {key: kept[rows] for key, kept in self.memo.items()}
+
+
+@dataclass(eq=False)
+class _Shared:
+    """What all views of one model have in common."""
+
+    order: Any = field(default_factory=lambda: count(1))
+    in_force: list[int] = field(default_factory=lambda: [0])
+    call: ContextVar[Call | None] = field(default_factory=lambda: ContextVar("call", default=None))
+    lock: Any = field(default_factory=threading.RLock)
+    fingerprint: str | None = None
+    suffix: dict[passes.Place, bool] = field(default_factory=dict)  # whether the suffix pass agrees there
+
+
+class HFLM:
+    """A transformers model: the verbs of :class:`LM`, and the passes that methods need.
+
+    ``corpus`` and ``cases`` are what goes with the model (texts for key statistics, training cases), or None.
+    Everything runs in evaluation mode; batches hold at most ``budget`` tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        sites: Sites | None = None,
+        corpus: Callable[[], Iterator[str]] | None = None,
+        cases: Callable[[], "list[Case]"] | None = None,
+        name: str = "",
+        budget: int = BUDGET,
+    ) -> None:
+        self.model, self.tokenizer, self.name, self.budget = model, tokenizer, name, budget
+        self.corpus, self.cases = corpus, cases
+        self.config: Any = model.config
+        self.seq2seq = bool(getattr(self.config, "is_encoder_decoder", False))
+        self.sites = sites or find_sites(model)
+        self.tokens = Tokens(tokenizer, _limit(self.config), self.seq2seq)
+        self._shared, self._view = _Shared(), 0
+        model.eval()
+
+    # Who may speak ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def changed(self) -> Iterator["HFLM"]:
+        """A view of the model that alone may be asked while the block lasts (see ``Patch.applied``)."""
+        self.check()
+        view = copy.copy(self)
+        view._view = next(self._shared.order)
+        self.fingerprint  # noqa: B018  taken before anything changes
+        self._shared.in_force.append(view._view)
+        try:
+            yield view
+        finally:
+            self._shared.in_force.remove(view._view)
+
+    def check(self) -> None:
+        """Raises :class:`InForce` if a patch is in force that this object does not speak for."""
+        if self._shared.in_force[-1] != self._view:
+            raise InForce(
+                "a patch is in force on this model; ask what `with patch.applied(lm) as edited` gave, "
+                "or leave that block first"
+            )
+
+    @property
+    def bare(self) -> bool:
+        """Whether this is the model itself, with no patch in force."""
+        return self._view == 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the unedited model: configuration, shapes, sampled entries."""
+        if self._shared.fingerprint is None:
+            self._shared.fingerprint = fingerprint(self.model)
+        return self._shared.fingerprint
+
+    def forget_fingerprint(self) -> None:
+        """After a permanent change the model is another one."""
+        self._shared.fingerprint = None
+
+    @property
+    def call(self) -> Call | None:
+        """The call that is running in this thread."""
+        return self._shared.call.get()
+
+    @contextmanager
+    def calling(self, call: Call) -> Iterator[None]:
+        """One pass of ``call``, alone on the model."""
+        with self._shared.lock:
+            token = self._shared.call.set(call)
+            try:
+                yield
+            finally:
+                self._shared.call.reset(token)
+
+    @property
+    def device(self) -> torch.device:
+        return passes.input_device(self.model, self.sites)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_submodule(self.sites.embed).weight.dtype  # pyright: ignore[reportReturnType]
+
+    # The verbs -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False
+    ) -> list[str]:
+        """The greedy continuation of each prompt, as raw text without the prompt.
+
+        Ends at the end token or after ``max_new_tokens``; with ``until_answer`` as soon as the answer is complete.
+        """
+        said = self._continue(prompts, max_new_tokens, until_answer, lambda logits: logits.argmax(-1))
+        return [self.tokens.decode(ids) for ids in said]
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], max_new_tokens: int = 32, *, seed: int = 0) -> list[list[int]]:
+        """Token ids that continue each prompt, drawn at temperature 1; an empty prompt begins a text."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(logits: Tensor) -> Tensor:
+            return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+
+        return self._continue(prompts, max_new_tokens, False, draw)
+
+    def _continue(
+        self, prompts: Sequence[str], max_new_tokens: int, until_answer: bool, choose: Callable[[Tensor], Tensor]
+    ) -> list[list[int]]:
+        self.check()
+        if max_new_tokens < 1:
+            raise BadInput(f"max_new_tokens must be at least 1, found {max_new_tokens}")
+        rows = [self.tokens.prompt(_text(prompt)) for prompt in prompts]
+        said: list[list[int]] = [[] for _ in rows]
+        for batch in passes.budgeted([len(row) + max_new_tokens for row in rows], self.budget):
+            its = self._decode([rows[i] for i in batch], max_new_tokens, until_answer, choose)
+            for i, ids in zip(batch, its, strict=True):
+                said[i] = ids
+        return said
+
+    def _decode(
+        self, rows: list[list[int]], max_new_tokens: int, until_answer: bool, choose: Callable[[Tensor], Tensor]
+    ) -> list[list[int]]:
+        step = _Seq2SeqStep(self, rows) if self.seq2seq else _CausalStep(self, rows)
+        said: list[list[int]] = [[] for _ in rows]
+        alive = list(range(len(rows)))
+        for _ in range(max_new_tokens):
+            chosen = choose(step.logits()).tolist()
+            going = []
+            for i, token in enumerate(chosen):
+                if token == self.tokens.end:
+                    continue
+                text = said[alive[i]]
+                text.append(token)
+                if not (until_answer and complete(self.tokens.decode(text))):
+                    going.append(i)
+            if not going:
+                break
+            step.advance([chosen[i] for i in going], going)
+            alive = [alive[i] for i in going]
+        return said
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
+        """What the model thinks of each target behind its prompt (fed token by token)."""
+        self.check()
+        if len(prompts) != len(targets):
+            raise BadInput(f"score needs a target for each prompt: {len(prompts)} prompts, {len(targets)} targets")
+        asked = [(self.tokens.prompt(_text(p)), self.tokens.target(p, _text(t))) for p, t in zip(prompts, targets)]
+        scores: list[Score | None] = [None] * len(asked)
+        for batch in passes.budgeted([len(p) + len(t) for p, t in asked], self.budget):
+            logprobs = self.target_logits([asked[i] for i in batch]).float().log_softmax(-1)
+            at = 0
+            for i in batch:
+                ids = asked[i][1]
+                its = logprobs[at : at + len(ids)]
+                at += len(ids)
+                given = its[torch.arange(len(ids)), torch.tensor(ids)]
+                scores[i] = Score(tuple(ids), tuple(given.tolist()), tuple(its.argmax(-1).tolist()))
+        return [score for score in scores if score is not None]
+
+    @torch.no_grad()
+    def next_logprobs(self, prompts: Sequence[str]) -> "np.ndarray":
+        """(b, V): natural log-probabilities of the token after each prompt, float32."""
+        self.check()
+        rows = [self.tokens.prompt(_text(prompt)) for prompt in prompts]
+        out = torch.empty(len(rows), 0)
+        for batch in passes.budgeted([len(row) for row in rows], self.budget):
+            logprobs = self.target_logits([(rows[i], [self.tokens.fill]) for i in batch]).float().log_softmax(-1)
+            if not out.shape[1]:
+                out = torch.empty(len(rows), logprobs.shape[-1])
+            out[batch] = logprobs.cpu()
+        return out.numpy()
+
+    # Passes with tensors ---------------------------------------------------------------------------
+
+    def target_logits(
+        self, asked: Sequence[tuple[Sequence[int], Sequence[int]]], weights: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """(k, V): the logits that predict each target token of each (prompt ids, target ids), in order.
+
+        One pass, differentiable; ``weights`` stand in for parameters of these names inside the graph.
+        """
+        if self.seq2seq:
+            return self._seq2seq_logits(asked, weights)
+        rows = pad([[*p, *t[:-1]] for p, t in asked], "right", self.tokens.fill, self.device)
+        keep = [(i, len(p) - 1 + j) for i, (p, t) in enumerate(asked) for j in range(len(t))]
+        ends = torch.tensor([len(p) - 1 for p, _ in asked], device=self.device)
+        index = torch.tensor(keep)
+        with (
+            self.calling(Call(rows.mask, ends)),
+            passes.gathered(self.model, self.sites, index[:, 0], index[:, 1]),
+        ):
+            return self.run(passes.inputs_of(self.model, rows.ids, rows.mask), weights).logits[0]
+
+    def _seq2seq_logits(
+        self, asked: Sequence[tuple[Sequence[int], Sequence[int]]], weights: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        source = pad([p for p, _ in asked], "right", self.tokens.fill, self.device)
+        start = _decoder_start(self.config, self.tokens.fill)
+        target = pad([[start, *t[:-1]] for _, t in asked], "right", self.tokens.fill, self.device)
+        index = torch.tensor([(i, j) for i, (_, t) in enumerate(asked) for j in range(len(t))])
+        ends = torch.tensor([n - 1 for n in source.lengths], device=self.device)
+        with (
+            self.calling(Call(source.mask, ends)),
+            passes.gathered(self.model, self.sites, index[:, 0], index[:, 1]),
+        ):
+            inputs = {
+                "input_ids": source.ids,
+                "attention_mask": source.mask,
+                "decoder_input_ids": target.ids,
+                "use_cache": False,
+            }
+            return self.run(inputs, weights).logits[0]
+
+    def run(self, inputs: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> Any:
+        """The model's own output for ``inputs``; ``weights`` stand in for its parameters inside the graph."""
+        if weights:
+            typed = {name: w.to(self.model.get_parameter(name).dtype) for name, w in weights.items()}
+            return torch.func.functional_call(self.model, typed, (), inputs)
+        return self.model(**inputs)
+
+    @torch.no_grad()
+    def read(
+        self, rows: passes.Rows, columns: Sequence[Sequence[int]], sites: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], Tensor]:
+        """site -> (k, width): what goes ``in`` or comes ``out`` at module paths, at the wanted columns of each row.
+
+        A site is (path, "in" or "out"). Batched; a pass stops at the deepest site. float32 or better, on the CPU.
+        """
+        self.check()
+        starts = [0]
+        for its in columns:
+            starts.append(starts[-1] + len(its))
+        kept: dict[tuple[str, str], Tensor] = {}
+
+        def keep(site: tuple[str, str], batch: list[int], hidden: Tensor) -> None:
+            flat = [(j, c) for j, i in enumerate(batch) for c in columns[i]]
+            where = torch.tensor(flat, device=hidden.device).view(-1, 2)
+            its = passes.exact(hidden[where[:, 0], where[:, 1]]).cpu()
+            if site not in kept:
+                kept[site] = torch.empty(starts[-1], its.shape[-1], dtype=its.dtype)
+            kept[site][[k for i in batch for k in range(starts[i], starts[i + 1])]] = its
+
+        for batch in passes.budgeted([len(row) for row in rows], self.budget):
+            padded = pad([rows[i] for i in batch], "right", self.tokens.fill, self.device)
+            with self.calling(Call(padded.mask)):
+                self.watch(padded.ids, padded.mask, {site: partial(keep, site, batch) for site in sites})
+        return kept
+
+    def watch(
+        self, ids: Tensor, mask: Tensor, sites: Mapping[tuple[str, str], Callable[[Tensor], None]]
+    ) -> None:
+        """One pass that shows what flows at each site (path, "in" or "out") and stops when all were seen."""
+        left = set(sites)
+
+        def seen(site: tuple[str, str], hidden: Any) -> None:
+            sites[site](passes.rowwise(passes.part_of(hidden), len(ids)))
+            left.discard(site)
+            if not left:
+                raise hooks.Stop
+
+        def at(site: tuple[str, str]) -> Any:
+            path, end = site
+            module = self.model.get_submodule(path)
+            if end == "in":
+                return hooks.before(module, lambda args, kwargs: seen(site, args[0]))
+            return hooks.after(module, lambda args, kwargs, out: seen(site, out))
+
+        try:
+            with hooks.all_of(at(site) for site in sites):
+                self.model(**passes.inputs_of(self.model, ids, mask))
+        except hooks.Stop:
+            pass
+
+    def moving(
+        self,
+        rows: passes.Rows,
+        at: Sequence[int],
+        place: passes.Place,
+        columns: Sequence[Sequence[int]],
+        *,
+        plain: bool = False,
+    ) -> passes.Pass:
+        """The pass of rows whose hidden state shall change at one token each: suffix only, or ``plain``.
+
+        The first suffix pass of a model at a place is held against the full pass (at ``columns``, counted from the
+        changed token); where they differ, the full pass is used from then on, and that is logged.
+        """
+        inputs = (self.model, self.sites, rows, at, place, self.tokens.fill)
+        if plain or self._shared.suffix.get(place) is False or not passes.accepts(self.model, "past_key_values"):
+            return passes.FullPass(*inputs)
+        fast = passes.SuffixPass(*inputs)
+        if place not in self._shared.suffix:
+            full = passes.FullPass(*inputs)
+            with torch.no_grad():
+                same = passes.agree(fast.logits(None, columns), full.logits(None, columns))
+            self._shared.suffix[place] = same
+            if not same:
+                log.warning("%s bends the rules of the suffix pass; full passes are used, slower", self.name)
+                return full
+        return fast
+
+
+class _CausalStep:
+    """Greedy decoding, a token at a time: prompts padded on the left, the cache kept, finished rows leaving."""
+
+    def __init__(self, lm: HFLM, rows: list[list[int]]) -> None:
+        prompt = pad(rows, "left", lm.tokens.fill, lm.device)
+        self.lm, self.ids = lm, prompt.ids
+        end = torch.full((len(prompt.ids),), prompt.ids.shape[1] - 1, device=prompt.ids.device)
+        self.call = Call(prompt.mask, end)
+        self.cache = passes.new_cache(lm.model)
+
+    def logits(self) -> Tensor:
+        """(b, V): for the next token of each row."""
+        last = torch.full((len(self.ids),), self.ids.shape[1] - 1)
+        with (
+            self.lm.calling(self.call),
+            passes.gathered(self.lm.model, self.lm.sites, torch.arange(len(self.ids)), last),
+        ):
+            return self.lm.run(passes.inputs_of(self.lm.model, self.ids, self.call.mask, self.cache)).logits[0]
+
+    def advance(self, tokens: list[int], rows: list[int]) -> None:
+        """The rows that go on, and the token that each said."""
+        device = self.ids.device
+        if len(rows) < len(self.ids):
+            index = torch.tensor(rows, device=device)
+            self.call.select(index)
+            self.ids = self.ids[index]
+            for layer in self.cache.layers if self.cache is not None else ():
+                layer.batch_select_indices(index)
+        said = torch.tensor(tokens, device=device)[:, None]
+        self.ids = said if self.cache is not None else torch.cat([self.ids, said], 1)
+        self.call.mask = torch.cat([self.call.mask, torch.ones_like(said)], 1)
+        self.call.prompt_end, self.call.step = None, self.call.step + 1
+
+
+class _Seq2SeqStep:
+    """The same for an encoder-decoder: the source is encoded once, the answer so far is decoded at each step."""
+
+    def __init__(self, lm: HFLM, rows: list[list[int]]) -> None:
+        prompt = pad(rows, "right", lm.tokens.fill, lm.device)
+        self.lm = lm
+        start = _decoder_start(lm.config, lm.tokens.fill)
+        self.ids = torch.full((len(prompt.ids), 1), start, device=prompt.ids.device)
+        self.call = Call(prompt.mask, torch.tensor(prompt.lengths, device=prompt.ids.device) - 1)
+        with lm.calling(self.call):
+            self.encoded = lm.model.get_encoder()(input_ids=prompt.ids, attention_mask=prompt.mask)
+        self.call.prompt_end = None
+
+    def logits(self) -> Tensor:
+        last = torch.full((len(self.ids),), self.ids.shape[1] - 1)
+        with (
+            self.lm.calling(self.call),
+            passes.gathered(self.lm.model, self.lm.sites, torch.arange(len(self.ids)), last),
+        ):
+            inputs = {
+                "encoder_outputs": self.encoded,
+                "attention_mask": self.call.mask,
+                "decoder_input_ids": self.ids,
+                "use_cache": False,
+            }
+            return self.lm.run(inputs).logits[0]
+
+    def advance(self, tokens: list[int], rows: list[int]) -> None:
+        index = torch.tensor(rows, device=self.ids.device)
+        self.call.select(index)
+        self.encoded.last_hidden_state = self.encoded.last_hidden_state[index]
+        said = torch.tensor(tokens, device=self.ids.device)[:, None]
+        self.ids = torch.cat([self.ids[index], said], 1)
+        self.call.step += 1
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadInput(f"expected text, found {type(value).__name__}: {value!r}")
+    return value
+
+
+def _limit(config: Any) -> int | None:
+    """How many tokens the model reads at most, where its configuration says so."""
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _decoder_start(config: Any, fill: int) -> int:
+    start = getattr(config, "decoder_start_token_id", None)
+    return fill if start is None else start

@@ -1,0 +1,238 @@
+"""What a method is: hyper-parameters in the constructor, ``prepare`` and ``edit``, a patch in return."""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from errata.errors import BadInput, NeedsPrepare, Unsupported, WrongModel, unknown
+from errata.lm import HFLM
+from errata.patch import EMPTY, Patch, read_whole, write_whole
+from errata.types import Edit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class State:
+    """What ``prepare`` computed once for a model: tensors, and facts about them as JSON."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: str, make: Any) -> Any:
+        """What ``make()`` gives, computed the first time (factors of a large matrix, say); never saved."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def check(self, lm: HFLM) -> None:
+        """Raises :class:`WrongModel` if this was computed for another model."""
+        made_for = self.info.get("model")
+        if made_for and made_for["fingerprint"] != lm.fingerprint:
+            raise WrongModel(
+                f"this state was prepared for {made_for['name'] or '?'} ({made_for['fingerprint']}), and the model is "
+                f"{lm.name or '?'} ({lm.fingerprint}); call prepare on this model"
+            )
+
+    def save(self, path: str | Path) -> None:
+        import json
+
+        write_whole(Path(path), self.tensors, {"errata": json.dumps(dict(self.info))})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "State":
+        tensors, info = read_whole(Path(path), "state")
+        return cls(tensors, info)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A frozen dataclass of hyper-parameters with two verbs.
+
+    A setting that is None is resolved relative to the model when ``edit`` runs; ``patch.meta`` says to what. A wrong
+    type raises :class:`BadInput` when the method is made.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    paper: ClassVar[str]
+    stores: ClassVar[str]
+    needs_prepare: ClassVar[bool] = False
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            value = checked(f"{self.name}'s {f.name}", getattr(self, f.name), hints[f.name])
+            object.__setattr__(self, f.name, value)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The hyper-parameters as JSON."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
+        """What the method needs to know of the model before the first edit; empty where it needs nothing."""
+        return State()
+
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        """The method with every setting that was None filled in for this model."""
+        return self
+
+    def edit(
+        self, lm: HFLM, edits: Sequence[Edit], state: State | None = None, prior: Patch = EMPTY
+    ) -> Patch:
+        """The whole next patch: ``prior`` and these edits. The model is left as it was.
+
+        Raises :class:`NeedsPrepare` without a state that the method needs, :class:`WrongModel` for the state or patch
+        of another model, :class:`BadInput` for what is no edit.
+        """
+        lm.check()
+        if not lm.bare:
+            raise Unsupported("a patch is in force here; edit the model itself, with that patch as `prior`")
+        edits = _edits(edits)
+        prior.check(lm)
+        if not edits:
+            return prior
+        if state is None or (not state.tensors and self.needs_prepare):
+            if self.needs_prepare:
+                raise NeedsPrepare(f"{self.name} needs a state: state = method.prepare(lm), then edit(lm, edits, state)")
+            state = State()
+        state.check(lm)
+        began = time.perf_counter()
+        with frozen_rng(self.seed):
+            resolved = self.resolve(lm, state)
+            patch = resolved._edit(lm, edits, state, prior)
+        return self._signed(patch, lm, resolved, edits, prior, time.perf_counter() - began)
+
+    @abstractmethod
+    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        """``prior`` and these edits, with ``parts`` and ``memory``; the settings of ``self`` are resolved."""
+
+    def _signed(
+        self, patch: Patch, lm: HFLM, resolved: "Method", edits: Sequence[Edit], prior: Patch, seconds: float
+    ) -> Patch:
+        made = {
+            "method": self.name,
+            "settings": self.settings,
+            "resolved": resolved.settings,
+            "edits": [edit.to_json() for edit in edits],
+            "versions": versions(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(seconds, 3),
+        }
+        meta = {
+            **prior.meta,
+            "model": {"name": lm.name, "fingerprint": lm.fingerprint},
+            "made": [*prior.meta.get("made", ()), made],
+        }
+        return replace(patch, meta=meta)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on."""
+    found: dict[str, str] = {}
+    for package in ("errata", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+@contextmanager
+def frozen_rng(seed: int) -> Iterator[None]:
+    """Draws inside the block depend on ``seed`` alone, and those outside do not notice."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _edits(edits: Sequence[Edit]) -> list[Edit]:
+    if isinstance(edits, Edit):
+        raise BadInput("edit takes a list of edits: method.edit(lm, [edit])")
+    for edit in edits:
+        if not isinstance(cast(Any, edit), Edit):
+            raise BadInput(f"expected errata.Edit, found {type(edit).__name__}: {edit!r}")
+    return list(edits)
+
+
+# Settings ----------------------------------------------------------------------------------------
+
+
+def checked(what: str, value: Any, hint: Any, *, text: bool = False) -> Any:
+    """``value`` as the type ``hint`` asks for; with ``text``, read from what was typed. Raises :class:`BadInput`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return _one_of(what, value, args, hint, text)
+    if origin is Literal:
+        if value not in args:
+            raise BadInput(f"{what} is one of {', '.join(map(repr, args))}; found {value!r}")
+        return value
+    if origin is tuple:
+        items = value.strip("()[] ").split(",") if text and isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise _wrong(what, value, hint)
+        return tuple(checked(what, item, args[0], text=text) for item in items if item != "")
+    if text and isinstance(value, str):
+        value = _read(what, value.strip(), hint)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise _wrong(what, value, hint)
+    return value
+
+
+def _one_of(what: str, value: Any, options: tuple[Any, ...], hint: Any, text: bool) -> Any:
+    if value is None or (text and value in ("None", "none", "")):
+        if type(None) in options:
+            return None
+    for option in options:
+        if option is not type(None):
+            try:
+                return checked(what, value, option, text=text)
+            except BadInput:
+                continue
+    raise _wrong(what, value, hint)
+
+
+def _read(what: str, value: str, hint: Any) -> Any:
+    if hint is bool:
+        if value.lower() not in ("true", "false", "yes", "no", "1", "0"):
+            raise _wrong(what, value, hint)
+        return value.lower() in ("true", "yes", "1")
+    if hint in (int, float):
+        try:
+            return hint(value)
+        except ValueError as error:
+            raise _wrong(what, value, hint) from error
+    return value
+
+
+def _wrong(what: str, value: Any, hint: Any) -> BadInput:
+    wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+    return BadInput(f"{what} is of type {wanted}; found {type(value).__name__} {value!r}")
+
+
+def from_text(cls: type[Method], settings: Mapping[str, str]) -> dict[str, Any]:
+    """Settings typed as ``name=value``, as the method's types. Raises :class:`BadInput` or ``UnknownName``."""
+    hints = get_type_hints(cls)
+    names = [f.name for f in fields(cls)]
+    for name in settings:
+        if name not in names:
+            raise unknown(f"setting of {cls.name}", name, names)
+    return {
+        name: checked(f"{cls.name}'s {name}", value, hints[name], text=True) for name, value in settings.items()
+    }

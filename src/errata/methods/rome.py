@@ -1,0 +1,72 @@
+"""ROME: one fact at a time, exactly, in one layer (Meng et al. 2022, arXiv:2202.05262); r-ROME mends its keys."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from errata.errors import BadInput
+from errata.lm import HFLM
+from errata.methods import _solve
+from errata.methods._closed_form import ClosedForm
+from errata.methods.base import State
+from errata.patch import LowRank, Patch
+from errata.sites import critical_layer
+
+Keys = Literal["mixed", "averaged", "bare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROME(ClosedForm):
+    """W' k* = v* with the least change of what other keys give: equation 2 of the paper.
+
+    ``keys`` says which key is k*. The released code takes the average over contexts for the direction and the bare
+    prompt's in the equation (``mixed``), which now and then makes a huge update; r-ROME takes the average everywhere
+    (``averaged``), p-ROME the bare prompt's (``bare``).
+    """
+
+    name: ClassVar[str] = "rome"
+    family: ClassVar[str] = "locate, then edit"
+    paper: ClassVar[str] = "Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262"
+    one_by_one: ClassVar[bool] = True
+
+    contexts: int = 20  # released code: 10 prefixes of 5 tokens and 10 of 10
+    steps: int = 20  # appendix E.5
+    clamp: float = 4.0  # released code, in units of the MLP output's length
+    keys: Keys = "mixed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.history:
+            raise BadInput(f"{self.name} solves each fact exactly and keeps no history; leave history=False")
+
+    def default_layers(self, lm: HFLM) -> tuple[int, ...]:
+        return (critical_layer(lm.model, lm.sites),)
+
+    def default_lam(self, width: int) -> float:
+        return 0.0
+
+    def unit_site(self, lm: HFLM, layer: int) -> str:
+        return lm.sites.mlp_out[layer]
+
+    def residual(self, delta: Tensor, since: Tensor, values: dict[str, Tensor], gain: float) -> Tensor:
+        """v* − W k*, with v* = v + δ in the bare prompt."""
+        missing = values["bare"] - values["mean"] if self.keys == "averaged" else 0.0
+        return delta.to(since) / gain + missing
+
+    def _change(self, state: State, site: str, keys: dict[str, Tensor], left: Tensor, prior: Patch) -> LowRank:
+        inverse = self._inverse(state, site, prior)
+        direction = keys["bare"] if self.keys == "bare" else keys["mean"]
+        at = keys["mean"] if self.keys == "averaged" else keys["bare"]
+        assert self.lam is not None
+        return _solve.least_squares(inverse, direction, left.T, self.lam, at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RROME(ROME):
+    """ROME with the averaged key everywhere (Gupta et al. 2024, arXiv:2403.07175)."""
+
+    name: ClassVar[str] = "r-rome"
+    paper: ClassVar[str] = "Gupta et al. 2024, Rebuilding ROME, arXiv:2403.07175"
+
+    keys: Keys = "averaged"

@@ -1,0 +1,250 @@
+"""Forward passes over many rows: batches by token budget, logits where wanted, and the suffix pass.
+
+A change at layer l and token t cannot touch layers below l nor tokens before t. :class:`SuffixPass` runs all that
+once, and then, as often as asked, only the layers above l on the tokens from t on. :class:`FullPass` is the
+plain way to the same logits: the reference, and the way out for a model that bends the rules.
+"""
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from errata import hooks
+from errata.sites import Sites
+from errata.tokens import Padded, pad, positions_of
+
+log = logging.getLogger(__name__)
+
+Rows = Sequence[Sequence[int]]
+
+
+def budgeted(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices in batches of like length; rows x longest row stays within ``budget`` tokens (but one row always goes)."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * lengths[i] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def accepts(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward takes an argument of this name."""
+    return name in inspect.signature(type(model).forward).parameters
+
+
+def inputs_of(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None) -> dict[str, Any]:
+    """What to call the model with. ``mask`` covers cached tokens too; positions are passed wherever they are taken."""
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if accepts(model, "use_cache"):
+        inputs["use_cache"] = cache is not None
+    if cache is not None:
+        inputs["past_key_values"] = cache
+    if accepts(model, "position_ids"):
+        inputs["position_ids"] = positions_of(mask)[:, -ids.shape[1] :]
+    return inputs
+
+
+def exact(x: Tensor) -> Tensor:
+    """``x`` in float32, or as it is where that is finer."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def new_cache(model: nn.Module) -> Any:
+    """An empty cache of keys and values, or None for a model that keeps none (the first GPT)."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config) if accepts(model, "past_key_values") else None
+
+
+def part_of(output: Any) -> Tensor:
+    """The hidden state in what a block returns (a tensor, or a tuple or list that begins with it)."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def rowwise(hidden: Tensor, b: int) -> Tensor:
+    """(b, t, width), also where a block has laid its rows end to end (OPT)."""
+    return hidden.reshape(b, -1, hidden.shape[-1]) if hidden.ndim == 2 else hidden
+
+
+def with_part(output: Any, hidden: Tensor) -> Any:
+    """``output`` in its own form, with another hidden state."""
+    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
+
+
+def gathered(model: nn.Module, sites: Sites, rows: Tensor, columns: Tensor) -> Any:
+    """A ``with`` block in which logits come only for (rows, columns), as (1, k, V).
+
+    Gathered at the input of ``lm_head``, so that a scale or soft cap behind it stays in force.
+    """
+
+    def gather(args: hooks.Args, kwargs: hooks.Kwargs) -> tuple[hooks.Args, hooks.Kwargs]:
+        hidden = args[0]
+        return (hidden[rows.to(hidden.device), columns.to(hidden.device)][None], *args[1:]), kwargs
+
+    return hooks.before(model.get_submodule(sites.lm_head), gather)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a vector is added: at the output of a block, or (``inside``) at that of its down projection.
+
+    Inside, what stands between projection and residual (a norm) sees the changed value.
+    """
+
+    layer: int
+    inside: bool = False
+
+    def path(self, sites: Sites) -> str:
+        return sites.mlp_out[self.layer] if self.inside else sites.layer[self.layer]
+
+
+class Pass(Protocol):
+    """Rows whose hidden state changes at one token each."""
+
+    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor: ...  # (k, V)
+    def select(self, rows: Sequence[int]) -> "Pass": ...
+
+
+def _flat(columns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    rows = [i for i, its in enumerate(columns) for _ in its]
+    return torch.tensor(rows), torch.tensor([c for its in columns for c in its])
+
+
+def _adding(delta: Tensor | None, rows: Tensor, columns: Tensor) -> Callable[[Any], Any]:
+    """Adds ``delta`` (b, d) to the hidden state of a block's output at one token per row."""
+
+    def add(output: Any) -> Any:
+        if delta is None:
+            return output
+        hidden = part_of(output)
+        zeros = torch.zeros_like(rowwise(hidden, len(delta)))
+        added = zeros.index_put((rows.to(hidden.device), columns.to(hidden.device)), delta.to(hidden))
+        return with_part(output, hidden + added.view_as(hidden))
+
+    return add
+
+
+class FullPass:
+    """Every layer on every token, each time."""
+
+    def __init__(self, model: nn.Module, sites: Sites, rows: Rows, at: Sequence[int], place: Place, fill: int):
+        self.model, self.sites, self.place, self.fill = model, sites, place, fill
+        self.rows, self.at = [list(row) for row in rows], list(at)
+        self.padded = pad(self.rows, "right", fill, input_device(model, sites))
+
+    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
+        """(k, V): logits at the given columns of each row, counted from the row's changed token."""
+        rows, cols = _flat([[a + c for c in its] for a, its in zip(self.at, columns, strict=True)])
+        device = self.padded.ids.device
+        add = _adding(delta, torch.arange(len(self.rows), device=device), torch.tensor(self.at, device=device))
+        module = self.model.get_submodule(self.place.path(self.sites))
+        with hooks.after(module, lambda a, k, out: add(out)), gathered(self.model, self.sites, rows, cols):
+            return self.model(**inputs_of(self.model, self.padded.ids, self.padded.mask)).logits[0]
+
+    def select(self, rows: Sequence[int]) -> "FullPass":
+        chosen = [self.rows[i] for i in rows]
+        return FullPass(self.model, self.sites, chosen, [self.at[i] for i in rows], self.place, self.fill)
+
+
+class SuffixPass:
+    """Only the layers above the place, only the tokens from the changed one on.
+
+    Prefixes are padded on the left and suffixes on the right, so that there is no hole between; the joined mask and
+    explicit positions go with every pass; each pass works on shallow copies of the cache's layers.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites, rows: Rows, at: Sequence[int], place: Place, fill: int):
+        self.model, self.sites, self.place = model, sites, place
+        device = input_device(model, sites)
+        self.prefix = pad([row[:a] for row, a in zip(rows, at, strict=True)], "left", fill, device)
+        self.suffix = pad([row[a:] for row, a in zip(rows, at, strict=True)], "right", fill, device)
+        self.mask = torch.cat([self.prefix.mask, self.suffix.mask], 1)
+        self.stored: list[Any] = []
+        with torch.no_grad():
+            self.cache = self._fill_cache()
+            self._store()
+
+    @property
+    def skipped(self) -> int:
+        """How many blocks need not run again."""
+        return self.place.layer + (0 if self.place.inside else 1)
+
+    def _fill_cache(self) -> Any:
+        cache = new_cache(self.model)
+        assert cache is not None
+        if self.prefix.ids.shape[1]:
+            with gathered(self.model, self.sites, torch.tensor([0]), torch.tensor([0])):
+                self.model(**inputs_of(self.model, self.prefix.ids, self.prefix.mask, cache))
+        return cache
+
+    def _store(self) -> None:
+        """Keeps what the last skipped block said of the suffix (and, for their form, what those below it said)."""
+        blocks = [self.model.get_submodule(path) for path in self.sites.layer[: self.skipped]]
+        keep = [hooks.after(block, lambda a, k, out: self.stored.append(out)) for block in blocks]
+        with hooks.all_of(keep), gathered(self.model, self.sites, torch.tensor([0]), torch.tensor([0])):
+            self._run()
+        self.stored = self.stored[-1:]
+
+    def _run(self) -> Any:
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return self.model(**inputs_of(self.model, self.suffix.ids, self.mask, cache))
+
+    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
+        """(k, V): logits at the given columns of each row, counted from the row's changed token."""
+        rows, cols = _flat(columns)
+        b, device = len(self.suffix.ids), self.suffix.ids.device
+        add = _adding(delta, torch.arange(b, device=device), torch.zeros(b, dtype=torch.long, device=device))
+        blocks = [self.model.get_submodule(path) for path in self.sites.layer[: self.skipped]]
+        says = {block: lambda *a, **k: self.stored[0] for block in blocks}
+        if self.place.inside:
+            inside = hooks.after(
+                self.model.get_submodule(self.place.path(self.sites)), lambda a, k, out: add(out)
+            )
+        else:
+            says[blocks[-1]] = lambda *a, **k: add(self.stored[0])
+            inside = hooks.all_of(())
+        with hooks.stand_in(says), inside, gathered(self.model, self.sites, rows, cols):
+            return self._run().logits[0]
+
+    def select(self, rows: Sequence[int]) -> "SuffixPass":
+        """The pass of some of the rows; nothing is computed again."""
+        chosen = copy.copy(self)
+        index = torch.tensor(list(rows), dtype=torch.long, device=self.mask.device)
+        chosen.prefix, chosen.suffix = _rows_of(self.prefix, index), _rows_of(self.suffix, index)
+        chosen.mask = self.mask[index]
+        chosen.cache = copy.copy(self.cache)
+        chosen.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        for layer in chosen.cache.layers:
+            layer.batch_select_indices(index)
+        chosen.stored = [with_part(out, part_of(out)[index]) for out in self.stored]
+        return chosen
+
+
+def _rows_of(padded: Padded, index: Tensor) -> Padded:
+    return Padded(padded.ids[index], padded.mask[index], tuple(padded.lengths[i] for i in index.tolist()))
+
+
+def input_device(model: nn.Module, sites: Sites) -> torch.device:
+    """The device of the embedding: where ids go in."""
+    weight = getattr(model.get_submodule(sites.embed), "weight", None)
+    device = weight.device if weight is not None else torch.device("cpu")
+    return model.device if device.type == "meta" else device
+
+
+def agree(fast: Tensor, full: Tensor) -> bool:
+    """Whether two ways of computing logits (k, V) gave the same, as far as their precision goes."""
+    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(full.dtype, 0.15)
+    a, b = fast.double().log_softmax(-1), full.double().log_softmax(-1)
+    weight = b.exp().clamp(min=1e-4)  # what has no probability may differ
+    return bool(torch.isfinite(a).all()) and float(((a - b).abs() * weight).amax()) < tolerance

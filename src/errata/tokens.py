@@ -1,0 +1,111 @@
+"""Texts to token ids and back. The only place that reasons about spaces, padding and offsets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from errata.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows of ids side by side. ``mask`` is 1 where there is a token, ``lengths`` counts them."""
+
+    ids: Tensor  # (b, t)
+    mask: Tensor  # (b, t)
+    lengths: tuple[int, ...]
+
+    @property
+    def positions(self) -> Tensor:
+        return positions_of(self.mask)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """(b, t): the position of each token in its row, counted without padding."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], fill: int, device: Any = None) -> Padded:
+    """The rows padded on one side to the longest."""
+    width = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[i, where] = torch.tensor(row, dtype=torch.long)
+        mask[i, where] = 1
+    return Padded(ids.to(device), mask.to(device), tuple(map(len, rows)))
+
+
+class Tokens:
+    """What a tokenizer makes of prompts, subjects and targets.
+
+    Prompt and target are tokenised so that the prompt has the same ids with and without a target behind it.
+    """
+
+    def __init__(self, tokenizer: Any, limit: int | None = None, seq2seq: bool = False) -> None:
+        self.tokenizer, self.limit, self.seq2seq = tokenizer, limit, seq2seq
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
+        self.fill: int = next(i for i in pads if i is not None)
+
+    @property
+    def end(self) -> int | None:
+        """The id that ends a text, where there is one."""
+        return self.tokenizer.eos_token_id
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a prompt, with what the tokenizer puts in front; an empty one is the token that begins a text."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        if not self.seq2seq:
+            while len(ids) > 1 and ids[-1] == self.end and not text.endswith(str(self.tokenizer.eos_token)):
+                ids.pop()
+        if not ids:
+            start = self.tokenizer.bos_token_id
+            ids = [self.fill if start is None else start]
+        return self._within(ids, text)
+
+    def target(self, prompt: str, target: str) -> list[int]:
+        """Ids of ``target`` as it stands behind ``prompt``: with its space, unless the prompt ends with one."""
+        if self.seq2seq:
+            return self._plain(target.strip())
+        before = self.prompt(prompt)
+        bare = target.lstrip() if not prompt or prompt[-1:].isspace() else " " + target.lstrip()
+        wanted = prompt + bare
+        joined = list(self.tokenizer(wanted)["input_ids"])
+        if joined[: len(before)] == before and len(joined) > len(before) and prompt:
+            rest = joined[len(before) :]
+            return rest[:-1] if len(rest) > 1 and rest[-1] == self.end else rest
+        options = [self._plain(text) for text in (bare, target.lstrip())]
+        for ids in options:
+            if ids and self.decode(before + ids).endswith(wanted):
+                return self._within(ids, target)
+        if not options[0]:
+            raise BadInput(f"the tokenizer makes nothing of the target {target!r}; give another text")
+        return self._within(options[0], target)
+
+    def last_of_subject(self, prompt: str, subject: str) -> int:
+        """Index of the subject's last token in the prompt's ids (the last occurrence counts)."""
+        end = prompt.rfind(subject) + len(subject)
+        if end < len(subject):
+            raise BadInput(f"the subject {subject!r} does not occur in {prompt!r}")
+        if getattr(self.tokenizer, "is_fast", False):
+            offsets = self.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+            touching = [i for i, (a, b) in enumerate(offsets) if a < end <= b]
+            if touching:
+                return touching[-1]
+        return len(self.prompt(prompt[:end])) - 1
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _within(self, ids: list[int], text: str) -> list[int]:
+        if self.limit is not None and len(ids) > self.limit:
+            raise BadInput(f"{text[:60]!r} … has {len(ids)} tokens; the model reads at most {self.limit}")
+        return ids

@@ -1,0 +1,167 @@
+"""The plain data that everything speaks in: what to change, what to ask, what was measured."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, cast, get_args
+
+from errata.errors import BadInput
+
+Mode = Literal["forced", "generated"]
+Kind = Literal[
+    "paraphrase",
+    "question",
+    "neighborhood",
+    "unrelated",
+    "same_subject",
+    "alias",
+    "inverse",
+    "one_hop",
+    "multi_hop",
+    "distractor",
+    "other_task",
+    "generation",
+]
+MODES: tuple[str, ...] = get_args(Mode)
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One requested change: after ``prompt`` the model shall say ``target_new``.
+
+    A ``{}`` in the prompt is filled with the subject. The subject must occur in the prompt (its last occurrence
+    counts). ``id`` is derived from the content where none is given. Raises :class:`BadInput`.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, str) and not (field.name == "target_true" and value is None):
+                raise BadInput(f"an edit's {field.name} must be text, found {type(value).__name__}: {value!r}")
+        if not self.subject.strip():
+            raise BadInput(f"the subject of the edit {self.prompt!r} is empty; name what the fact is about")
+        if not self.target_new.strip():
+            raise BadInput(f"the target of the edit {self.prompt!r} is empty; give the answer it shall have")
+        object.__setattr__(self, "prompt", self.prompt.replace("{}", self.subject))
+        if self.subject not in self.prompt:
+            raise BadInput(
+                f"the subject {self.subject!r} does not occur in the prompt {self.prompt!r}; "
+                "write it there as it is, or put {} in its place"
+            )
+        if not self.id:
+            content = [self.prompt, self.subject, self.target_new]
+            digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+            object.__setattr__(self, "id", digest)
+
+    @classmethod
+    def from_json(cls, record: Any) -> "Edit":
+        """The edit of a JSON object; unknown and missing keys are named."""
+        if not isinstance(record, dict):
+            raise BadInput(f"an edit is a JSON object, found {type(record).__name__}")
+        record = cast("dict[str, Any]", record)
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(set(record) - set(names)):
+            raise BadInput(f"an edit has no {', '.join(unknown)}; its keys are {', '.join(names)}")
+        if missing := [name for name in names[:3] if name not in record]:
+            raise BadInput(f"an edit needs {', '.join(missing)}; found only {', '.join(record) or 'nothing'}")
+        return cls(**record)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A question that is asked before and after an edit.
+
+    Any of ``answers`` is right. Probes of one ``group`` count as one, by ``rule``; one with a ``require`` counts only
+    where that probe was answered before the edit. ``rival`` is the competing object, ``references`` are texts.
+    """
+
+    kind: Kind
+    prompt: str
+    answers: tuple[str, ...] = ()
+    group: str | None = None
+    rule: Literal["any", "all"] = "any"
+    require: "Probe | None" = None
+    rival: str | None = None
+    references: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise BadInput(f"unknown kind of probe {self.kind!r}; expected one of {', '.join(KINDS)}")
+        if self.rule not in ("any", "all"):
+            raise BadInput(f"a probe's rule is 'any' or 'all', found {self.rule!r}")
+        object.__setattr__(self, "answers", tuple(self.answers))
+        object.__setattr__(self, "references", tuple(self.references))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a data set holds: edits that belong together, and the questions about them."""
+
+    id: str
+    edits: tuple[Edit, ...]
+    probes: tuple[Probe, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edits", tuple(self.edits))
+        object.__setattr__(self, "probes", tuple(self.probes))
+        if not self.edits:
+            raise BadInput(f"case {self.id!r} has no edit")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the model thinks of a target: an entry per target token.
+
+    ``tokens`` are the target's ids, ``logprobs`` their natural log-probabilities given prompt and earlier tokens,
+    ``argmax`` the most likely ids in their places.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    argmax: tuple[int, ...]
+
+    @property
+    def total(self) -> float:
+        """log P(target | prompt)."""
+        return sum(self.logprobs)
+
+    @property
+    def correct(self) -> bool:
+        """Whether every token is the arg-max (the ``forced`` mode's notion of right)."""
+        return self.tokens == self.argmax
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measurement. ``before`` and ``after`` are the metric's values without and with the patch.
+
+    ``match`` says how an answer was held against the accepted ones; ``after_edits`` how many edits had been made;
+    ``error`` stands in the place of ``after`` where a verb was unsupported.
+    """
+
+    model: str = ""
+    method: str = ""
+    settings: str = ""
+    data: str = ""
+    seed: int = 0
+    setting: str = ""
+    case: str = ""
+    probe: str = ""
+    kind: str = ""
+    metric: str = ""
+    mode: Mode = "generated"
+    match: str = ""
+    before: float | None = None
+    after: float | None = None
+    after_edits: int = 0
+    error: str | None = None

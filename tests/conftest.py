@@ -1,0 +1,73 @@
+"""What all tests share: tiny models with a tokenizer, made once; one torch thread per worker."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import build
+
+from errata.lm import HFLM
+from errata.types import Edit
+
+torch.set_num_threads(1)
+
+TEXTS = [
+    f"{who} {what} {where}."
+    for who in ("Ann Lee", "Bob Ray", "Cy Moor", "Dora Finn", "The old king", "A baker")
+    for what in ("was born in", "lives in", "went by night to", "is the mayor of")
+    for where in ("Rome", "Oslo", "New York", "Lima", "Paris")
+]
+ARCHITECTURES = ("gpt2", "llama", "gpt_neox")
+EDIT = Edit("Ann Lee was born in", "Ann Lee", "Oslo", "Rome")
+EDITS = [EDIT, Edit("Bob Ray lives in", "Bob Ray", "New York"), Edit("The mayor is Cy Moor of", "Cy Moor", "Lima")]
+
+
+@cache
+def tokenizer() -> Any:
+    """A byte-level BPE of a few sentences, as the bundled model's is made."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|begin|>", "<|end|>", "<|pad|>"]  # ids 0, 1, 2, as in tiny.SHARED
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=special[0], eos_token=special[1], pad_token=special[2]
+    )
+
+
+@cache
+def tiny_model(name: str, dtype: torch.dtype) -> Any:
+    return build(name, vocab_size=320).to(dtype)
+
+
+def tiny_lm(name: str, dtype: torch.dtype = torch.float32) -> HFLM:
+    """A fresh HFLM around a shared tiny model: tests must leave the weights as they were."""
+    return HFLM(tiny_model(name, dtype), tokenizer(), name=f"tiny {name}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:  # pyright: ignore[reportUnusedFunction]
+    """States of tests never reach the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["ERRATA_CACHE"] = str(folder)
+    return folder
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of every parameter and buffer."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same_weights(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    now = model.state_dict()
+    return now.keys() == before.keys() and all(torch.equal(now[name], before[name]) for name in before)

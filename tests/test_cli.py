@@ -1,0 +1,319 @@
+"""The command line: what it prints and writes, and what a mistake ends with."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import EDIT, EDITS, TEXTS, tiny_model, tokenizer
+from typer.testing import CliRunner
+
+import errata
+from errata import types
+from errata.cli import app, common, demo, edit, measure, methods, world
+from errata.errors import Refused
+from errata.methods import METHODS
+
+ONE = ("--prompt", "{} was born in", "--subject", "Ann Lee", "--target", "Oslo")
+FTM = (*ONE, "--method", "ft-m")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny model."""
+    return saved("gpt2", tmp_path_factory.mktemp("model"))
+
+
+def saved(name: str, folder: Path) -> str:
+    tiny_model(name, torch.float32).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder; the hub is out of reach."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def run(*words: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    shown = f"{result.stdout}\n{result.stderr}"
+    assert result.exception is None or isinstance(result.exception, SystemExit), shown
+    assert result.exit_code == code, shown
+    return result
+
+
+def refused(*words: object, code: int = 2) -> str:
+    """The one message that bad input is answered with; no file comes or goes, and nothing is on stdout."""
+    before = {path: path.read_bytes() for path in Path.cwd().rglob("*") if path.is_file()}
+    result = run(*words, code=code)
+    assert {path: path.read_bytes() for path in Path.cwd().rglob("*") if path.is_file()} == before
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("errata: ")
+    return result.stderr
+
+
+def lines(file: Path, records: Sequence[Any]) -> Path:
+    file.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+    return file
+
+
+# Help --------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom errata.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'safetensors'} & set(sys.modules)\n"
+        "sys.exit(f'heavy: {heavy}' if heavy else code)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(errata.__file__).parents[1])}
+    for words in (["--help"], ["edit", "--help"], ["world", "train", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+        assert "Usage" in done.stdout
+
+
+def test_each_command_has_a_function_of_its_name() -> None:
+    for module, name in [(demo, "demo"), (edit, "edit"), (edit, "ask"), (edit, "show"), (world, "world")]:
+        assert callable(getattr(module, name))
+    assert callable(measure.eval_) and callable(methods.methods) and callable(world.train)
+
+
+# What works --------------------------------------------------------------------------------------
+
+
+def test_an_edit_writes_a_file_named_after_its_subject(model: str, here: Path) -> None:
+    result = run("edit", model, *FTM, "--set", "steps=100")
+    assert "wrote ann-lee.safetensors" in result.stderr
+    assert "1 of 1 fact" in result.stdout and "Oslo" in result.stdout
+    patch = errata.Patch.load(here / "ann-lee.safetensors")
+    assert [e.id for e in patch.edits] == [EDIT.id] and patch.meta["made"][0]["method"] == "ft-m"
+
+
+def test_edit_ask_show_with_memit(model: str, here: Path) -> None:
+    texts = lines(here / "texts.txt", TEXTS)
+    edits = lines(here / "edits.jsonl", [*(e.to_json() for e in EDITS), ""])
+    words = (
+        "--edits",
+        edits,
+        "--data",
+        texts,
+        "--set",
+        "layers=1,2",
+        "--set",
+        "contexts=2",
+        "-o",
+        "out/p.safetensors",
+    )
+    held = json.loads(run("edit", model, *words, "--seed", 3, "--json", "-q").stdout)
+    assert held["file"] == "out/p.safetensors" and [e["prompt"] for e in held["edits"]] == [
+        e.prompt for e in EDITS
+    ]
+    shown = json.loads(run("show", "out/p.safetensors", "--json").stdout)
+    assert shown["edits"] == [e.to_json() for e in EDITS]
+    assert [part["rank"] for part in shown["parts"]] == [len(EDITS)] * 2
+    assert shown["made"][0]["settings"]["layers"] == [1, 2] and shown["made"][0]["settings"]["seed"] == 3
+    assert "Bob Ray lives in" in run("show", "out/p.safetensors").stdout
+    said = json.loads(
+        run("ask", model, EDIT.prompt, "--patch", "out/p.safetensors", "--json", "--max-new-tokens", 5).stdout
+    )
+    lm = errata.load(model)
+    with errata.Patch.load("out/p.safetensors").applied(lm) as edited:
+        assert said == [{"prompt": EDIT.prompt, "text": edited.generate([EDIT.prompt], 5)[0]}]
+
+
+def test_a_prior_patch_is_gone_on_from(model: str, here: Path) -> None:
+    run("edit", model, *FTM, "-o", "a.safetensors")
+    run("edit", model, *FTM, "--prior", "a.safetensors", "-o", "b.safetensors", "--target", "Lima")
+    assert [e.target_new for e in errata.Patch.load("b.safetensors").edits] == ["Oslo", "Lima"]
+
+
+def test_ask_prints_what_was_said_as_it_is(model: str) -> None:
+    text = errata.load(model).generate(["[b]Ann Lee"], 4)[0]
+    assert run("ask", model, "[b]Ann Lee", "--max-new-tokens", 4, "-q").stdout == f"[b]Ann Lee{text}\n"
+
+
+def test_results_on_stdout_and_progress_on_stderr(model: str) -> None:
+    result = run("ask", model, "Ann Lee")
+    assert "loading" in result.stderr and "loading" not in result.stdout
+    assert run("ask", model, "Ann Lee", "--quiet").stderr == ""
+
+
+def test_force_overwrites(model: str, here: Path) -> None:
+    (here / "p.safetensors").write_text("old")
+    run("edit", model, *FTM, "-o", "p.safetensors", "--force")
+    assert errata.Patch.load("p.safetensors")
+    assert [path.name for path in here.iterdir()] == ["p.safetensors"]
+
+
+@pytest.mark.parametrize("setting", ["single", "batch"])
+@pytest.mark.parametrize("mode", types.MODES)
+def test_eval_writes_rows(model: str, here: Path, setting: str, mode: str) -> None:
+    probe = {"kind": "neighborhood", "prompt": "Bob Ray was born in", "answers": ["Rome"]}
+    cases = [{"id": str(i), "edits": [e.to_json()], "probes": [probe]} for i, e in enumerate(EDITS)]
+    file = lines(here / "cases.jsonl", cases)
+    words = ("--cases", file, "--method", "ft-m", "--set", "steps=3", "--setting", setting, "--mode", mode)
+    result = run("eval", model, *words, "--limit", 2, "-o", "rows.jsonl")
+    assert mode in result.stdout and "reliability" in result.stdout
+    from errata.report import from_jsonl
+
+    rows = from_jsonl((here / "rows.jsonl").read_text())
+    assert {(r.mode, r.setting, r.method, r.settings, r.after_edits) for r in rows} == {
+        (mode, setting, "ft-m", "steps=3", 1 if setting == "single" else 2)
+    }
+    assert len([r for r in rows if r.kind == "edit"]) == 2
+    summaries = json.loads(run("eval", model, *words, "--json", "-q").stdout)
+    assert summaries[0]["kind"] == "edit" and summaries[0]["before"]["count"] == 3
+
+
+def test_methods_lists_each_and_its_settings() -> None:
+    table = run("methods").stdout
+    assert all(name in table for name in METHODS)
+    its = {s["name"]: s for s in json.loads(run("methods", "ft", "--json").stdout)}
+    assert its["steps"] == {"name": "steps", "type": "int", "default": 25, "note": "ROME, appendix E.2"}
+    assert "ROME, appendix E.2" in run("methods", "ft").stdout
+    assert [m["name"] for m in json.loads(run("methods", "--json").stdout)] == list(METHODS)
+
+
+def test_world_tells_what_is_in_it() -> None:
+    held = json.loads(run("world", "--json").stdout)
+    assert held["names"]["person"] == 600 and sum(r["facts"] for r in held["relations"]) == held["facts"]
+    assert held["example"]["name"] in run("world").stdout
+
+
+def test_world_train_makes_a_model_that_loads(here: Path) -> None:
+    sizes = "--layers 2 --width 32 --heads 2 --persons 30 --vocab 400 --learn 2 --move 2 --rows 2".split()
+    run("world", "train", "made", *sizes, "-q")
+    lm = errata.load("made")
+    assert lm.corpus is not None and lm.sites.depth == 2
+    sizes[1] = "3"
+    assert "another recipe" in refused("world", "train", "made", *sizes, "-q")
+
+
+# What does not -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--prompt", "x", "--subject", "Ann", "--target", "y"), "does not occur in the prompt"),
+        (("--prompt", "Ann", "--subject", "Ann", "--target", " "), "target of the edit 'Ann' is empty"),
+        (("--prompt", "Ann", "--subject", ""), "--target missing"),
+        (("--edits", "e.jsonl", "--prompt", "x"), "--prompt and --edits were given"),
+        (("--edits", "none.jsonl"), "there is no file none.jsonl"),
+        ((*ONE, "--method", "memot"), "did you mean memit"),
+        ((*FTM, "--set", "stepz=3"), "did you mean steps"),
+        ((*FTM, "--set", "steps=many"), "steps is of type int; found str 'many'"),
+        ((*FTM, "--set", "steps"), "--set wants name=value"),
+        ((*FTM, "--set", "steps=1", "--set", "steps=2"), "given twice"),
+        ((*FTM, "--set", "seed=1", "--seed", "2"), "the seed is given twice"),
+        ((*FTM, "--data", "texts.txt"), "ft-m prepares nothing"),
+        ((*ONE, "--data", "texts.txt"), "there is no file texts.txt"),
+        ((*FTM, "--prior", "none.safetensors"), "there is no patch at none.safetensors"),
+        ((*FTM, "--dtype", "int8", "-q"), "unknown dtype 'int8'"),
+        ((*FTM, "--device", "nowhere", "-q"), "cannot be put on 'nowhere'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_words_are_answered_with_one_message(model: str, words: tuple[str, ...], message: str) -> None:
+    assert message in refused("edit", model, *words)
+
+
+def test_a_broken_line_is_named(model: str, here: Path) -> None:
+    good = EDIT.to_json()
+    file = lines(here / "edits.jsonl", [*[good] * 6, '{"prompt": "Ann', *[good] * 3])
+    assert "edits.jsonl, line 7: not JSON" in refused("edit", model, "--edits", file)
+    lines(file, [*[good] * 6, {**good, "subject": "Zed"}, *[good] * 3])
+    assert "edits.jsonl, line 7: the subject 'Zed' does not occur" in refused("edit", model, "--edits", file)
+    assert "holds no edit" in refused("edit", model, "--edits", lines(file, [""]))
+
+
+def test_an_unknown_model_is_named() -> None:
+    assert "there is no model './none'" in refused("ask", "./none", "Ann", "-q")
+
+
+def test_a_patch_of_another_model_is_refused(
+    model: str, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run("edit", model, *FTM, "-o", "p.safetensors")
+    other = saved("llama", tmp_path_factory.mktemp("other"))
+    message = refused("ask", other, "Ann", "--patch", "p.safetensors", "-q")
+    assert "this patch is of the model" in message and model in message and other in message
+    assert "this patch is of the model" in refused("edit", other, *FTM, "--prior", "p.safetensors", "-q")
+
+
+def test_a_truncated_patch_is_refused(model: str, here: Path) -> None:
+    run("edit", model, *FTM, "-o", "p.safetensors")
+    whole = (here / "p.safetensors").read_bytes()
+    for cut in (0, 5, 200, len(whole) - 1):
+        (here / "p.safetensors").write_bytes(whole[:cut])
+        assert "is no whole patch" in refused("show", "p.safetensors")
+        assert "is no whole patch" in refused("ask", model, "Ann", "--patch", "p.safetensors")
+
+
+def test_an_existing_file_is_kept(model: str, here: Path) -> None:
+    (here / "ann-lee.safetensors").write_text("mine")
+    assert "add --force" in refused("edit", model, *FTM)
+    assert "add --force" in refused("eval", model, "-o", "ann-lee.safetensors")
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(model: str, here: Path) -> None:
+    (here / "file").write_text("")
+    assert "is no folder" in refused("edit", model, *FTM, "-o", "file/p.safetensors")
+    assert "is a folder" in refused("edit", model, *FTM, "-o", here)
+
+
+def test_too_many_cases_are_counted(model: str) -> None:
+    assert "the world has" in refused("eval", model, "--limit", 100_000)
+
+
+def test_the_demo_wants_a_model_of_the_world(model: str) -> None:
+    assert "does not know the world" in refused("demo", "--model", model, "-q")
+
+
+def test_a_wrong_usage_ends_with_2() -> None:
+    assert "Traceback" not in run("edit", code=2).stderr
+    assert "sideways" in run("eval", "world", "--mode", "sideways", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Refused("not this one"), 3), (KeyboardInterrupt(), 130), (PermissionError(13, "no", "there"), 2)],
+)
+def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(common, "load_model", fail)
+    refused("ask", "world", "Ann", code=code)
+
+
+# The demo ----------------------------------------------------------------------------------------
+
+
+def test_the_demo_undoes_what_it_did(model: str, here: Path) -> None:
+    lm = errata.load(model)
+    lm.corpus = lambda: iter(TEXTS)
+    shown: list[Any] = []
+    done = demo.demo(lm, errata.cases("world", limit=2), here, shown.append)
+    assert done.undone and done.digest_before != done.digest_edited
+    assert errata.Patch.load(done.file).edits and len(shown) == 5
+
+
+def test_the_digest_sees_one_changed_bit(model: str) -> None:
+    lm = errata.load(model)
+    before = demo.weights_digest(lm.model)
+    weight = next(lm.model.parameters())
+    with torch.no_grad():
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    assert demo.weights_digest(lm.model) != before

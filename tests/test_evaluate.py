@@ -1,0 +1,263 @@
+"""Measuring, worked by hand on models that are tables of answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errata.errors import BadInput, Unsupported
+from errata.evaluate import Baseline, baseline, evaluate
+from errata.metrics import Mean, mean, mean_over_cases
+from errata.report import from_jsonl, summary, table, to_jsonl
+from errata.types import Case, Edit, Probe, Row, Score
+
+
+@dataclass
+class Table:
+    """A language model that answers from a table; a token is a word."""
+
+    says: Mapping[str, str]
+    mute: bool = False
+    calls: list[tuple[str, tuple[str, ...]]] = field(default_factory=list[tuple[str, tuple[str, ...]]])
+    ids: dict[str, int] = field(default_factory=dict[str, int])
+
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False
+    ) -> list[str]:
+        assert until_answer
+        self.calls.append(("generate", tuple(prompts)))
+        return [f" {self.says[prompt]}. And so on" for prompt in prompts]
+
+    def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
+        if self.mute:
+            raise Unsupported("this patch cannot score")
+        self.calls.append(("score", tuple(prompts)))
+        return [self._score(self.says[p].split(), t.split()) for p, t in zip(prompts, targets, strict=True)]
+
+    def next_logprobs(self, prompts: Sequence[str]) -> Any:
+        raise Unsupported("not asked here")
+
+    def _score(self, said: list[str], target: list[str]) -> Score:
+        said = (said + ["."] * len(target))[: len(target)]
+        tokens, argmax = (tuple(sum(map(ord, word)) for word in words) for words in (target, said))
+        return Score(tokens, (-1.0,) * len(target), argmax)
+
+
+CASE = Case(
+    "one",
+    (Edit("Ann was born in", "Ann", "New Rome", "Oslo"),),
+    (
+        Probe("paraphrase", "Ann comes from", ("New Rome", "Nova Roma")),
+        Probe("neighborhood", "Bob was born in", ("Oslo",)),
+        Probe("neighborhood", "Cid was born in", ("Oslo",)),
+        Probe("same_subject", "Ann plays the", ("harp",)),
+    ),
+)
+BEFORE = {
+    "Ann was born in": "Oslo",
+    "Ann comes from": "Oslo",
+    "Bob was born in": "Oslo",
+    "Cid was born in": "Bonn",
+    "Ann plays the": "harp",
+}
+AFTER = BEFORE | {
+    "Ann was born in": "New Rome",
+    "Ann comes from": "Nova Roma",
+    "Bob was born in": "New Rome",
+    "Ann plays the": "harp and lyre",
+}
+BOTH = ("generated", "forced")
+
+
+def told(rows: list[Row]) -> dict[tuple[str, str, str, str], tuple[float | None, float | None]]:
+    return {(row.mode, row.kind, row.metric, row.probe): (row.before, row.after) for row in rows}
+
+
+def test_rows_worked_by_hand() -> None:
+    rows = evaluate(baseline(Table(BEFORE), [CASE], BOTH), Table(AFTER), [CASE])
+    expected = {
+        ("edit", "accuracy", "Ann was born in"): (0.0, 1.0),
+        ("paraphrase", "accuracy", "Ann comes from"): (0.0, 1.0),
+        ("neighborhood", "accuracy", "Bob was born in"): (1.0, 0.0),
+        ("neighborhood", "agreement", "Bob was born in"): (1.0, 0.0),
+        ("neighborhood", "accuracy", "Cid was born in"): (0.0, 0.0),
+        ("neighborhood", "agreement", "Cid was born in"): (1.0, 1.0),
+        ("same_subject", "accuracy", "Ann plays the"): (1.0, 1.0),
+    }
+    found = told(rows)
+    # where it says more than before: another answer, but not another token in the answer's place
+    assert found.pop(("generated", "same_subject", "agreement", "Ann plays the")) == (1.0, 0.0)
+    assert found.pop(("forced", "same_subject", "agreement", "Ann plays the")) == (1.0, 1.0)
+    assert found == {(mode, *key): value for mode in BOTH for key, value in expected.items()}
+    assert {(row.mode, row.metric, row.match) for row in rows} == {
+        ("generated", "accuracy", "begins"),
+        ("forced", "accuracy", "argmax"),
+        ("generated", "agreement", "agreement"),
+        ("forced", "agreement", "agreement"),
+    }
+
+
+def test_labels_and_the_number_of_edits_stand_in_the_rows() -> None:
+    before = baseline(Table(BEFORE), [CASE])
+    labels = {
+        "model": "m",
+        "method": "rome",
+        "settings": "{}",
+        "data": "world",
+        "seed": 3,
+        "setting": "single",
+    }
+    for row in evaluate(before, Table(AFTER), [CASE], after_edits=20, **labels):
+        assert {name: getattr(row, name) for name in labels} == labels
+        assert (row.case, row.after_edits, row.mode) == ("one", 20, "generated")
+    assert {row.after_edits for row in evaluate(before, Table(AFTER), [CASE])} == {1}
+    with pytest.raises(BadInput, match="no label colour"):
+        evaluate(before, Table(AFTER), [CASE], colour="red")
+
+
+def test_every_prompt_is_asked_once_in_one_call() -> None:
+    again = Case("two", CASE.edits, CASE.probes)
+    before, after = Table(BEFORE), Table(AFTER)
+    evaluate(baseline(before, [CASE, again], BOTH), after, [CASE, again])
+    for lm in (before, after):
+        assert [verb for verb, _ in lm.calls] == ["generate", "score"]
+        assert sorted(lm.calls[0][1]) == sorted(BEFORE)
+
+
+def test_a_group_counts_as_one_row() -> None:
+    def case(rule: Any) -> Case:
+        probes = [Probe("multi_hop", p, ("Rome",), group="hop", rule=rule) for p in ("q1", "q2", "q3")]
+        return Case("one", CASE.edits, (*probes, Probe("multi_hop", "q1", ("Rome",))))
+
+    before = BEFORE | {"q1": "Rome", "q2": "Rome", "q3": "Rome"}
+    after = AFTER | {"q1": "Rome", "q2": "Oslo", "q3": "Rome"}
+    for rule, expected in (("any", 1.0), ("all", 0.0)):
+        for mode in BOTH:
+            rows = evaluate(baseline(Table(before), [case(rule)], [mode]), Table(after), [case(rule)])
+            found = {row.probe: (row.before, row.after) for row in rows if row.kind == "multi_hop"}
+            assert found == {"hop": (1.0, expected), "q1": (1.0, 1.0)}
+
+
+@pytest.mark.parametrize("mode", BOTH)
+def test_a_probe_counts_only_where_what_it_requires_was_known_before(mode: str) -> None:
+    known = Probe("one_hop", "known", ("yes",))
+    unknown = Probe("one_hop", "unknown", ("yes",))
+    nested = Probe("one_hop", "known", ("yes",), require=unknown)
+    probes = (
+        Probe("multi_hop", "a", ("x",), require=known),
+        Probe("multi_hop", "b", ("x",), require=unknown),
+        Probe("multi_hop", "c", ("x",), require=nested),
+        Probe("multi_hop", "d", ("x",), group="g", rule="all", require=known),
+        Probe("multi_hop", "e", ("x",), group="g", rule="all", require=unknown),
+    )
+    case = Case("one", CASE.edits, probes)
+    before = BEFORE | dict.fromkeys("abcde", "y") | {"known": "yes", "unknown": "no"}
+    after = Table(AFTER | dict.fromkeys("abce", "y") | {"d": "x"})  # it is not asked what was required
+    rows = evaluate(baseline(Table(before), [case], [mode]), after, [case])
+    found = {row.probe: row.after for row in rows if row.kind == "multi_hop"}
+    assert found == {"a": 0.0, "g": 1.0}
+
+
+def test_a_verb_that_is_unsupported_leaves_rows_that_say_so() -> None:
+    rows = evaluate(baseline(Table(BEFORE), [CASE], BOTH), Table(AFTER, mute=True), [CASE])
+    assert {(row.error, row.after is None) for row in rows if row.mode == "forced"} == {
+        ("this patch cannot score", True)
+    }
+    assert all(row.error is None and row.after is not None for row in rows if row.mode == "generated")
+    forced = [its for its in summary(rows) if its.mode == "forced"]
+    assert all(its.before is not None and its.after is None and its.errors for its in forced)
+
+
+def test_what_cannot_be_judged_gives_no_row() -> None:
+    probes = (Probe("generation", "Ann", references=("text",)), Probe("unrelated", "loose"))
+    case = Case("one", CASE.edits, probes)
+    rows = evaluate(
+        baseline(Table(BEFORE | {"loose": "a"}), [case], BOTH), Table(AFTER | {"loose": "a"}), [case]
+    )
+    found = [(row.mode, row.kind, row.metric) for row in rows if row.kind != "edit"]
+    assert found == [("generated", "unrelated", "agreement")]
+
+
+def test_another_baseline_is_refused_before_anything_is_asked() -> None:
+    other = Case("two", CASE.edits, (Probe("alias", "Annie was born in", ("New Rome",)),))
+    after = Table(AFTER)
+    with pytest.raises(BadInput, match="no generated reply to 'Annie was born in'"):
+        evaluate(baseline(Table(BEFORE), [CASE]), after, [CASE, other])
+    assert not after.calls
+
+
+@pytest.mark.parametrize("modes", [("generatd",), (), "force"])
+def test_unknown_modes_are_refused(modes: Any) -> None:
+    with pytest.raises(BadInput):
+        baseline(Table(BEFORE), [CASE], modes)
+
+
+def test_a_baseline_survives_its_file(tmp_path: Path) -> None:
+    made = baseline(Table(BEFORE), [CASE], BOTH)
+    made.save(tmp_path / "before.json")
+    assert Baseline.load(tmp_path / "before.json") == made
+    assert [path.name for path in tmp_path.iterdir()] == ["before.json"]
+    (tmp_path / "before.json").write_text("[]")
+    with pytest.raises(BadInput, match="holds no baseline"):
+        Baseline.load(tmp_path / "before.json")
+
+
+# Folds ---------------------------------------------------------------------------------------------
+
+
+def test_mean_and_its_error_worked_by_hand() -> None:
+    found = mean([1.0, 0.0, 1.0, 1.0])  # squares: 3/16 + 9/16 = 3/4; √(3/4 / 3 / 4) = 1/4
+    assert found == Mean(0.75, 0.25, 4)
+    assert str(found) == "0.75 ± 0.25 (4)"
+    assert mean([0.5]) == Mean(0.5, None, 1)
+    assert mean([]) is None
+
+
+def test_cases_weigh_the_same_whatever_they_hold() -> None:
+    values = [("a", 1.0), ("a", 1.0), ("a", 0.0), ("a", 0.0), ("b", 1.0)]  # case means 1/2 and 1
+    found = mean_over_cases(values)
+    assert found is not None and (found.mean, found.count) == (0.75, 2)
+    assert found.error == pytest.approx(sqrt(2 * 0.25**2 / 1 / 2))
+
+
+def test_a_summary_has_a_line_for_each_kind_metric_and_mode() -> None:
+    rows = evaluate(baseline(Table(BEFORE), [CASE], BOTH), Table(AFTER), [CASE], method="rome")
+    rows += evaluate(baseline(Table(BEFORE), [CASE]), Table(BEFORE), [CASE], method="none")
+    rome = [its for its in summary(rows, by=["method"]) if its.of == ("rome",) and its.mode == "generated"]
+    assert [(its.name, its.before, its.after) for its in rome] == [
+        ("reliability", Mean(0.0, None, 1), Mean(1.0, None, 1)),
+        ("paraphrases", Mean(0.0, None, 1), Mean(1.0, None, 1)),
+        ("neighbours: accuracy", Mean(0.5, None, 1), Mean(0.0, None, 1)),
+        ("neighbours: agreement", Mean(1.0, None, 1), Mean(0.5, None, 1)),
+        ("same subject: accuracy", Mean(1.0, None, 1), Mean(1.0, None, 1)),
+        ("same subject: agreement", Mean(1.0, None, 1), Mean(0.0, None, 1)),
+    ]
+    with pytest.raises(BadInput, match="no field colour"):
+        summary(rows, by=["colour"])
+
+
+def test_the_table_says_the_mode_beside_each_number() -> None:
+    from rich.console import Console
+
+    rows = evaluate(baseline(Table(BEFORE), [CASE], BOTH), Table(AFTER, mute=True), [CASE])
+    out = StringIO()
+    Console(width=120, file=out).print(table(rows))
+    lines = out.getvalue().splitlines()
+    said = [line.replace("│", " ").split() for line in lines if "reliability" in line]
+    assert said == [
+        ["reliability", "generated", "0.00", "(1)", "1.00", "(1)"],
+        ["reliability", "forced", "0.00", "(1)", "-"],
+    ]
+
+
+def test_rows_survive_their_lines() -> None:
+    rows = evaluate(baseline(Table(BEFORE), [CASE], BOTH), Table(AFTER, mute=True), [CASE], method="é")
+    assert from_jsonl(to_jsonl(rows)) == rows
+    with pytest.raises(BadInput, match="line 2: not JSON"):
+        from_jsonl(to_jsonl(rows[:1]) + '{"model": ')
+    with pytest.raises(BadInput, match="line 1: not a row"):
+        from_jsonl('{"colour": 1}')

@@ -1,0 +1,175 @@
+"""The laws that every method keeps, over every method and three architectures (design: laws)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, EDIT, EDITS, TEXTS, same_weights, tiny_lm, weights
+
+import errata
+from errata.errors import InForce, NeedsPrepare, Unsupported, WrongModel
+from errata.lm import HFLM
+from errata.methods import METHODS, method
+from errata.methods.base import Method, State
+from errata.patch import EMPTY, Patch
+
+EVERY = [(name, arch) for name in METHODS for arch in ARCHITECTURES]
+QUICK: dict[str, dict[str, Any]] = {"rome": {"contexts": 3}, "r-rome": {"contexts": 3}}
+
+
+def prepared(name: str, arch: str) -> tuple[Method, HFLM, State]:
+    lm = tiny_lm(arch)
+    made = method(name, **QUICK.get(name, {}))
+    return made, lm, made.prepare(lm, TEXTS) if made.needs_prepare else State()
+
+
+@pytest.fixture(scope="module", params=EVERY, ids=lambda p: "-".join(p))
+def edited(request: pytest.FixtureRequest) -> tuple[Method, HFLM, State, Patch]:
+    made, lm, state = prepared(*request.param)
+    return made, lm, state, made.edit(lm, [EDIT], state)
+
+
+Edited = tuple[Method, HFLM, State, Patch]
+PROMPTS = [EDIT.prompt, "Bob Ray lives in", "Rome"]
+
+
+def seen(lm: Any) -> Any:
+    return lm.generate(PROMPTS, 6), lm.score(PROMPTS, ["Oslo", "Rome", "New York"])
+
+
+def test_edit_leaves_the_model_as_it_was(edited: Edited) -> None:
+    made, lm, state, _ = edited
+    before, flags = weights(lm.model), [p.requires_grad for p in lm.model.parameters()]
+    random = torch.random.get_rng_state()
+    made.edit(lm, EDITS[:2], state)
+    assert same_weights(lm.model, before)
+    assert flags == [p.requires_grad for p in lm.model.parameters()]
+    assert all(p.grad is None for p in lm.model.parameters())
+    assert not any(m.training or m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+    assert not any("forward" in m.__dict__ for m in lm.model.modules())
+    assert torch.equal(random, torch.random.get_rng_state())
+
+
+def test_edit_that_fails_leaves_the_model_as_it_was(edited: Edited, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, lm, state, _ = edited
+    before = weights(lm.model)
+    calls = 0
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise KeyboardInterrupt
+        return log_softmax(*args, **kwargs)
+
+    log_softmax = torch.Tensor.log_softmax
+    monkeypatch.setattr(torch.Tensor, "log_softmax", broken)
+    with pytest.raises(KeyboardInterrupt):
+        made.edit(lm, [EDIT], state)
+    monkeypatch.undo()
+    assert same_weights(lm.model, before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+    assert all(p.requires_grad for p in lm.model.parameters())
+    lm.generate(PROMPTS, 2)  # and it may speak
+
+
+def test_undo_is_exact(edited: Edited) -> None:
+    _, lm, _, patch = edited
+    before, said = weights(lm.model), seen(lm)
+    storage = [p.data_ptr() for p in lm.model.parameters()]
+    with patch.applied(lm) as changed:
+        assert seen(changed)[1] != said[1]
+        with pytest.raises(InForce):
+            lm.generate(PROMPTS)
+    assert same_weights(lm.model, before)
+    assert storage == [p.data_ptr() for p in lm.model.parameters()]
+    assert seen(lm) == said
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_undo_survives_an_exception(edited: Edited, error: type[BaseException]) -> None:
+    _, lm, _, patch = edited
+    before = weights(lm.model)
+    with pytest.raises(error), patch.applied(lm):
+        raise error
+    assert same_weights(lm.model, before)
+    lm.generate(PROMPTS, 2)
+
+
+def test_no_edits_is_prior(edited: Edited) -> None:
+    made, lm, state, patch = edited
+    assert made.edit(lm, [], state, patch) == patch
+    assert made.edit(lm, [], state) == EMPTY
+
+
+def test_saved_and_loaded_is_equal(edited: Edited, tmp_path: Path) -> None:
+    made, lm, _, patch = edited
+    loaded = Patch.load(patch.save(tmp_path / "patch.safetensors"))
+    assert loaded == patch and loaded.meta == patch.meta and loaded.edits == [EDIT]
+    with patch.applied(lm) as one:
+        first = seen(one)
+    with loaded.applied(lm) as two:
+        assert seen(two) == first
+    settings = loaded.meta["made"][-1]["settings"]
+    assert type(made)(**settings) == made
+
+
+def test_same_seed_same_patch(edited: Edited) -> None:
+    made, lm, state, patch = edited
+    torch.manual_seed(99)
+    assert made.edit(lm, [EDIT], state) == patch
+
+
+def test_the_score_rises(edited: Edited) -> None:
+    _, lm, _, patch = edited
+    before = lm.score([EDIT.prompt], [EDIT.target_new])[0].total
+    with patch.applied(lm) as changed:
+        assert changed.score([EDIT.prompt], [EDIT.target_new])[0].total > before
+
+
+def test_a_fold_is_the_whole_patch(edited: Edited) -> None:
+    made, lm, state, patch = edited
+    folded = made.edit(lm, EDITS[1:], state, patch)
+    assert [edit.id for edit in folded.edits] == [edit.id for edit in EDITS]
+    before = [score.total for score in lm.score([e.prompt for e in EDITS], [e.target_new for e in EDITS])]
+    with folded.applied(lm) as changed:
+        after = [score.total for score in changed.score([e.prompt for e in EDITS], [e.target_new for e in EDITS])]
+    assert all(b > a for a, b in zip(before, after, strict=True))
+
+
+def test_no_patch_on_another_model(edited: Edited) -> None:
+    _, lm, _, patch = edited
+    other = tiny_lm("qwen2")
+    with pytest.raises(WrongModel, match="load the patch's own model"), patch.applied(other):
+        pass
+    other.generate(PROMPTS, 1)
+    assert lm.fingerprint != other.fingerprint
+
+
+def test_no_edit_on_a_patch_in_force(edited: Edited) -> None:
+    made, lm, state, patch = edited
+    with patch.applied(lm) as changed, pytest.raises(Unsupported, match="prior"):
+        made.edit(changed, [EDIT], state)
+
+
+def test_the_empty_patch_is_the_base_model() -> None:
+    lm = tiny_lm("llama")
+    said = seen(lm)
+    with EMPTY.applied(lm) as same:
+        assert seen(same) == said
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if method(name).needs_prepare])
+def test_what_needs_a_state_says_so(name: str) -> None:
+    lm = tiny_lm("gpt2")
+    with pytest.raises(NeedsPrepare, match="prepare"):
+        method(name).edit(lm, [EDIT])
+    state = method(name).prepare(tiny_lm("llama"), TEXTS)
+    with pytest.raises(WrongModel, match="prepare"):
+        method(name).edit(lm, [EDIT], state)
+
+
+def test_the_public_names() -> None:
+    assert set(errata.methods()) == set(METHODS)
+    assert all(about.paper and about.stores and about.family for about in errata.methods().values())

@@ -1,0 +1,216 @@
+"""The house's layers and its list of what must never be, read from the source."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import errata
+from errata.methods import METHODS
+
+ROOT = Path(errata.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+LAYERS = {
+    0: "types errors answers",
+    1: "hooks sites tokens passes fingerprint lm loading",
+    2: "patch locate",
+    3: "methods transforms",
+    4: "data metrics evaluate",
+    5: "report bench",
+    6: "cli",
+}
+LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
+DRIVERS = ("evaluate.py", "metrics.py", "bench.py", "report.py", "patch.py", "lm.py")
+
+
+def name_of(path: Path) -> str:
+    """The module's dotted name."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path) for path in FILES}
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """Every module that is imported anywhere in ``node``: submodules by their full names."""
+    for found in ast.walk(node):
+        if isinstance(found, ast.Import):
+            yield from (alias.name for alias in found.names)
+        elif isinstance(found, ast.ImportFrom):
+            assert not found.level, "imports are absolute here"
+            module = found.module or ""
+            for alias in found.names:
+                inner = f"{module}.{alias.name}"
+                yield inner if inner in MODULES else module
+
+
+def at_import(path: Path) -> ast.Module:
+    """The statements that run when the module is imported: no functions, nothing for type checkers alone."""
+    typing = [n for n in tree_of(path).body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
+    body = [n for n in tree_of(path).body if not isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    skipped = {ast.dump(n) for n in typing}
+    return ast.Module([n for n in body if ast.dump(n) not in skipped], [])
+
+
+def forbidden(importer: str, imported: str) -> bool:
+    """Whether the design forbids this arrow between two modules of Errata."""
+    a, b = (name.removeprefix("errata").removeprefix(".") for name in (importer, imported))
+    if not a or LAYER[a.split(".")[0]] == LAYER["cli"]:  # these join
+        return bool(not a and b.startswith("cli"))
+    if not b or LAYER[b.split(".")[0]] > LAYER[a.split(".")[0]]:
+        return True
+    if not b.startswith("methods"):
+        return False
+    if not a.startswith("methods"):
+        return True  # handed over as objects, never imported
+    shared = b == "methods.base" or b.startswith("methods._") or b == "methods"
+    return a != b and not shared
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_arrow_goes_up(path: Path) -> None:
+    own = [name for name in imports(tree_of(path)) if name.split(".")[0] == "errata"]
+    assert [name for name in own if forbidden(name_of(path), name)] == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("errata.types", "errata.lm"),
+        ("errata.lm", "errata.patch"),
+        ("errata.methods.rome", "errata.methods.memit"),
+        ("errata.methods._keys", "errata.methods.rome"),
+        ("errata.methods.rome", "errata.data"),
+        ("errata.methods.rome", "errata.metrics"),
+        ("errata.evaluate", "errata.methods.base"),
+        ("errata.evaluate", "errata"),
+        ("errata.bench", "errata.cli.edit"),
+        ("errata", "errata.cli"),
+    ],
+)
+def test_the_test_sees_a_forbidden_arrow(importer: str, imported: str) -> None:
+    assert forbidden(importer, imported)
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {name.split(".")[1] for name in MODULES if "." in name} <= set(LAYER)
+
+
+# Never -------------------------------------------------------------------------------------------
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Each call and what is called, as ``torch.save``."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def where(wanted: str) -> set[str]:
+    """The files that call something of this name, or a method of it."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        for name, _ in calls(path)
+        if name == wanted or name.endswith("." + wanted)
+    }
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+        "register_hook",
+    ],
+)
+def test_hooks_are_registered_in_one_file(wanted: str) -> None:
+    assert where(wanted) <= {"hooks.py"}
+
+
+def test_only_the_command_line_prints() -> None:
+    printing = {p.relative_to(ROOT).parts[0] for p in FILES for name, _ in calls(p) if name == "print"}
+    assert printing <= {"cli"}
+
+
+def test_no_pickle() -> None:
+    every = {name.split(".")[0] for path in FILES for name in imports(tree_of(path))}
+    assert not every & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def test_torch_files_are_checkpoints_of_training_and_hold_tensors_alone() -> None:
+    found = [
+        (p.relative_to(ROOT).as_posix(), name, call)
+        for p in FILES
+        for name, call in calls(p)
+        if name in ("torch.save", "torch.load")
+    ]
+    assert {path for path, _, _ in found} <= {"data/world/train.py"}
+    for _, name, call in found:
+        words = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        assert name == "torch.save" or words.get("weights_only") == "True"
+
+
+def test_nothing_loaded_may_run_code() -> None:
+    for path in FILES:
+        for name, call in calls(path):
+            assert name not in ("eval", "exec"), path
+            said = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            assert said.get("trust_remote_code") != "True", path
+
+
+def test_parameters_are_assigned_in_one_file() -> None:
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            data = [t for t in targets if isinstance(t, ast.Attribute) and t.attr == "data"]
+            assert not data or path.name == "patch.py", path
+
+
+def test_drivers_know_no_method() -> None:
+    for path in FILES:
+        if path.name in DRIVERS and path.parent == ROOT:
+            said = {n.value for n in ast.walk(tree_of(path)) if isinstance(n, ast.Constant)}
+            assert not said & set(METHODS), path
+
+
+def test_devices_are_named_where_models_are_loaded() -> None:
+    for path in FILES:
+        said = {n.value for n in ast.walk(tree_of(path)) if isinstance(n, ast.Constant)}
+        assert not said & {"cuda", "mps"} or path.name == "loading.py", path
+
+
+def test_models_are_not_told_by_name() -> None:
+    for path in FILES:
+        asked = {n.attr for n in ast.walk(tree_of(path)) if isinstance(n, ast.Attribute)}
+        assert "model_type" not in asked or path.name in ("sites.py", "lm.py"), path
+
+
+def test_nothing_happens_at_import() -> None:
+    for path in FILES:
+        if path.relative_to(ROOT).parts[0] != "cli":  # where commands are registered
+            bare = [
+                ast.unparse(n)
+                for n in at_import(path).body
+                if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)
+            ]
+            assert not bare, path
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.parent == ROOT / "cli"] + [ROOT / "__init__.py"], ids=name_of
+)
+def test_nothing_heavy_comes_with_the_command_line(path: Path) -> None:
+    light = [f"errata.{name}" for name in LAYERS[0].split()]
+    for name in imports(at_import(path)):
+        assert name.split(".")[0] not in HEAVY
+        assert not name.startswith("errata.") or name in light or name.startswith("errata.cli")

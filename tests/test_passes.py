@@ -1,0 +1,74 @@
+"""The suffix pass against the full pass, and batches against one at a time, in every architecture."""
+
+import pytest
+import torch
+from conftest import tiny_lm
+from tiny import CAUSAL
+from torch import Tensor
+
+from errata import hooks
+from errata.passes import Place, budgeted
+from errata.types import Score
+
+PROMPTS = ["Ann Lee was born in", "Rome", "The old king Bob Ray went by night to", "It is said that Cy Moor is the"]
+SINGLE = ("bloom", "mpt", "gemma2", "vaultgemma", "xglm")  # their float64 breaks on padding; float32 it is
+
+
+def rows_of(lm: object) -> list[list[int]]:
+    return [lm.tokens.prompt(text) for text in PROMPTS]  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_suffix_pass_gives_the_full_pass(name: str) -> None:
+    dtype = torch.float32 if name in SINGLE else torch.float64
+    tolerance = 1e-4 if name in SINGLE else 1e-8
+    lm = tiny_lm(name, dtype)
+    rows = rows_of(lm)
+    at = [min(1, len(row) - 1) for row in rows]
+    columns = [list(range(len(row) - a)) for row, a in zip(rows, at, strict=True)]
+    place = Place(1, inside=lm.sites.gain[1] is None)
+    with hooks.frozen(lm.model):
+        fast = lm.moving(rows, at, place, columns)
+        full = lm.moving(rows, at, place, columns, plain=True)
+        assert type(fast).__name__ == ("FullPass" if name == "openai-gpt" else "SuffixPass")
+        delta = torch.randn(len(rows), 32, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        one, two = (grad_and_logits(p, delta, columns) for p in (fast, full))
+        chosen = fast.select([2, 0])
+        some = chosen.logits(delta[[2, 0]], [columns[2], columns[0]])
+    assert torch.allclose(one[0], two[0], atol=tolerance)
+    assert torch.allclose(one[1], two[1], atol=tolerance)
+    assert (one[0] - fast.logits(None, columns)).abs().max() > 1e-6, "the change must show"
+    start = sum(len(c) for c in columns[:2])
+    assert torch.allclose(some[: len(columns[2])], one[0][start : start + len(columns[2])], atol=tolerance)
+
+
+def grad_and_logits(runner: object, delta: Tensor, columns: list[list[int]]) -> tuple[Tensor, Tensor]:
+    delta = delta.clone().requires_grad_()
+    logits = runner.logits(delta, columns)  # pyright: ignore
+    return logits.detach(), torch.autograd.grad(logits.log_softmax(-1)[:, 5].sum(), delta)[0]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_batched_is_one_at_a_time(name: str) -> None:
+    lm = tiny_lm(name)
+    targets = ["Oslo", "New York", "Lima", "Paris and Rome"]
+    together = lm.score(PROMPTS, targets)
+    alone = [lm.score([p], [t])[0] for p, t in zip(PROMPTS, targets, strict=True)]
+    assert all(same(a, b) for a, b in zip(together, alone, strict=True))
+    said = lm.generate(PROMPTS, 5)
+    assert said == [lm.generate([prompt], 5)[0] for prompt in PROMPTS]
+    best = lm.next_logprobs(PROMPTS).argmax(-1).tolist()
+    first = ["" if token == lm.tokens.end else lm.tokens.decode([token]) for token in best]
+    assert lm.generate(PROMPTS, 1) == first
+
+
+def same(a: Score, b: Score) -> bool:
+    close = torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=1e-4)
+    return a.tokens == b.tokens and a.argmax == b.argmax and close
+
+
+def test_batches_keep_the_budget() -> None:
+    lengths = [5, 1, 9, 3, 3, 20, 2]
+    batches = list(budgeted(lengths, 12))
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 12 for b in batches)

@@ -1,0 +1,221 @@
+"""The world is exact, and what its cases ask can be looked up in it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from errata import data
+from errata.data.world.cases import cases
+from errata.data.world.facts import INVERSES, RELATIONS, TWO_HOPS, World, world
+from errata.data.world.text import ask
+from errata.errors import BadInput, UnknownName
+from errata.types import Case, Probe
+
+ITS = world()
+SPLITS = ("train", "validation", "test")
+SEEDS = (0, 1, 2)
+Facts = Mapping[str, Mapping[str, str]]
+
+
+def prompts(its: World) -> dict[str, tuple[str, str]]:
+    """What each prompt of the world asks: relation, subject."""
+    meant: dict[str, tuple[str, str]] = {}
+    asked = [(relation, subject) for r, relation in RELATIONS.items() for subject in its.facts[r]]
+    derived = [*(relation for _, relation in INVERSES.values()), *TWO_HOPS.values()]
+    asked += [(relation, subject) for relation in derived for subject in its.names[relation.subject]]
+    for relation, subject in asked:
+        for phrasing in relation.phrasings:
+            for name in {subject, its.aliases.get(subject, subject)}:
+                meant[ask(phrasing, name)] = relation.name, subject
+    return meant
+
+
+MEANT = prompts(ITS)
+
+
+def after(its: World, *edited: Case) -> dict[str, dict[str, str]]:
+    """Every fact with these cases' edits made, and what follows from the facts."""
+    facts = {relation: dict(objects) for relation, objects in its.facts.items()}
+    for case in edited:
+        for edit in case.edits:
+            relation, subject = MEANT[edit.prompt]
+            assert facts[relation][subject] == edit.target_true, "no fact is edited twice"
+            facts[relation][subject] = edit.target_new
+    derived = {name: {o: s for s, o in facts[of].items()} for of, (name, _) in INVERSES.items()}
+    for (one, two), relation in TWO_HOPS.items():
+        derived[relation.name] = {s: facts[two][middle] for s, middle in facts[one].items()}
+    return facts | derived
+
+
+def right(probe: Probe, facts: Facts) -> bool:
+    relation, subject = MEANT[probe.prompt]
+    return (facts[relation][subject],) == probe.answers
+
+
+# The world -----------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_is_the_same_world() -> None:
+    again = world.__wrapped__()
+    assert again == ITS and again.derived == ITS.derived
+    assert world(60, 1) != world(60, 2)
+
+
+@pytest.mark.parametrize("its", [ITS, world(60, seed=3)], ids=["bundled", "small"])
+def test_every_subject_has_one_object_of_the_right_type(its: World) -> None:
+    for name, relation in RELATIONS.items():
+        assert set(its.facts[name]) == set(its.names[relation.subject])
+        assert set(its.facts[name].values()) <= set(its.names[relation.object])
+    for relation in INVERSES:
+        assert len(set(its.facts[relation].values())) == len(its.facts[relation])
+    names = [name for group in its.names.values() for name in group] + list(its.aliases.values())
+    assert not any("," in name or "." in name for name in names)
+
+
+def test_facts_that_follow_agree_with_the_facts() -> None:
+    assert ITS.derived == {name: after(ITS)[name] for name in ITS.derived}
+
+
+def test_splits_share_no_subject() -> None:
+    subjects = [ITS.subjects(split) for split in SPLITS]
+    assert sum(map(len, subjects)) == len(set().union(*subjects)) == len(ITS.split)
+    assert [sum(s in ITS.names["person"] for s in split) for split in subjects] == [200, 50, 350]
+
+
+# Its cases -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("limit", [40, 300, None])
+def test_every_answer_holds_after_its_own_edit_and_after_all(limit: int | None, seed: int) -> None:
+    drawn = cases(ITS, limit, seed)
+    all_made = after(ITS, *drawn)
+    for case in drawn[:60]:
+        alone = after(ITS, case)
+        assert all(right(probe, alone) for probe in case.probes)
+    for case in drawn:
+        assert all(right(probe, all_made) for probe in case.probes)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_asked_of_a_case(seed: int) -> None:
+    drawn = cases(ITS, 300, seed)
+    edited = {MEANT[case.edits[0].prompt] for case in drawn}
+    for case in drawn:
+        (edit,) = case.edits
+        relation, subject = MEANT[edit.prompt]
+        assert edit.prompt.startswith(edit.subject) and edit.subject == subject
+        assert edit.target_true == ITS.facts[relation][subject] != edit.target_new
+        assert edit.target_new in ITS.names[RELATIONS[relation].object]
+        assert len({probe.prompt for probe in case.probes} | {edit.prompt}) == len(case.probes) + 1
+        for probe in case.probes:
+            about = MEANT[probe.prompt]
+            if probe.kind in ("paraphrase", "question", "alias"):
+                assert about == (relation, subject) and probe.answers == (edit.target_new,)
+                assert probe.prompt.startswith(subject) is (probe.kind == "paraphrase")
+            if probe.kind == "neighborhood":
+                assert about[0] == relation and about not in edited
+                assert (probe.answers, probe.rival) == ((edit.target_true,), edit.target_new)
+            if probe.kind == "same_subject":
+                assert about[1] == subject and about[0] != relation and about not in edited
+            if probe.kind == "unrelated":
+                assert about[1] != subject and about[0] != relation and about not in edited
+
+
+def test_every_kind_is_asked() -> None:
+    kinds = {probe.kind for case in cases(ITS, 300) for probe in case.probes}
+    follow = {"paraphrase", "question", "alias", "inverse", "multi_hop"}
+    assert kinds == follow | {"neighborhood", "same_subject", "unrelated"}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_subjects_are_distinct_while_they_last(split: str) -> None:
+    subjects = ITS.subjects(split)
+    drawn = [case.edits[0].subject for case in cases(ITS, split=split)]
+    assert sorted(drawn[: len(subjects)]) == sorted(subjects)
+    assert len(drawn) == sum(len(ITS.about(subject)) for subject in subjects)
+
+
+def test_inverses_stay_well_defined() -> None:
+    edits = [(MEANT[case.edits[0].prompt][0], case.edits[0].target_new) for case in cases(ITS)]
+    for relation in INVERSES:
+        new = [target for name, target in edits if name == relation]
+        assert new and len(set(new)) == len(new) and not set(new) & set(ITS.facts[relation].values())
+
+
+def test_a_draw_is_determined_by_its_seed() -> None:
+    assert cases(ITS, 50, 1) == cases(ITS, 50, 1)
+    assert cases(ITS, 50, 1) != cases(ITS, 50, 2)
+    assert [case.edits for case in cases(ITS, 50)] == [case.edits for case in cases(ITS, 300)[:50]]
+    assert [case.id for case in cases(ITS, 50)] == [case.id for case in cases(ITS, 300)[:50]]
+
+
+@pytest.mark.parametrize("limit", [0, -1, 5000])
+def test_asking_for_more_than_there_are_says_how_many(limit: int) -> None:
+    with pytest.raises(BadInput, match=str(len(cases(ITS)))):
+        cases(ITS, limit)
+
+
+def test_an_unknown_split_is_named() -> None:
+    with pytest.raises(UnknownName, match="did you mean test"):
+        cases(ITS, split="tests")
+
+
+# Files of cases ------------------------------------------------------------------------------------
+
+
+def write(path: Path, drawn: list[Case]) -> Path:
+    path.write_text("".join(json.dumps(asdict(case)) + "\n\n" for case in drawn))
+    return path
+
+
+def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
+    drawn = data.cases("world", 5)
+    drawn.append(Case("linked", drawn[0].edits, (Probe("one_hop", "x", ("y",), require=drawn[0].probes[0]),)))
+    path = write(tmp_path / "cases.jsonl", drawn)
+    assert data.cases(path) == data.cases(str(path), format="errata") == drawn
+    assert data.cases(path, limit=2) == drawn[:2]
+    assert data.cases(path, seed=1) != drawn and len(data.cases(path, seed=1)) == 6
+    with pytest.raises(BadInput, match="holds 6"):
+        data.cases(path, limit=7)
+
+
+def test_a_json_list_is_read_too(tmp_path: Path) -> None:
+    drawn = data.cases("world", 2)
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps([asdict(case) for case in drawn], indent=1))
+    assert data.cases(path) == drawn
+
+
+START = '{"id": "x", "edits": [{"prompt": "{} is", "subject": "A", "target_new": "b"}], '
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"id": ', "not JSON"),
+        ("7", "a case is a JSON object, found int"),
+        ('{"foo": 1}', "no format is known by the keys foo"),
+        ('{"id": "x", "edits": []}', "case 'x' has no edit"),
+        ('{"id": "x", "edits": [{"prompt": "A is", "subject": "B", "target_new": "c"}]}', "the subject 'B'"),
+        (START + '"probe": []}', "a case has no probe"),
+        (START + '"probes": [{"kind": "alias"}]}', "a probe needs prompt"),
+        (START + '"probes": [{"kind": "odd", "prompt": "p"}]}', "unknown kind"),
+        (START + '"probes": [{"kind": "alias", "prompt": "p", "answers": "q"}]}', "answers are a JSON list"),
+    ],
+)
+def test_a_broken_line_is_named_by_its_number(tmp_path: Path, line: str, told: str) -> None:
+    path = write(tmp_path / "cases.jsonl", data.cases("world", 1))
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(BadInput, match=f"line 3: .*{told}"):
+        data.cases(path)
+
+
+def test_unknown_data_and_formats_are_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no file 'wrld'"):
+        data.cases("wrld")
+    with pytest.raises(UnknownName, match="did you mean errata"):
+        data.cases(write(tmp_path / "cases.jsonl", data.cases("world", 1)), format="erata")

@@ -1,0 +1,225 @@
+"""Tiny random models of many architectures, built in memory: width 32, four layers."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+# Sizes and token ids under the names that most configurations know.
+SHARED: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+    "vocab_size": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "initializer_range": 0.2,
+}
+NO_DROPOUT = """
+    activation_dropout attention_dropout attention_probs_dropout_prob attn_pdrop decoder_layerdrop
+    dropout dropout_rate embd_pdrop embed_dropout embedding_dropout encoder_layerdrop hidden_dropout
+    hidden_dropout_prob layerdrop mlp_dropout resid_dropout resid_pdrop residual_dropout
+"""
+GROUPED = {"num_key_value_heads": 2}
+WINDOW = {"sliding_window": 8}
+# Every other layer looks back over the last 8 tokens only.
+MIXED = {**WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2}
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+
+MLA = {
+    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}  # fmt: skip
+
+# name -> what differs from SHARED; "type" where the name is not the configuration's model type.
+CAUSAL: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_inner": 64},
+    "openai-gpt": {},
+    "gpt_neo": {"num_layers": 4, "attention_types": [[["global", "local"], 2]], "window_size": 8},
+    "gptj": {"rotary_dim": 4, "n_inner": 64},
+    "gpt_neox": {},
+    "gpt_neox_japanese": {"intermediate_multiple_size": 2},
+    "gpt_bigcode": {"n_inner": 64},
+    "codegen": {"rotary_dim": 4, "n_inner": 64},
+    "ctrl": {"dff": 64},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "opt_projected": {
+        "type": "opt",
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 16,
+        "do_layer_norm_before": False,
+    },
+    "bloom": {},
+    "falcon": {"head_dim": None, "ffn_hidden_size": 64},
+    "falcon_alibi": {
+        "type": "falcon",
+        "head_dim": None,
+        "alibi": True,
+        "ffn_hidden_size": 64,
+        "parallel_attn": False,
+    },
+    "falcon_new": {
+        "type": "falcon",
+        "head_dim": None,
+        "new_decoder_architecture": True,
+        "num_kv_heads": 2,
+        "ffn_hidden_size": 64,
+    },
+    "mpt": {"expansion_ratio": 2, "max_seq_len": 128},
+    "llama": GROUPED,
+    "llama_wide_heads": {"type": "llama", "head_dim": 16, **GROUPED},
+    "llama_narrow": {"type": "llama", "intermediate_size": 32},
+    "mistral": {**GROUPED, **WINDOW},
+    "ministral": {**GROUPED, **MIXED, **ROPE},
+    "ministral3": {
+        **GROUPED,
+        "rope_parameters": {
+            **ROPE["rope_parameters"],
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "qwen2": GROUPED,
+    "qwen3": {**GROUPED, **MIXED, "use_sliding_window": True},
+    "gemma": {"num_key_value_heads": 1},
+    "gemma2": {**GROUPED, **MIXED},
+    "gemma3_text": {**GROUPED, **MIXED},
+    "vaultgemma": {**GROUPED, **MIXED},
+    "phi": {},
+    "phi3": GROUPED,
+    "stablelm": GROUPED,
+    "stablelm_parallel": {"type": "stablelm", "use_parallel_residual": True, **GROUPED},
+    "starcoder2": {**GROUPED, **WINDOW},
+    "olmo": GROUPED,
+    "olmo2": GROUPED,
+    "olmo3": {**GROUPED, **MIXED},
+    "cohere": {**GROUPED, "logit_scale": 0.5},
+    "cohere2": {**GROUPED, **MIXED, "logit_scale": 0.5},
+    "granite": {
+        "residual_multiplier": 0.5,
+        "embedding_multiplier": 2.0,
+        "logits_scaling": 2.0,
+        **GROUPED,
+    },
+    "glm": GROUPED,
+    "glm4": GROUPED,
+    "persimmon": {},
+    "biogpt": {},
+    "xglm": {"d_model": 32, "num_layers": 4, "attention_heads": 4, "ffn_dim": 64},
+    "nemotron": GROUPED,
+    "helium": GROUPED,
+    "smollm3": GROUPED,
+    "exaone4": {**GROUPED, **MIXED},
+    "ernie4_5": GROUPED,
+    "arcee": GROUPED,
+    "apertus": {**GROUPED, **ROPE},
+    "seed_oss": GROUPED,
+    "hunyuan_v1_dense": {**GROUPED, **ROPE},
+    "diffllama": GROUPED,
+    "bitnet": GROUPED,
+    "internlm3": GROUPED,
+    "jais2": GROUPED,
+    "nanochat": GROUPED,
+    "hyperclovax": GROUPED,
+    "doge": GROUPED,
+    "cwm": {**GROUPED, **MIXED, **ROPE},
+    "modernbert-decoder": {"cls_token_id": 0, "sep_token_id": 1, "local_attention": 8},
+    "minicpm3": MLA,
+    "youtu": MLA,
+}
+
+HALVES = {
+    "d_model": 32,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+    "forced_bos_token_id": None,
+    "init_std": 0.2,
+}
+T5 = {
+    "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 4, "num_decoder_layers": 4, "num_heads": 4,
+    "decoder_start_token_id": 2,
+}  # fmt: skip
+ENCODER_DECODER: dict[str, dict[str, Any]] = {
+    "t5": T5,
+    "t5_gated": {
+        "type": "t5",
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        **T5,
+    },
+    "mt5": T5,
+    "umt5": T5,
+    "longt5": T5,
+    "bart": HALVES,
+    "mbart": HALVES,
+    "pegasus": HALVES,
+    "marian": HALVES,
+    "blenderbot": HALVES,
+    "blenderbot-small": HALVES,
+    "plbart": HALVES,
+    "m2m_100": HALVES,
+}
+
+EXPERTS = {
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "n_group": 1,
+    "topk_group": 1, **GROUPED,
+}  # fmt: skip
+SSM = {
+    "state_size": 8, "ssm_state_size": 8, "mamba_d_state": 8, "mamba_d_head": 8, "mamba_n_heads": 8,
+    "mamba_d_ssm": 64, "mamba_expand": 2, "expand": 2, "n_groups": 1, "mamba_n_groups": 1,
+}  # fmt: skip
+REFUSED: dict[str, dict[str, Any]] = {
+    "mixtral": EXPERTS,
+    "qwen2_moe": EXPERTS,
+    "qwen3_moe": EXPERTS,
+    "olmoe": EXPERTS,
+    "gpt_oss": EXPERTS,
+    "phimoe": EXPERTS,
+    "granitemoe": EXPERTS,
+    "deepseek_v3": {**EXPERTS, **MLA, "num_key_value_heads": 4, "first_k_dense_replace": 1},
+    "ernie4_5_moe": {**EXPERTS, "moe_num_experts": 4, "moe_k": 2},
+    "mamba": SSM,
+    "mamba2": {**SSM, "num_heads": 8, "head_dim": 8},
+    "falcon_mamba": SSM,
+    "rwkv": {"attention_hidden_size": 32},
+    "jamba": {**SSM, **EXPERTS, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8, "num_hidden_layers": 3},
+    "bamba": {**SSM, **GROUPED, "attn_layer_indices": [1]},
+    "falcon_h1": {**SSM, **GROUPED},
+    "lfm2": {
+        **GROUPED, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False,
+    },
+    "qwen3_next": {
+        **EXPERTS, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8, "decoder_sparse_step": 1,
+    },
+    "bert": {},
+    "xlnet": {
+        "d_model": 32, "n_layer": 4, "n_head": 4, "d_inner": 64, "max_position_embeddings": None,
+    },
+}  # fmt: skip
+
+
+def build(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """The tiny model of that name: random, float32, in eval mode, the same for the same seed."""
+    table = {**CAUSAL, **ENCODER_DECODER, **REFUSED}
+    settings = {**dict.fromkeys(NO_DROPOUT.split(), 0.0), **SHARED, **table[name], **overrides}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    config = AutoConfig.for_model(settings.pop("type", name), **settings)
+    auto = AutoModelForSeq2SeqLM if name in ENCODER_DECODER else AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = auto.from_config(config)
+    return model.float().eval()
