@@ -9,6 +9,8 @@
     with patch.applied(lm) as edited:
         print(edited.generate([case.edits[0].prompt]))
     patch.save("birthplace.safetensors")
+
+What is imported here is imported when it is first asked for.
 """
 
 import sys
@@ -52,7 +54,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps ``errata.evaluate`` and ``errata.methods`` functions where modules of these names have been imported."""
+    """Keeps ``evaluate`` and ``methods`` the functions where modules of these names have been imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _WHERE and isinstance(value, ModuleType)):

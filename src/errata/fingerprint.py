@@ -20,7 +20,10 @@ def fingerprint(model: nn.Module) -> str:
     config: Any = model.config
     told = {k: v for k, v in config.to_dict().items() if k not in SAYS_NOTHING}
     digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+    tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
     for name, tensor in sorted(model.named_parameters()):
+        if name in tied:  # offloaded, they are listed twice
+            continue
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         values = stored(model, name, tensor).detach()
         n = values.numel()

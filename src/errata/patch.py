@@ -88,6 +88,10 @@ class LowRank:
     def dense(self) -> Tensor:
         return self.a @ self.b
 
+    def compact(self) -> "LowRank | Tensor":
+        """Itself, or the dense matrix once the rank passes half of the smaller side."""
+        return self if self.rank <= min(self.shape) // 2 else self.dense()
+
     def product(self, x: Tensor) -> Tensor:
         """x Δᵀ, never the whole Δ."""
         return (x @ self.b.T.to(x)) @ self.a.T.to(x)
@@ -95,8 +99,7 @@ class LowRank:
     def __add__(self, other: "LowRank | Tensor") -> "LowRank | Tensor":
         if isinstance(other, Tensor):
             return self.dense() + other
-        joined = LowRank(torch.cat([self.a, other.a], 1), torch.cat([self.b, other.b], 0))
-        return joined if joined.rank <= min(joined.shape) // 2 else joined.dense()
+        return LowRank(torch.cat([self.a, other.a], 1), torch.cat([self.b, other.b], 0)).compact()
 
     __radd__ = __add__
 

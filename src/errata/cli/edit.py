@@ -115,7 +115,7 @@ def edit_command(
     common.stdout().print(
         f"{sum(made.took)} of {_facts(len(wanted))} now answered as wanted (generated)", soft_wrap=True
     )
-    typer.echo(f"wrote {path} ({made.patch.nbytes / 1e6:.2f} MB and what later edits need)", err=True)
+    typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)", err=True)
 
 
 def edits_of(prompt: str | None, subject: str | None, target: str | None, file: Path | None) -> list[Edit]:

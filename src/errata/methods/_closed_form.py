@@ -92,49 +92,45 @@ class ClosedForm(Method):
         place = place_of(lm, self.layers[-1])
         with inside.applied(lm) as edited:
             delta, start = self._targets(edited, edits, contexts, place)
-        new, memory = Delta({}), dict(prior.memory)
+        new, memory = Delta({}), prior.memory
         for i, layer in enumerate(self.layers):
             site = lm.sites.mlp_out[layer]
             with (inside + Patch((new,))).applied(lm) as edited:
                 keys, values, here = self._seen(edited, edits, contexts, site, place)
             gain = lm.sites.gain[layer] or 1.0
-            left = self.residual(delta, start - here, values, gain) / (len(self.layers) - i)
-            change = self._change(state, site, keys, left, prior)
-            new = new + Delta({f"{site}.weight": LowRank(change.a.float(), change.b.float())})
+            left = self.residual(delta, start - here.bare, values, gain) / (len(self.layers) - i)
+            change = self._change(self._inverse(state, site, prior), keys, left)
+            new = new + Delta({f"{site}.weight": LowRank(change.a.float(), change.b.float()).compact()})
             if self.history:
-                memory = remember(memory, site, keys["mean"].T.float())
-        return prior + Patch((new,), {}) if not self.history else replace(prior + Patch((new,)), memory=memory)
+                memory = remember(memory, site, keys.mean.float())
+        return replace(prior + Patch((new,)), memory=memory)
 
     def _targets(
         self, lm: HFLM, edits: list[Edit], contexts: list[str], place: Place
     ) -> tuple[Tensor, Tensor]:
         """δ (n, d), and what stood at the place before (n, d)."""
-        sites = {(place.path(lm.sites), "out"), (self.unit_site(lm, place.layer), "out")}
-        seen = _keys.at_subjects(lm, edits, [""], list(sites))
-        unit = seen[self.unit_site(lm, place.layer), "out"][:, 0].norm(dim=-1)  # (n,)
-        limits = self.clamp * unit * (lm.sites.gain[place.layer] or 1.0)
-        found = _targets.find_deltas(lm, edits, place, contexts, self, limits, unit, plain=self.plain)
-        return found.delta, seen[place.path(lm.sites), "out"][:, 0]
+        here, unit = (place.path(lm.sites), "out"), (self.unit_site(lm, place.layer), "out")
+        seen = _keys.at_subjects(lm, edits, [""], [here, unit])
+        length = seen[unit].bare.norm(dim=-1)  # (n,)
+        limits = self.clamp * length * (lm.sites.gain[place.layer] or 1.0)
+        found = _targets.find_deltas(lm, edits, place, contexts, self, limits, length, plain=self.plain)
+        return found.delta, seen[here].bare
 
     def _seen(
         self, lm: HFLM, edits: list[Edit], contexts: list[str], site: str, place: Place
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Keys and values at a down projection, of the bare prompt and averaged (f, n), (n, d); the state at the place."""
-        path = place.path(lm.sites)
-        seen = _keys.at_subjects(lm, edits, contexts, list({(site, "in"), (site, "out"), (path, "out")}))
-        k, v = seen[site, "in"], seen[site, "out"]  # (n, contexts, f), (n, contexts, d)
-        w = _keys.mean_over(len(contexts), by_type=not self.one_by_one)[None, :, None].to(k)
-        keys = {"bare": k[:, 0].T, "mean": (k * w).sum(1).T}
-        return keys, {"bare": v[:, 0], "mean": (v * w).sum(1)}, seen[path, "out"][:, 0]
+    ) -> tuple[_keys.Seen, _keys.Seen, _keys.Seen]:
+        """Keys (n, f) and values (n, d) of a down projection, and the state at the place (n, d)."""
+        wanted = [(site, "in"), (site, "out"), (place.path(lm.sites), "out")]
+        seen = _keys.at_subjects(lm, edits, contexts, wanted, by_type=not self.one_by_one)
+        return seen[wanted[0]], seen[wanted[1]], seen[wanted[2]]
 
-    def residual(self, delta: Tensor, since: Tensor, values: dict[str, Tensor], gain: float) -> Tensor:
+    def residual(self, delta: Tensor, since: Tensor, values: _keys.Seen, gain: float) -> Tensor:
         """(n, d): what the values still lack: Z − H, with ``since`` what the place has lost since δ was found."""
         return (delta.to(since) + since) / gain
 
-    def _change(self, state: State, site: str, keys: dict[str, Tensor], left: Tensor, prior: Patch) -> LowRank:
+    def _change(self, inverse: _solve.Inverse, keys: _keys.Seen, left: Tensor) -> LowRank:
         assert self.lam is not None
-        inverse = self._inverse(state, site, prior)
-        return _solve.least_squares(inverse, keys["mean"], left.T, self.lam)
+        return _solve.least_squares(inverse, keys.mean.T, left.T, self.lam)
 
     def _inverse(self, state: State, site: str, prior: Patch) -> _solve.Inverse:
         assert self.lam is not None

@@ -1,6 +1,7 @@
 """What an MLP sees of a subject: its keys, in the edit's prompt and after other texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from errata.errors import BadInput
 from errata.lm import HFLM
 from errata.types import Edit
 
+CHUNK = 64  # facts whose keys are read together
 CONTEXT_TOKENS = 24  # at most, cut after the first sentence where one ends before
 
 
@@ -30,26 +32,37 @@ def _sentence(text: str) -> str:
     return f"{text} " if text.endswith((".", "!", "?")) or not text else f"{text}. "
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What flows at a site at each subject's last token: in the bare prompt, and the mean over contexts; both (n, width)."""
+
+    bare: Tensor
+    mean: Tensor
+
+
 def at_subjects(
-    lm: HFLM, edits: Sequence[Edit], contexts: Sequence[str], sites: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Tensor]:
-    """site -> (n, contexts, width): what flows there at each subject's last token, after each context."""
-    rows: list[list[int]] = []
-    columns: list[list[int]] = []
-    for edit in edits:
-        for context in contexts:
-            text = context + edit.prompt
-            at = lm.tokens.last_of_subject(text, edit.subject)
-            rows.append(lm.tokens.prompt(text)[: at + 1])
-            columns.append([at])
+    lm: HFLM, edits: Sequence[Edit], contexts: Sequence[str], sites: Iterable[tuple[str, str]], *, by_type: bool = False
+) -> dict[tuple[str, str], Seen]:
+    """What is seen at each site (path, "in" or "out"); the first context is the empty one.
+
+    ``by_type`` the empty context weighs as much as all others together (MEMIT's released code), else all weigh alike.
+    Read a few facts at a time, so that memory does not grow with their number.
+    """
     if lm.seq2seq:
         raise BadInput("keys at a subject are read in decoder-only models; use a fine-tuning method here")
-    seen = lm.read(rows, columns, sites)
-    return {site: values.view(len(edits), len(contexts), -1) for site, values in seen.items()}
-
-
-def mean_over(contexts: int, *, by_type: bool) -> Tensor:
-    """(contexts,) weights of a mean over contexts; ``by_type`` the empty one counts as much as all others (MEMIT)."""
-    if by_type and contexts > 1:
-        return torch.tensor([0.5] + [0.5 / (contexts - 1)] * (contexts - 1))
-    return torch.full((contexts,), 1 / contexts)
+    others = len(contexts) - 1
+    weights = [0.5, *[0.5 / others] * others] if by_type and others else [1 / len(contexts)] * len(contexts)
+    sites = list(dict.fromkeys(sites))
+    found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {site: [] for site in sites}
+    for start in range(0, len(edits), CHUNK):
+        rows: list[list[int]] = []
+        columns: list[list[int]] = []
+        for edit in edits[start : start + CHUNK]:
+            for text in (context + edit.prompt for context in contexts):
+                at = lm.tokens.last_of_subject(text, edit.subject)
+                rows.append(lm.tokens.prompt(text)[: at + 1])
+                columns.append([at])
+        for site, values in lm.read(rows, columns, sites).items():
+            each = values.view(-1, len(contexts), values.shape[-1])  # (n, contexts, width)
+            found[site].append((each[:, 0].clone(), torch.einsum("ncw,c->nw", each, torch.tensor(weights).to(each))))
+    return {site: Seen(*map(torch.cat, zip(*parts, strict=True))) for site, parts in found.items()}

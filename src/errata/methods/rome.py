@@ -9,8 +9,8 @@ from errata.errors import BadInput
 from errata.lm import HFLM
 from errata.methods import _solve
 from errata.methods._closed_form import ClosedForm
-from errata.methods.base import State
-from errata.patch import LowRank, Patch
+from errata.methods._keys import Seen
+from errata.patch import LowRank
 from errata.sites import critical_layer
 
 Keys = Literal["mixed", "averaged", "bare"]
@@ -49,17 +49,15 @@ class ROME(ClosedForm):
     def unit_site(self, lm: HFLM, layer: int) -> str:
         return lm.sites.mlp_out[layer]
 
-    def residual(self, delta: Tensor, since: Tensor, values: dict[str, Tensor], gain: float) -> Tensor:
+    def residual(self, delta: Tensor, since: Tensor, values: Seen, gain: float) -> Tensor:
         """v* − W k*, with v* = v + δ in the bare prompt."""
-        missing = values["bare"] - values["mean"] if self.keys == "averaged" else 0.0
+        missing = values.bare - values.mean if self.keys == "averaged" else 0.0
         return delta.to(since) / gain + missing
 
-    def _change(self, state: State, site: str, keys: dict[str, Tensor], left: Tensor, prior: Patch) -> LowRank:
-        inverse = self._inverse(state, site, prior)
-        direction = keys["bare"] if self.keys == "bare" else keys["mean"]
-        at = keys["mean"] if self.keys == "averaged" else keys["bare"]
-        assert self.lam is not None
-        return _solve.least_squares(inverse, direction, left.T, self.lam, at)
+    def _change(self, inverse: _solve.Inverse, keys: Seen, left: Tensor) -> LowRank:
+        direction = keys.bare if self.keys == "bare" else keys.mean
+        at = keys.mean if self.keys == "averaged" else keys.bare
+        return _solve.least_squares(inverse, direction.T, left.T, 0.0, at.T)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class Recipe:
     world_seed: int = 0
     seed: int = 0
     vocab: int = 3000
-    learn: int = 1400  # steps of stage 1
+    learn: int = 1200  # steps of stage 1
     move: int = 800  # steps of stage 2
     plain: bool = False  # stage 2 without its masks
     rows: int = 16
