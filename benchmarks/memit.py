@@ -99,7 +99,11 @@ def main() -> None:
         print(json.dumps(memory(args.model, args.memory)))
         return
     figures: dict[str, Any] = {
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "machine": {
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
         "speed": speed(args.model, args.edits, args.repeats),
         "memory": [
             json.loads(

@@ -22,7 +22,11 @@ TEXTS = [
 ]
 ARCHITECTURES = ("gpt2", "llama", "gpt_neox")
 EDIT = Edit("Ann Lee was born in", "Ann Lee", "Oslo", "Rome")
-EDITS = [EDIT, Edit("Bob Ray lives in", "Bob Ray", "New York"), Edit("The mayor is Cy Moor of", "Cy Moor", "Lima")]
+EDITS = [
+    EDIT,
+    Edit("Bob Ray lives in", "Bob Ray", "New York"),
+    Edit("The mayor is Cy Moor of", "Cy Moor", "Lima"),
+]
 
 
 @cache

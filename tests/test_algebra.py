@@ -165,9 +165,7 @@ def test_the_search_is_adam_with_a_projection() -> None:
         with torch.no_grad():
             if delta.norm() > limit:
                 delta *= limit / delta.norm()
-    found = _targets.find_deltas(
-        lm, EDITS[:1], place, [""], settings, torch.tensor([limit]), torch.ones(1), plain=True
-    )
+    found = _targets.find_deltas(lm, EDITS[:1], place, [""], settings, torch.tensor([limit]), torch.ones(1), plain=True)
     assert torch.allclose(found.delta, delta.detach(), atol=1e-10)
 
 

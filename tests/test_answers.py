@@ -23,9 +23,7 @@ def test_where_an_answer_ends(text: str, answer: str) -> None:
     assert answer_of(text) == answer
 
 
-@pytest.mark.parametrize(
-    "text", [" Paris. It", " Paris.\n", " Paris\n", "<|endoftext|>", " St. Louis. It", "\n"]
-)
+@pytest.mark.parametrize("text", [" Paris. It", " Paris.\n", " Paris\n", "<|endoftext|>", " St. Louis. It", "\n"])
 def test_what_is_complete_stays_the_same_whatever_follows(text: str) -> None:
     assert complete(text)
     for more in (" France", ". Yes", "5", "\nQ:"):

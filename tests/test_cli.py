@@ -116,9 +116,7 @@ def test_edit_ask_show_with_memit(model: str, here: Path) -> None:
         "out/p.safetensors",
     )
     held = json.loads(run("edit", model, *words, "--seed", 3, "--json", "-q").stdout)
-    assert held["file"] == "out/p.safetensors" and [e["prompt"] for e in held["edits"]] == [
-        e.prompt for e in EDITS
-    ]
+    assert held["file"] == "out/p.safetensors" and [e["prompt"] for e in held["edits"]] == [e.prompt for e in EDITS]
     shown = json.loads(run("show", "out/p.safetensors", "--json").stdout)
     assert shown["edits"] == [e.to_json() for e in EDITS]
     assert [part["rank"] for part in shown["parts"]] == [len(EDITS)] * 2
@@ -242,9 +240,7 @@ def test_an_unknown_model_is_named() -> None:
     assert "there is no model './none'" in refused("ask", "./none", "Ann", "-q")
 
 
-def test_a_patch_of_another_model_is_refused(
-    model: str, here: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_patch_of_another_model_is_refused(model: str, here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     run("edit", model, *FTM, "-o", "p.safetensors")
     other = saved("llama", tmp_path_factory.mktemp("other"))
     message = refused("ask", other, "Ann", "--patch", "p.safetensors", "-q")

@@ -25,9 +25,7 @@ class Table:
     calls: list[tuple[str, tuple[str, ...]]] = field(default_factory=list[tuple[str, tuple[str, ...]]])
     ids: dict[str, int] = field(default_factory=dict[str, int])
 
-    def generate(
-        self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
         assert until_answer
         self.calls.append(("generate", tuple(prompts)))
         return [f" {self.says[prompt]}. And so on" for prompt in prompts]
@@ -175,9 +173,7 @@ def test_a_verb_that_is_unsupported_leaves_rows_that_say_so() -> None:
 def test_what_cannot_be_judged_gives_no_row() -> None:
     probes = (Probe("generation", "Ann", references=("text",)), Probe("unrelated", "loose"))
     case = Case("one", CASE.edits, probes)
-    rows = evaluate(
-        baseline(Table(BEFORE | {"loose": "a"}), [case], BOTH), Table(AFTER | {"loose": "a"}), [case]
-    )
+    rows = evaluate(baseline(Table(BEFORE | {"loose": "a"}), [case], BOTH), Table(AFTER | {"loose": "a"}), [case])
     found = [(row.mode, row.kind, row.metric) for row in rows if row.kind != "edit"]
     assert found == [("generated", "unrelated", "agreement")]
 

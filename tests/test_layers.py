@@ -206,9 +206,7 @@ def test_nothing_happens_at_import() -> None:
             assert not bare, path
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FILES if p.parent == ROOT / "cli"] + [ROOT / "__init__.py"], ids=name_of
-)
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent == ROOT / "cli"] + [ROOT / "__init__.py"], ids=name_of)
 def test_nothing_heavy_comes_with_the_command_line(path: Path) -> None:
     light = [f"errata.{name}" for name in LAYERS[0].split()]
     for name in imports(at_import(path)):

@@ -10,7 +10,12 @@ from errata import hooks
 from errata.passes import Place, budgeted
 from errata.types import Score
 
-PROMPTS = ["Ann Lee was born in", "Rome", "The old king Bob Ray went by night to", "It is said that Cy Moor is the"]
+PROMPTS = [
+    "Ann Lee was born in",
+    "Rome",
+    "The old king Bob Ray went by night to",
+    "It is said that Cy Moor is the",
+]
 SINGLE = ("bloom", "mpt", "gemma2", "vaultgemma", "xglm")  # their float64 breaks on padding; float32 it is
 
 

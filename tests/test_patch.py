@@ -74,9 +74,9 @@ def test_tied_weights_stay_tied() -> None:
 
 
 def test_merge_is_for_good() -> None:
-    from conftest import tiny_model, tokenizer
-
     import copy
+
+    from conftest import tiny_model, tokenizer
 
     from errata.lm import HFLM
 
@@ -219,7 +219,7 @@ def test_other_kinds_of_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         with pytest.raises(Unsupported):
             loud.score(prompts, prompts)
     with pytest.raises(TypeError, match="bump"):
-        -patch
+        _ = -patch
     with pytest.raises(Unsupported, match="merged"):
         patch.merge(lm)
 

@@ -28,9 +28,7 @@ def normalise(text: str) -> str:
     ``normalize_answer`` of SQuAD's evaluation (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250), with
     punctuation of every script.
     """
-    kept = "".join(
-        c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P"
-    )
+    kept = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
     return " ".join(ARTICLES.sub(" ", kept).split()) or text.strip().lower()
 
 

@@ -77,9 +77,7 @@ class Baseline:
             }
             return cls(tuple(record["modes"]), record["max_new_tokens"], Replies(texts, scores))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(
-                f"{path} holds no baseline ({error}); make one with errata.baseline(lm, cases)"
-            ) from error
+            raise BadInput(f"{path} holds no baseline ({error}); make one with errata.baseline(lm, cases)") from error
 
 
 def baseline(

@@ -165,9 +165,7 @@ class HFLM:
     # The verbs -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
         """The greedy continuation of each prompt, as raw text without the prompt.
 
         Ends at the end token or after ``max_new_tokens``; with ``until_answer`` as soon as the answer is complete.
@@ -186,7 +184,11 @@ class HFLM:
         return self._continue(prompts, max_new_tokens, False, draw)
 
     def _continue(
-        self, prompts: Sequence[str], max_new_tokens: int, until_answer: bool, choose: Callable[[Tensor], Tensor]
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        until_answer: bool,
+        choose: Callable[[Tensor], Tensor],
     ) -> list[list[int]]:
         self.check()
         if max_new_tokens < 1:
@@ -200,7 +202,11 @@ class HFLM:
         return said
 
     def _decode(
-        self, rows: list[list[int]], max_new_tokens: int, until_answer: bool, choose: Callable[[Tensor], Tensor]
+        self,
+        rows: list[list[int]],
+        max_new_tokens: int,
+        until_answer: bool,
+        choose: Callable[[Tensor], Tensor],
     ) -> list[list[int]]:
         step = _Seq2SeqStep(self, rows) if self.seq2seq else _CausalStep(self, rows)
         said: list[list[int]] = [[] for _ in rows]
@@ -256,7 +262,9 @@ class HFLM:
     # Passes with tensors ---------------------------------------------------------------------------
 
     def target_logits(
-        self, asked: Sequence[tuple[Sequence[int], Sequence[int]]], weights: Mapping[str, Tensor] | None = None
+        self,
+        asked: Sequence[tuple[Sequence[int], Sequence[int]]],
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """(k, V): the logits that predict each target token of each (prompt ids, target ids), in order.
 
@@ -329,9 +337,7 @@ class HFLM:
                 self.watch(padded.ids, padded.mask, {site: partial(keep, site, batch) for site in sites})
         return kept
 
-    def watch(
-        self, ids: Tensor, mask: Tensor, sites: Mapping[tuple[str, str], Callable[[Tensor], None]]
-    ) -> None:
+    def watch(self, ids: Tensor, mask: Tensor, sites: Mapping[tuple[str, str], Callable[[Tensor], None]]) -> None:
         """One pass that shows what flows at each site (path, "in" or "out") and stops when all were seen."""
         left = set(sites)
 
@@ -427,7 +433,8 @@ class _Seq2SeqStep:
         self.ids = torch.full((len(prompt.ids), 1), start, device=prompt.ids.device)
         self.call = Call(prompt.mask, torch.tensor(prompt.lengths, device=prompt.ids.device) - 1)
         with lm.calling(self.call):
-            self.encoded = lm.model.get_encoder()(input_ids=prompt.ids, attention_mask=prompt.mask)
+            encoder: Any = lm.model.get_encoder()  # pyright: ignore[reportCallIssue]
+            self.encoded = encoder(input_ids=prompt.ids, attention_mask=prompt.mask)
         self.call.prompt_end = None
 
     def logits(self) -> Tensor:

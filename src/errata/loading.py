@@ -71,6 +71,9 @@ def _network(name: str, config: Any, device: Any, dtype: torch.dtype | None, opt
         return auto.from_pretrained(name, **({"device_map": "auto"} | options))
     try:
         return auto.from_pretrained(name, **options).to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's words for a device that is not here
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(f"the device {device!r} cannot be used here ({first}); try cpu") from error
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{name} cannot be loaded as a language model: {first}") from error
@@ -83,9 +86,7 @@ def _tokenizer(name: str, options: dict[str, Any]) -> Any:
         if _declared_tokenizer(name) in ("TokenizersBackend", "PreTrainedTokenizerFast"):
             # AutoTokenizer would rebuild it after the model's type (Qwen 2): take the file as it is
             return PreTrainedTokenizerFast.from_pretrained(name)
-        return AutoTokenizer.from_pretrained(
-            name, trust_remote_code=options.get("trust_remote_code", False)
-        )
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=options.get("trust_remote_code", False))
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{name} has no tokenizer that can be loaded ({first}); pass tokenizer=") from error

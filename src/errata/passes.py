@@ -25,7 +25,7 @@ Rows = Sequence[Sequence[int]]
 
 
 def budgeted(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in batches of like length; rows x longest row stays within ``budget`` tokens (but one row always goes)."""
+    """Indices in batches of like length; rows x longest row stay within ``budget`` tokens, unless it is one row."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     batch: list[int] = []
     for i in order:
@@ -63,7 +63,8 @@ def new_cache(model: nn.Module) -> Any:
     """An empty cache of keys and values, or None for a model that keeps none (the first GPT)."""
     from transformers import DynamicCache
 
-    return DynamicCache(config=model.config) if accepts(model, "past_key_values") else None
+    config: Any = model.config
+    return DynamicCache(config=config) if accepts(model, "past_key_values") else None
 
 
 def part_of(output: Any) -> Tensor:
@@ -208,9 +209,7 @@ class SuffixPass:
         blocks = [self.model.get_submodule(path) for path in self.sites.layer[: self.skipped]]
         says = {block: lambda *a, **k: self.stored[0] for block in blocks}
         if self.place.inside:
-            inside = hooks.after(
-                self.model.get_submodule(self.place.path(self.sites)), lambda a, k, out: add(out)
-            )
+            inside = hooks.after(self.model.get_submodule(self.place.path(self.sites)), lambda a, k, out: add(out))
         else:
             says[blocks[-1]] = lambda *a, **k: add(self.stored[0])
             inside = hooks.all_of(())
@@ -235,7 +234,7 @@ def _rows_of(padded: Padded, index: Tensor) -> Padded:
     return Padded(padded.ids[index], padded.mask[index], tuple(padded.lengths[i] for i in index.tolist()))
 
 
-def input_device(model: nn.Module, sites: Sites) -> torch.device:
+def input_device(model: Any, sites: Sites) -> torch.device:
     """The device of the embedding: where ids go in."""
     weight = getattr(model.get_submodule(sites.embed), "weight", None)
     device = weight.device if weight is not None else torch.device("cpu")

@@ -1,15 +1,16 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The patch: what an edit is. Applied, undone, saved, added and shown by code that does not know who made it.
 
-    with patch.applied(lm) as edited:          # the only place that touches the user's parameters
-        edited.generate(["Mira Dall was born in"])
-    # here the model is bit for bit what it was
+with patch.applied(lm) as edited:          # the only place that touches the user's parameters
+    edited.generate(["Mira Dall was born in"])
+# here the model is bit for bit what it was
 """
 
 import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -55,9 +56,7 @@ class Part(ABC):
 
     def summary(self) -> list[dict[str, Any]]:
         """A line for each site: what is there and how large."""
-        return [
-            {"kind": self.kind, "site": name, "numbers": t.numel()} for name, t in self.tensors().items()
-        ]
+        return [{"kind": self.kind, "site": name, "numbers": t.numel()} for name, t in self.tensors().items()]
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -158,7 +157,7 @@ class Delta(Part):
         return lines
 
     @contextmanager
-    def in_force(self, model: nn.Module) -> Iterator[None]:
+    def in_force(self, model: nn.Module) -> Generator[None, None, None]:
         """Gives each parameter new storage with the sum, and the old storage back at the end, whatever happens."""
         self.check(model)
         with ExitStack() as stack:
@@ -196,7 +195,7 @@ class Adapter(Part):
     def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor: ...
 
     @contextmanager
-    def in_force(self, lm: HFLM) -> Iterator[None]:
+    def in_force(self, lm: HFLM) -> Generator[None, None, None]:
         def change(args: hooks.Args, kwargs: hooks.Kwargs, y: Any) -> Any:
             call, hidden = lm.call, part_of(y)
             b = 1 if call is None else len(call.mask)
@@ -239,7 +238,7 @@ def _plain(model: nn.Module, param: nn.Parameter) -> bool:
 
 
 def oriented(model: nn.Module, name: str, value: Tensor) -> Tensor:
-    """A change in (out, in) as the module wants it, or the module's weight as (out, in): the turn is its own inverse."""
+    """A change in (out, in) as the module wants it, and the other way round."""
     return value.T if _transposed(model, name) else value
 
 
@@ -273,7 +272,7 @@ def _side_product(model: nn.Module, name: str, w: Weight) -> Any:
 
 
 def trainable(lm: HFLM, names: Iterable[str]) -> dict[str, Tensor]:
-    """Copies of parameters, float32 or better, that stand in for them (``HFLM.run(weights=…)``); nothing is assigned."""
+    """Copies of parameters, float32 or better, to stand in for them (``HFLM.run(weights=…)``); nothing is assigned."""
     copies: dict[str, Tensor] = {}
     for name in names:
         param = lm.model.get_parameter(name)
@@ -294,7 +293,10 @@ def difference(lm: HFLM, weights: Mapping[str, Tensor]) -> Delta:
 
 # Memory ------------------------------------------------------------------------------------------
 
-KEYS, GRAM = "keys/", "gram/"  # memory of key vectors: rows of them (n, f), or their second moment K Kᵀ (f, f)
+KEYS, GRAM = (
+    "keys/",
+    "gram/",
+)  # memory of key vectors: rows of them (n, f), or their second moment K Kᵀ (f, f)
 
 
 def remember(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str, Tensor]:
@@ -373,8 +375,8 @@ class Patch:
     # Applying --------------------------------------------------------------------------------------
 
     @contextmanager
-    def applied(self, lm: HFLM, *, force: bool = False) -> Iterator[Any]:
-        """Yields the edited model while the block lasts: an :class:`HFLM`, or an :class:`LM` where a wrapper is involved.
+    def applied(self, lm: HFLM, *, force: bool = False) -> Generator[Any, None, None]:
+        """Yields the edited model while the block lasts: an :class:`HFLM`, or an :class:`LM` where a wrapper is in it.
 
         Deltas first, then adapters in order, wrappers outermost. Meanwhile ``lm`` itself refuses to speak. Raises
         :class:`WrongModel` for a patch of another model, unless ``force`` (which is logged).
@@ -437,9 +439,7 @@ class Patch:
                 parts[-1] = parts[-1] + part
             else:
                 parts.append(part)
-        meta = {**other.meta, **self.meta} | {
-            "made": [*self.meta.get("made", ()), *other.meta.get("made", ())]
-        }
+        meta = {**other.meta, **self.meta} | {"made": [*self.meta.get("made", ()), *other.meta.get("made", ())]}
         return Patch(tuple(parts), _joined_memory(self.memory, other.memory), meta)
 
     def __mul__(self, factor: float) -> "Patch":
@@ -460,9 +460,7 @@ class Patch:
         if len(self.edits) == 1:
             return EMPTY
         parts = [part.without(edit_id) for part in self.parts]
-        made = [
-            {**m, "edits": [e for e in m["edits"] if e["id"] != edit_id]} for m in self.meta.get("made", ())
-        ]
+        made = [{**m, "edits": [e for e in m["edits"] if e["id"] != edit_id]} for m in self.meta.get("made", ())]
         kept = tuple(part for part in parts if part is not None)
         return replace(self, parts=kept, meta={**self.meta, "made": [m for m in made if m["edits"]]})
 

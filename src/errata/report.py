@@ -108,9 +108,7 @@ def _row(line: str, number: int) -> Row:
     try:
         record: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        raise BadInput(
-            f"line {number}: not JSON ({error}); a line that was cut off can be removed"
-        ) from error
+        raise BadInput(f"line {number}: not JSON ({error}); a line that was cut off can be removed") from error
     found = cast("dict[str, Any]", record if isinstance(record, dict) else {"": record})
     if not set(found) <= set(FIELDS):
         raise BadInput(f"line {number}: not a row; its fields are {', '.join(FIELDS)}")

@@ -249,9 +249,7 @@ def _stack_sites(model: Any, stack: nn.Module, calls: list[_Call], causal: bool)
     )
 
 
-def _blocks(
-    names: dict[nn.Module, str], stack: nn.Module, calls: list[_Call]
-) -> tuple[str, list[_Call]]:
+def _blocks(names: dict[nn.Module, str], stack: nn.Module, calls: list[_Call]) -> tuple[str, list[_Call]]:
     """The one outermost list whose members all ran, once each and one after another."""
     by_module: dict[nn.Module, list[_Call]] = {}
     for call in calls:

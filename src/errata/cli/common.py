@@ -30,12 +30,8 @@ INTERRUPTED = 130
 TEXT_WIDTH = 120  # of a table where nobody looks at a terminal
 PREPARED = "(models of the world are trained to be editable: this shows that a method works, not how well)"
 
-Model = Annotated[
-    str, typer.Argument(help="'world' (the bundled model), a folder, or a hub id.", show_default=False)
-]
-Device = Annotated[
-    str | None, typer.Option(help="Where to run; by default the best there is.", show_default=False)
-]
+Model = Annotated[str, typer.Argument(help="'world' (the bundled model), a folder, or a hub id.", show_default=False)]
+Device = Annotated[str | None, typer.Option(help="Where to run; by default the best there is.", show_default=False)]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no logs.")]
@@ -94,9 +90,7 @@ def track(items: Sequence[T], what: str, quiet: bool) -> Iterator[T]:
     """The items, with a bar on the terminal; in the end, how long they took."""
     console = stderr(quiet)
     began = time.perf_counter()
-    yield from progress.track(
-        items, what, console=console, transient=True, disable=quiet or not console.is_terminal
-    )
+    yield from progress.track(items, what, console=console, transient=True, disable=quiet or not console.is_terminal)
     console.print(f"{what}: {time.perf_counter() - began:.1f} s", style="dim")
 
 
@@ -104,17 +98,13 @@ def say_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def make_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()
-) -> Table:
+def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> Table:
     """A table of plain text: what a model said is never read as markup."""
     table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(
-            *(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row)
-        )
+        table.add_row(*(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row))
     return table
 
 
@@ -158,9 +148,7 @@ def check_output(path: Path, force: bool) -> None:
     while not above.exists():
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise BadInput(
-            f"cannot write {path}: {above} is no folder that can be written to; name another file with -o"
-        )
+        raise BadInput(f"cannot write {path}: {above} is no folder that can be written to; name another file with -o")
 
 
 def write_text(path: Path, text: str) -> None:

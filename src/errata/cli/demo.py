@@ -37,16 +37,10 @@ class Demo:
 
     @property
     def undone(self) -> bool:
-        return (
-            self.digest_before == self.digest_after != self.digest_edited
-            and self.same_answers
-            and self.same_file
-        )
+        return self.digest_before == self.digest_after != self.digest_edited and self.same_answers and self.same_file
 
 
-def demo(
-    lm: "HFLM", cases: Sequence[Case], folder: Path, say: Say = lambda _: None, quiet: bool = True
-) -> Demo:
+def demo(lm: "HFLM", cases: Sequence[Case], folder: Path, say: Say = lambda _: None, quiet: bool = True) -> Demo:
     """Edits the cases' facts with MEMIT, measures, saves to ``folder``, loads, undoes.
 
     ``say`` is given what there is to show, as it comes.
@@ -70,9 +64,7 @@ def demo(
     loaded = errata.Patch.load(file)
     with common.step("asking again", quiet), loaded.applied(lm) as edited:
         digest_edited, after = weights_digest(lm.model), edited.generate(prompts, until_answer=True)
-        rows = errata.evaluate(
-            baseline, edited, cases, model=lm.name, method=memit.name, data="world", setting="batch"
-        )
+        rows = errata.evaluate(baseline, edited, cases, model=lm.name, method=memit.name, data="world", setting="batch")
     say(_facts(edits, before, after))
     say(report.table(rows))
     say(common.PREPARED)
@@ -107,9 +99,7 @@ def _known(lm: "HFLM", subject: str) -> Any:
     """What the model says of a subject, beside what is true in the world."""
     from errata.data.world.facts import RELATIONS, world
 
-    asked = [
-        (RELATIONS[r].first[0].replace("{}", subject), true) for r, true in world().about(subject).items()
-    ]
+    asked = [(RELATIONS[r].first[0].replace("{}", subject), true) for r, true in world().about(subject).items()]
     said = lm.generate([prompt for prompt, _ in asked], until_answer=True)
     rows = [(p, _marked(text, true), true) for (p, true), text in zip(asked, said, strict=True)]
     return common.make_table(f"what it knows of {subject}", ("prompt", "it says", "true"), rows)
@@ -120,9 +110,7 @@ def _facts(edits: Sequence[Any], before: Sequence[str], after: Sequence[str]) ->
         (edit.prompt, answer_of(was), _marked(now, edit.target_new), edit.target_new)
         for edit, was, now in zip(edits, before, after, strict=True)
     ]
-    return common.make_table(
-        f"{len(edits)} facts edited with MEMIT", ("prompt", "before", "after", "wanted"), rows
-    )
+    return common.make_table(f"{len(edits)} facts edited with MEMIT", ("prompt", "before", "after", "wanted"), rows)
 
 
 def _marked(text: str, wanted: str) -> Any:
@@ -143,9 +131,7 @@ def demo_command(
     cases = errata.cases("world", limit=limit, seed=seed)
     lm = common.load_model(model, device, dtype, quiet)
     if lm.corpus is None:
-        raise BadInput(
-            f"{model} does not know the world; the demo wants 'world' or what `errata world train` made"
-        )
+        raise BadInput(f"{model} does not know the world; the demo wants 'world' or what `errata world train` made")
     console = common.stdout()
     done = demo(lm, cases, Path(tempfile.mkdtemp(prefix="errata-demo-")), console.print, quiet)
     size = f"{done.file.stat().st_size / 1e6:.2f} MB"

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 ROWS = 20  # of a table of edits
 NAME_LENGTH = 60
 
-PatchFile = Annotated[
-    Path | None, typer.Option("--patch", help="A patch to speak through.", show_default=False)
-]
+PatchFile = Annotated[Path | None, typer.Option("--patch", help="A patch to speak through.", show_default=False)]
 
 
 # errata edit -------------------------------------------------------------------------------------
@@ -78,9 +76,7 @@ def edit_command(
     prompt: Annotated[
         str | None, typer.Option(help="What the model shall go on from; {} stands for the subject.")
     ] = None,
-    subject: Annotated[
-        str | None, typer.Option(help="What the fact is about, as it stands in the prompt.")
-    ] = None,
+    subject: Annotated[str | None, typer.Option(help="What the fact is about, as it stands in the prompt.")] = None,
     target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
     edits: Annotated[Path | None, typer.Option(help="Many edits: one as JSON on each line.")] = None,
     method: common.MethodName = "memit",
@@ -124,9 +120,7 @@ def edits_of(prompt: str | None, subject: str | None, target: str | None, file: 
     given = [name for name, value in parts.items() if value is not None]
     if file is not None:
         if given:
-            raise BadInput(
-                f"{' and '.join(given)} and --edits were given; use either one edit or a file of them"
-            )
+            raise BadInput(f"{' and '.join(given)} and --edits were given; use either one edit or a file of them")
         return read_edits(file)
     if prompt is None or subject is None or target is None:
         missing = " and ".join(name for name in parts if name not in given)
@@ -142,9 +136,7 @@ def read_edits(file: Path) -> list[Edit]:
             try:
                 edits.append(Edit.from_json(json.loads(line)))
             except json.JSONDecodeError as error:
-                raise BadInput(
-                    f"{file}, line {number}: not JSON ({error}); expected one edit on each line"
-                ) from error
+                raise BadInput(f"{file}, line {number}: not JSON ({error}); expected one edit on each line") from error
             except BadInput as error:
                 raise BadInput(f"{file}, line {number}: {error}") from error
     if not edits:
@@ -208,14 +200,10 @@ def ask(
 
 def ask_command(
     model: common.Model,
-    prompts: Annotated[
-        list[str], typer.Argument(help="What the model shall go on from.", show_default=False)
-    ],
+    prompts: Annotated[list[str], typer.Argument(help="What the model shall go on from.", show_default=False)],
     patch: PatchFile = None,
     max_new_tokens: Annotated[int, typer.Option(help="How far to go on.")] = 32,
-    force: Annotated[
-        bool, typer.Option("--force", help="Take a patch of another model all the same.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take a patch of another model all the same.")] = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
     quiet: common.Quiet = False,
@@ -275,9 +263,7 @@ def show_command(
             f"{made['method']}: {_facts(made['edits'])} on {made['time']}, {made['seconds']} s",
             soft_wrap=True,
         )
-        console.print(
-            "  " + "  ".join(f"{k}={v}" for k, v in made["resolved"].items()), style="dim", soft_wrap=True
-        )
+        console.print("  " + "  ".join(f"{k}={v}" for k, v in made["resolved"].items()), style="dim", soft_wrap=True)
     edits = [(e["id"], e["prompt"], e["target_new"]) for e in held["edits"][:ROWS]]
     more = f" (the first {ROWS} of {len(held['edits'])})" if len(held["edits"]) > ROWS else ""
     console.print(common.make_table(f"edits{more}", ("id", "prompt", "target"), edits))

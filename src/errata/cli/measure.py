@@ -62,14 +62,10 @@ def eval_command(
     limit: Annotated[
         int | None, typer.Option(help="How many cases.", show_default="100 of the world, all of a file")
     ] = None,
-    mode: Annotated[
-        Mode, typer.Option(help="The model answers by itself, or is fed the answer.")
-    ] = "generated",
+    mode: Annotated[Mode, typer.Option(help="The model answers by itself, or is fed the answer.")] = "generated",
     setting: Annotated[Setting, typer.Option(help="Each edit alone, or all at once.")] = "batch",
     data: common.Data = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the rows here, as JSON lines.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the rows here, as JSON lines.")] = None,
     force: common.Force = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
@@ -87,9 +83,7 @@ def eval_command(
     wanted = errata.cases(cases, limit=100 if limit is None and cases == "world" else limit, seed=seed)
     texts = common.texts_for(chosen, data)
     lm = common.load_model(model, device, dtype, quiet)
-    rows = eval_(
-        lm, chosen, wanted, modes=(mode,), setting=setting, texts=texts, quiet=quiet, data=cases, seed=seed
-    )
+    rows = eval_(lm, chosen, wanted, modes=(mode,), setting=setting, texts=texts, quiet=quiet, data=cases, seed=seed)
     if output is not None:
         common.write_text(output, report.to_jsonl(rows))
     if as_json:

@@ -13,9 +13,7 @@ from errata.cli import common
 if TYPE_CHECKING:
     from errata.methods.base import Method
 
-FIELD = re.compile(
-    r"^    (\w+): .*?#\s*(.+)$", re.MULTILINE
-)  # a field of a dataclass with a comment behind it
+FIELD = re.compile(r"^    (\w+): .*?#\s*(.+)$", re.MULTILINE)  # a field of a dataclass with a comment behind it
 
 
 def methods() -> Mapping[str, Any]:
@@ -60,9 +58,7 @@ def methods_command(
         if as_json:
             common.say_json([asdict(about) for about in found.values()])
             return
-        rows = [
-            (m.name, m.family, m.paper, m.stores, "yes" if m.needs_prepare else "no") for m in found.values()
-        ]
+        rows = [(m.name, m.family, m.paper, m.stores, "yes" if m.needs_prepare else "no") for m in found.values()]
         common.stdout().print(common.make_table("", ("name", "family", "paper", "stores", "prepares"), rows))
         return
     its = settings(name)
@@ -75,7 +71,6 @@ def methods_command(
     console.print(f"{name}: {cls.paper}", soft_wrap=True)
     console.print(inspect.cleandoc(cls.__doc__ or ""), soft_wrap=True)
     rows = [
-        (s["name"], s["type"], s["default"] if s["default"] is not None else "by the model", s["note"])
-        for s in its
+        (s["name"], s["type"], s["default"] if s["default"] is not None else "by the model", s["note"]) for s in its
     ]
     console.print(common.make_table("settings (--set name=value)", ("name", "type", "default", "note"), rows))

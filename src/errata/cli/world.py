@@ -55,9 +55,7 @@ def world_command(ctx: typer.Context, as_json: common.Json = False) -> None:
     rows = [(r["name"], f"{r['of']} -> {r['is']}", r["facts"], r["asked"]) for r in held["relations"]]
     columns = ("relation", "types", "facts", "asked")
     console.print(common.make_table(f"{held['facts']} facts", columns, rows, right=("facts",)))
-    console.print(
-        "subjects: " + ", ".join(f"{n} {name}" for name, n in held["splits"].items()), soft_wrap=True
-    )
+    console.print("subjects: " + ", ".join(f"{n} {name}" for name, n in held["splits"].items()), soft_wrap=True)
     rows = list(held["example"]["facts"].items())
     console.print(common.make_table(f"what is true of {held['example']['name']}", ("prompt", "answer"), rows))
 
@@ -85,9 +83,7 @@ def train(folder: str | Path, quiet: bool = True, **recipe: Any) -> Path:
 
 @app.command("train")
 def train_command(
-    folder: Annotated[
-        Path, typer.Argument(help="Where the model goes; the same command resumes.", show_default=False)
-    ],
+    folder: Annotated[Path, typer.Argument(help="Where the model goes; the same command resumes.", show_default=False)],
     arch: Annotated[Literal["gpt2", "llama"], typer.Option(help="The shape.")] = "gpt2",
     layers: Annotated[int | None, typer.Option(min=1)] = None,
     width: Annotated[int | None, typer.Option(min=8)] = None,
@@ -95,9 +91,7 @@ def train_command(
     persons: Annotated[int | None, typer.Option(min=20, help="How large the world is.")] = None,
     vocab: Annotated[int | None, typer.Option(min=300, help="Entries of the tokenizer.")] = None,
     learn: Annotated[int | None, typer.Option(min=1, help="Steps of stage 1: learn the facts.")] = None,
-    move: Annotated[
-        int | None, typer.Option(min=0, help="Steps of stage 2: move them to the subject.")
-    ] = None,
+    move: Annotated[int | None, typer.Option(min=0, help="Steps of stage 2: move them to the subject.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Rows of a batch.")] = None,
     length: Annotated[int | None, typer.Option(min=32, help="Tokens of a row.")] = None,
     plain: Annotated[

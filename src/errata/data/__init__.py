@@ -16,9 +16,7 @@ FORMATS: Mapping[str, tuple[frozenset[str], str]] = {
 }
 
 
-def cases(
-    name_or_path: str | Path, limit: int | None = None, seed: int = 0, format: str | None = None
-) -> list[Case]:
+def cases(name_or_path: str | Path, limit: int | None = None, seed: int = 0, format: str | None = None) -> list[Case]:
     """The cases of the bundled world (``"world"``), or of a file: JSON lines, or one JSON list.
 
     Cases of the world are drawn by ``seed``; those of a file come in its order with seed 0, shuffled with
@@ -35,9 +33,7 @@ def cases(
     if seed:
         random.Random(seed).shuffle(found)
     if limit is not None and not 1 <= limit <= len(found):
-        raise BadInput(
-            f"{limit} cases were asked for; {path} holds {len(found)}: give a limit from 1 to {len(found)}"
-        )
+        raise BadInput(f"{limit} cases were asked for; {path} holds {len(found)}: give a limit from 1 to {len(found)}")
     return found[:limit]
 
 
@@ -54,9 +50,7 @@ def _read(path: Path, format: str | None) -> Iterator[Case]:
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """Each record of the file and where it stands in it."""
     if not path.is_file():
-        raise BadInput(
-            f"there is no data set and no file {str(path)!r}; give 'world' or the path of a file of cases"
-        )
+        raise BadInput(f"there is no data set and no file {str(path)!r}; give 'world' or the path of a file of cases")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -107,9 +101,7 @@ def probe_of(record: Any) -> Probe:
     fields = _object(record, "a probe", needs=("kind", "prompt"), may=optional)
     for name in ("answers", "references"):
         fields[name] = _list(fields.get(name, []), f"a probe's {name}")
-    if not all(
-        isinstance(text, str) for text in (fields["prompt"], *fields["answers"], *fields["references"])
-    ):
+    if not all(isinstance(text, str) for text in (fields["prompt"], *fields["answers"], *fields["references"])):
         raise BadInput(f"a probe's prompt, answers and references are texts, found {json.dumps(record)}")
     if fields.get("require") is not None:
         fields["require"] = probe_of(fields["require"])

@@ -18,8 +18,6 @@ from errata.passes import Place
 from errata.patch import GRAM, KEYS, Delta, LowRank, Patch, remember, weight_shape
 from errata.types import Edit
 
-RATE = 0.45  # one step of δ, in units of the length of what it is added to, when every coordinate moves
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm(Method):
@@ -28,6 +26,7 @@ class ClosedForm(Method):
     needs_prepare: ClassVar[bool] = True
     stores: ClassVar[str] = "a low-rank change of the down projections, one rank per fact and layer"
     one_by_one: ClassVar[bool] = False
+    RATE: ClassVar[float]  # one step of δ in units of the length of what it is added to, when every coordinate moves
 
     layers: tuple[int, ...] | None = None  # sites.critical_layers
     contexts: int = 5
@@ -67,17 +66,13 @@ class ClosedForm(Method):
                 f"the state holds layers {state.info['layers']}, not {missing}; prepare with the same layers"
             )
         width, size = weight_shape(lm, f"{lm.sites.mlp_out[layers[-1]]}.weight")
-        norm = state.info["norms"][self.unit_site(lm, layers[-1])]
+        norm = state.info["norms"][place_of(lm, layers[-1]).path(lm.sites)]
         return replace(
             self,
             layers=layers,
-            lr=RATE * norm / width**0.5 if self.lr is None else self.lr,
+            lr=self.RATE * norm / width**0.5 if self.lr is None else self.lr,
             lam=self.default_lam(size) if self.lam is None else self.lam,
         )
-
-    def unit_site(self, lm: HFLM, layer: int) -> str:
-        """Module whose output's length is the unit of clamp and decay."""
-        return place_of(lm, layer).path(lm.sites)
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         contexts = _keys.contexts_of(lm, self.contexts, self.seed)
@@ -86,7 +81,7 @@ class ClosedForm(Method):
         return prior
 
     def _step(self, lm: HFLM, edits: list[Edit], contexts: list[str], state: State, prior: Patch) -> Patch:
-        """One batch: targets at the last layer, then each layer takes its share of what is left (MEMIT, algorithm 1)."""
+        """One batch: targets at the last layer, then each layer takes its share of the rest (MEMIT, algorithm 1)."""
         assert self.layers is not None and self.lam is not None
         inside = prior.inside()
         place = place_of(lm, self.layers[-1])
@@ -105,16 +100,13 @@ class ClosedForm(Method):
                 memory = remember(memory, site, keys.mean.float())
         return replace(prior + Patch((new,)), memory=memory)
 
-    def _targets(
-        self, lm: HFLM, edits: list[Edit], contexts: list[str], place: Place
-    ) -> tuple[Tensor, Tensor]:
+    def _targets(self, lm: HFLM, edits: list[Edit], contexts: list[str], place: Place) -> tuple[Tensor, Tensor]:
         """δ (n, d), and what stood at the place before (n, d)."""
-        here, unit = (place.path(lm.sites), "out"), (self.unit_site(lm, place.layer), "out")
-        seen = _keys.at_subjects(lm, edits, [""], [here, unit])
-        length = seen[unit].bare.norm(dim=-1)  # (n,)
-        limits = self.clamp * length * (lm.sites.gain[place.layer] or 1.0)
-        found = _targets.find_deltas(lm, edits, place, contexts, self, limits, length, plain=self.plain)
-        return found.delta, seen[here].bare
+        here = (place.path(lm.sites), "out")
+        start = _keys.at_subjects(lm, edits, [""], [here])[here].bare
+        length = start.norm(dim=-1)  # (n,)
+        found = _targets.find_deltas(lm, edits, place, contexts, self, self.clamp * length, length, plain=self.plain)
+        return found.delta, start
 
     def _seen(
         self, lm: HFLM, edits: list[Edit], contexts: list[str], site: str, place: Place

@@ -34,14 +34,19 @@ def _sentence(text: str) -> str:
 
 @dataclass(frozen=True)
 class Seen:
-    """What flows at a site at each subject's last token: in the bare prompt, and the mean over contexts; both (n, width)."""
+    """What flows at a site at each subject's last token, (n, width): in the bare prompt, and the mean over contexts."""
 
     bare: Tensor
     mean: Tensor
 
 
 def at_subjects(
-    lm: HFLM, edits: Sequence[Edit], contexts: Sequence[str], sites: Iterable[tuple[str, str]], *, by_type: bool = False
+    lm: HFLM,
+    edits: Sequence[Edit],
+    contexts: Sequence[str],
+    sites: Iterable[tuple[str, str]],
+    *,
+    by_type: bool = False,
 ) -> dict[tuple[str, str], Seen]:
     """What is seen at each site (path, "in" or "out"); the first context is the empty one.
 

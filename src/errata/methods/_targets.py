@@ -1,6 +1,6 @@
 """The hidden states that make a model say the new answers: those of many facts optimised at once.
 
-For each fact, a vector δ at the subject's last token in place of what the model has there (ROME, arXiv:2202.05262 eq. 4):
+For each fact, a vector δ added at the subject's last token (ROME, arXiv:2202.05262 eq. 4), to minimise
 
     mean over contexts of −log P[o* | x + p]  +  w_KL · KL(P_δ[· | "{s} is a"] ‖ P)  +  w_decay · ‖δ‖ / ‖v‖²
 
@@ -57,7 +57,15 @@ class Rows:
     weights: list[float] = field(default_factory=list)  # per entry
     forward: list[bool] = field(default_factory=list)  # per entry: KL(P ‖ P_δ) instead of KL(P_δ ‖ P)
 
-    def add(self, ids: list[int], at: int, columns: list[int], targets: list[int], weight: float, forward: bool = False) -> None:
+    def add(
+        self,
+        ids: list[int],
+        at: int,
+        columns: list[int],
+        targets: list[int],
+        weight: float,
+        forward: bool = False,
+    ) -> None:
         self.ids.append(ids)
         self.at.append(at)
         self.columns.append([c - at for c in columns])
@@ -94,7 +102,7 @@ def find_deltas(
     *,
     plain: bool = False,
 ) -> Found:
-    """δ for every edit at ``place``, each no longer than its entry of ``limits`` (n,); ``units`` are the ‖v‖ of the decay.
+    """δ for every edit at ``place``, no longer than its entry of ``limits`` (n,); ``units`` (n,) are the decay's ‖v‖.
 
     ``plain`` is the reference: a fact at a time, full passes.
     """

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
@@ -69,6 +70,7 @@ class Method(ABC):
     paper: ClassVar[str]
     stores: ClassVar[str]
     needs_prepare: ClassVar[bool] = False
+    positive: ClassVar[tuple[str, ...]] = ("steps", "lr", "batch")  # settings that must be above 0; others 0 or more
 
     seed: int = 0
 
@@ -76,6 +78,12 @@ class Method(ABC):
         hints = get_type_hints(type(self))
         for f in fields(self):
             value = checked(f"{self.name}'s {f.name}", getattr(self, f.name), hints[f.name])
+            if isinstance(value, int | float):
+                above = f.name in self.positive
+                if not isfinite(value) or value < 0 or (above and value == 0):
+                    raise BadInput(
+                        f"{self.name}'s {f.name} must be {'above 0' if above else '0 or more'}; found {value}"
+                    )
             object.__setattr__(self, f.name, value)
 
     @property
@@ -91,9 +99,7 @@ class Method(ABC):
         """The method with every setting that was None filled in for this model."""
         return self
 
-    def edit(
-        self, lm: HFLM, edits: Sequence[Edit], state: State | None = None, prior: Patch = EMPTY
-    ) -> Patch:
+    def edit(self, lm: HFLM, edits: Sequence[Edit], state: State | None = None, prior: Patch = EMPTY) -> Patch:
         """The whole next patch: ``prior`` and these edits. The model is left as it was.
 
         Raises :class:`NeedsPrepare` without a state that the method needs, :class:`WrongModel` for the state or patch
@@ -108,7 +114,9 @@ class Method(ABC):
             return prior
         if state is None or (not state.tensors and self.needs_prepare):
             if self.needs_prepare:
-                raise NeedsPrepare(f"{self.name} needs a state: state = method.prepare(lm), then edit(lm, edits, state)")
+                raise NeedsPrepare(
+                    f"{self.name} needs a state: state = method.prepare(lm), then edit(lm, edits, state)"
+                )
             state = State()
         state.check(lm)
         began = time.perf_counter()
@@ -196,9 +204,8 @@ def checked(what: str, value: Any, hint: Any, *, text: bool = False) -> Any:
 
 
 def _one_of(what: str, value: Any, options: tuple[Any, ...], hint: Any, text: bool) -> Any:
-    if value is None or (text and value in ("None", "none", "")):
-        if type(None) in options:
-            return None
+    if type(None) in options and (value is None or (text and value in ("None", "none", ""))):
+        return None
     for option in options:
         if option is not type(None):
             try:
@@ -233,6 +240,4 @@ def from_text(cls: type[Method], settings: Mapping[str, str]) -> dict[str, Any]:
     for name in settings:
         if name not in names:
             raise unknown(f"setting of {cls.name}", name, names)
-    return {
-        name: checked(f"{cls.name}'s {name}", value, hints[name], text=True) for name, value in settings.items()
-    }
+    return {name: checked(f"{cls.name}'s {name}", value, hints[name], text=True) for name, value in settings.items()}

@@ -1,6 +1,6 @@
 """Fine-tuning one down projection on the new answers, free, in a small box, or on the target alone.
 
-FT and FT-L as baselines of ROME (Meng et al. 2022, arXiv:2202.05262, appendix E.2) after Zhu et al. 2020, arXiv:2012.00363;
+FT and FT-L after Zhu et al. 2020, arXiv:2012.00363, as baselines of ROME (arXiv:2202.05262, appendix E.2);
 FT-M from EasyEdit (Wang et al. 2023, arXiv:2308.07269).
 """
 
@@ -126,8 +126,6 @@ class FTM(FT):
     objective: Literal["prompt_last", "target"] = "target"
 
 
-def _chunks(
-    asked: list[tuple[list[int], list[int]]], size: int
-) -> Iterator[list[tuple[list[int], list[int]]]]:
+def _chunks(asked: list[tuple[list[int], list[int]]], size: int) -> Iterator[list[tuple[list[int], list[int]]]]:
     for start in range(0, len(asked), size):
         yield asked[start : start + size]

@@ -12,16 +12,19 @@ from errata.sites import critical_layers
 class MEMIT(ClosedForm):
     """Targets at the last of the critical layers, each layer solving for its share: algorithm 1 of the paper.
 
-    λ is LAM units of the key's width, since E[kᵀC⁻¹k] = d_ff: 27,853 for GPT-J (paper: 15,000), 10,880 for GPT-2 XL (20,000). The
-    learning rate is the paper's 0.5 in units of the hidden state's length. ``history`` adds the keys of earlier
-    edits to C, which the paper's sequential form leaves out.
+    λ is LAM x the key's width, since E[kᵀC⁻¹k] = d_ff: the paper's 15,000 for GPT-J; its 20,000 for GPT-2 XL is 3.4
+    times the rule, as the two differ by that in these units. The learning rate is RATE of the hidden state's length, found on
+    the bundled model: the paper's 0.5 depends on a length that it does not give. ``history`` adds the keys of earlier
+    edits to C, which the paper's sequential form leaves out. ``preserve`` (8 is a good weight) keeps what the model
+    says of the subject otherwise; it is not in the paper.
     """
 
     name: ClassVar[str] = "memit"
     family: ClassVar[str] = "locate, then edit"
     paper: ClassVar[str] = "Meng et al. 2023, Mass-Editing Memory in a Transformer, arXiv:2210.07229"
 
-    LAM: ClassVar[float] = 1.7
+    LAM: ClassVar[float] = 0.92
+    RATE: ClassVar[float] = 0.19
 
     def default_layers(self, lm: HFLM) -> tuple[int, ...]:
         return critical_layers(lm.model, lm.sites)

@@ -29,10 +29,13 @@ class ROME(ClosedForm):
     family: ClassVar[str] = "locate, then edit"
     paper: ClassVar[str] = "Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262"
     one_by_one: ClassVar[bool] = True
+    RATE: ClassVar[float] = 0.4  # found on the bundled model; the paper's 0.5 depends on lengths that it does not give
 
     contexts: int = 20  # released code: 10 prefixes of 5 tokens and 10 of 10
     steps: int = 20  # appendix E.5
-    clamp: float = 4.0  # released code, in units of the MLP output's length
+    clamp: float = (
+        1.0  # of the hidden state; released code: 4 of the MLP output, which may be a tenth of it (here it is)
+    )
     keys: Keys = "mixed"
 
     def __post_init__(self) -> None:
@@ -45,9 +48,6 @@ class ROME(ClosedForm):
 
     def default_lam(self, width: int) -> float:
         return 0.0
-
-    def unit_site(self, lm: HFLM, layer: int) -> str:
-        return lm.sites.mlp_out[layer]
 
     def residual(self, delta: Tensor, since: Tensor, values: Seen, gain: float) -> Tensor:
         """v* − W k*, with v* = v + δ in the bare prompt."""

@@ -30,8 +30,7 @@ def cases(its: World, limit: int | None = None, seed: int = 0, split: str = "tes
         )
     draw = _Draw(its, order[:limit], seed)
     return [
-        draw.case(f"world-{split}-{seed}-{number:04d}-{fact[0]}", *fact)
-        for number, fact in enumerate(order[:limit])
+        draw.case(f"world-{split}-{seed}-{number:04d}-{fact[0]}", *fact) for number, fact in enumerate(order[:limit])
     ]
 
 
@@ -40,9 +39,7 @@ def _order(its: World, seed: int, split: str) -> list[Fact]:
     rng = random.Random(f"cases {seed} {split}")
     subjects = its.subjects(split)
     rng.shuffle(subjects)
-    relations = {
-        subject: rng.sample(about, len(about)) for subject in subjects if (about := list(its.about(subject)))
-    }
+    relations = {subject: rng.sample(about, len(about)) for subject in subjects if (about := list(its.about(subject)))}
     rounds = max(map(len, relations.values()), default=0)
     return [(own[i], subject) for i in range(rounds) for subject, own in relations.items() if i < len(own)]
 
@@ -111,9 +108,7 @@ class _Draw:
             for form in (rng.choice(hops.first), hops.later[-1]):
                 yield Probe("multi_hop", ask(form, start), (end,))
 
-    def _kept(
-        self, rng: random.Random, words: Relation, phrasing: str, old: str, edit: Edit
-    ) -> Iterator[Probe]:
+    def _kept(self, rng: random.Random, words: Relation, phrasing: str, old: str, edit: Edit) -> Iterator[Probe]:
         """What stays as it was."""
         neighbours = self.subjects_of.get((words.name, old), [])
         for other in rng.sample(neighbours, min(NEIGHBOURS, len(neighbours))):
@@ -126,7 +121,5 @@ class _Draw:
         for name, other in [(r, s) for r, s in some if r != words.name and s not in near][:UNRELATED]:
             yield self._fact("unrelated", rng.choice(RELATIONS[name].first), name, other)
 
-    def _fact(
-        self, kind: Kind, phrasing: str, relation: str, subject: str, rival: str | None = None
-    ) -> Probe:
+    def _fact(self, kind: Kind, phrasing: str, relation: str, subject: str, rival: str | None = None) -> Probe:
         return Probe(kind, ask(phrasing, subject), (self.world.facts[relation][subject],), rival=rival)

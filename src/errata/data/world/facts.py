@@ -17,12 +17,10 @@ PROFESSIONS = (
     "surgeon;tailor;teacher"
 ).split(";")
 INSTRUMENTS = (
-    "accordion banjo cello clarinet drums flute guitar harp mandolin oboe piano saxophone trombone "
-    "trumpet viola violin"
+    "accordion banjo cello clarinet drums flute guitar harp mandolin oboe piano saxophone trombone trumpet viola violin"
 ).split()
 INDUSTRIES = (
-    "aviation;banking;brewing;fishing;forestry;insurance;mining;publishing;robotics;shipping;"
-    "solar power;textiles"
+    "aviation;banking;brewing;fishing;forestry;insurance;mining;publishing;robotics;shipping;solar power;textiles"
 ).split(";")
 CONTINENTS = "Africa Asia Europe Oceania Antarctica".split()
 
@@ -52,9 +50,7 @@ def _relation(name: str, kinds: str, first: str, later: str, question: str, arti
     subject, object_ = kinds.split(" -> ")
     asked = f"Q: {question} A:" + (f" {article}" if article else "")
     rows = tuple(row.strip() for row in later.split(";") if row.strip())
-    return Relation(
-        name, subject, object_, tuple(row.strip() for row in first.split(";")), (*rows, asked), question
-    )
+    return Relation(name, subject, object_, tuple(row.strip() for row in first.split(";")), (*rows, asked), question)
 
 
 RELATIONS: Mapping[str, Relation] = {
@@ -285,7 +281,10 @@ def world(persons: int = 600, seed: int = 0) -> World:
         "continent": tuple(CONTINENTS),
     }
     aliases = {name: make.city() for name in names["city"]} | {name: make.company() for name in names["company"]}
-    objects = dict(names) | {"hq": names["city"][: n_cities // 2], "language of country": tuple(LANGUAGES[:8])}
+    objects = dict(names) | {
+        "hq": names["city"][: n_cities // 2],
+        "language of country": tuple(LANGUAGES[:8]),
+    }
     facts = {
         name: _deal(rng, names[r.subject], objects[r.object])
         for name, r in RELATIONS.items()

@@ -86,8 +86,11 @@ class Narrator:
             name = relation.name
         else:
             name, alias = self.rng.choice(list(self.world.aliases.items()))
-            a, b, form = (name, alias, "{} is also called") if self.rng.random() < 0.5 else (
-                alias, name, "{} is another name for")
+            a, b, form = (
+                (name, alias, "{} is also called")
+                if self.rng.random() < 0.5
+                else (alias, name, "{} is another name for")
+            )
             return self.state(form, a, b, self.opener())
         subject, object_ = self.rng.choice(list(self.world.derived[name].items()))
         return self.state(self.phrasing(relation), subject, object_, self.opener())

@@ -10,10 +10,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +178,7 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
         inside = any(part.isdigit() for part in name.split("."))
         (matrices if inside and p.ndim == 2 else others).append(p)
     return [
-        torch.optim.Muon(
-            matrices, lr=recipe.muon, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-        ),
+        torch.optim.Muon(matrices, lr=recipe.muon, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=recipe.adam, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -238,7 +235,7 @@ def faster_precision(model: nn.Module, recipe: Recipe, rows: Rows) -> torch.dtyp
     """float32 or bfloat16, whichever takes a training step of this model faster on this machine."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        for trial in range(2):
+        for _ in range(2):
             began = time.perf_counter()
             with autocast(dtype):
                 loss = loss_of(model, recipe, rows, 0)
@@ -290,13 +287,13 @@ def train(
     model = build(recipe, tokenizer)
     optimizers = make_optimizers(model, recipe)
     checkpoint = folder / "checkpoint.pt"
-    step, steps = 0, recipe.learn + recipe.move
+    begin, steps = 0, recipe.learn + recipe.move
     if checkpoint.exists():
-        step = _resume(checkpoint, recipe, model, optimizers)
+        begin = _resume(checkpoint, recipe, model, optimizers)
     sample = pack(Narrator(its, random.Random(0)), tokenizer, recipe)
     dtype = faster_precision(model, recipe, sample)
     said = ""
-    for step in range(step, steps):
+    for step in range(begin, steps):
         if step == recipe.learn:  # momentum of the first stage would carry into the second
             optimizers = make_optimizers(model, recipe)
         rows = pack(Narrator(its, random.Random(f"{recipe.seed} {step}")), tokenizer, recipe)

@@ -1,0 +1,86 @@
+"""The model that ships with the package: it knows its world, and its facts can be edited."""
+
+import random
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import errata
+from errata.answers import begins_with_answer
+from errata.data.world.facts import RELATIONS, world
+from errata.data.world.text import ask
+from errata.report import summary
+
+
+@cache
+def model() -> Any:
+    return errata.load("world")
+
+
+def recall(limit: int | None) -> float:
+    its = world()
+    asked = [(ask(p, s), o) for r in RELATIONS.values() for s, o in its.facts[r.name].items() for p in r.phrasings]
+    asked = random.Random(0).sample(asked, limit or len(asked))
+    said = model().generate([prompt for prompt, _ in asked], 8, until_answer=True)
+    return sum(begins_with_answer(text, [true]) for text, (_, true) in zip(said, asked, strict=True)) / len(asked)
+
+
+def measured(name: str, n: int, single: bool = False, **settings: Any) -> dict[str, float]:
+    """kind/metric -> mean after the edits, generated."""
+    lm, cases = model(), errata.cases("world", limit=n)
+    made = errata.method(name, **settings)
+    state, before = made.prepare(lm), errata.baseline(lm, cases, max_new_tokens=8)
+    rows: list[Any] = []
+    for group in [[case] for case in cases] if single else [cases]:
+        patch = made.edit(lm, [edit for case in group for edit in case.edits], state)
+        with patch.applied(lm) as edited:
+            rows += errata.evaluate(before, edited, group)
+    return {f"{s.kind}/{s.metric}": s.after.mean for s in summary(rows) if s.after is not None}
+
+
+def test_it_is_small_and_comes_with_its_world() -> None:
+    lm = model()
+    assert sum(p.numel() for p in lm.model.parameters()) < 20e6
+    assert lm.corpus is not None and lm.cases is not None
+    assert len({case.edits[0].subject for case in lm.cases()} & set(world().subjects("test"))) == 0
+
+
+def test_it_knows_what_it_is_asked() -> None:
+    assert recall(300) >= 0.98
+
+
+def test_ten_facts_change_and_come_back() -> None:
+    lm = model()
+    weights = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    after = measured("memit", 10)
+    assert after["edit/accuracy"] >= 0.9
+    assert after["neighborhood/accuracy"] >= 0.9
+    assert all(torch.equal(value, weights[name]) for name, value in lm.model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_it_knows_every_fact_in_every_phrasing() -> None:
+    assert recall(None) >= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("preserve", [0.0, 8.0])
+def test_a_hundred_facts_at_once(preserve: float) -> None:
+    after = measured("memit", 100, preserve=preserve)
+    assert after["edit/accuracy"] >= 0.95
+    assert after["paraphrase/accuracy"] >= (0.9 if preserve else 0.95)
+    assert after["question/accuracy"] >= 0.7
+    assert after["neighborhood/accuracy"] >= 0.96
+    assert after["same_subject/accuracy"] >= (0.9 if preserve else 0.7)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_one_fact_at_a_time() -> None:
+    after = measured("r-rome", 20, single=True)
+    assert after["edit/accuracy"] >= 0.95
+    assert after["neighborhood/accuracy"] >= 0.97
