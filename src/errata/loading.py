@@ -50,10 +50,12 @@ def load(
 def _config(name: str, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise BadInput(f"there is no model {name!r}: no such folder; give a folder with a saved model, a hub id, or 'world'")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise BadInput(f"the folder {name} holds no config.json; expected a model saved by save_pretrained")
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=options.get("trust_remote_code", False))
+        return AutoConfig.from_pretrained(name, **_hub_options(options))
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadInput(
@@ -73,7 +75,7 @@ def _network(name: str, config: Any, device: Any, dtype: torch.dtype | None, opt
         return auto.from_pretrained(name, **options).to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's words for a device that is not here
         first = str(error).strip().splitlines()[0]
-        raise BadInput(f"the device {device!r} cannot be used here ({first}); try cpu") from error
+        raise BadInput(f"{name} cannot be put on {device!r} ({first}); try cpu") from error
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{name} cannot be loaded as a language model: {first}") from error
@@ -85,11 +87,21 @@ def _tokenizer(name: str, options: dict[str, Any]) -> Any:
     try:
         if _declared_tokenizer(name) in ("TokenizersBackend", "PreTrainedTokenizerFast"):
             # AutoTokenizer would rebuild it after the model's type (Qwen 2): take the file as it is
-            return PreTrainedTokenizerFast.from_pretrained(name)
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=options.get("trust_remote_code", False))
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, **_hub_options(options))
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{name} has no tokenizer that can be loaded ({first}); pass tokenizer=") from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # made of nothing, after the model's type
+        raise BadInput(f"{name} has no tokenizer; save one beside the model, or pass tokenizer=")
+    return tokenizer
+
+
+def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``from_pretrained``'s options that say where the files come from: config and tokenizer need them too."""
+    names = ("trust_remote_code", "revision", "token", "cache_dir", "local_files_only", "subfolder")
+    return {name: options[name] for name in names if name in options}
 
 
 def _declared_tokenizer(name: str) -> str | None:

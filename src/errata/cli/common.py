@@ -170,12 +170,7 @@ def load_model(name: str, device: str | None, dtype: str | None, quiet: bool) ->
 
     listen(quiet)
     with step(f"loading {name}", quiet):
-        try:
-            return errata.load(name, device=device, dtype=dtype)
-        except (RuntimeError, AssertionError) as error:  # torch, of a device that is not there
-            if device is None:
-                raise
-            raise BadInput(f"{name} cannot be put on {device!r}: {str(error).splitlines()[0]}") from error
+        return errata.load(name, device=device, dtype=dtype)
 
 
 def make_method(name: str, settings: Sequence[str] | None, seed: int = 0) -> "Method":

@@ -23,9 +23,12 @@ Inverse = Callable[[Tensor], Tensor]
 def inverse_of(c: Tensor) -> Inverse:
     """K -> C⁻¹K, with C factorised once in float64 on the CPU."""
     c = c.double().cpu()
-    n = c.shape[0]
     ridge = RIDGE * max(float(c.diagonal().mean()), torch.finfo(torch.float64).tiny)
-    factor = torch.linalg.cholesky(c + ridge * torch.eye(n, dtype=torch.float64))  # (f, f)
+    eye = torch.eye(len(c), dtype=torch.float64)
+    factor, failed = torch.linalg.cholesky_ex(c + ridge * eye)  # (f, f)
+    while failed:  # float32 sums over fewer tokens than dimensions leave eigenvalues just below zero
+        ridge *= 10
+        factor, failed = torch.linalg.cholesky_ex(c + ridge * eye)
     return lambda k: torch.cholesky_solve(k, factor)
 
 

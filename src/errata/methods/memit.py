@@ -13,10 +13,10 @@ class MEMIT(ClosedForm):
     """Targets at the last of the critical layers, each layer solving for its share: algorithm 1 of the paper.
 
     λ is LAM x the key's width, since E[kᵀC⁻¹k] = d_ff: the paper's 15,000 for GPT-J; its 20,000 for GPT-2 XL is 3.4
-    times the rule, as the two differ by that in these units. The learning rate is RATE of the hidden state's length, found on
-    the bundled model: the paper's 0.5 depends on a length that it does not give. ``history`` adds the keys of earlier
-    edits to C, which the paper's sequential form leaves out. ``preserve`` (8 is a good weight) keeps what the model
-    says of the subject otherwise; it is not in the paper.
+    times the rule, as the two differ by that in these units. The learning rate is RATE of the hidden state's length,
+    found on the bundled model: the paper's 0.5 depends on a length that it does not give. ``history`` adds the keys of
+    earlier edits to C, which the paper's sequential form leaves out. ``preserve`` (8 is a good weight) keeps what the
+    model says of the subject otherwise; it is not in the paper.
     """
 
     name: ClassVar[str] = "memit"
