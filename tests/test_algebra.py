@@ -145,6 +145,7 @@ def test_first_gradient_agrees_in_float32(arch: str) -> None:
     grads: list[Tensor] = []
     for plain in (False, True):
         search = _targets._Search(lm, rows, place, settings, plain)
+        search.losses(torch.zeros(3, 32), torch.ones(3))
         delta = torch.full((3, 32), 0.01, requires_grad=True)
         losses = search.losses(delta, torch.ones(3))
         grads.append(torch.autograd.grad(losses.sum(), delta)[0])
@@ -182,7 +183,7 @@ def test_losses_by_hand() -> None:
     scores = lm.score(asked, [EDITS[1].target_new] * 2)
     by_hand = sum(-score.total / len(score.tokens) for score in scores) / 2
     assert loss.item() == pytest.approx(by_hand, abs=1e-4)  # no δ: no KL, no decay
-    moved = torch.full((1, 32), 0.1)
+    moved = torch.full((1, 32), 0.1)  # from here on the KL counts too
     decay = 0.25 * moved.norm().item() / 4.0
     with_decay = search.losses(moved, torch.full((1,), 2.0))
     without = search.losses(moved, torch.full((1,), 1e9))

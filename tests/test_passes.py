@@ -47,6 +47,22 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     assert torch.allclose(some[: len(columns[2])], one[0][start : start + len(columns[2])], atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "bloom", "opt", "mistral"])
+def test_shared_contexts_are_run_once_and_change_nothing(name: str) -> None:
+    lm = tiny_lm(name)
+    subjects = ["Ann Lee", "Bob", "The old king", "Cy Moor"]
+    contexts = ["", "It was a night in Rome and Oslo. ", "The mayor of Lima went by. "]
+    texts = [(c + f"{s} was born in", s) for s in subjects for c in contexts]
+    rows = [lm.tokens.prompt(text) for text, _ in texts]
+    at = [lm.tokens.last_of_subject(text, subject) for text, subject in texts]
+    columns = [[len(row) - 1 - a] for row, a in zip(rows, at, strict=True)]
+    passes = [lm.moving(rows, at, Place(1), columns, plain=plain) for plain in (False, True)]
+    assert type(passes[0]).__name__ == "SuffixPass"
+    delta = torch.randn(len(rows), 32, generator=torch.Generator().manual_seed(0))
+    one, two = (p.logits(delta, columns) for p in passes)
+    assert torch.allclose(one, two, atol=1e-4)
+
+
 def grad_and_logits(runner: object, delta: Tensor, columns: list[list[int]]) -> tuple[Tensor, Tensor]:
     delta = delta.clone().requires_grad_()
     logits = runner.logits(delta, columns)  # pyright: ignore

@@ -51,7 +51,9 @@ def _config(name: str, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise BadInput(f"there is no model {name!r}: no such folder; give a folder with a saved model, a hub id, or 'world'")
+        raise BadInput(
+            f"there is no model {name!r}: no such folder; give a folder with a saved model, a hub id, or 'world'"
+        )
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise BadInput(f"the folder {name} holds no config.json; expected a model saved by save_pretrained")
     try:

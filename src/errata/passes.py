@@ -22,6 +22,7 @@ from errata.tokens import Padded, pad, positions_of
 log = logging.getLogger(__name__)
 
 Rows = Sequence[Sequence[int]]
+HEAD = 4  # rows whose first tokens are these many alike begin with the same text
 
 
 def budgeted(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -149,8 +150,9 @@ class FullPass:
         device = self.padded.ids.device
         add = _adding(delta, torch.arange(len(self.rows), device=device), torch.tensor(self.at, device=device))
         module = self.model.get_submodule(self.place.path(self.sites))
-        with hooks.after(module, lambda a, k, out: add(out)), gathered(self.model, self.sites, rows, cols):
-            return self.model(**inputs_of(self.model, self.padded.ids, self.padded.mask)).logits[0]
+        with hooks.after(module, lambda a, k, out: add(out)):
+            logits = self.model(**inputs_of(self.model, self.padded.ids, self.padded.mask)).logits  # (b, t, V)
+        return logits[rows.to(logits.device), cols.to(logits.device)]
 
     def select(self, rows: Sequence[int]) -> "FullPass":
         chosen = [self.rows[i] for i in rows]
@@ -172,7 +174,7 @@ class SuffixPass:
         self.mask = torch.cat([self.prefix.mask, self.suffix.mask], 1)
         self.stored: list[Any] = []
         with torch.no_grad():
-            self.cache = self._fill_cache()
+            self.cache = self._fill_cache([row[:a] for row, a in zip(rows, at, strict=True)])
             self._store()
 
     @property
@@ -180,26 +182,81 @@ class SuffixPass:
         """How many blocks need not run again."""
         return self.place.layer + (0 if self.place.inside else 1)
 
-    def _fill_cache(self) -> Any:
+    def _fill_cache(self, prefixes: Rows) -> Any:
+        """Keys and values of the prefixes. What begins many rows alike (a context) is run once."""
         cache = new_cache(self.model)
         assert cache is not None
-        if self.prefix.ids.shape[1]:
-            with gathered(self.model, self.sites, torch.tensor([0]), torch.tensor([0])):
-                self.model(**inputs_of(self.model, self.prefix.ids, self.prefix.mask, cache))
+        width = max(map(len, prefixes))
+        if not width:
+            return cache
+        shared = _shared_heads(prefixes)
+        plain = cache.layers and all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
+        if not any(shared) or not plain:
+            self._extend(cache, self.prefix.ids, self.prefix.mask)
+            return cache
+        for i, (keys, values) in enumerate(self._shared_cache(prefixes, shared, width)):
+            cache.update(keys, values, i)
         return cache
 
+    def _extend(self, cache: Any, ids: Tensor, mask: Tensor) -> None:
+        """Runs more tokens into a cache; ``mask`` covers what it holds already."""
+        with gathered(self.model, self.sites, torch.tensor([0]), torch.tensor([0])):
+            self.model(**inputs_of(self.model, ids, mask, cache))
+
+    def _shared_cache(self, prefixes: Rows, shared: Sequence[int], width: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Per layer keys and values (b, heads, width, head): each distinct head once, then the rest of each row.
+
+        Rows run together only when their rests are of one length, so that there is never a hole.
+        """
+        device = self.prefix.ids.device
+        heads: dict[tuple[int, ...], int] = {}
+        for prefix, n in zip(prefixes, shared, strict=True):
+            if n:
+                heads.setdefault(tuple(prefix[:n]), len(heads))
+        head = pad([list(ids) for ids in heads], "left", 0, device)
+        base = new_cache(self.model)
+        self._extend(base, head.ids, head.mask)
+        alike: dict[tuple[bool, int], list[int]] = {}
+        for i, (prefix, n) in enumerate(zip(prefixes, shared, strict=True)):
+            alike.setdefault((n > 0, len(prefix) - n), []).append(i)
+        parts: list[tuple[Tensor, Any]] = []
+        for (has_head, rest), rows in alike.items():
+            cache, mask = new_cache(self.model), torch.zeros(len(rows), 0, dtype=torch.long, device=device)
+            if has_head:
+                index = torch.tensor([heads[tuple(prefixes[i][: shared[i]])] for i in rows], device=device)
+                cache, mask = _rows_of_cache(base, index), head.mask[index]
+            if rest:
+                ids = torch.tensor([list(prefixes[i])[shared[i] :] for i in rows], device=device)
+                self._extend(cache, ids, torch.cat([mask, torch.ones_like(ids)], 1))
+            if has_head or rest:
+                parts.append((torch.tensor(rows, device=device), cache))
+        for i, layer in enumerate(base.layers):
+            sides = (layer.keys, layer.values)
+            keys, values = (x.new_zeros(len(prefixes), x.shape[1], width, x.shape[-1]) for x in sides)
+            for rows, cache in parts:
+                its = cache.layers[i]
+                last = min(width, its.keys.shape[-2])  # to the right, as a left-padded row has it
+                keys[rows, :, width - last :] = its.keys[:, :, -last:]
+                values[rows, :, width - last :] = its.values[:, :, -last:]
+            yield keys, values
+
     def _store(self) -> None:
-        """Keeps what the last skipped block said of the suffix (and, for their form, what those below it said)."""
-        blocks = [self.model.get_submodule(path) for path in self.sites.layer[: self.skipped]]
-        keep = [hooks.after(block, lambda a, k, out: self.stored.append(out)) for block in blocks]
-        with hooks.all_of(keep), gathered(self.model, self.sites, torch.tensor([0]), torch.tensor([0])):
-            self._run()
-        self.stored = self.stored[-1:]
+        """Keeps what the last skipped block says of the suffix."""
+        if not self.skipped:
+            return
+
+        def keep(args: hooks.Args, kwargs: hooks.Kwargs, output: Any) -> None:
+            self.stored.append(output)
+            raise hooks.Stop
+
+        try:
+            with hooks.after(self.model.get_submodule(self.sites.layer[self.skipped - 1]), keep):
+                self._run()
+        except hooks.Stop:
+            pass
 
     def _run(self) -> Any:
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return self.model(**inputs_of(self.model, self.suffix.ids, self.mask, cache))
+        return self.model(**inputs_of(self.model, self.suffix.ids, self.mask, _copied(self.cache)))
 
     def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
         """(k, V): logits at the given columns of each row, counted from the row's changed token."""
@@ -222,23 +279,50 @@ class SuffixPass:
         index = torch.tensor(list(rows), dtype=torch.long, device=self.mask.device)
         chosen.prefix, chosen.suffix = _rows_of(self.prefix, index), _rows_of(self.suffix, index)
         chosen.mask = self.mask[index]
-        chosen.cache = copy.copy(self.cache)
-        chosen.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        for layer in chosen.cache.layers:
-            layer.batch_select_indices(index)
+        chosen.cache = _rows_of_cache(self.cache, index)
         chosen.stored = [with_part(out, part_of(out)[index]) for out in self.stored]
         return chosen
+
+
+def _copied(cache: Any) -> Any:
+    """The cache with layers of its own: a pass appends to them, not to the tensors that they hold."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
+
+
+def _rows_of_cache(cache: Any, index: Tensor) -> Any:
+    chosen = _copied(cache)
+    for layer in chosen.layers:
+        layer.batch_select_indices(index)
+    return chosen
+
+
+def _shared_heads(rows: Rows) -> list[int]:
+    """For each row, how many of its first tokens it shares with all rows that begin like it (0: with none)."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        alike.setdefault(tuple(row[:HEAD]), []).append(i)
+    shared = [0] * len(rows)
+    for start, its in alike.items():
+        if len(start) == HEAD and len(its) > 1:
+            columns = zip(*(rows[i] for i in its), strict=False)
+            n = next((j for j, column in enumerate(columns) if len(set(column)) > 1), min(len(rows[i]) for i in its))
+            for i in its:
+                shared[i] = n
+    return shared
 
 
 def _rows_of(padded: Padded, index: Tensor) -> Padded:
     return Padded(padded.ids[index], padded.mask[index], tuple(padded.lengths[i] for i in index.tolist()))
 
 
-def input_device(model: Any, sites: Sites) -> torch.device:
-    """The device of the embedding: where ids go in."""
-    weight = getattr(model.get_submodule(sites.embed), "weight", None)
-    device = weight.device if weight is not None else torch.device("cpu")
-    return model.device if device.type == "meta" else device
+def input_device(model: nn.Module, sites: Sites) -> torch.device:
+    """Where ids go in: the device of the embedding, or on which it runs where it is offloaded."""
+    embed: Any = model.get_submodule(sites.embed)
+    if embed.weight.device.type != "meta":
+        return embed.weight.device
+    return torch.device(getattr(getattr(embed, "_hf_hook", None), "execution_device", None) or "cpu")
 
 
 def agree(fast: Tensor, full: Tensor) -> bool:

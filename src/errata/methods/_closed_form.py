@@ -112,9 +112,9 @@ class ClosedForm(Method):
         self, lm: HFLM, edits: list[Edit], contexts: list[str], site: str, place: Place
     ) -> tuple[_keys.Seen, _keys.Seen, _keys.Seen]:
         """Keys (n, f) and values (n, d) of a down projection, and the state at the place (n, d)."""
-        wanted = [(site, "in"), (site, "out"), (place.path(lm.sites), "out")]
-        seen = _keys.at_subjects(lm, edits, contexts, wanted, by_type=not self.one_by_one)
-        return seen[wanted[0]], seen[wanted[1]], seen[wanted[2]]
+        key, value, here = (site, "in"), (site, "out"), (place.path(lm.sites), "out")
+        seen = _keys.at_subjects(lm, edits, contexts, [key, value], bare=[here], by_type=not self.one_by_one)
+        return seen[key], seen[value], seen[here]
 
     def residual(self, delta: Tensor, since: Tensor, values: _keys.Seen, gain: float) -> Tensor:
         """(n, d): what the values still lack: Z − H, with ``since`` what the place has lost since δ was found."""

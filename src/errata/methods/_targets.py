@@ -168,11 +168,11 @@ def _width(lm: HFLM) -> int:
 
 
 class _Search:
-    """The search for one group of facts: Adam on each δ, a projection after each step."""
+    """The search for one group of facts: Adam on each δ, a projection after each step. It begins at δ = 0."""
 
     def __init__(self, lm: HFLM, rows: Sequence[Rows], place: passes.Place, goal: Objective, plain: bool) -> None:
         self.goal, self.n, self.width = goal, len(rows), _width(lm)
-        self.device = lm.device
+        self.device, self.dtype = lm.device, torch.promote_types(lm.dtype, torch.float32)
         self.row_fact = [f for f, its in enumerate(rows) for _ in its.ids]
         self.columns = [columns for its in rows for columns in its.columns]
         entry_fact = [f for f, its in enumerate(rows) for _ in its.targets]
@@ -182,9 +182,7 @@ class _Search:
         self.entry_forward = torch.tensor([f for its in rows for f in its.forward], device=self.device)
         ids, at = [row for its in rows for row in its.ids], [a for its in rows for a in its.at]
         self.pass_ = lm.moving(ids, at, place, self.columns, plain=plain)
-        with torch.no_grad():
-            base = self.pass_.logits(None, self.columns)
-            self.base = exact(base[self.entry_target < 0]).log_softmax(-1)  # (entries without target, V)
+        self.base: Tensor | None = None  # what the unedited model says, (entries without target, V): seen at δ = 0
 
     def losses(self, delta: Tensor, units: Tensor) -> Tensor:
         """(n,): each fact's loss at its δ."""
@@ -193,7 +191,9 @@ class _Search:
         states = self.entry_target < 0
         each = torch.zeros(len(logp), dtype=logp.dtype, device=logp.device)
         said = -logp[~states].gather(1, self.entry_target[~states, None])[:, 0]
-        p, q = self.base.to(logp), logp[states]  # unedited, edited
+        if self.base is None:
+            self.base = logp[states].detach()
+        p, q = self.base, logp[states]  # unedited, edited
         forward = self.entry_forward[states, None]
         from_, to = torch.where(forward, p, q), torch.where(forward, q, p)
         kl = (from_.exp() * (from_ - to)).sum(-1)
@@ -204,8 +204,8 @@ class _Search:
     def run(self, limits: Tensor, units: Tensor) -> Found:
         goal, n = self.goal, self.n
         assert goal.lr is not None
-        limits, units = limits.to(self.base), units.to(self.base)
-        delta, m, v = (torch.zeros(n, self.width).to(self.base) for _ in range(3))
+        delta, m, v = (torch.zeros(n, self.width, dtype=self.dtype, device=self.device) for _ in range(3))
+        limits, units = limits.to(delta), units.to(delta)
         loss_of, steps_of = torch.zeros(n), torch.zeros(n)
         facts = torch.arange(n, device=self.device)  # that still run
         for step in range(1, goal.steps + 1):
@@ -233,6 +233,7 @@ class _Search:
         rows = [r for r, f in enumerate(self.row_fact) if keep[f]]
         number = (running.cumsum(0) - 1).tolist()
         entries = running[self.entry_fact]
+        assert self.base is not None
         self.base = self.base[entries[self.entry_target < 0]]
         self.entry_target, self.entry_weight = self.entry_target[entries], self.entry_weight[entries]
         self.entry_forward = self.entry_forward[entries]
