@@ -324,8 +324,8 @@ class HFLM:
             starts.append(starts[-1] + len(its))
         kept: dict[tuple[str, str], Tensor] = {}
 
-        def keep(site: tuple[str, str], batch: list[int], hidden: Tensor) -> None:
-            flat = [(j, c) for j, i in enumerate(batch) for c in columns[i]]
+        def keep(site: tuple[str, str], batch: list[int], skipped: list[int], hidden: Tensor) -> None:
+            flat = [(j, c - skipped[j]) for j, i in enumerate(batch) for c in columns[i]]
             where = torch.tensor(flat, device=hidden.device).view(-1, 2)
             its = passes.exact(hidden[where[:, 0], where[:, 1]]).cpu()
             if site not in kept:
@@ -333,12 +333,22 @@ class HFLM:
             kept[site][[k for i in batch for k in range(starts[i], starts[i + 1])]] = its
 
         for batch in passes.budgeted([len(row) for row in rows], self.budget):
-            padded = pad([rows[i] for i in batch], "right", self.tokens.fill, self.device)
-            with self.calling(Call(padded.mask)):
-                self.watch(padded.ids, padded.mask, {site: partial(keep, site, batch) for site in sites})
+            its = [rows[i] for i in batch]
+            first = [min(columns[i], default=0) for i in batch]
+            groups = passes.shared_groups(self.model, self.sites, its, first)
+            if groups is None:
+                padded = pad(its, "right", self.tokens.fill, self.device)
+                groups = [passes.Group(list(range(len(its))), [0] * len(its), None, padded.mask, padded.ids)]
+            for group in groups:
+                members = [batch[j] for j in group.rows]
+                with self.calling(Call(group.mask)):
+                    seen = {site: partial(keep, site, members, group.skipped) for site in sites}
+                    self.watch(group.ids, group.mask, seen, group.cache)
         return kept
 
-    def watch(self, ids: Tensor, mask: Tensor, sites: Mapping[tuple[str, str], Callable[[Tensor], None]]) -> None:
+    def watch(
+        self, ids: Tensor, mask: Tensor, sites: Mapping[tuple[str, str], Callable[[Tensor], None]], cache: Any = None
+    ) -> None:
         """One pass that shows what flows at each site (path, "in" or "out") and stops when all were seen."""
         left = set(sites)
 
@@ -357,7 +367,7 @@ class HFLM:
 
         try:
             with hooks.all_of(at(site) for site in sites):
-                self.model(**passes.inputs_of(self.model, ids, mask))
+                self.model(**passes.inputs_of(self.model, ids, mask, cache))
         except hooks.Stop:
             pass
 

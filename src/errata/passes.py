@@ -96,6 +96,34 @@ def gathered(model: nn.Module, sites: Sites, rows: Tensor, columns: Tensor) -> A
     return hooks.before(model.get_submodule(sites.lm_head), gather)
 
 
+def only_at(model: nn.Module, sites: Sites, layer: int, shape: tuple[int, int], rows: Tensor, columns: Tensor) -> Any:
+    """A ``with`` block in which a block's MLP runs for (rows, columns) alone and adds nothing elsewhere.
+
+    For the last block, when nobody reads the other tokens. ``shape`` is (b, t).
+    """
+
+    end_to_end = False  # as OPT lays its rows
+
+    def flat(hidden: Tensor) -> Tensor:
+        nonlocal end_to_end
+        end_to_end = hidden.ndim == 2
+        return hidden.reshape(-1, hidden.shape[-1])[(rows * shape[1] + columns).to(hidden.device)][None]  # (1, k, d)
+
+    def spread(output: Tensor) -> Tensor:
+        zeros = output.new_zeros(*shape, output.shape[-1])
+        full = zeros.index_put((rows.to(output.device), columns.to(output.device)), output[0])
+        return full.flatten(0, 1) if end_to_end else full
+
+    down = model.get_submodule(sites.mlp_out[layer])
+    inputs = [model.get_submodule(path) for path in sites.mlp_in[layer]]
+    return hooks.all_of(
+        [
+            *(hooks.before(module, lambda args, kwargs: ((flat(args[0]), *args[1:]), kwargs)) for module in inputs),
+            hooks.after(down, lambda args, kwargs, output: spread(output)),
+        ]
+    )
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a vector is added: at the output of a block, or (``inside``) at that of its down projection.
@@ -134,6 +162,77 @@ def _adding(delta: Tensor | None, rows: Tensor, columns: Tensor) -> Callable[[An
         return with_part(output, hidden + added.view_as(hidden))
 
     return add
+
+
+# What begins alike is run once ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that go on from a cached head: ``ids`` (b, t) are still to run, ``mask`` covers head and ids."""
+
+    rows: list[int]
+    skipped: list[int]  # tokens of each row that its head holds
+    cache: Any
+    mask: Tensor
+    ids: Tensor
+
+
+def shared_groups(model: nn.Module, sites: Sites, rows: Rows, most: Sequence[int] | None = None) -> list[Group] | None:
+    """The rows with the heads that several of them share (contexts before a prompt) run once into a cache.
+
+    At most ``most`` tokens of a row belong to its head. Rows are together when their rests are of one length, so that
+    there is never a hole. None where nothing is shared, or where the model's cache is of a special kind.
+    """
+    shared = _shared_heads(rows, most)
+    base = new_cache(model)
+    if not any(shared) or base is None or not base.layers:
+        return None
+    if any(type(layer).__name__ != "DynamicLayer" for layer in base.layers):
+        return None
+    device = input_device(model, sites)
+    heads: dict[tuple[int, ...], int] = {}
+    alike: dict[tuple[bool, int], list[int]] = {}
+    for i, (row, n) in enumerate(zip(rows, shared, strict=True)):
+        if n:
+            heads.setdefault(tuple(row[:n]), len(heads))
+        alike.setdefault((n > 0, len(row) - n), []).append(i)
+    head = pad([list(ids) for ids in heads], "left", 0, device)
+    extend(model, sites, base, head.ids, head.mask)
+    groups: list[Group] = []
+    for (has_head, rest), its in alike.items():
+        cache, mask = new_cache(model), torch.zeros(len(its), 0, dtype=torch.long, device=device)
+        if has_head:
+            index = torch.tensor([heads[tuple(rows[i][: shared[i]])] for i in its], device=device)
+            cache, mask = _rows_of_cache(base, index), head.mask[index]
+        ids = torch.tensor([list(rows[i])[shared[i] :] for i in its], dtype=torch.long, device=device)
+        ids = ids.view(len(its), rest)
+        groups.append(Group(its, [shared[i] for i in its], cache, torch.cat([mask, torch.ones_like(ids)], 1), ids))
+    return groups
+
+
+def extend(model: nn.Module, sites: Sites, cache: Any, ids: Tensor, mask: Tensor) -> None:
+    """Runs more tokens into a cache; ``mask`` covers what it holds already."""
+    with torch.no_grad(), gathered(model, sites, torch.tensor([0]), torch.tensor([0])):
+        model(**inputs_of(model, ids, mask, cache))
+
+
+def _shared_heads(rows: Rows, most: Sequence[int] | None) -> list[int]:
+    """For each row, how many of its first tokens it shares with all rows that begin like it (0: with none)."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        alike.setdefault(tuple(row[:HEAD]), []).append(i)
+    shared = [0] * len(rows)
+    for start, its in alike.items():
+        if len(start) == HEAD and len(its) > 1:
+            columns = zip(*(rows[i] for i in its), strict=False)
+            n = next((j for j, column in enumerate(columns) if len(set(column)) > 1), min(len(rows[i]) for i in its))
+            for i in its:
+                shared[i] = n if most is None else min(n, most[i])
+    return shared
+
+
+# The two passes ------------------------------------------------------------------------------------
 
 
 class FullPass:
@@ -189,56 +288,26 @@ class SuffixPass:
         width = max(map(len, prefixes))
         if not width:
             return cache
-        shared = _shared_heads(prefixes)
-        plain = cache.layers and all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
-        if not any(shared) or not plain:
-            self._extend(cache, self.prefix.ids, self.prefix.mask)
+        groups = shared_groups(self.model, self.sites, prefixes)
+        if groups is None:
+            extend(self.model, self.sites, cache, self.prefix.ids, self.prefix.mask)
             return cache
-        for i, (keys, values) in enumerate(self._shared_cache(prefixes, shared, width)):
-            cache.update(keys, values, i)
-        return cache
-
-    def _extend(self, cache: Any, ids: Tensor, mask: Tensor) -> None:
-        """Runs more tokens into a cache; ``mask`` covers what it holds already."""
-        with gathered(self.model, self.sites, torch.tensor([0]), torch.tensor([0])):
-            self.model(**inputs_of(self.model, ids, mask, cache))
-
-    def _shared_cache(self, prefixes: Rows, shared: Sequence[int], width: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Per layer keys and values (b, heads, width, head): each distinct head once, then the rest of each row.
-
-        Rows run together only when their rests are of one length, so that there is never a hole.
-        """
-        device = self.prefix.ids.device
-        heads: dict[tuple[int, ...], int] = {}
-        for prefix, n in zip(prefixes, shared, strict=True):
-            if n:
-                heads.setdefault(tuple(prefix[:n]), len(heads))
-        head = pad([list(ids) for ids in heads], "left", 0, device)
-        base = new_cache(self.model)
-        self._extend(base, head.ids, head.mask)
-        alike: dict[tuple[bool, int], list[int]] = {}
-        for i, (prefix, n) in enumerate(zip(prefixes, shared, strict=True)):
-            alike.setdefault((n > 0, len(prefix) - n), []).append(i)
-        parts: list[tuple[Tensor, Any]] = []
-        for (has_head, rest), rows in alike.items():
-            cache, mask = new_cache(self.model), torch.zeros(len(rows), 0, dtype=torch.long, device=device)
-            if has_head:
-                index = torch.tensor([heads[tuple(prefixes[i][: shared[i]])] for i in rows], device=device)
-                cache, mask = _rows_of_cache(base, index), head.mask[index]
-            if rest:
-                ids = torch.tensor([list(prefixes[i])[shared[i] :] for i in rows], device=device)
-                self._extend(cache, ids, torch.cat([mask, torch.ones_like(ids)], 1))
-            if has_head or rest:
-                parts.append((torch.tensor(rows, device=device), cache))
-        for i, layer in enumerate(base.layers):
+        parts: list[Group] = []
+        for group in groups:
+            if group.ids.shape[1]:
+                extend(self.model, self.sites, group.cache, group.ids, group.mask)
+            if group.mask.shape[1]:
+                parts.append(group)
+        for i, layer in enumerate(parts[0].cache.layers):
             sides = (layer.keys, layer.values)
             keys, values = (x.new_zeros(len(prefixes), x.shape[1], width, x.shape[-1]) for x in sides)
-            for rows, cache in parts:
-                its = cache.layers[i]
+            for group in parts:
+                its = group.cache.layers[i]
                 last = min(width, its.keys.shape[-2])  # to the right, as a left-padded row has it
-                keys[rows, :, width - last :] = its.keys[:, :, -last:]
-                values[rows, :, width - last :] = its.values[:, :, -last:]
-            yield keys, values
+                keys[group.rows, :, width - last :] = its.keys[:, :, -last:]
+                values[group.rows, :, width - last :] = its.values[:, :, -last:]
+            cache.update(keys, values, i)
+        return cache
 
     def _store(self) -> None:
         """Keeps what the last skipped block says of the suffix."""
@@ -270,7 +339,12 @@ class SuffixPass:
         else:
             says[blocks[-1]] = lambda *a, **k: add(self.stored[0])
             inside = hooks.all_of(())
-        with hooks.stand_in(says), inside, gathered(self.model, self.sites, rows, cols):
+        last = self.sites.depth - 1
+        shape = (b, self.suffix.ids.shape[1])
+        sparse = (
+            only_at(self.model, self.sites, last, shape, rows, cols) if last > self.place.layer else hooks.all_of(())
+        )
+        with hooks.stand_in(says), inside, sparse, gathered(self.model, self.sites, rows, cols):
             return self._run().logits[0]
 
     def select(self, rows: Sequence[int]) -> "SuffixPass":
@@ -296,21 +370,6 @@ def _rows_of_cache(cache: Any, index: Tensor) -> Any:
     for layer in chosen.layers:
         layer.batch_select_indices(index)
     return chosen
-
-
-def _shared_heads(rows: Rows) -> list[int]:
-    """For each row, how many of its first tokens it shares with all rows that begin like it (0: with none)."""
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for i, row in enumerate(rows):
-        alike.setdefault(tuple(row[:HEAD]), []).append(i)
-    shared = [0] * len(rows)
-    for start, its in alike.items():
-        if len(start) == HEAD and len(its) > 1:
-            columns = zip(*(rows[i] for i in its), strict=False)
-            n = next((j for j, column in enumerate(columns) if len(set(column)) > 1), min(len(rows[i]) for i in its))
-            for i in its:
-                shared[i] = n
-    return shared
 
 
 def _rows_of(padded: Padded, index: Tensor) -> Padded:

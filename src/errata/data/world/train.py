@@ -156,7 +156,12 @@ def build(recipe: Recipe, tokenizer: Any) -> nn.Module:
         "pad_token_id": tokenizer.pad_token_id,
     }
     special: dict[str, dict[str, Any]] = {
-        "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        "gpt2": {
+            "activation_function": "gelu_pytorch_tanh",  # GPT-2's own, in one kernel
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
         "llama": {"intermediate_size": 3 * recipe.width, "num_key_value_heads": max(1, recipe.heads // 2)},
     }
     if recipe.arch not in special:
