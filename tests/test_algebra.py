@@ -130,6 +130,9 @@ def test_fast_targets_are_the_plain_ones(arch: str, preserve: float) -> None:
     settings = replace(settings, stop=float(tried.loss.median()) + 1e-6)  # so that they do not all stop together
     with_all = (lm, EDITS, place, contexts, settings, limits, units)
     fast, plain = _targets.find_deltas(*with_all), _targets.find_deltas(*with_all, plain=True)
+    lm.budget = 150  # two groups: what is left of the first is taken up again
+    split = _targets.find_deltas(*with_all)
+    assert torch.allclose(split.delta, plain.delta, atol=1e-8)
     assert fast.delta.dtype == torch.float64
     assert torch.equal(fast.steps, plain.steps)
     assert len(set(fast.steps.tolist())) > 1, "the facts should stop at different steps"

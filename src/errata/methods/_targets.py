@@ -7,7 +7,7 @@ For each fact, a vector δ added at the subject's last token (ROME, arXiv:2202.0
 Each fact has its own loss, its own stop and its own projection; facts that are done leave the batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from errata.passes import exact
 from errata.types import Edit
 
 ESSENCE = "{} is a"  # ROME's prompt for what the subject is
+STUBBORN = 4  # a group is left when only this part of it still runs; what is left is gathered from all groups
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980
 
 
@@ -82,13 +83,24 @@ class Rows:
         return max(len(row) - a for row, a in zip(self.ids, self.at, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
-    """``delta`` (n, d), float32 or better, on the CPU; per fact the last ``loss`` and the ``steps`` it took."""
+    """``delta`` (n, d), float32 or better; per fact the last ``loss``, the ``steps`` it took, whether it is ``done``.
+
+    ``mean`` and ``square`` (n, d) are Adam's, so that a search can be left and taken up again.
+    """
 
     delta: Tensor
+    mean: Tensor
+    square: Tensor
     loss: Tensor
     steps: Tensor
+    done: Tensor
+
+    @classmethod
+    def nothing(cls, n: int, width: int, like: torch.dtype) -> "Found":
+        zeros = [torch.zeros(n, width, dtype=torch.promote_types(like, torch.float32)) for _ in range(3)]
+        return cls(*zeros, torch.zeros(n), torch.zeros(n), torch.zeros(n, dtype=torch.bool))
 
 
 def find_deltas(
@@ -107,13 +119,22 @@ def find_deltas(
     ``plain`` is the reference: a fact at a time, full passes.
     """
     rows = [rows_of(lm, edit, contexts, goal) for edit in edits]
-    n = len(edits)
-    found = Found(exact(torch.zeros(n, _width(lm), dtype=lm.dtype)), torch.zeros(n), torch.zeros(n))
-    groups = ([i] for i in range(len(rows))) if plain else _groups(rows, lm.budget)
+    found = Found.nothing(len(edits), _width(lm), lm.dtype)
+
+    def search(facts: list[int], leave: int) -> None:
+        its = _Search(lm, [rows[i] for i in facts], place, goal, plain, begun=bool(found.steps[facts].any()))
+        its.run(found, facts, limits, units, leave)
+
     with hooks.frozen(lm.model):
-        for group in groups:
-            its = _Search(lm, [rows[i] for i in group], place, goal, plain).run(limits[group], units[group])
-            found.delta[group], found.loss[group], found.steps[group] = its.delta, its.loss, its.steps
+        if plain:
+            for i in range(len(rows)):
+                search([i], 0)
+            return found
+        for group in _groups(rows, range(len(rows)), lm.budget):
+            search(group, 0 if len(group) == len(rows) else len(group) // STUBBORN)
+        left = [i for i in range(len(rows)) if not found.done[i]]
+        for group in _groups(rows, left, lm.budget):  # the stubborn ones of all groups, together
+            search(group, 0)
     return found
 
 
@@ -147,11 +168,11 @@ def _preserve(lm: HFLM, edit: Edit, goal: Objective, rows: Rows) -> None:
         rows.add(start + ids[:-1], at, columns, [-1] * len(ids), goal.preserve / len(kept), forward=True)
 
 
-def _groups(rows: Sequence[Rows], budget: int) -> Iterator[list[int]]:
-    """Facts whose rows fit the token budget together, those with suffixes of like length side by side."""
+def _groups(rows: Sequence[Rows], facts: Iterable[int], budget: int) -> Iterator[list[int]]:
+    """Those of the facts whose rows fit the token budget together, those with suffixes of like length side by side."""
     group: list[int] = []
     spent = 0
-    for i in sorted(range(len(rows)), key=lambda i: rows[i].suffix):
+    for i in sorted(facts, key=lambda i: rows[i].suffix):
         if group and spent + rows[i].cost > budget:
             yield group
             group, spent = [], 0
@@ -168,11 +189,21 @@ def _width(lm: HFLM) -> int:
 
 
 class _Search:
-    """The search for one group of facts: Adam on each δ, a projection after each step. It begins at δ = 0."""
+    """The search for one group of facts: Adam on each δ, a projection after each step.
 
-    def __init__(self, lm: HFLM, rows: Sequence[Rows], place: passes.Place, goal: Objective, plain: bool) -> None:
-        self.goal, self.n, self.width = goal, len(rows), _width(lm)
-        self.device, self.dtype = lm.device, torch.promote_types(lm.dtype, torch.float32)
+    Its first loss is asked for at δ = 0, unless it was ``begun`` before.
+    """
+
+    def __init__(
+        self,
+        lm: HFLM,
+        rows: Sequence[Rows],
+        place: passes.Place,
+        goal: Objective,
+        plain: bool,
+        begun: bool = False,
+    ) -> None:
+        self.goal, self.device = goal, lm.device
         self.row_fact = [f for f, its in enumerate(rows) for _ in its.ids]
         self.columns = [columns for its in rows for columns in its.columns]
         entry_fact = [f for f, its in enumerate(rows) for _ in its.targets]
@@ -183,6 +214,10 @@ class _Search:
         ids, at = [row for its in rows for row in its.ids], [a for its in rows for a in its.at]
         self.pass_ = lm.moving(ids, at, place, self.columns, plain=plain)
         self.base: Tensor | None = None  # what the unedited model says, (entries without target, V): seen at δ = 0
+        if begun:
+            with torch.no_grad():
+                logits = self.pass_.logits(None, self.columns)
+            self.base = exact(logits[self.entry_target < 0]).log_softmax(-1)
 
     def losses(self, delta: Tensor, units: Tensor) -> Tensor:
         """(n,): each fact's loss at its δ."""
@@ -201,19 +236,22 @@ class _Search:
         total = torch.zeros(len(delta), dtype=logp.dtype, device=logp.device).index_add(0, self.entry_fact, each)
         return total + self.goal.decay * delta.norm(dim=-1) / units**2
 
-    def run(self, limits: Tensor, units: Tensor) -> Found:
-        goal, n = self.goal, self.n
+    def run(self, found: Found, group: Sequence[int], limits: Tensor, units: Tensor, leave: int) -> None:
+        """Goes on with the facts of the group, until all are done or no more than ``leave`` of them run."""
+        goal = self.goal
         assert goal.lr is not None
-        delta, m, v = (torch.zeros(n, self.width, dtype=self.dtype, device=self.device) for _ in range(3))
-        limits, units = limits.to(delta), units.to(delta)
-        loss_of, steps_of = torch.zeros(n), torch.zeros(n)
-        facts = torch.arange(n, device=self.device)  # that still run
-        for step in range(1, goal.steps + 1):
+        delta, m, v = (x[list(group)].to(self.device) for x in (found.delta, found.mean, found.square))
+        steps = found.steps[list(group)].to(delta)
+        limits, units = limits[list(group)].to(delta), units[list(group)].to(delta)
+        facts = torch.arange(len(group), device=self.device)  # that still run
+        while True:
             its = delta[facts].requires_grad_()
             losses = self.losses(its, units[facts])
-            loss_of[facts.cpu()], steps_of[facts.cpu()] = losses.detach().float().cpu(), float(step)
-            running = losses.detach() >= goal.stop
-            if step == goal.steps or not running.any():
+            steps[facts] += 1
+            running = (losses.detach() >= goal.stop) & (steps[facts] < goal.steps)
+            here = [group[f] for f in facts.tolist()]
+            found.loss[here], found.done[here] = losses.detach().float().cpu(), ~running.cpu()
+            if not running.any():
                 break
             grad = torch.autograd.grad(losses.sum(), its)[0]
             if not running.all():
@@ -221,11 +259,15 @@ class _Search:
                 self._leave(running)
             m[facts] = BETAS[0] * m[facts] + (1 - BETAS[0]) * grad
             v[facts] = BETAS[1] * v[facts] + (1 - BETAS[1]) * grad**2
-            mean, square = m[facts] / (1 - BETAS[0] ** step), v[facts] / (1 - BETAS[1] ** step)
+            t = steps[facts, None]
+            mean, square = m[facts] / (1 - BETAS[0] ** t), v[facts] / (1 - BETAS[1] ** t)
             moved = delta[facts] - goal.lr * mean / (square.sqrt() + EPS)
             length = moved.norm(dim=-1, keepdim=True)
             delta[facts] = moved * (limits[facts, None] / length.clamp(min=1e-12)).clamp(max=1.0)
-        return Found(delta.cpu(), loss_of, steps_of)
+            if len(facts) <= leave:
+                break
+        found.delta[list(group)], found.mean[list(group)], found.square[list(group)] = delta.cpu(), m.cpu(), v.cpu()
+        found.steps[list(group)] = steps.float().cpu()
 
     def _leave(self, running: Tensor) -> None:
         """Keeps the rows and entries of the facts that run on."""
