@@ -51,7 +51,7 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
 def test_shared_contexts_are_run_once_and_change_nothing(name: str) -> None:
     lm = tiny_lm(name)
     subjects = ["Ann Lee", "Bob", "The old king", "Cy Moor"]
-    contexts = ["", "It was a night in Rome and Oslo. ", "The mayor of Lima went by. "]
+    contexts = ["", "It was a night in Rome and Oslo. ", "The mayor of Lima went by to Rome. "]
     texts = [(c + f"{s} was born in", s) for s in subjects for c in contexts]
     rows = [lm.tokens.prompt(text) for text, _ in texts]
     at = [lm.tokens.last_of_subject(text, subject) for text, subject in texts]

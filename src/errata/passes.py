@@ -22,7 +22,7 @@ from errata.tokens import Padded, pad, positions_of
 log = logging.getLogger(__name__)
 
 Rows = Sequence[Sequence[int]]
-HEAD = 4  # rows whose first tokens are these many alike begin with the same text
+HEAD = 6  # rows whose first tokens are these many alike begin with the same text
 
 
 def budgeted(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
