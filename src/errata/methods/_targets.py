@@ -99,8 +99,9 @@ class Found:
 
     @classmethod
     def nothing(cls, n: int, width: int, like: torch.dtype) -> "Found":
-        zeros = [torch.zeros(n, width, dtype=torch.promote_types(like, torch.float32)) for _ in range(3)]
-        return cls(*zeros, torch.zeros(n), torch.zeros(n), torch.zeros(n, dtype=torch.bool))
+        zeros = torch.zeros(n, width, dtype=torch.promote_types(like, torch.float32))
+        counts = torch.zeros(n)
+        return cls(zeros, zeros.clone(), zeros.clone(), counts, counts.clone(), counts.bool())
 
 
 def find_deltas(
