@@ -25,8 +25,9 @@ def test_saved_edited_undone(name: str, tmp_path: Path) -> None:
     for patch in (errata.method("ft-m").edit(lm, [EDIT]), memit.edit(lm, [EDIT], memit.prepare(lm, TEXTS))):
         with patch.applied(lm) as edited:
             now = edited.score([EDIT.prompt], [EDIT.target_new])[0]
-        made = patch.meta["made"][0]["method"]
-        assert now.total > said.total if made == "ft-m" else now != said  # random contexts may outweigh the prompt
+            assert not same_weights(lm.model, before)
+        if patch.meta["made"][0]["method"] == "ft-m":  # with MEMIT random contexts may outweigh the prompt
+            assert now.total > said.total
         assert same_weights(lm.model, before)
     assert lm.score([EDIT.prompt], [EDIT.target_new])[0] == said
 

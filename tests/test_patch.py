@@ -233,7 +233,7 @@ def test_side_product_where_a_weight_is_offloaded() -> None:
 
     from errata.lm import HFLM
 
-    memit: Any = method("memit", contexts=2)
+    memit: Any = method("memit", contexts=0)
     for arch in ("gpt2", "llama"):
         plain = tiny_lm(arch)
         state = memit.prepare(plain, TEXTS)
