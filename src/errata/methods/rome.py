@@ -33,9 +33,7 @@ class ROME(ClosedForm):
 
     contexts: int = 20  # released code: 10 prefixes of 5 tokens and 10 of 10
     steps: int = 20  # appendix E.5
-    clamp: float = (
-        1.0  # of the hidden state; released code: 4 of the MLP output, which may be a tenth of it (here it is)
-    )
+    clamp: float = 1.5  # x hidden state; released code: 4 x MLP output, in the bundled model a tenth of it
     keys: Keys = "mixed"
 
     def __post_init__(self) -> None:
