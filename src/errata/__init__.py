@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from errata.types import Case, Edit, Probe, Row, Score
 
 if TYPE_CHECKING:
+    from errata import transforms as transforms
     from errata.data import cases as cases
     from errata.data.world.bundled import load as load
     from errata.evaluate import baseline as baseline
@@ -43,11 +44,13 @@ _WHERE = {  # imported when first asked for, so that `import errata` and `errata
 
 __all__ = [
     "Case", "Edit", "Probe", "Row", "Score",
-    "load", "cases", "baseline", "evaluate", "method", "methods", "Patch", "EMPTY",
+    "load", "cases", "baseline", "evaluate", "method", "methods", "Patch", "EMPTY", "transforms",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "transforms":
+        return import_module("errata.transforms")
     if name not in _WHERE:
         raise AttributeError(f"module 'errata' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_WHERE[name]), name)
