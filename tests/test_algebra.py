@@ -10,7 +10,7 @@ from torch import Tensor
 
 from errata.methods import _closed_form, _keys, _solve, _targets, method
 from errata.passes import Place
-from errata.patch import Delta, LowRank, remember
+from errata.patch import EMPTY, Delta, LowRank, remember
 
 F, D, N = 24, 10, 4
 
@@ -37,6 +37,8 @@ def test_history_is_the_dense_one(numbers: dict[str, Tensor]) -> None:
     c = numbers["X"] @ numbers["X"].T / 200
     k, r, past, lam = numbers["K"], numbers["R"], numbers["past"], 3.0
     inverse = _solve.with_keys(_solve.inverse_of(c), past, lam)
+    in_turn = _solve.with_keys(_solve.with_keys(_solve.inverse_of(c), past[:, :3], lam), past[:, 3:], lam)
+    assert torch.allclose(inverse, in_turn, atol=1e-9)
     got = _solve.least_squares(inverse, k, r, lam).dense()
     expected = r @ k.T @ torch.linalg.inv(lam * c + past @ past.T + k @ k.T)
     assert torch.allclose(got, expected, atol=1e-5)
@@ -87,6 +89,51 @@ def test_memory_keeps_keys_then_their_gram_matrix(numbers: dict[str, Tensor]) ->
     assert torch.allclose(memory["gram/site"], 4 * past.T @ past)
 
 
+def test_the_running_inverse_is_the_one_from_scratch(numbers: dict[str, Tensor]) -> None:
+    """Through a sequence that passes from keys to their Gram matrix, a rollback and another λ."""
+    start = _solve.inverse_of(numbers["X"] @ numbers["X"].T / 200)
+    keys, lam = numbers["X"].T[:40].float(), 2.0
+    running, memory = _solve.Running(start), {}
+    memories = [memory]
+    for batch in keys.split(5):
+        now = running.after(memory.get("keys/w"), memory.get("gram/w"), lam)
+        past = keys[: 5 * (len(memories) - 1)].T
+        if past.shape[1]:
+            assert torch.allclose(now, _solve.with_keys(start, past, lam), atol=1e-5)
+        memory = remember(memory, "w", batch)
+        memories.append(memory)
+        running.learn(batch, memory.get("gram/w", memory.get("keys/w")), lam)
+    assert "gram/w" in memory
+    from_gram = _solve.Running(start).after(None, memory["gram/w"], lam)
+    assert torch.allclose(running.after(None, memory["gram/w"], lam), from_gram, atol=1e-5)
+    back = running.after(memories[2]["keys/w"], None, lam)
+    assert torch.allclose(back, _solve.with_keys(start, keys[:10].T, lam), atol=1e-9)
+    other = running.after(memories[3]["keys/w"], None, 5.0)
+    assert torch.allclose(other, _solve.with_keys(start, keys[:15].T, 5.0), atol=1e-9)
+    assert torch.equal(running.after(None, None, lam), start)
+
+
+def test_keys_that_coincide_join_the_history(numbers: dict[str, Tensor]) -> None:
+    start = _solve.inverse_of(numbers["X"] @ numbers["X"].T / 200)
+    key = numbers["K"][:, :1]
+    twice, exactly = key.repeat(1, 2), _solve.with_keys(start, key, 0.0)
+    assert (exactly @ key).abs().max() < 1e-9  # λ = 0: nothing may move an earlier key
+    assert torch.allclose(_solve.with_keys(start, twice, 0.0), exactly, atol=1e-9)
+
+
+def test_the_null_space_is_left_alone_by_what_is_known(numbers: dict[str, Tensor]) -> None:
+    known = numbers["X"][:, :9]  # rank 9 of 24
+    c = known @ known.T / 9
+    projector = _solve.null_projector(c, 1e-9)
+    assert projector.trace().round() == F - 9
+    assert torch.allclose(projector @ projector, projector, atol=1e-9)
+    k, r, lam = numbers["K"], numbers["R"], 3.0
+    change = _solve.least_squares(projector, k, r, lam).dense()
+    assert (change @ known).abs().max() < 1e-9  # Δ K0 = 0
+    expected = r @ k.T @ projector @ torch.linalg.inv(k @ k.T @ projector + lam * torch.eye(F))  # equation 12
+    assert torch.allclose(change, expected, atol=1e-9)
+
+
 # The whole edit ----------------------------------------------------------------------------------
 
 
@@ -100,11 +147,12 @@ def test_the_new_value_is_met(name: str, arch: str) -> None:
     resolved = made.resolve(lm, state)
     contexts = _keys.contexts_of(lm, 2, made.seed)
     edit, site = EDITS[0], lm.sites.mlp_out[1]
-    place = _closed_form.place_of(lm, 1)
-    delta, _ = resolved._targets(lm, [edit], contexts, place)
-    keys, values, _ = resolved._seen(lm, [edit], contexts, site, place)
+    run = _closed_form.Run(lm, [edit], contexts, state, EMPTY, {})
+    delta, _ = resolved._targets(lm, [edit], run, resolved.place(lm, 1))
+    sites = [(site, "in"), (site, "out")]
+    keys, values = resolved._seen(lm, run, sites, []).values()
     with made.edit(lm, [edit], state).applied(lm) as edited:
-        new_keys, new_values, _ = resolved._seen(edited, [edit], contexts, site, place)
+        new_keys, new_values = resolved._seen(edited, run, sites, []).values()
     wanted = delta[0] / (lm.sites.gain[1] or 1.0)
     if name == "r-rome":
         wanted = wanted + (values.bare - values.mean)[0]
@@ -113,18 +161,86 @@ def test_the_new_value_is_met(name: str, arch: str) -> None:
     assert torch.allclose(moved[0], wanted, rtol=2e-2, atol=2e-2 * float(wanted.abs().max()))
 
 
-def goal(lm: Any, **settings: Any) -> Any:
-    made: Any = method("memit", contexts=2, **settings)
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox"])
+def test_emmet_on_one_fact_is_r_rome(arch: str) -> None:
+    lm = tiny_lm(arch)
+    rrome = method("r-rome", contexts=2)
+    emmet = method("emmet", lam=0.0, contexts=2)
+    state = rrome.prepare(lm, TEXTS)
+    one, two = (made.edit(lm, EDITS[:1], state).parts[0] for made in (rrome, emmet))
+    assert isinstance(one, Delta) and isinstance(two, Delta) and one.weights.keys() == two.weights.keys()
+    for name, w in one.weights.items():
+        assert torch.equal(dense(w), dense(two.weights[name]))
+
+
+def dense(w: Any) -> Tensor:
+    return w if isinstance(w, Tensor) else w.dense()
+
+
+def test_alphaedit_stays_in_the_null_space() -> None:
+    """No change leaves it, so that what it does to known keys is bounded by the cut."""
+    lm = tiny_lm("gpt2")
+    site = lm.sites.mlp_out[1]
+    made: Any = method("alphaedit", layers=(1,), contexts=0)
+    state = made.prepare(lm, TEXTS)
+    patch = made.edit(lm, EDITS[:2], state)
+    patch = made.edit(lm, EDITS[2:], state, patch)  # with the history of the first two
+    delta = dense(patch.parts[0].weights[f"{site}.weight"]).double()
+    c = state.tensors[f"C/{site}"].double()
+    projector = _solve.null_projector(c, made.cut)
+    assert 0 < projector.trace() < len(c)
+    assert torch.allclose(delta @ projector, delta, atol=1e-5 * float(delta.abs().max()))
+    assert (delta @ c * delta).sum() <= made.cut * c.trace() * (delta**2).sum()
+
+
+@pytest.mark.parametrize("name", ["memit", "alphaedit", "pmet"])
+def test_blue_edits_the_first_and_the_last_layer_for_themselves(name: str) -> None:
+    lm = tiny_lm("gpt2")
+    made: Any = method(name, layers=(0, 1, 2), blue=True, contexts=0, lam=1e-6)
+    state = made.prepare(lm, TEXTS)
+    patch = made.edit(lm, EDITS[:1], state)
+    assert sorted(patch.parts[0].weights) == [f"{lm.sites.mlp_out[layer]}.weight" for layer in (0, 2)]
+    alone: Any = method(name, layers=(0,), contexts=0, lam=1e-6, lr=made.resolve(lm, state).lr)
+    rate = state.info["norms"][_closed_form.measured_at(lm, 0)] / state.info["norms"][_closed_form.measured_at(lm, 2)]
+    first = replace(alone, lr=alone.lr * rate).edit(lm, EDITS[:1], state)
+    for w, expected in zip(patch.parts[0].weights.values(), first.parts[0].weights.values()):
+        assert torch.allclose(dense(w), dense(expected), atol=1e-5)  # whole residual, not a half of it
+        break
+
+
+def test_nas_gives_new_values_one_length() -> None:
+    lm = tiny_lm("gpt2")
+    made: Any = method("memit", layers=(1,), nas=True, contexts=0)
+    state = made.prepare(lm, TEXTS)
+    resolved, place = made.resolve(lm, state), Place(1)
+    run = _closed_form.Run(lm, EDITS, [""], state, EMPTY, {})
+    delta, (_, value) = resolved._targets(lm, EDITS, run, place)
+    anchored = resolved._anchored(run, delta, value, place)
+    c = run.memory["anchor/" + lm.sites.mlp_out[1]].item()
+    kept = (value + delta).norm(dim=-1).sort().values[:2]  # of three, without the longest
+    assert c == pytest.approx(kept.mean().item(), rel=1e-5)
+    assert torch.allclose((value + anchored).norm(dim=-1), torch.full((3,), c), rtol=1e-5)
+    far = resolved._anchored(run, delta * 100, value, place)
+    assert not far.any(), "a value of more than twice the length makes no edit"
+    patch = made.edit(lm, EDITS, state)
+    again = made.edit(lm, EDITS[:1], state, patch)
+    assert torch.equal(again.memory["anchor/" + lm.sites.mlp_out[1]], patch.memory["anchor/" + lm.sites.mlp_out[1]])
+
+
+def goal(lm: Any, name: str = "memit", **settings: Any) -> Any:
+    made: Any = method(name, contexts=2, **settings)
     return made.resolve(lm, made.prepare(lm, TEXTS))
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox"])
-@pytest.mark.parametrize("preserve", [0.0, 2.0])
-def test_fast_targets_are_the_plain_ones(arch: str, preserve: float) -> None:
+@pytest.mark.parametrize("kind", ["memit", "preserve", "pmet"])
+def test_fast_targets_are_the_plain_ones(arch: str, kind: str) -> None:
     """Float64: the whole optimisation agrees, facts leaving on their own included."""
     lm = tiny_lm(arch, torch.float64)
-    settings = goal(lm, preserve=preserve, steps=20, lr=0.3)
-    place, contexts = Place(1), ["", "The king was in Rome. "]
+    name = "pmet" if kind == "pmet" else "memit"
+    settings = goal(lm, name, preserve=2.0 if kind == "preserve" else 0.0, steps=20, lr=0.3)
+    place, contexts = settings.place(lm, 1), ["", "The king was in Rome. "]
+    assert len(place.paths(lm.sites)) == (2 if kind == "pmet" else 1)
     limits, units = torch.full((3,), 60.0), torch.full((3,), 5.0)
     tried = _targets.find_deltas(lm, EDITS, place, contexts, replace(settings, steps=10, stop=0.0), limits, units)
     settings = replace(settings, stop=float(tried.loss.median()) + 1e-6)  # so that they do not all stop together

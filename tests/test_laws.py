@@ -19,7 +19,11 @@ QUICK: dict[str, dict[str, Any]] = {
     # what a random model says is no context that an answer could be meant for
     "rome": {"contexts": 0},
     "r-rome": {"contexts": 0},
+    "emmet": {"contexts": 0},
     "memit": {"contexts": 0},
+    "pmet": {"contexts": 0},
+    "alphaedit": {"contexts": 0},
+    "kn": {"phrasings": 1, "points": 5},
 }
 
 

@@ -128,14 +128,19 @@ def only_at(model: nn.Module, sites: Sites, layer: int, shape: tuple[int, int], 
 class Place:
     """Where a vector is added: at the output of a block, or (``inside``) at that of its down projection.
 
-    Inside, what stands between projection and residual (a norm) sees the changed value.
+    Inside, what stands between projection and residual (a norm) sees the changed value; with ``attention`` a second
+    vector, behind the first, is added at the output of the block's attention (PMET).
     """
 
     layer: int
     inside: bool = False
+    attention: bool = False
 
     def path(self, sites: Sites) -> str:
         return sites.mlp_out[self.layer] if self.inside else sites.layer[self.layer]
+
+    def paths(self, sites: Sites) -> list[str]:
+        return [self.path(sites), *([sites.attn_out[self.layer]] if self.attention else [])]
 
 
 class Pass(Protocol):
@@ -162,6 +167,17 @@ def _adding(delta: Tensor | None, rows: Tensor, columns: Tensor) -> Callable[[An
         return with_part(output, hidden + added.view_as(hidden))
 
     return add
+
+
+def _changed(model: nn.Module, sites: Sites, place: Place, delta: Tensor | None, rows: Tensor, columns: Tensor) -> Any:
+    """A ``with`` block in which ``delta`` (b, d for each path of the place) is added at one token per row."""
+    paths = place.paths(sites)
+    parts = [None] * len(paths) if delta is None else delta.chunk(len(paths), 1)
+    adds = [_adding(part, rows, columns) for part in parts]
+    return hooks.all_of(
+        hooks.after(model.get_submodule(path), lambda args, kwargs, out, add=add: add(out))
+        for path, add in zip(paths, adds, strict=True)
+    )
 
 
 # What begins alike is run once ---------------------------------------------------------------------
@@ -247,9 +263,8 @@ class FullPass:
         """(k, V): logits at the given columns of each row, counted from the row's changed token."""
         rows, cols = _flat([[a + c for c in its] for a, its in zip(self.at, columns, strict=True)])
         device = self.padded.ids.device
-        add = _adding(delta, torch.arange(len(self.rows), device=device), torch.tensor(self.at, device=device))
-        module = self.model.get_submodule(self.place.path(self.sites))
-        with hooks.after(module, lambda a, k, out: add(out)):
+        where = torch.arange(len(self.rows), device=device), torch.tensor(self.at, device=device)
+        with _changed(self.model, self.sites, self.place, delta, *where):
             logits = self.model(**inputs_of(self.model, self.padded.ids, self.padded.mask)).logits  # (b, t, V)
         return logits[rows.to(logits.device), cols.to(logits.device)]
 
@@ -331,14 +346,14 @@ class SuffixPass:
         """(k, V): logits at the given columns of each row, counted from the row's changed token."""
         rows, cols = _flat(columns)
         b, device = len(self.suffix.ids), self.suffix.ids.device
-        add = _adding(delta, torch.arange(b, device=device), torch.zeros(b, dtype=torch.long, device=device))
+        where = torch.arange(b, device=device), torch.zeros(b, dtype=torch.long, device=device)
         blocks = [self.model.get_submodule(path) for path in self.sites.layer[: self.skipped]]
         says = {block: lambda *a, **k: self.stored[0] for block in blocks}
+        inside = hooks.all_of(())
         if self.place.inside:
-            inside = hooks.after(self.model.get_submodule(self.place.path(self.sites)), lambda a, k, out: add(out))
+            inside = _changed(self.model, self.sites, self.place, delta, *where)
         else:
-            says[blocks[-1]] = lambda *a, **k: add(self.stored[0])
-            inside = hooks.all_of(())
+            says[blocks[-1]] = lambda *a, **k: _adding(delta, *where)(self.stored[0])
         last = self.sites.depth - 1
         shape = (b, self.suffix.ids.shape[1])
         sparse = (

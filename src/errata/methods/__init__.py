@@ -16,7 +16,11 @@ METHODS: dict[str, str] = {
     "ft-m": "errata.methods.ft:FTM",
     "rome": "errata.methods.rome:ROME",
     "r-rome": "errata.methods.rome:RROME",
+    "emmet": "errata.methods.rome:EMMET",
     "memit": "errata.methods.memit:MEMIT",
+    "kn": "errata.methods.kn:KN",
+    "pmet": "errata.methods.memit:PMET",
+    "alphaedit": "errata.methods.memit:AlphaEdit",
 }
 
 

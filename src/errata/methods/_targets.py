@@ -4,12 +4,13 @@ For each fact, a vector δ added at the subject's last token (ROME, arXiv:2202.0
 
     mean over contexts of −log P[o* | x + p]  +  w_KL · KL(P_δ[· | "{s} is a"] ‖ P)  +  w_decay · ‖δ‖ / ‖v‖²
 
-Each fact has its own loss, its own stop and its own projection; facts that are done leave the batch.
+Each fact has its own loss, its own stop and its own projection; facts that are done leave the batch. A place of two
+paths (PMET: down projection and attention) has a δ for each, side by side.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980
 
 class Objective(Protocol):
     """The settings that the search reads; ``lr`` is resolved."""
+
+    eased: ClassVar[float]
+    kl_stop: ClassVar[float | None]
 
     @property
     def steps(self) -> int: ...
@@ -120,7 +124,7 @@ def find_deltas(
     ``plain`` is the reference: a fact at a time, full passes.
     """
     rows = [rows_of(lm, edit, contexts, goal) for edit in edits]
-    found = Found.nothing(len(edits), _width(lm), lm.dtype)
+    found = Found.nothing(len(edits), _width(lm) * len(place.paths(lm.sites)), lm.dtype)
 
     def search(facts: list[int], leave: int) -> None:
         its = _Search(lm, [rows[i] for i in facts], place, goal, plain, begun=bool(found.steps[facts].any()))
@@ -204,7 +208,7 @@ class _Search:
         plain: bool,
         begun: bool = False,
     ) -> None:
-        self.goal, self.device = goal, lm.device
+        self.goal, self.device, self.paths = goal, lm.device, len(place.paths(lm.sites))
         self.row_fact = [f for f, its in enumerate(rows) for _ in its.ids]
         self.columns = [columns for its in rows for columns in its.columns]
         entry_fact = [f for f, its in enumerate(rows) for _ in its.targets]
@@ -214,6 +218,7 @@ class _Search:
         self.entry_forward = torch.tensor([f for its in rows for f in its.forward], device=self.device)
         ids, at = [row for its in rows for row in its.ids], [a for its in rows for a in its.at]
         self.pass_ = lm.moving(ids, at, place, self.columns, plain=plain)
+        self.settled: Tensor | None = None  # (n,): whose answer is the arg-max and whose KL is small
         self.base: Tensor | None = None  # what the unedited model says, (entries without target, V): seen at δ = 0
         if begun:
             with torch.no_grad():
@@ -225,17 +230,33 @@ class _Search:
         logits = self.pass_.logits(delta[self.row_fact], self.columns)
         logp = exact(logits).log_softmax(-1)  # (entries, V)
         states = self.entry_target < 0
-        each = torch.zeros(len(logp), dtype=logp.dtype, device=logp.device)
-        said = -logp[~states].gather(1, self.entry_target[~states, None])[:, 0]
+        kl = self._per_fact(states, self._divergence(logp[states]), len(delta))
+        said = logp[~states]
+        target = self.entry_target[~states, None]
+        told = self._per_fact(~states, -said.gather(1, target)[:, 0], len(delta))
+        if self.goal.kl_stop is not None:
+            wrong = (said.detach().argmax(-1) != target[:, 0]).to(logp)
+            right = self._per_fact(~states, wrong, len(delta)) == 0
+            told = torch.where(right, self.goal.eased * told, told)
+            self.settled = right & (kl.detach() <= self.goal.kl_stop)
+        return told + kl + self.goal.decay * self._parts(delta).norm(dim=-1).sum(-1) / units**2
+
+    def _divergence(self, logp: Tensor) -> Tensor:
+        """(k,): how far the entries without a target are from what the unedited model says there."""
         if self.base is None:
-            self.base = logp[states].detach()
-        p, q = self.base, logp[states]  # unedited, edited
-        forward = self.entry_forward[states, None]
-        from_, to = torch.where(forward, p, q), torch.where(forward, q, p)
-        kl = (from_.exp() * (from_ - to)).sum(-1)
-        each = each.masked_scatter(~states, said).masked_scatter(states, kl) * self.entry_weight
-        total = torch.zeros(len(delta), dtype=logp.dtype, device=logp.device).index_add(0, self.entry_fact, each)
-        return total + self.goal.decay * delta.norm(dim=-1) / units**2
+            self.base = logp.detach()
+        forward = self.entry_forward[self.entry_target < 0, None]
+        from_, to = torch.where(forward, self.base, logp), torch.where(forward, logp, self.base)
+        return (from_.exp() * (from_ - to)).sum(-1)
+
+    def _per_fact(self, chosen: Tensor, each: Tensor, n: int) -> Tensor:
+        """(n,): the weighted sum of some entries' values for each fact."""
+        weighted = each * self.entry_weight[chosen]
+        return torch.zeros(n, dtype=each.dtype, device=each.device).index_add(0, self.entry_fact[chosen], weighted)
+
+    def _parts(self, delta: Tensor) -> Tensor:
+        """(n, paths of the place, d)"""
+        return delta.view(len(delta), self.paths, -1)
 
     def run(self, found: Found, group: Sequence[int], limits: Tensor, units: Tensor, leave: int) -> None:
         """Goes on with the facts of the group, until all are done or no more than ``leave`` of them run."""
@@ -249,7 +270,7 @@ class _Search:
             its = delta[facts].requires_grad_()
             losses = self.losses(its, units[facts])
             steps[facts] += 1
-            running = (losses.detach() >= goal.stop) & (steps[facts] < goal.steps)
+            running = self._unmet(losses.detach()) & (steps[facts] < goal.steps)
             here = [group[f] for f in facts.tolist()]
             found.loss[here], found.done[here] = losses.detach().float().cpu(), ~running.cpu()
             if not running.any():
@@ -263,12 +284,18 @@ class _Search:
             t = steps[facts, None]
             mean, square = m[facts] / (1 - BETAS[0] ** t), v[facts] / (1 - BETAS[1] ** t)
             moved = delta[facts] - goal.lr * mean / (square.sqrt() + EPS)
-            length = moved.norm(dim=-1, keepdim=True)
-            delta[facts] = moved * (limits[facts, None] / length.clamp(min=1e-12)).clamp(max=1.0)
+            length = self._parts(moved).norm(dim=-1, keepdim=True)
+            within = (limits[facts, None, None] / length.clamp(min=1e-12)).clamp(max=1.0)
+            delta[facts] = (self._parts(moved) * within).view_as(moved)
             if len(facts) <= leave:
                 break
         found.delta[list(group)], found.mean[list(group)], found.square[list(group)] = delta.cpu(), m.cpu(), v.cpu()
         found.steps[list(group)] = steps.float().cpu()
+
+    def _unmet(self, losses: Tensor) -> Tensor:
+        """(n,): whose loss is too high still, unless (PMET) the answer is there and little else has moved."""
+        high = losses >= self.goal.stop
+        return high if self.settled is None else high & ~self.settled
 
     def _leave(self, running: Tensor) -> None:
         """Keeps the rows and entries of the facts that run on."""

@@ -1,4 +1,7 @@
-"""ROME: one fact at a time, exactly, in one layer (Meng et al. 2022, arXiv:2202.05262); r-ROME mends its keys."""
+"""ROME: one fact at a time, exactly, in one layer (Meng et al. 2022, arXiv:2202.05262).
+
+r-ROME mends its keys; EMMET solves for a whole batch.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,6 +13,7 @@ from errata.lm import HFLM
 from errata.methods import _solve
 from errata.methods._closed_form import ClosedForm
 from errata.methods._keys import Seen
+from errata.methods.base import State
 from errata.patch import LowRank
 from errata.sites import critical_layer
 
@@ -29,6 +33,7 @@ class ROME(ClosedForm):
     family: ClassVar[str] = "locate, then edit"
     paper: ClassVar[str] = "Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262"
     one_by_one: ClassVar[bool] = True
+    by_type: ClassVar[bool] = False
     RATE: ClassVar[float] = 0.4  # found on the bundled model; the paper's 0.5 depends on lengths that it does not give
 
     contexts: int = 20  # released code: 10 prefixes of 5 tokens and 10 of 10
@@ -38,13 +43,13 @@ class ROME(ClosedForm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.history:
+        if self.one_by_one and self.history:
             raise BadInput(f"{self.name} solves each fact exactly and keeps no history; leave history=False")
 
     def default_layers(self, lm: HFLM) -> tuple[int, ...]:
         return (critical_layer(lm.model, lm.sites),)
 
-    def default_lam(self, width: int) -> float:
+    def default_lam(self, lm: HFLM, state: State, site: str) -> float:
         return 0.0
 
     def residual(self, delta: Tensor, since: Tensor, values: Seen, gain: float) -> Tensor:
@@ -52,10 +57,11 @@ class ROME(ClosedForm):
         missing = values.bare - values.mean if self.keys == "averaged" else 0.0
         return delta.to(since) / gain + missing
 
-    def _change(self, inverse: _solve.Inverse, keys: Seen, left: Tensor) -> LowRank:
+    def change(self, inverse: Tensor, keys: Seen, left: Tensor) -> LowRank:
+        assert self.lam is not None
         direction = keys.bare if self.keys == "bare" else keys.mean
         at = keys.mean if self.keys == "averaged" else keys.bare
-        return _solve.least_squares(inverse, direction.T, left.T, 0.0, at.T)
+        return _solve.least_squares(inverse, direction.T, left.T, self.lam, at.T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,3 +72,20 @@ class RROME(ROME):
     paper: ClassVar[str] = "Gupta et al. 2024, Rebuilding ROME, arXiv:2403.07175"
 
     keys: Keys = "averaged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMMET(RROME):
+    """r-ROME for a batch: every new value is met at once, equation 5 of the paper with α = ``lam`` for conditioning.
+
+    With α = 0 and one fact it is r-ROME.
+    """
+
+    name: ClassVar[str] = "emmet"
+    paper: ClassVar[str] = "Gupta et al. 2024, A Unified Framework for Model Editing, arXiv:2403.14236"
+    one_by_one: ClassVar[bool] = False
+
+    ALPHA: ClassVar[float] = 0.1  # the paper's, whatever the model: far below E[kᵀC⁻¹k] = d_ff in all of them
+
+    def default_lam(self, lm: HFLM, state: State, site: str) -> float:
+        return self.ALPHA
