@@ -114,6 +114,7 @@ class Delta(Part):
     """Adds to weights. Parameter name -> change; matrices are (out, in), whatever the module's own order."""
 
     kind: ClassVar[str] = "delta"
+    FEW: ClassVar[int] = 64  # changed columns that a summary names one by one
     weights: Mapping[str, Weight]
 
     def config(self) -> dict[str, Any]:
@@ -145,15 +146,17 @@ class Delta(Part):
         lines: list[dict[str, Any]] = []
         for name, w in self.weights.items():
             full = w.dense() if isinstance(w, LowRank) else w
-            lines.append(
-                {
-                    "kind": self.kind,
-                    "site": name,
-                    "shape": list(full.shape),
-                    "rank": w.rank if isinstance(w, LowRank) else None,
-                    "norm": round(float(full.float().norm()), 4),
-                }
-            )
+            line: dict[str, Any] = {
+                "kind": self.kind,
+                "site": name,
+                "shape": list(full.shape),
+                "rank": w.rank if isinstance(w, LowRank) else None,
+                "norm": round(float(full.float().norm()), 4),
+            }
+            columns = w.b.any(0).nonzero()[:, 0].tolist() if isinstance(w, LowRank) else []
+            if 0 < len(columns) <= self.FEW and len(columns) < full.shape[1]:  # a few neurons, the others untouched
+                line["columns"] = columns
+            lines.append(line)
         return lines
 
     @contextmanager
@@ -173,13 +176,14 @@ class Delta(Part):
 
     def check(self, model: nn.Module) -> None:
         """Raises :class:`WrongModel` unless every parameter is there in the right shape."""
-        params = dict(model.named_parameters())
         for name, w in self.weights.items():
-            if name not in params:
-                raise WrongModel(f"the patch changes {name}, which this model does not have")
-            found = tuple(params[name].shape)
+            try:
+                param = model.get_parameter(name)
+            except AttributeError as error:
+                raise WrongModel(f"the patch changes {name}, which this model does not have") from error
+            found = tuple(param.shape)
             expected = tuple(w.shape)[::-1] if _transposed(model, name) else tuple(w.shape)
-            if found != expected and _plain(model, params[name]):
+            if found != expected and _plain(model, param):
                 raise WrongModel(f"the patch changes {name} of shape {expected}; here it has {found}")
 
 
@@ -249,10 +253,15 @@ def weight_shape(lm: HFLM, name: str) -> tuple[int, int]:
 
 
 def _sum(model: nn.Module, name: str, w: Weight) -> Tensor:
+    """W + ΔW in new storage, in the module's own order and type."""
     param = model.get_parameter(name)
     value = exact(param.data)
-    change = w.a.to(value) @ w.b.to(value) if isinstance(w, LowRank) else w.to(value)
-    return (value + oriented(model, name, change)).to(param.dtype).contiguous()
+    if isinstance(w, LowRank):
+        a, b = w.a.to(value), w.b.to(value)
+        summed = torch.addmm(value, b.T, a.T) if _transposed(model, name) else torch.addmm(value, a, b)
+    else:
+        summed = value + oriented(model, name, w.to(value))
+    return summed.to(param.dtype).contiguous()
 
 
 def _side_product(model: nn.Module, name: str, w: Weight) -> Any:

@@ -1,0 +1,159 @@
+"""What every edit costs beside its search: solves in a long sequence, key statistics, putting a patch on. JSON on stdout.
+
+    python benchmarks/core.py [--model world] [--threads N] [--repeats 5]
+
+Each figure is a ratio of two times in one run: the 30th batch of a sequence against the first, key statistics against a
+bare forward pass over the same texts, ``applied`` and undo against copying the weights that the patch touches.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+import errata
+from errata import passes
+from errata.methods import _solve
+from errata.methods._statistics import second_moments
+from errata.patch import GRAM, KEYS, Delta, LowRank, remember, weight_shape
+from errata.tokens import pad
+
+BATCHES, FACTS = 30, 50
+
+
+def seconds(what: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    what()
+    return time.perf_counter() - began
+
+
+def median(what: Callable[[], Any], repeats: int) -> float:
+    what()  # warm
+    return statistics.median(seconds(what) for _ in range(repeats))
+
+
+def sequence(lm: Any, repeats: int) -> dict[str, Any]:
+    """Milliseconds of one layer's solve, with all that history needs, in the 1st and the last batch of a sequence."""
+    memit: Any = errata.method("memit")
+    state = memit.prepare(lm)
+    lam, site = memit.resolve(lm, state).lam, lm.sites.mlp_out[memit.chosen_layers(lm)[0]]
+    c = state.tensors[f"C/{site}"].double()
+    start, width = _solve.inverse_of(c), lm.config.hidden_size
+    factor = torch.linalg.cholesky(c + 1e-6 * c.diagonal().mean() * torch.eye(len(c)))
+    found: list[list[float]] = []
+    for _ in range(repeats):
+        running, memory, times = _solve.Running(start), {}, []
+        for _ in range(BATCHES):
+            keys = (factor @ torch.randn(len(c), FACTS, dtype=torch.float64)).float()  # (f, n), distributed as C says
+            residuals = torch.randn(width, FACTS)
+
+            def solve(keys: Any = keys, residuals: Any = residuals) -> None:
+                nonlocal memory
+                inverse = running.after(memory.get(KEYS + site), memory.get(GRAM + site), lam)
+                _solve.least_squares(inverse, keys, residuals, lam)
+                memory = remember(memory, site, keys.T)
+                running.learn(keys.T, memory.get(GRAM + site, memory.get(KEYS + site)), lam)
+
+            times.append(seconds(solve))
+        found.append(times)
+    first, last = (statistics.median(times[i] for times in found) * 1e3 for i in (0, -1))
+    return {
+        "facts_a_batch": FACTS,
+        "first_ms": round(first, 1),
+        f"batch_{BATCHES}_ms": round(last, 1),
+        "ratio": round(last / first, 2),
+    }
+
+
+def key_statistics(lm: Any, layers: Sequence[int], repeats: int, tokens: int = 20_000) -> dict[str, Any]:
+    """Throughput of C for some layers, in parts of that of a bare forward pass of the model."""
+    pieces: list[list[int]] = []
+    for text in lm.corpus():
+        pieces.append(lm.tokens.prompt(text))
+        if sum(map(len, pieces)) >= tokens:
+            break
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in passes.budgeted([len(p) for p in pieces], lm.budget):
+                rows = pad([pieces[i] for i in batch], "right", lm.tokens.fill, lm.device)
+                lm.model(**passes.inputs_of(lm.model, rows.ids, rows.mask))
+
+    sites = [lm.sites.mlp_out[layer] for layer in layers]
+    one = median(bare, repeats)
+    two = median(lambda: second_moments(lm, pieces, sites), repeats)
+    n = sum(map(len, pieces))
+    return {
+        "layers": list(layers),
+        "bare_tokens_per_second": round(n / one),
+        "statistics_tokens_per_second": round(n / two),
+        "ratio": round(one / two, 2),
+    }
+
+
+def large(lm: Any) -> Any:
+    """A model of three blocks whose down projections are as large as those of a model of some billions."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=len(lm.tokenizer),
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=3,
+        num_attention_heads=16,
+    )
+    return errata.load(AutoModelForCausalLM.from_config(config), tokenizer=lm.tokenizer)
+
+
+def applied(lm: Any, repeats: int, ranks: Sequence[int] = (1, 10, 100)) -> dict[str, Any]:
+    """Milliseconds of putting a patch on and taking it off, and of copying the weights it touches."""
+    figures: dict[str, Any] = {}
+    for rank in ranks:
+        names = [f"{site}.weight" for site in lm.sites.mlp_out]
+        out, in_ = weight_shape(lm, names[0])
+        weights = {name: LowRank(torch.randn(out, rank), torch.randn(rank, in_)) for name in names}
+        patch = errata.Patch((Delta(weights),))
+        touched = [lm.model.get_parameter(name).data for name in names]
+
+        def on_and_off(patch: Any = patch) -> None:
+            with patch.applied(lm):
+                pass
+
+        def copies(touched: Any = touched) -> None:
+            [w.clone() for w in touched]
+
+        on, copied = median(on_and_off, repeats), median(copies, repeats)
+        figures[f"rank_{rank}"] = {
+            "applied_ms": round(on * 1e3, 2),
+            "copy_ms": round(copied * 1e3, 2),
+            "ratio": round(on / copied, 2),
+        }
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="world")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    lm = errata.load(args.model)
+    critical = errata.method("memit").chosen_layers(lm)  # pyright: ignore
+    figures = {
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "sequence": sequence(lm, args.repeats),
+        "statistics": [key_statistics(lm, layers, args.repeats) for layers in (critical, range(lm.sites.depth))],
+        "applied": {"bundled model": applied(lm, 20 * args.repeats), "2048 x 8192": applied(large(lm), args.repeats)},
+    }
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
