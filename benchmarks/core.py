@@ -1,4 +1,4 @@
-"""What every edit costs beside its search: solves in a long sequence, key statistics, putting a patch on. JSON on stdout.
+"""What an edit costs beside its search: solves in a long sequence, key statistics, putting a patch on. As JSON.
 
     python benchmarks/core.py [--model world] [--threads N] [--repeats 5]
 
@@ -52,7 +52,7 @@ def sequence(lm: Any, repeats: int) -> dict[str, Any]:
             keys = (factor @ torch.randn(len(c), FACTS, dtype=torch.float64)).float()  # (f, n), distributed as C says
             residuals = torch.randn(width, FACTS)
 
-            def solve(keys: Any = keys, residuals: Any = residuals) -> None:
+            def solve(keys: Any = keys, residuals: Any = residuals, running: Any = running) -> None:
                 nonlocal memory
                 inverse = running.after(memory.get(KEYS + site), memory.get(GRAM + site), lam)
                 _solve.least_squares(inverse, keys, residuals, lam)
@@ -100,13 +100,8 @@ def large(lm: Any) -> Any:
     """A model of three blocks whose down projections are as large as those of a model of some billions."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    config = LlamaConfig(
-        vocab_size=len(lm.tokenizer),
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=3,
-        num_attention_heads=16,
-    )
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 3, "num_attention_heads": 16}
+    config = LlamaConfig(vocab_size=len(lm.tokenizer), **sizes)
     return errata.load(AutoModelForCausalLM.from_config(config), tokenizer=lm.tokenizer)
 
 
