@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from errata.cli import demo, edit, measure, methods, world
+from errata.cli import demo, edit, measure, methods, trace, world
 from errata.cli.common import INTERRUPTED
 from errata.errors import ErrataError
 
@@ -43,6 +43,7 @@ app.command("ask")(edit.ask_command)
 app.command("show")(edit.show_command)
 app.command("eval")(measure.eval_command)
 app.command("methods")(methods.methods_command)
+app.command("trace")(trace.trace_command)
 app.add_typer(world.app, name="world")
 
 
