@@ -41,6 +41,7 @@ class LM(Protocol):
     ) -> list[str]: ...
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]: ...
     def next_logprobs(self, prompts: Sequence[str]) -> "np.ndarray": ...
+    def why(self, prompts: Sequence[str]) -> list[list[str]]: ...
 
 
 @dataclass(eq=False)
@@ -99,6 +100,7 @@ class HFLM:
         self.sites = sites or find_sites(model)
         self.tokens = Tokens(tokenizer, _limit(self.config), self.seq2seq)
         self._shared, self._view = _Shared(), 0
+        self.reporters: list[Callable[[Call], Sequence[str | None]]] = []  # of the adapters in force
         model.eval()
 
     # Who may speak ---------------------------------------------------------------------------------
@@ -109,6 +111,7 @@ class HFLM:
         self.check()
         view = copy.copy(self)
         view._view = next(self._shared.order)
+        view.reporters = list(self.reporters)
         self.fingerprint  # noqa: B018  taken before anything changes
         self._shared.in_force.append(view._view)
         try:
@@ -259,6 +262,24 @@ class HFLM:
                 out = torch.empty(len(rows), logprobs.shape[-1])
             out[batch] = logprobs.cpu()
         return out.numpy()
+
+    @torch.no_grad()
+    def why(self, prompts: Sequence[str]) -> list[list[str]]:
+        """What in the patch in force acts on each prompt: a line for each entry of a memory that fires there.
+
+        Changes of weights act everywhere and say nothing.
+        """
+        self.check()
+        rows = [self.tokens.prompt(_text(prompt)) for prompt in prompts]
+        said: list[list[str]] = [[] for _ in rows]
+        for batch in passes.budgeted([len(row) for row in rows], self.budget) if self.reporters else ():
+            its = [rows[i] for i in batch]
+            step = _Seq2SeqStep(self, its) if self.seq2seq else _CausalStep(self, its)
+            step.logits()
+            for report in self.reporters:
+                for i, line in zip(batch, report(step.call), strict=True):
+                    said[i] += [line] if line else []
+        return said
 
     # Passes with tensors ---------------------------------------------------------------------------
 

@@ -54,6 +54,10 @@ class Part(ABC):
         """The part as if that edit had never been made (None if nothing is left), exactly or not at all."""
         raise Unsupported(f"one edit cannot be taken out of a {self.kind} exactly; keep the earlier patch instead")
 
+    def entries(self) -> list[dict[str, Any]]:
+        """What a memory holds, a record for each entry (its edit, its radius); a change of weights holds none."""
+        return []
+
     def summary(self) -> list[dict[str, Any]]:
         """A line for each site: what is there and how large."""
         return [{"kind": self.kind, "site": name, "numbers": t.numel()} for name, t in self.tensors().items()]
@@ -198,6 +202,10 @@ class Adapter(Part):
     @abstractmethod
     def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor: ...
 
+    def why(self, call: Call) -> Sequence[str | None]:
+        """For each row of a call, after its prompt has run: which entry fired."""
+        return [None] * len(call.mask)
+
     @contextmanager
     def in_force(self, lm: HFLM) -> Generator[None, None, None]:
         def change(args: hooks.Args, kwargs: hooks.Kwargs, y: Any) -> Any:
@@ -206,6 +214,7 @@ class Adapter(Part):
             out = self.out(call, rowwise(part_of(args[0]), b), rowwise(hidden, b))
             return with_part(y, out.view_as(hidden))
 
+        lm.reporters.append(self.why)
         with hooks.after(lm.model.get_submodule(self.site), change):
             yield
 

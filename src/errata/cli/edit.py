@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -198,11 +198,18 @@ def ask(
         return edited.generate(prompts, max_new_tokens)
 
 
+def why(lm: "HFLM", prompts: Sequence[str], patch: "Patch", force: bool = False) -> list[list[str]]:
+    """For each prompt, which entries and facts of the patch act on it."""
+    with patch.applied(lm, force=force) as edited:
+        return edited.why(prompts)
+
+
 def ask_command(
     model: common.Model,
     prompts: Annotated[list[str], typer.Argument(help="What the model shall go on from.", show_default=False)],
     patch: PatchFile = None,
     max_new_tokens: Annotated[int, typer.Option(help="How far to go on.")] = 32,
+    why_: Annotated[bool, typer.Option("--why", help="Say which entry or fact of the patch fired.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Take a patch of another model all the same.")] = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
@@ -212,12 +219,18 @@ def ask_command(
     """Let a model go on from prompts, edited or not."""
     loaded = load_patch(patch)
     lm = common.load_model(model, device, dtype, quiet)
+    if why_ and loaded is None:
+        raise BadInput("--why asks what in a patch fired; give one with --patch")
     texts = ask(lm, prompts, loaded, max_new_tokens, force)
+    fired = why(lm, prompts, loaded, force) if why_ and loaded is not None else [[] for _ in prompts]
     if as_json:
-        common.say_json([{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)])
+        more = [{"why": lines} if why_ else {} for lines in fired]
+        common.say_json([{"prompt": p, "text": t, **m} for p, t, m in zip(prompts, texts, more, strict=True)])
         return
-    for prompt, text in zip(prompts, texts, strict=True):
+    for prompt, text, lines in zip(prompts, texts, fired, strict=True):
         common.stdout().print(Text(prompt, style="bold") + Text(text), soft_wrap=True)
+        for line in lines or (["nothing of a memory fired"] if why_ else []):
+            common.stdout().print(Text(f"  {line}", style="dim"), soft_wrap=True)
 
 
 def load_patch(path: Path | None) -> "Patch | None":
@@ -242,6 +255,7 @@ def show(path: str | Path) -> dict[str, Any]:
         "made": [{**m, "edits": len(m["edits"])} for m in patch.meta.get("made", ())],
         "edits": [asdict(its) for its in patch.edits],
         "parts": patch.summary(),
+        "entries": [entry for part in patch.parts for entry in part.entries()],
         "memory": {name: list(t.shape) for name, t in patch.memory.items()},
     }
 
@@ -267,9 +281,22 @@ def show_command(
     edits = [(e["id"], e["prompt"], e["target_new"]) for e in held["edits"][:ROWS]]
     more = f" (the first {ROWS} of {len(held['edits'])})" if len(held["edits"]) > ROWS else ""
     console.print(common.make_table(f"edits{more}", ("id", "prompt", "target"), edits))
-    columns = list(Counter(key for line in held["parts"] for key in line))
-    rows = [[line.get(name, "") for name in columns] for line in held["parts"]]
-    console.print(common.make_table("parts", columns, rows, right=("rank", "norm", "numbers")))
+    _print_records("parts", held["parts"])
+    if held["entries"]:
+        more = f" (the first {ROWS} of {len(held['entries'])})" if len(held["entries"]) > ROWS else ""
+        _print_records(f"entries{more}", held["entries"][:ROWS])
     if held["memory"]:
         shapes = [(name, " x ".join(map(str, shape))) for name, shape in held["memory"].items()]
         console.print(common.make_table("memory (for the next edit)", ("name", "shape"), shapes))
+
+
+def _print_records(title: str, records: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(Counter(key for record in records for key in record))
+    rows = [[_cell(record.get(name, "")) for name in columns] for record in records]
+    titles = ["neurons" if name == "columns" else name for name in columns]
+    common.stdout().print(common.make_table(title, titles, rows, right=("rank", "norm", "numbers", "radius")))
+
+
+def _cell(value: Any) -> Any:
+    """A list without its brackets."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
