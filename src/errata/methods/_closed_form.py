@@ -65,6 +65,7 @@ class ClosedForm(Method):
     decay: float = 0.5  # ROME, released code
     stop: float = 0.05  # ROME, released code
     lam: float | None = None  # relative to the width of the keys
+    ridge: float = 1e-6  # x mean eigenvalue of C, added to it; the papers have none
     history: bool = False  # keys of earlier edits join C
     blue: bool = False  # BLUE: first and last layer, own residuals
     nas: bool = False  # NAS: anchored length of new values
@@ -90,11 +91,11 @@ class ClosedForm(Method):
 
     @property
     def metric_name(self) -> str:
-        return "C"
+        return f"C+{self.ridge}"
 
     def metric(self, c: Tensor) -> Tensor:
         """(f, f): what measures keys, from their second moment C: its inverse, or a projector."""
-        return _solve.inverse_of(c)
+        return _solve.inverse_of(c, self.ridge)
 
     def share(self, left: int) -> float:
         """The part of the residual that a layer takes when ``left`` layers have not had their turn."""

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from errata.patch import LowRank
 
-RIDGE = 1e-6  # of C's mean eigenvalue, added to its diagonal
-
 
 def exact_place(device: torch.device) -> torch.device:
     """Where float64 can be had: the device itself, or the CPU."""
@@ -26,10 +24,10 @@ def exact_place(device: torch.device) -> torch.device:
     return device
 
 
-def inverse_of(c: Tensor) -> Tensor:
-    """C⁻¹ (f, f), float64."""
+def inverse_of(c: Tensor, ridge: float = 0.0) -> Tensor:
+    """(C + ridge x its mean eigenvalue)⁻¹ (f, f), float64; at least so much ridge that there is an inverse."""
     c = c.double()
-    ridge = RIDGE * max(float(c.diagonal().mean()), torch.finfo(torch.float64).tiny)
+    ridge = max(ridge, 1e-9) * max(float(c.diagonal().mean()), torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(c), dtype=c.dtype, device=c.device)
     factor, failed = torch.linalg.cholesky_ex(c + ridge * eye)
     while failed:  # float32 sums over fewer tokens than dimensions leave eigenvalues just below zero

@@ -16,7 +16,8 @@ Fact = tuple[str, str]  # relation, subject: what an edit changes the object of
 def cases(its: World, limit: int | None = None, seed: int = 0, split: str = "test") -> list[Case]:
     """Cases of one edit each: distinct subjects of the split while they last, then their other relations.
 
-    Every probe's answer holds after the case's own edit alone and after all edits of the draw together.
+    Every probe's answer holds after the case's own edit alone and after all edits of the draw together. Neighbours and
+    unrelated subjects are none that the draw edits (what else an edit does to its own subject is ``same_subject``).
     Without a limit every fact of the split is changed, and no other fact of a subject is left to ask about.
     Two draws of one seed begin with the same edits. Raises :class:`BadInput` where ``limit`` is too large.
     """
@@ -49,6 +50,7 @@ class _Draw:
 
     def __init__(self, its: World, edited: Sequence[Fact], seed: int) -> None:
         self.world, self.edited, self.seed = its, set(edited), seed
+        self.touched = {subject for _, subject in edited}
         self.kept = [(r, s) for r, objects in its.facts.items() for s in objects if (r, s) not in self.edited]
         self.subjects_of: dict[Fact, list[str]] = {}  # (relation, object) -> subjects whose fact is kept
         for relation, subject in self.kept:
@@ -110,13 +112,13 @@ class _Draw:
 
     def _kept(self, rng: random.Random, words: Relation, phrasing: str, old: str, edit: Edit) -> Iterator[Probe]:
         """What stays as it was."""
-        neighbours = self.subjects_of.get((words.name, old), [])
+        neighbours = [s for s in self.subjects_of.get((words.name, old), []) if s not in self.touched]
         for other in rng.sample(neighbours, min(NEIGHBOURS, len(neighbours))):
             yield self._fact("neighborhood", phrasing, words.name, other, edit.target_new)
         for name in self.world.about(edit.subject):
             if (name, edit.subject) not in self.edited:
                 yield self._fact("same_subject", rng.choice(RELATIONS[name].first), name, edit.subject)
-        near = {edit.subject, edit.target_new, old}
+        near = {*self.touched, edit.target_new, old}
         some = rng.sample(self.kept, min(50, len(self.kept)))
         for name, other in [(r, s) for r, s in some if r != words.name and s not in near][:UNRELATED]:
             yield self._fact("unrelated", rng.choice(RELATIONS[name].first), name, other)
