@@ -6,7 +6,7 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-slow lint format types bench clean
+.PHONY: help demo test test-slow lint format types bench table clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,6 +33,10 @@ types: $(VENV)/.installed-dev  ## pyright
 bench: $(VENV)/.installed-dev  ## speed and memory, as ratios against the plain reference
 	@found=$$(ls benchmarks/*.py 2>/dev/null) || { echo "there are no benchmarks yet"; exit 0; }; \
 	for file in $$found; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+
+table: $(VENV)/.installed  ## docs/methods.md: every method on the bundled model; hours, and the same command resumes
+	@$(BIN)/errata bench docs/table.toml -o docs/table.jsonl $(ARGS)
+	@$(BIN)/errata report docs/table.jsonl -o docs/methods.md --force
 
 clean:  ## removes caches and builds, and keeps the environment
 	@rm -rf dist build .pytest_cache .ruff_cache

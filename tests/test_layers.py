@@ -17,12 +17,12 @@ LAYERS = {
     2: "patch locate",
     3: "methods transforms",
     4: "data metrics evaluate",
-    5: "report bench",
+    5: "report bench plan",
     6: "cli",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
-DRIVERS = ("evaluate.py", "metrics.py", "bench.py", "report.py", "patch.py", "lm.py")
+DRIVERS = ("evaluate.py", "metrics.py", "bench.py", "plan.py", "report.py", "patch.py", "lm.py")
 
 
 def name_of(path: Path) -> str:

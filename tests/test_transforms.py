@@ -326,6 +326,8 @@ def test_transforms_by_name() -> None:
         transform("rect", kep=0.2)
     with pytest.raises(UnknownName, match="setting of rect 'prior'"):
         transform("rect", prior=EMPTY)
+    with pytest.raises(BadInput, match="rect's keep is a number"):
+        transform("rect", keep="0.2")
     with pytest.raises(BadInput, match="low_rank needs rank"):
         transform("low_rank")
 

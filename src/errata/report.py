@@ -1,8 +1,10 @@
-"""Rows as lines of JSON, as summaries and as tables. Everything here is a fold over rows."""
+"""Rows as lines of JSON, as summaries, as tables and as curves. Everything here is a fold over rows."""
 
+import html
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from errata.errors import BadInput
@@ -27,6 +29,26 @@ NAMES = {
     "other_task": "other tasks",
 }  # in the order in which they are shown
 FIELDS = tuple(field.name for field in fields(Row))
+DEFAULTS = {field.name: field.default for field in fields(Row)}
+COLUMNS = (  # of a table of methods: heading, kind, metric
+    ("reliability", "edit", "accuracy"),
+    ("paraphrases", "paraphrase", "accuracy"),
+    ("questions", "question", "accuracy"),
+    ("neighbours: agreement", "neighborhood", "agreement"),
+    ("neighbours: accuracy", "neighborhood", "accuracy"),
+    ("same subject", "same_subject", "accuracy"),
+    ("unrelated: agreement", "unrelated", "agreement"),
+    ("unrelated: accuracy", "unrelated", "accuracy"),
+    ("alias", "alias", "accuracy"),
+    ("inverse", "inverse", "accuracy"),
+    ("one hop", "one_hop", "accuracy"),
+    ("two hops", "multi_hop", "accuracy"),
+    ("edits endured", "cost", "edits_endured"),
+    ("seconds per edit", "cost", "seconds_per_edit"),
+    ("KB per edit", "cost", "kilobytes_per_edit"),
+    ("peak MiB", "cost", "peak_mib"),
+)
+CURVES = ("reliability", "paraphrases", "neighbours: agreement", "unrelated: agreement")  # drawn over a sequence
 
 
 @dataclass(frozen=True)
@@ -48,6 +70,8 @@ class Summary:
     @property
     def name(self) -> str:
         """Words for kind and metric; the metric is said where a kind is measured by more than one."""
+        if self.kind == "cost":
+            return self.metric.replace("_", " ")
         name = NAMES.get(self.kind, self.kind)
         kept = list(NAMES).index("neighborhood")
         return f"{name}: {self.metric}" if self.kind in list(NAMES)[kept:] else name
@@ -94,9 +118,164 @@ def _shown(value: Mean | None) -> str:
     return "-" if value is None else str(value)
 
 
-def to_jsonl(rows: Iterable[Row]) -> str:
-    """A JSON object on a line of its own for each row."""
-    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+# Tables of methods -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table: methods measured in one setting, on one model and data, in one mode.
+
+    ``lines`` begin with the unedited model; a sequence is shown at its end, and ``course`` holds the table at each
+    checkpoint: (method, edits) -> a mean for each of ``CURVES``.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[Mean | None, ...]], ...]
+    course: dict[tuple[str, int], tuple[Mean | None, ...]]
+    errors: tuple[str, ...]
+
+
+def sections(rows: Iterable[Row]) -> list[Section]:
+    """A table for each setting, model, data set and mode, in the order of the rows."""
+    grouped: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((row.setting, row.model, row.data, row.mode), []).append(row)
+    return [_section(" · ".join(filter(None, of)), its) for of, its in grouped.items()]
+
+
+def _section(title: str, rows: list[Row]) -> Section:
+    by_method: dict[str, list[Row]] = {}
+    for row in rows:
+        by_method.setdefault(" ".join(filter(None, (row.method, row.settings))), []).append(row)
+    last = {name: _at_the_end(its) for name, its in by_method.items()}
+    cells = {name: _cells(its) for name, its in last.items()}
+    told = [column for column, _, _ in COLUMNS if any(its[column] for its in cells.values())]
+    unedited = _cells((row for its in last.values() for row in its), "before")
+    lines = [("(unedited)", unedited), *cells.items()]
+    errors = {f"{name}: {row.error}": None for name, its in by_method.items() for row in its if row.error}
+    course: dict[tuple[str, int], tuple[Mean | None, ...]] = {}
+    sequence = len(rows) > sum(map(len, last.values()))
+    for name, its in by_method.items() if sequence else ():
+        for n in sorted({row.after_edits for row in its if row.kind != "cost"}):
+            found = _cells(row for row in its if row.after_edits == n)
+            course[name, n] = tuple(found[column] for column in CURVES)
+    shown = tuple((name, tuple(its[column] for column in told)) for name, its in lines)
+    return Section(title, tuple(told), shown, course, tuple(errors))
+
+
+def _at_the_end(rows: list[Row]) -> list[Row]:
+    """The rows after the last of a unit's edits: a sequence tells its cost at each checkpoint."""
+    ends: dict[tuple[int, str], set[int]] = {}
+    for row in rows:
+        if row.kind == "cost":
+            ends.setdefault((row.seed, row.case), set()).add(row.after_edits)
+    last = {seed: max(points) for (seed, _), points in ends.items() if len(points) > 1}
+    return [row for row in rows if row.after_edits == last.get(row.seed, row.after_edits)]
+
+
+def _cells(rows: Iterable[Row], field: str = "after") -> dict[str, Mean | None]:
+    values: dict[tuple[str, str], list[Any]] = {}
+    for row in rows:
+        if (value := getattr(row, field)) is not None:
+            values.setdefault((row.kind, row.metric), []).append(((row.data, row.seed, row.case), value))
+    return {column: mean_over_cases(values.get((kind, metric), ())) for column, kind, metric in COLUMNS}
+
+
+def _cell(column: str, value: Mean | None) -> str:
+    if value is None:
+        return "-"
+    costs = {name for name, kind, _ in COLUMNS if kind == "cost"}
+    return f"{value.mean:,.3g}" if column in costs else str(value)
+
+
+def _tables(section: Section) -> list[tuple[str, list[list[str]]]]:
+    """A section's tables as (caption, rows of text): the heads first."""
+    body = [[name, *map(_cell, section.columns, its)] for name, its in section.lines]
+    made = [("", [["method", *section.columns], *body])]
+    points = sorted({n for _, n in section.course})
+    for place, column in enumerate(CURVES):
+        its = {key: found[place] for key, found in section.course.items() if found[place]}
+        if its:
+            names = dict.fromkeys(name for name, _ in section.course)
+            body = [[name, *(_cell(column, its.get((name, n))) for n in points)] for name in names]
+            made.append((f"{column} after so many edits", [["method", *map(str, points)], *body]))
+    return made
+
+
+HOW = "Mean over cases ± standard error (cases); a dash where nothing could be measured."
+
+
+def markdown(rows: Iterable[Row], title: str = "Methods, before and after", note: str = "") -> str:
+    """A page with a section for each setting, model, data set and mode."""
+    lines = [f"# {title}", "", HOW, *(("", note) if note else ())]
+    for section in sections(rows):
+        lines += ["", f"## {section.title}"]
+        for caption, (head, *body) in _tables(section):
+            lines += ["", *((f"{caption}:", "") if caption else ())]
+            cells = [[cell.replace("|", "\\|") for cell in line] for line in (head, ["---"] * len(head), *body)]
+            lines += [f"| {' | '.join(line)} |" for line in cells]
+        lines += ["", *(f"- {error}" for error in section.errors)] if section.errors else []
+    return "\n".join(lines) + "\n"
+
+
+def page(rows: Iterable[Row], title: str = "Methods, before and after", note: str = "") -> str:
+    """The same as HTML, in one file."""
+    style = "body{font:15px sans-serif;margin:2em}td,th{padding:.2em .7em;text-align:right;white-space:nowrap}"
+    style += "td:first-child,th:first-child{text-align:left}tr:nth-child(even){background:#f3f3f3}"
+    said = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(text)}</p>" for text in (HOW, note) if text)]
+    for section in sections(rows):
+        said.append(f"<h2>{html.escape(section.title)}</h2>")
+        for caption, (head, *body) in _tables(section):
+            said += [f"<p>{html.escape(caption)}:</p>"] if caption else []
+            lines = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line)
+                     for tag, line in (("th", head), *(("td", line) for line in body))]  # fmt: skip
+            said.append("<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>")
+        said += [f"<p>{html.escape(error)}</p>" for error in section.errors]
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
+    return "<!doctype html><html><head>" + head + "</head><body>\n" + "\n".join(said) + "\n</body></html>\n"
+
+
+def curves(rows: Iterable[Row], path: str | Path) -> None:
+    """Draws how sequences go: a row of pictures for each section, a line for each method, ± standard error."""
+    found = [section for section in sections(rows) if section.course]
+    if not found:
+        raise BadInput("no sequence was asked at more than one checkpoint, so there is no curve to draw")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BadInput('curves need matplotlib: pip install "errata[plots]"') from error
+    names = list(dict.fromkeys(name for section in found for name, _ in section.course))
+    looks = {name: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]} for i, name in enumerate(names)}
+    figure = Figure(figsize=(4 * len(CURVES) + 3, 3.2 * len(found)), layout="constrained")
+    grid: Any = figure.subplots(len(found), len(CURVES), squeeze=False, sharey=True)
+    handles: dict[str, Any] = {}
+    for axes, section in zip(grid, found, strict=True):
+        for place, (axis, column) in enumerate(zip(axes, CURVES, strict=True)):
+            for name in dict.fromkeys(name for name, _ in section.course):
+                known = [(n, its[place]) for (of, n), its in section.course.items() if of == name]
+                points = [(n, value.mean, value.error or 0.0) for n, value in known if value is not None]
+                if points:
+                    x, y, spread = zip(*points, strict=True)
+                    handles[name] = axis.errorbar(x, y, spread, marker="o", markersize=3, capsize=2, **looks[name])
+            axis.set(title=column, xlabel="edits", ylim=(-0.03, 1.03))
+        axes[0].set_ylabel(section.title.replace(" · ", "\n").replace(", ", ",\n"), fontsize="small")
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize="small")
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot draw {path}: {error}") from error
+
+
+# Lines -------------------------------------------------------------------------------------------
+
+
+def to_jsonl(rows: Iterable[Row], compact: bool = False) -> str:
+    """A JSON object on a line of its own for each row; ``compact`` leaves out what stands at its default."""
+    records = (asdict(row) for row in rows)
+    if compact:
+        records = ({k: v for k, v in its.items() if v != DEFAULTS[k]} for its in records)
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def from_jsonl(text: str) -> list[Row]:

@@ -141,9 +141,11 @@ def transform(name: str, **settings: Any) -> Step:
         raise unknown("transform", name, list(TRANSFORMS))
     function = TRANSFORMS[name]
     wanted = inspect.signature(function).parameters
-    for setting in settings:
+    for setting, value in settings.items():
         if setting not in wanted or setting in GIVEN:
             raise unknown(f"setting of {name}", setting, [its for its in wanted if its not in GIVEN])
+        if isinstance(wanted[setting].default, float) and type(value) not in (int, float):
+            raise BadInput(f"{name}'s {setting} is a number; found {value!r}")
     if missing := [n for n, p in wanted.items() if p.default is p.empty and n not in (*GIVEN, *settings)]:
         raise BadInput(f"{name} needs {', '.join(missing)}")
 

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from errata.cli import demo, edit, measure, methods, trace, world
+from errata.cli import bench, demo, edit, measure, methods, trace, world
 from errata.cli.common import INTERRUPTED
 from errata.errors import ErrataError
 
@@ -42,6 +42,8 @@ app.command("edit")(edit.edit_command)
 app.command("ask")(edit.ask_command)
 app.command("show")(edit.show_command)
 app.command("eval")(measure.eval_command)
+app.command("bench")(bench.bench_command)
+app.command("report")(bench.report_command)
 app.command("methods")(methods.methods_command)
 app.command("trace")(trace.trace_command)
 app.add_typer(world.app, name="world")

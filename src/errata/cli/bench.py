@@ -1,0 +1,129 @@
+"""``errata bench`` and ``errata report``: many runs from one file, and what came of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from errata.cli import common
+from errata.errors import BadInput
+from errata.types import Row
+
+if TYPE_CHECKING:
+    from errata.bench import Watch
+    from errata.lm import HFLM
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def bench(
+    plan: str | Path,
+    output: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    retry: bool = False,
+    quiet: bool = True,
+) -> int:
+    """Measures what a TOML file crosses and ``output`` does not hold yet; how many units that were."""
+    import errata
+    from errata.bench import run
+    from errata.methods import METHODS
+    from errata.plan import Plan
+
+    chosen = Plan.read(plan, every=list(METHODS))
+
+    def load(name: str) -> "HFLM":
+        return errata.load(name, device=device, dtype=dtype)
+
+    with _watching(quiet) as watch:
+        return run(chosen, output, load=load, method=errata.method, cases=errata.cases, watch=watch, retry=retry)
+
+
+@contextmanager
+def _watching(quiet: bool) -> Iterator["Watch"]:
+    """A bar over the cases that are left."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = common.stderr(quiet)
+    bar = Progress(
+        *columns,
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+
+
+def bench_command(
+    plan: Annotated[Path, typer.Argument(help="A TOML file: models, methods, data, settings.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the rows go; the same command resumes.")] = Path(
+        "rows.jsonl"
+    ),
+    retry: Annotated[bool, typer.Option("--retry", help="Do again what ended with an error.")] = False,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Measure methods on data in settings. Interrupted, the same command goes on."""
+    if output.suffix == ".toml":
+        raise BadInput(f"the rows would go to {output}, a TOML file; name another file with -o")
+    common.check_output(output, force=True)
+    common.listen(quiet)
+    done = bench(plan, output, device=device, dtype=dtype, retry=retry, quiet=quiet)
+    said = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
+    typer.echo(f"{said}; see `errata report {output}`", err=True)
+
+
+def report(path: str | Path, form: str = ".md") -> str:
+    """The tables of a file of rows, as markdown or (``form=".html"``) as HTML."""
+    from errata import report
+
+    rows = _rows(Path(path))
+    note = common.PREPARED[1:-1] if any(row.model == "world" for row in rows) else ""
+    return (report.page if form == ".html" else report.markdown)(rows, note=note)
+
+
+def _rows(path: Path) -> list[Row]:
+    from errata.report import from_jsonl
+
+    if not path.is_file():
+        raise BadInput(f"there is no file {path}; give one that errata bench or errata eval wrote")
+    try:
+        rows = from_jsonl(common.read_text(path, "rows"))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+    if not rows:
+        raise BadInput(f"{path} holds no rows; make some with errata bench or errata eval")
+    return rows
+
+
+def report_command(
+    rows: Annotated[Path, typer.Argument(help="What bench or eval wrote.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="A page (.md, .html), or the curves of sequences (.png, .svg, .pdf)."),
+    ] = None,
+    force: common.Force = False,
+) -> None:
+    """Tell what came of it: a table for each setting, or curves over a sequence."""
+    if output is None:
+        typer.echo(report(rows), nl=False)
+        return
+    form = output.suffix.lower()
+    if form not in (".md", ".html", *PICTURES):
+        raise BadInput(f"cannot tell what to make of {output}; end its name in .md, .html, {', '.join(PICTURES)}")
+    common.check_output(output, force)
+    if form in PICTURES:
+        from errata.report import curves
+
+        output.parent.mkdir(parents=True, exist_ok=True)
+        curves(_rows(rows), output)
+    else:
+        common.write_text(output, report(rows, form))
+    typer.echo(f"wrote {output}", err=True)

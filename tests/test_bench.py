@@ -1,0 +1,665 @@
+"""Many runs from one file: what is measured, that it resumes, what it says of errors, and the report of it."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import TEXTS, tiny_lm, tiny_model, tokenizer
+from test_evaluate import Table
+from typer.testing import CliRunner
+
+import errata
+from errata import bench
+from errata.bench import run, units_of
+from errata.cli import app
+from errata.cli import bench as command
+from errata.errors import BadInput, Unsupported
+from errata.evaluate import baseline, evaluate
+from errata.metrics import Mean
+from errata.patch import EMPTY
+from errata.plan import Plan, Setting
+from errata.report import curves, from_jsonl, markdown, page, sections, to_jsonl
+from errata.types import Case, Edit, Probe, Row
+
+TIMES = ("seconds_per_edit", "peak_mib")
+FTM = {"name": "ft-m", "steps": 2}
+SEQUENCE = {"kind": "sequential", "batch": 2, "checkpoints": [2, 4, 6]}
+
+
+def case(number: int) -> Case:
+    who = ("Ann Lee", "Bob Ray", "Cy Moor", "Dora Finn")[number % 4]
+    what, new = (("was born in", "Oslo"), ("lives in", "New York"), ("is the mayor of", "Lima"))[number // 4]
+    probes = (Probe("paraphrase", f"Yes, {who} {what}", (new,)), Probe("neighborhood", f"A baker {what}", ("Rome",)))
+    return Case(f"case {number}", (Edit(f"{who} {what}", who, new, "Rome"),), probes)
+
+
+def cases(name: str = "", limit: int | None = None, seed: int = 0, format: str | None = None) -> list[Case]:
+    """Twelve at most; another seed begins elsewhere."""
+    order = [(seed + number) % 12 for number in range(12)]
+    return [case(number) for number in order[:limit]]
+
+
+def plan(**said: Any) -> Plan:
+    usual = {"models": ["tiny"], "methods": [FTM], "data": [{"name": "people", "limit": 6}], "settings": [SEQUENCE]}
+    return Plan.of({**usual, **said})
+
+
+def go(its: Plan, output: Path, **how: Any) -> list[Row]:
+    """The rows in the file after a run on the tiny model."""
+    run(its, output, **{"load": lambda name: tiny_lm("gpt2"), "method": errata.method, "cases": cases, **how})
+    return from_jsonl(output.read_text())
+
+
+def timeless(rows: Sequence[Row]) -> list[Row]:
+    return [replace(row, after=None) if row.metric in TIMES else row for row in rows]
+
+
+def counting(failing: Callable[[int, Sequence[Edit]], None] = lambda calls, edits: None) -> Any:
+    """``errata.method`` whose methods note each call of ``edit``, and fail as they are told to."""
+    calls: list[tuple[int, Any]] = []
+    real = errata.method
+
+    class Watched:
+        def __init__(self, name: str, settings: Any) -> None:
+            self.inner, self.name = real(name, **settings), name
+
+        def prepare(self, lm: Any, data: Any = None) -> Any:
+            return self.inner.prepare(lm, data)
+
+        def edit(self, lm: Any, edits: Any, state: Any = None, prior: Any = EMPTY) -> Any:
+            calls.append((len(edits), prior))
+            failing(len(calls), edits)
+            return self.inner.edit(lm, edits, state, prior)
+
+    def method(name: str, **settings: Any) -> Any:
+        return Watched(name, settings)
+
+    method.calls = calls  # pyright: ignore[reportFunctionMemberAccess]
+    return method
+
+
+# What is measured --------------------------------------------------------------------------------
+
+
+def test_a_sequence_is_the_fold_and_asks_all_earlier_cases(tmp_path: Path) -> None:
+    rows = go(plan(), tmp_path / "rows.jsonl")
+    lm, made, patch, expected = tiny_lm("gpt2"), errata.method("ft-m", steps=2), EMPTY, list[Row]()
+    before, its = baseline(lm, cases(limit=6)), cases(limit=6)
+    for n in (2, 4, 6):
+        patch = made.edit(lm, [c.edits[0] for c in its[n - 2 : n]], prior=patch)
+        with patch.applied(lm) as edited:
+            expected += evaluate(before, edited, its[:n], after_edits=n)
+    labels = {
+        "model": "tiny", "method": "ft-m", "settings": "steps=2", "data": "people limit=6",
+        "setting": "sequential by 2, asked at 2 4 6",
+    }  # fmt: skip
+    assert [row for row in rows if row.kind != "cost"] == [replace(row, **labels) for row in expected]
+    costs = [(row.metric, row.after_edits) for row in rows if row.kind == "cost"]
+    each = [(metric, n) for n in (2, 4, 6) for metric in ("seconds_per_edit", "kilobytes_per_edit")]
+    assert costs == [*each, ("peak_mib", 6)] and rows[-1].metric == "peak_mib"
+    kilobytes = [row.after for row in rows if row.metric == "kilobytes_per_edit"]
+    assert kilobytes == pytest.approx([32 * 64 * 4 / 1000 / n for n in (2, 4, 6)], abs=1e-3)
+    assert {name: getattr(row, name) for row in rows for name in labels} == labels
+
+
+def test_single_and_batch_begin_anew(tmp_path: Path) -> None:
+    method = counting()
+    its = plan(settings=["single", {"kind": "batch", "size": 2, "cases": 5}], modes=["generated", "forced"])
+    rows = go(its, tmp_path / "rows.jsonl", method=method)
+    assert method.calls == [(1, EMPTY)] * 6 + [(2, EMPTY)] * 2  # the fifth case fills no batch
+    edits = {(row.setting, row.mode, row.case, row.after_edits) for row in rows if row.kind == "edit"}
+    batch = {("batch of 2", mode, f"case {i}", 2) for i in range(4) for mode in ("generated", "forced")}
+    assert edits == batch | {("single", m, f"case {i}", 1) for i in range(6) for m in ("generated", "forced")}
+    costs = [row for row in rows if row.metric == "seconds_per_edit" and row.mode == "forced"]
+    assert [row.case for row in costs] == [*(f"case {i}" for i in range(6)), "batch 1", "batch 2"]
+
+
+def test_seeds_draw_cases_and_make_methods(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def method(name: str, **settings: Any) -> Any:
+        seen.append(settings["seed"])
+        return errata.method(name, **settings)
+
+    data = [{"name": "people", "limit": 2}, {"name": "people", "limit": 2, "seed": 7}]
+    rows = go(plan(data=data, seeds=[0, 3], settings=["single"]), tmp_path / "rows.jsonl", method=method)
+    assert seen == [0, 3]
+    found = {(row.data, row.seed, row.case) for row in rows if row.kind == "edit"}
+    free = {("people limit=2", seed, f"case {seed + i}") for seed in (0, 3) for i in range(2)}
+    assert found == free | {("people limit=2 seed=7", seed, f"case {7 + i}") for seed in (0, 3) for i in range(2)}
+
+
+def test_transforms_at_each_step_or_at_the_end(tmp_path: Path) -> None:
+    lm, its, made = tiny_lm("gpt2"), cases(limit=6), errata.method("ft-m", steps=2)
+    before = baseline(lm, its)
+    for at in ("step", "end"):
+        then, method = {"name": "rect", "keep": 0.1, "at": at}, counting()
+        rows = go(plan(methods=[{**FTM, "transform": then}]), tmp_path / f"{at}.jsonl", method=method)
+        patch = EMPTY
+        for n in (2, 4, 6):
+            new = made.edit(lm, [c.edits[0] for c in its[n - 2 : n]], prior=patch)
+            patch = errata.transforms.rect(new, lm, 0.1, patch) if at == "step" else new
+            assert n == 6 or method.calls[n // 2][1] == patch
+        measured = patch if at == "step" else errata.transforms.rect(patch, lm, 0.1)
+        with measured.applied(lm) as edited:
+            expected = evaluate(before, edited, its, after_edits=6)
+        last = [(row.case, row.after) for row in rows if row.after_edits == 6 and row.kind != "cost"]
+        assert last == [(row.case, row.after) for row in expected]
+        assert {row.settings for row in rows} == {"steps=2 + rect keep=0.1" + (" at the end" if at == "end" else "")}
+
+
+# Hand-worked, on models that are tables of answers -----------------------------------------------
+
+
+@dataclass
+class Known(Table):
+    """A table of answers in the place of a model."""
+
+    name: str = "table"
+    device: Any = field(default_factory=lambda: SimpleNamespace(type="cpu"))
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A patch of a table."""
+
+    says: dict[str, str] = field(default_factory=dict[str, str])
+    nbytes: int = 6000
+
+    @contextmanager
+    def applied(self, lm: Known) -> Iterator[Table]:
+        yield Table({**lm.says, **self.says})
+
+    def save(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+        return path
+
+
+class Forgetful:
+    """Knows its last ``span`` edits; what it says of others is what it last learnt."""
+
+    name = "forgetful"
+
+    def __init__(self, span: int = 100, **settings: Any) -> None:
+        self.span, self.edits = span, list[Edit]()
+
+    def prepare(self, lm: Any, data: Any = None) -> Any:
+        return None
+
+    def edit(self, lm: Any, edits: Any, state: Any = None, prior: Any = EMPTY) -> Any:
+        self.edits = [*self.edits, *edits] if prior else list(edits)
+        return Changed({e.prompt: e.target_new for e in self.edits[-self.span :]})
+
+
+def table() -> Known:
+    asked = [(p, "Rome") for c in cases() for p in (c.edits[0].prompt, *(probe.prompt for probe in c.probes))]
+    return Known(dict(asked))
+
+
+def forgetful(its: Plan, output: Path, **how: Any) -> list[Row]:
+    made = {"load": lambda name: table(), "method": lambda name, **settings: Forgetful(**settings)}
+    return go(its, output, **{**made, **how})
+
+
+def test_a_sequence_stops_where_its_first_cases_are_forgotten(tmp_path: Path) -> None:
+    """With a span of 5 two of the first four are forgotten after 7 edits, and one after 6."""
+    method = {"name": "forgetful", "span": 5}
+    data = [{"name": "people", "limit": 12}]
+    setting = {"kind": "sequential", "batch": 1, "checkpoints": list(range(1, 13))}
+    for below, end in ((0.8, 6), (0.6, 7), (0.5, 8), (0.0, 12)):
+        stop = {"kind": "edit", "first": 4, "below": below}
+        its = plan(methods=[method], data=data, settings=[{**setting, "stop": stop}])
+        rows = forgetful(its, tmp_path / f"{below}.jsonl")
+        assert max(row.after_edits for row in rows if row.kind == "edit") == end
+        endured = [row.after for row in rows if row.metric == "edits_endured"]
+        assert endured == [end if below == 0.0 else end - 1]
+        assert not (tmp_path / f"{below}.jsonl.parts").exists()
+
+
+def test_untouched_facts_are_further_cases_and_keep_their_answers(tmp_path: Path) -> None:
+    setting = {"kind": "sequential", "batch": 2, "untouched": 3}
+    rows = forgetful(plan(settings=[setting], methods=["forgetful"], data=[{"name": "x", "limit": 4}]), tmp_path / "r")
+    found = [(r.case, r.probe, r.metric, r.before, r.after) for r in rows if r.kind == "unrelated"]
+    expected = [case(number) for number in (4, 5, 6)]
+    assert found == [
+        (f"untouched {c.id}", c.edits[0].prompt, metric, 1.0, 1.0)
+        for c in expected
+        for metric in ("accuracy", "agreement")
+    ]
+    assert {r.case for r in rows if r.kind == "edit"} == {f"case {i}" for i in range(4)}
+    assert [r.after for r in rows if r.metric == "kilobytes_per_edit"] == [1.5]  # 6000 bytes, four edits
+
+
+def test_a_sample_of_the_earlier_cases_grows_and_keeps_whom_it_had() -> None:
+    setting = {"kind": "sequential", "batch": 1, "checkpoints": [4, 8, 12], "recheck": 6}
+    made = {"method": lambda name, **settings: Forgetful(), "cases": cases}
+    units = [
+        units_of(plan(settings=[setting], data=[{"name": "x", "limit": 12, "seed": 0}], seeds=[seed]), **made)[0]
+        for seed in range(6)
+    ]
+    unit = units[0]
+    asked = [[c.id for c in unit.asked(n)] for n in (4, 6, 8, 12)]
+    assert asked[:2] == [[f"case {i}" for i in range(n)] for n in (4, 6)]
+    assert [len(its) for its in asked] == [4, 6, 6, 6]
+    for n, its in zip((8, 12), asked[2:]):
+        assert its[:3] == ["case 0", "case 1", "case 2"] and its == [c.id for c in unit.cases[:n] if c.id in its]
+    assert set(asked[3]) & {f"case {i}" for i in range(8)} <= set(asked[2])
+    assert len({tuple(c.id for c in its.asked(12)) for its in units}) > 1
+
+
+def test_the_unedited_model_is_asked_once_for_all_methods(tmp_path: Path) -> None:
+    models: list[Known] = []
+
+    def load(name: str) -> Known:
+        models.append(table())
+        return models[-1]
+
+    its = plan(methods=["a", {"name": "b"}], settings=["single", SEQUENCE], seeds=[0, 1])
+    forgetful(its, tmp_path / "rows.jsonl", load=load, method=lambda name, **settings: Forgetful())
+    assert [len(lm.calls) for lm in models] == [2]  # one for each seed's cases: patches answer from tables of their own
+
+
+# Going on ----------------------------------------------------------------------------------------
+
+ALL = ["single", {"kind": "batch", "size": 3}, SEQUENCE]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Row]]:
+    """The file of an uninterrupted run, and its rows."""
+    file = tmp_path_factory.mktemp("whole") / "rows.jsonl"
+    rows = go(plan(settings=ALL), file)
+    return file.read_text(), rows
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.03, 0.2, 0.41, 0.5, 0.66, 0.8, 0.95, 0.9999, 1.0])
+def test_a_file_that_was_cut_anywhere_is_completed(share: float, whole: tuple[str, list[Row]], tmp_path: Path) -> None:
+    text, rows = whole
+    file = tmp_path / "rows.jsonl"
+    file.write_text(text[: int(share * len(text))])
+    assert timeless(go(plan(settings=ALL), file)) == timeless(rows)
+
+
+@pytest.mark.parametrize("killed_at", range(1, 12))
+def test_a_run_that_was_killed_goes_on(killed_at: int, whole: tuple[str, list[Row]], tmp_path: Path) -> None:
+    """Six single edits, two batches, three steps of a sequence: killed in each, nothing finished is done again."""
+
+    def kill(calls: int, edits: Any) -> None:
+        if calls == killed_at:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "rows.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        go(plan(settings=ALL), file, method=counting(kill))
+    method = counting()
+    assert timeless(go(plan(settings=ALL), file, method=method)) == timeless(whole[1])
+    assert len(method.calls) == 11 - (killed_at - 1)  # a sequence goes on from its last checkpoint
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_what_was_kept_of_a_sequence_survives_being_spoilt(whole: tuple[str, list[Row]], tmp_path: Path) -> None:
+    def kill(calls: int, edits: Any) -> None:
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    for name, spoil in (("patch", "*/*.safetensors"), ("record", "*/progress.json")):
+        file = tmp_path / name
+        with pytest.raises(KeyboardInterrupt):
+            go(plan(), file, method=counting(kill))
+        (kept,) = Path(f"{file}.parts").glob(spoil)
+        kept.write_bytes(kept.read_bytes()[:50])
+        method = counting()
+        expected = [row for row in whole[1] if row.setting.startswith("sequential")]
+        assert timeless(go(plan(), file, method=method)) == timeless(expected)
+        assert len(method.calls) == 3
+
+
+def test_what_is_done_is_left_alone(whole: tuple[str, list[Row]], tmp_path: Path) -> None:
+    def load(name: str) -> Any:
+        raise AssertionError("nothing is left to do")
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text(whole[0])
+    go(plan(settings=ALL), file, load=load)
+    assert file.read_text() == whole[0]
+
+
+def test_a_changed_plan_adds_what_is_new(whole: tuple[str, list[Row]], tmp_path: Path) -> None:
+    file, method = tmp_path / "rows.jsonl", counting()
+    file.write_text(whole[0])
+    rows = go(plan(settings=ALL, methods=[FTM, {**FTM, "steps": 1}]), file, method=method)
+    assert file.read_text().startswith(whole[0]) and len(method.calls) == 11
+    assert {row.settings for row in rows[len(whole[1]) :]} == {"steps=1"}
+    again = go(plan(settings=ALL, modes=["generated", "forced"]), file)  # another mode: measured anew, not twice
+    assert len([r for r in again if r.settings == "steps=2" and r.mode == "generated"]) == len(whole[1])
+    assert len([r for r in again if r.settings == "steps=1"]) == len(rows) - len(whole[1])
+
+
+def test_a_file_of_something_else_is_left_as_it_is(whole: tuple[str, list[Row]], tmp_path: Path) -> None:
+    file = tmp_path / "notes"
+    for text, message in (
+        ("my notes", "something else"),
+        ("my notes\n", "line 1: not JSON"),
+        (whole[0] + '{"colour": 1}\n', "not a row"),
+        (to_jsonl([Row(model="world", method="x", case="1")]), "of another command"),
+    ):
+        file.write_text(text)
+        with pytest.raises(BadInput, match=message):
+            go(plan(), file)
+        assert file.read_text() == text
+
+
+# Errors ------------------------------------------------------------------------------------------
+
+
+def test_a_method_that_fails_is_a_row_and_the_run_goes_on(tmp_path: Path) -> None:
+    def fail(calls: int, edits: Sequence[Edit]) -> None:
+        if any(edit.subject == "Cy Moor" for edit in edits):
+            raise Unsupported("not this one")
+
+    method = counting(fail)
+    rows = go(plan(settings=["single", SEQUENCE], methods=[FTM, "ft"]), tmp_path / "r", method=method)
+    failed = [(r.method, r.setting[:6], r.case, r.kind, r.metric, r.after, r.after_edits) for r in rows if r.error]
+    assert failed == [
+        line
+        for name in ("ft-m", "ft")
+        for line in (
+            (name, "single", "case 2", "edit", "accuracy", None, 1),
+            (name, "single", "case 2", "cost", "peak_mib", None, 0),
+            (name, "sequen", "sequential 1", "edit", "accuracy", None, 4),
+            (name, "sequen", "sequential 1", "cost", "peak_mib", failed_peak(rows, name), 2),
+        )
+    ]
+    assert {r.error for r in rows if r.error} == {"Unsupported: not this one"}
+    assert {r.case for r in rows if r.setting == "single" and r.kind == "paraphrase"} == {
+        f"case {i}" for i in (0, 1, 3, 4, 5)
+    }
+    assert {r.after_edits for r in rows if r.setting != "single" and r.kind == "paraphrase"} == {2}
+    count = len(method.calls)
+    assert go(plan(settings=["single", SEQUENCE], methods=[FTM, "ft"]), tmp_path / "r", method=method) == rows
+    assert len(method.calls) == count  # what failed is done too
+    healed = go(plan(settings=["single", SEQUENCE], methods=[FTM, "ft"]), tmp_path / "r", retry=True)
+    assert not [r for r in healed if r.error] and len({(r.method, r.case) for r in healed if r.kind == "edit"}) == 12
+    assert not (tmp_path / "r.parts").exists()
+
+
+def failed_peak(rows: Sequence[Row], name: str) -> float | None:
+    return next(r.after for r in rows if r.error and r.method == name and r.after_edits == 2)
+
+
+def test_a_method_that_cannot_prepare_is_a_row_for_each_unit(tmp_path: Path) -> None:
+    class Helpless(Forgetful):
+        asked = 0
+
+        def prepare(self, lm: Any, data: Any = None) -> Any:
+            self.asked += 1
+            raise BadInput("no texts")
+
+    made = Helpless()
+    rows = forgetful(plan(settings=["single"]), tmp_path / "r", method=lambda name, **settings: made)
+    assert [r.error for r in rows if r.kind == "edit"] == ["BadInput: no texts"] * 6 and made.asked == 1
+
+
+def test_what_is_no_error_of_ours_stops_the_run_and_keeps_what_was_done(tmp_path: Path) -> None:
+    def fail(calls: int, edits: Any) -> None:
+        if calls == 3:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        go(plan(settings=["single"]), tmp_path / "r", method=counting(fail))
+    rows = from_jsonl((tmp_path / "r").read_text())
+    assert {row.case for row in rows} == {"case 0", "case 1"}
+
+
+def test_everything_is_made_and_read_before_the_work(tmp_path: Path) -> None:
+    def load(name: str) -> Any:
+        raise AssertionError("too early")
+
+    for said, message in (
+        ({"methods": [FTM, "ft-n"]}, "did you mean ft-m"),
+        ({"methods": [{"name": "ft-m", "stepz": 1}]}, "did you mean steps"),
+        ({"methods": [{**FTM, "transform": "rekt"}]}, "did you mean rect"),
+        ({"methods": [FTM, {**FTM}]}, "measured twice"),
+        ({"settings": [{"kind": "batch", "size": 7}]}, "needs 7 cases"),
+        ({"settings": [{"kind": "sequential", "batch": 1, "checkpoints": [9]}]}, "needs 9 cases"),
+        ({"settings": [{"kind": "sequential", "batch": 4, "checkpoints": [2, 4]}]}, "multiples of the batch of 4"),
+        ({"settings": [{"kind": "single", "cases": 7}]}, "7 cases were asked for"),
+        ({"data": [{"name": "x"}], "settings": [{"kind": "single", "untouched": 12}]}, "shall stay untouched"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            go(plan(**said), tmp_path / "rows.jsonl", load=load)
+    assert not list(tmp_path.iterdir())
+
+
+# The file of a plan ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"model": ["x"]}, "unknown key of a bench file 'model'; did you mean models"),
+        ({"models": "world"}, "models of a bench file is a list, found 'world'"),
+        ({"models": [1]}, "is a text"),
+        ({"seeds": [-1]}, "whole number from 0"),
+        ({"modes": ["force"]}, "unknown mode 'force'; did you mean forced"),
+        ({"data": [{"limit": 3}]}, "data needs name"),
+        ({"data": [{"name": "x", "limit": 0}]}, "limit of data is a whole number from 1, found 0"),
+        ({"data": [{"name": "x", "limt": 3}]}, "unknown key of data 'limt'; did you mean limit"),
+        ({"settings": ["singl"]}, "unknown kind of setting 'singl'; did you mean single"),
+        ({"settings": ["batch"]}, "the setting 'batch' needs size"),
+        ({"settings": [{"kind": "single", "size": 3}]}, "unknown key of the setting 'single' 'size'"),
+        ({"settings": [{**SEQUENCE, "checkpoints": [4, 2]}]}, "checkpoints rise"),
+        ({"settings": [{**SEQUENCE, "checkpoints": 4}]}, "checkpoints of the setting 'sequential' is a list"),
+        ({"settings": [{**SEQUENCE, "stop": {"kind": "edits"}}]}, "did you mean edit"),
+        ({"settings": [{**SEQUENCE, "stop": {"below": "x"}}]}, "below of stop is a number"),
+        ({"settings": [{**SEQUENCE, "recheck": 10, "stop": {}}]}, "raise it"),
+        ({"methods": [3]}, "a method is a table of TOML, found 3"),
+        ({"methods": [{**FTM, "transform": {"name": "prune", "at": "start"}}]}, "'step' or 'end'"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_said(said: Any, message: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        plan(**said)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_plan_needs_its_four_lists() -> None:
+    with pytest.raises(BadInput, match="needs models and data and settings and methods"):
+        Plan.of({})
+    assert [its.name for its in Plan.of({**said(), "methods": "all"}, every=["a", "b"]).methods] == ["a", "b"]
+
+
+def said() -> dict[str, Any]:
+    return {"models": ["x"], "data": ["y"], "settings": ["single"], "methods": ["z"]}
+
+
+def test_settings_are_told_apart_by_their_labels() -> None:
+    known = [Setting.read(its) for its in ("single", {"kind": "single", "untouched": 2}, {"kind": "batch", "size": 2})]
+    stop = {"first": 5, "below": 0.9}
+    known += [Setting.read({**SEQUENCE, **more}) for more in ({}, {"recheck": 9}, {"stop": stop}, {"untouched": 3})]
+    known += [Setting.read({**SEQUENCE, "checkpoints": [10, 20, 30, 40]})]
+    assert len({its.label for its in known}) == len(known)
+    assert known[-1].label == "sequential by 2, asked at 10 20 … 40"
+    assert known[5].label.endswith("until edit of the first 5 is below 0.9")
+
+
+# The command line --------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny model, cases and a plan."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tiny_model("gpt2", torch.float32).save_pretrained("model")
+    tokenizer().save_pretrained("model")
+    lines = [
+        {
+            "id": c.id,
+            "edits": [c.edits[0].to_json()],
+            "probes": [{"kind": p.kind, "prompt": p.prompt, "answers": list(p.answers)} for p in c.probes],
+        }
+        for c in cases()
+    ]
+    Path("people.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Path("run.toml").write_text(
+        'models = ["model"]\nmethods = [{ name = "ft-m", steps = 2 }]\ndata = [{ name = "people.jsonl", limit = 4 }]\n'
+        'settings = ["single", { kind = "sequential", batch = 2, checkpoints = [2, 4] }]\n'
+    )
+    return tmp_path
+
+
+def words(*said: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, said)
+    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception}"
+    return result
+
+
+def test_bench_and_report(here: Path) -> None:
+    assert "5 units more" in words("bench", "run.toml", "-o", "out/rows.jsonl").stderr
+    rows = (here / "out/rows.jsonl").read_text()
+    assert "holds all of it already" in words("bench", "run.toml", "-o", "out/rows.jsonl").stderr
+    assert (here / "out/rows.jsonl").read_text() == rows
+    shown = words("report", "out/rows.jsonl").stdout
+    assert "## single · model · people.jsonl limit=4 · generated" in shown and "| ft-m steps=2 |" in shown
+    for name, begin in (("r.md", b"# Methods"), ("r.html", b"<!doctype html>"), ("c.png", b"\x89PNG")):
+        words("report", "out/rows.jsonl", "-o", name)
+        assert (here / name).read_bytes().startswith(begin)
+    assert (here / "r.md").read_text() == shown
+    message = words("report", "out/rows.jsonl", "-o", "r.md", code=2).stderr
+    assert "add --force" in message
+
+
+def test_an_interrupted_bench_ends_with_130_and_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(calls: int, edits: Any) -> None:
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["errata.methods"], "method", counting(kill))
+    assert words("bench", "run.toml", code=130).stderr.endswith("errata: interrupted\n")
+    rows = from_jsonl(Path("rows.jsonl").read_text())
+    assert {row.case for row in rows} == {"case 0", "case 1"}
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    words("bench", "run.toml", "-q")
+    assert from_jsonl(Path("rows.jsonl").read_text())[: len(rows)] == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no file run.toml"),
+        ("models = [", "run.toml is not TOML"),
+        ("", "run.toml: a bench file needs models"),
+        ('models = ["m"]\nmethods = ["memot"]\ndata = ["people.jsonl"]\nsettings = ["single"]', "did you mean memit"),
+        ('models = ["m"]\nmethods = ["ft"]\ndata = ["none.json"]\nsettings = ["single"]', "none.json"),
+        ('models = ["m"]\nmethods = ["ft"]\ndata = ["people.jsonl"]\nsettings = ["single"]\nx = 1', "key of a bench"),
+    ],
+)
+def test_a_bad_plan_is_answered_with_one_message(here: Path, text: str | None, message: str) -> None:
+    Path("run.toml").unlink() if text is None else Path("run.toml").write_text(text)
+    result = words("bench", "run.toml", code=2)
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1 and result.stdout == ""
+    assert not Path("rows.jsonl").exists()
+
+
+def test_what_cannot_be_reported_is_said(here: Path) -> None:
+    assert "there is no file none.jsonl" in words("report", "none.jsonl", code=2).stderr
+    Path("empty.jsonl").write_text("")
+    assert "holds no rows" in words("report", "empty.jsonl", code=2).stderr
+    Path("one.jsonl").write_text(to_jsonl([Row(model="m", case="1", kind="edit", metric="accuracy", after=1.0)]))
+    assert "no curve to draw" in words("report", "one.jsonl", "-o", "c.png", code=2).stderr
+    assert "end its name in .md" in words("report", "one.jsonl", "-o", "c.gif", code=2).stderr
+    assert "TOML" in words("bench", "run.toml", "-o", "run.toml", code=2).stderr
+
+
+def test_the_commands_have_functions_of_their_names(here: Path) -> None:
+    assert command.bench("run.toml", "r.jsonl") == 5 and command.bench("run.toml", "r.jsonl") == 0
+    assert command.report("r.jsonl").startswith("# Methods")
+
+
+def test_the_plans_that_come_with_the_project_are_plans() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    for name in ("table.toml", "endurance.toml"):
+        its = Plan.read(docs / name, every=list(errata.methods()))
+        assert units_of(its, errata.method, errata.cases)
+
+
+# The report, worked by hand ----------------------------------------------------------------------
+
+
+def row(**said: Any) -> Row:
+    return Row(**{"model": "m", "data": "d", "kind": "edit", "metric": "accuracy", "before": 0.0, **said})
+
+
+def test_a_section_is_shown_at_the_end_of_its_sequences() -> None:
+    rows: list[Row] = []
+    for seed, points in ((0, (2, 4)), (1, (2,))):
+        for n in points:
+            its: Any = {"method": "a", "setting": "sequence", "seed": seed, "after_edits": n}
+            rows += [row(**its, case=str(i), after=float(n == 2 or i > 0)) for i in range(n)]
+            rows += [row(**its, case="all", kind="cost", metric="seconds_per_edit", before=None, after=n / 2)]
+    rows += [row(method="b", setting="sequence", case="all", after_edits=2, after=None, error="Unsupported: no | no")]
+    rows += [row(method="a", setting="other", case="1", after=1.0, mode="forced")]
+    first, second = sections(rows)
+    assert (first.title, second.title) == ("sequence · m · d · generated", "other · m · d · forced")
+    assert first.columns == ("reliability", "seconds per edit")
+    lines = dict(first.lines)
+    # seed 0 after four edits: 0 1 1 1; seed 1 after two: 1 1; b is dashed
+    found = lines["a"][0]
+    assert found is not None and (found.mean, found.error, found.count) == (*map(pytest.approx, (5 / 6, 1 / 6)), 6)
+    assert lines["a"][1] == Mean(1.5, 0.5, 2) and lines["b"] == (None, None)
+    assert lines["(unedited)"] == (Mean(0.0, 0.0, 7), None)
+    assert {key: its[0] and its[0].mean for key, its in first.course.items()} == {
+        ("a", 2): 1.0,
+        ("a", 4): 0.75,
+        ("b", 2): None,
+    }
+    text = markdown(rows, title="T", note="N")
+    assert "| a | 0.83 ± 0.17 (6) | 1.5 |" in text and "| b | - | - |" in text
+    assert "- b: Unsupported: no | no" in text and text.startswith("# T\n") and "\nN\n" in text
+    assert "reliability after so many edits:" in text and "| a | 1.00 ± 0.00 (4) | 0.75 ± 0.25 (4) |" in text
+    assert "<td>0.83 ± 0.17 (6)</td>" in page(rows) and "Unsupported: no | no" in page(rows)
+
+
+def test_curves_are_drawn_as_pictures(tmp_path: Path) -> None:
+    rows = [
+        r
+        for n in (2, 4)
+        for its in [{"method": "a", "setting": "s", "after_edits": n}]
+        for r in (row(**its, case="1", after=0.5), row(**its, case="all", kind="cost", metric="peak_mib", after=1.0))
+    ]
+    curves(rows, tmp_path / "c.svg")
+    assert "<svg" in (tmp_path / "c.svg").read_text()
+    with pytest.raises(BadInput, match="cannot draw"):
+        curves(rows, tmp_path / "none" / "c.svg")
+
+
+def test_compact_lines_are_the_same_rows() -> None:
+    rows = [row(case="é", after=0.0), row(case="2", after=None, error="x", seed=3), Row()]
+    short = to_jsonl(rows, compact=True)
+    assert from_jsonl(short) == rows and len(short) < len(to_jsonl(rows)) / 2
+
+
+def test_the_peak_is_of_what_was_done_meanwhile() -> None:
+    lm: Any = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    watch = bench.Peak(lm)
+    if watch.start is None:
+        assert watch.mib() is None  # this system does not tell
+        return
+    block = torch.ones(32 * 2**20 // 4)
+    assert 25 < (watch.mib() or 0) < 200
+    del block
+
+
+def test_texts_of_the_tiny_tokenizer_hold_the_cases() -> None:
+    known = {word for text in TEXTS for word in text.rstrip(".").split()}
+    assert {word for c in cases() for word in c.edits[0].prompt.split()} <= known
