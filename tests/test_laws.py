@@ -24,6 +24,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "pmet": {"contexts": 0},
     "alphaedit": {"contexts": 0},
     "kn": {"phrasings": 1, "points": 5},
+    "lora": {"steps": 15},
 }
 
 
