@@ -1,6 +1,8 @@
 """What all tests share: tiny models with a tokenizer, made once; one torch thread per worker."""
 
+import logging
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:  # pyright: ig
     folder = tmp_path_factory.mktemp("cache")
     os.environ["ERRATA_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    """What a command set up for its logs ends with its test."""
+    yield
+    log = logging.getLogger("errata")
+    log.handlers = []
+    log.setLevel(logging.NOTSET)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

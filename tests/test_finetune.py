@@ -147,6 +147,7 @@ def test_fisher_is_squared_text_by_text(arch: str) -> None:
     lm = tiny_lm(arch, torch.float64)
     name, pieces = weight_of(lm, 3), [lm.tokens.prompt(text) for text in TEXTS[:3]]
     param, squares = lm.model.get_parameter(name), []
+    lm.model.zero_grad(set_to_none=True)
     for ids in pieces:
         logp = lm.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
         logp[torch.arange(len(ids) - 1), ids[1:]].sum().backward()
