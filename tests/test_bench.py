@@ -475,6 +475,8 @@ def test_a_plan_needs_its_four_lists() -> None:
     with pytest.raises(BadInput, match="needs models and data and settings and methods"):
         Plan.of({})
     assert [its.name for its in Plan.of({**said(), "methods": "all"}, every=["a", "b"]).methods] == ["a", "b"]
+    mixed = Plan.of({**said(), "methods": ["all", {"name": "a", "x": 1}]}, every=["a", "b"]).methods
+    assert [(its.name, its.label) for its in mixed] == [("a", ""), ("b", ""), ("a", "x=1")]
 
 
 def said() -> dict[str, Any]:

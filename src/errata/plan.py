@@ -185,7 +185,7 @@ class Plan:
 
     @classmethod
     def read(cls, path: str | Path, every: Sequence[str] = ()) -> Self:
-        """The plan in a TOML file; ``methods = "all"`` stands for ``every`` name."""
+        """The plan in a TOML file; ``"all"`` among its methods stands for ``every`` name."""
         path = Path(path)
         if not path.is_file():
             raise BadInput(f"there is no file {path}; give a TOML file with models, methods, data and settings")
@@ -204,8 +204,10 @@ class Plan:
         needs = {"models": _many(_text), "data": _many(DataSpec.read), "settings": _many(Setting.read)}
         may = {"modes": _many(_mode), "seeds": _many(_seed)}
         methods = {"methods": _many(MethodSpec.read)}
-        if every and record.get("methods") == "all":
-            record = {**record, "methods": list(every)}
+        asked = record.get("methods")
+        if every and (asked == "all" or (isinstance(asked, list) and "all" in asked)):
+            more = [one for one in asked if one != "all"] if isinstance(asked, list) else []
+            record = {**record, "methods": [*every, *more]}
         return cls(**_table("a bench file", record, needs | methods, may))
 
 
