@@ -24,6 +24,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "pmet": {"contexts": 0},
     "alphaedit": {"contexts": 0},
     "kn": {"phrasings": 1, "points": 5},
+    "grace": {"steps": 30},
+    "horen": {"steps": 30},
     "lora": {"steps": 15},
 }
 

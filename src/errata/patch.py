@@ -31,7 +31,11 @@ from errata.types import Edit
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-PARTS: dict[str, str] = {"delta": "errata.patch:Delta"}  # kind of part -> where it lives
+PARTS: dict[str, str] = {  # kind of part -> where it lives
+    "delta": "errata.patch:Delta",
+    "grace": "errata.methods.grace:Balls",
+    "horen": "errata.methods.horen:Directions",
+}
 
 
 # Parts -------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ METHODS: dict[str, str] = {
     "recadam": "errata.methods.ft:RecAdam",
     "f-learning": "errata.methods.ft:FLearning",
     "lora": "errata.methods.lora:LoRA",
+    "grace": "errata.methods.grace:GRACE",
+    "horen": "errata.methods.horen:HoReN",
     "rome": "errata.methods.rome:ROME",
     "r-rome": "errata.methods.rome:RROME",
     "emmet": "errata.methods.rome:EMMET",

@@ -112,7 +112,7 @@ class Method(ABC):
         prior.check(lm)
         if not edits:
             return prior
-        if state is None or (not state.tensors and self.needs_prepare):
+        if state is None or (not (state.tensors or state.info) and self.needs_prepare):
             if self.needs_prepare:
                 raise NeedsPrepare(
                     f"{self.name} needs a state: state = method.prepare(lm), then edit(lm, edits, state)"

@@ -1,0 +1,415 @@
+"""A codebook at one layer: questions as keys, what the layer shall say to them as values, and a rule of which answers.
+
+The site is a block's down projection: its input gives the query, its output is what a value takes the place of (or is
+added to). Which entry answers is decided once, when the prompt has been read, and kept while decoding. An
+encoder-decoder has its codebook in the encoder.
+"""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from errata import hooks
+from errata.errors import BadInput, Unsupported
+from errata.lm import HFLM, Call
+from errata.methods._losses import token_losses
+from errata.methods._statistics import _sampled
+from errata.methods.base import Method, State
+from errata.passes import budgeted, exact, part_of, rowwise, with_part
+from errata.patch import Adapter, Patch, weight_shape
+from errata.sites import Sites
+from errata.types import Edit
+
+Replace = Literal["last", "prompt", "all"]
+
+GRID = 10_001  # quantiles of a state
+TRIES = 20  # texts looked at for each opening that is wanted
+CLOSE = 1e-2  # by how much two preparations of one model may differ
+
+
+@dataclass(frozen=True)
+class Logged:
+    """An edit as the codebook remembers it; ``answer`` and ``asked`` are ids."""
+
+    id: str
+    prompt: str
+    answer: list[int]
+    asked: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook(Adapter):
+    """The log of the edits in order, and what the rule has made of it.
+
+    Edit i has an entry of its own, with its query as the key, or has joined the entry of edit ``owner[i]``, which
+    has the same answer. ``values[i]`` is the value of its entry once trained on edit i: the last one answers, and an
+    edit can be taken out exactly unless another's entry would then be of other edits than those it was trained on.
+    Without a running call that has seen a prompt (reading keys, say), nothing is changed.
+    """
+
+    site: str
+    settings: Mapping[str, Any]  # what the rule and the look-up need; ``replace`` is one
+    log: tuple[Logged, ...]
+    queries: Tensor  # (n, f)
+    values: Tensor  # (n, d)
+    radii: Tensor  # (n,): how far a key reaches; below 0 where an edit's query is no key (any more)
+    owner: Tensor  # (n,)
+
+    # What differs between methods ------------------------------------------------------------------
+
+    @abstractmethod
+    def query(self, call: Call, x: Tensor) -> Tensor:
+        """(b, f): what the keys are held against, of a pass that has read the prompts."""
+
+    @abstractmethod
+    def look(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The entry nearest to each query (b, f), and whether it answers: (b,) and (b,)."""
+
+    @abstractmethod
+    def place(self, i: int) -> None:
+        """Sets ``radii`` and ``owner`` of edit i, the newest, and of those that it changes, in place."""
+
+    @staticmethod
+    @abstractmethod
+    def alike(q: Tensor) -> Tensor:
+        """(n, n): how far queries (n, f) are apart, or how near."""
+
+    def combine(self, y: Tensor, value: Tensor) -> Tensor:
+        """What comes out where an entry answers: its value."""
+        return value
+
+    # The adapter -----------------------------------------------------------------------------------
+
+    def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
+        if call is None or (call.prompt_end is None and id(self) not in call.memo):
+            return y
+        if call.prompt_end is not None:
+            entry, near = self.look(self.query(call, exact(x)))
+            call.memo[id(self)] = torch.where(near, entry, -1)
+        entry = call.memo[id(self)]  # (b,)
+        value = self.values[self.latest[entry.cpu().clamp(min=0)]]  # (b, d)
+        return self.put(call, y, value, entry.to(y.device) >= 0)
+
+    def put(self, call: Call, y: Tensor, value: Tensor, rows: Tensor) -> Tensor:
+        """``y`` with the values (b, d) at the tokens that ``replace`` names, in the wanted rows (b,).
+
+        ``last`` and ``prompt`` touch the prompt alone: what is decoded sees it through the layers above.
+        """
+        t, how = y.shape[1], self.settings["replace"]
+        at = torch.arange(t, device=y.device)[None]
+        # where the prompt is run again at each step (no cache), it ends `step` tokens before the last
+        end = t - 1 - call.step if call.prompt_end is None else call.prompt_end.to(y.device)[:, None]
+        real = call.mask[:, -t:].to(y.device) > 0
+        where = at == end if how == "last" else (at <= end) & real if how == "prompt" else real
+        where = (where & rows[:, None])[..., None]  # (b, t, 1)
+        return torch.where(where, self.combine(y, value.to(y)[:, None]), y)
+
+    def why(self, call: Call) -> Sequence[str | None]:
+        if id(self) not in call.memo:
+            return [None] * len(call.mask)
+        edits = [self.log[self.latest[i]] if i >= 0 else None for i in call.memo[id(self)].tolist()]
+        return [edit and f"{self.kind}: edit {edit.id}, {edit.prompt!r}" for edit in edits]
+
+    # The log ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def empty(cls, site: str, settings: Mapping[str, Any], f: int, d: int) -> Self:
+        none = torch.empty(0)
+        return cls(site, settings, (), torch.empty(0, f), torch.empty(0, d), none, none.long())
+
+    @cached_property
+    def latest(self) -> Tensor:
+        """(n,): the last edit of the entry that each edit's key stands for."""
+        order = torch.arange(len(self.log))
+        return order.scatter_reduce(0, self.owner, order, "amax")
+
+    def group(self, i: int) -> list[int]:
+        """The edits that edit i's value was trained on: those of its entry up to itself."""
+        return (self.owner[: i + 1] == self.owner[i]).nonzero()[:, 0].tolist()
+
+    def longer(self, log: Sequence[Logged], queries: Tensor, values: Tensor) -> Self:
+        """With more edits, placed one after another; their values are still to be trained."""
+        n = len(self.log)
+        book = replace(
+            self,
+            log=(*self.log, *log),
+            queries=torch.cat([self.queries.to(queries), queries]),
+            values=torch.cat([self.values.to(values), values]),
+            radii=torch.cat([self.radii, torch.full((len(log),), -1.0)]),
+            owner=torch.cat([self.owner, torch.arange(n, n + len(log))]),
+        )
+        for i in range(n, n + len(log)):
+            for j in (book.radii[:i] >= 0).nonzero()[:, 0].tolist():
+                if book.log[j].asked == book.log[i].asked and book.log[j].answer != book.log[i].answer:
+                    book.radii[j] = -1.0  # the same question: from now on the new answer alone
+            book.place(i)
+        return book
+
+    def without(self, edit_id: str) -> "Codebook | None":
+        keep = [i for i, edit in enumerate(self.log) if edit.id != edit_id]
+        if len(keep) == len(self.log) or not keep:
+            return self if keep else None
+        start = type(self).empty(self.site, self.settings, self.queries.shape[1], self.values.shape[1])
+        book = start.longer([self.log[i] for i in keep], self.queries[keep], self.values[keep])
+        for now, then in enumerate(keep):
+            if [keep[j] for j in book.group(now)] != self.group(then):
+                raise Unsupported(
+                    f"the value that answers {self.log[then].prompt!r} was trained together with the edit {edit_id}; "
+                    "make the later edits again on the patch before it"
+                )
+        return book
+
+    def entries(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "edit": ", ".join(self.log[j].id for j in self.group(int(self.latest[i]))),
+                "prompt": self.log[i].prompt,
+                "radius": round(float(self.radii[i]), 4),
+            }
+            for i in range(len(self.log))
+            if self.radii[i] >= 0
+        ]
+
+    def summary(self) -> list[dict[str, Any]]:
+        keys = int((self.radii >= 0).sum())
+        return [{"kind": self.kind, "site": self.site, "edits": len(self.log), "keys": keys}]
+
+    def config(self) -> dict[str, Any]:
+        return {"site": self.site, "settings": dict(self.settings), "log": [asdict(edit) for edit in self.log]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"queries": self.queries, "values": self.values, "radii": self.radii, "owner": self.owner}
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        return cls(config["site"], config["settings"], tuple(Logged(**edit) for edit in config["log"]), **tensors)
+
+
+# The methods ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookMethod(Method):
+    """Places an edit in the codebook by the rule and trains a value for it; no weight changes."""
+
+    family: ClassVar[str] = "codebook"
+    needs_prepare: ClassVar[bool] = True
+    book: ClassVar[type[Codebook]]
+
+    layer: int | None = None
+    replace: Replace = "last"  # released code of HoReN; of GRACE: last, prompt or all
+    init: Literal["cold", "warm"] = "cold"  # both released codes: uniform noise; warm: as the layer is without the edit
+    steps: int = 100
+    lr: float | None = None  # what the layer says (root mean square); papers: 1.0, values uniform in [0, 1) at first
+    stop: float = 0.02  # loss of a token of the answer below which an edit is done; released codes: none
+    texts: int = 512  # openings of texts that are told apart
+    share: float = 1e-3  # of pairs of different texts, that look like the same question
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.share > 1 or self.texts < 2:
+            raise BadInput(f"{self.name} needs a share from 0 to 1 and two texts; found {self.share} and {self.texts}")
+
+    @abstractmethod
+    def reach(self, quantiles: Tensor) -> dict[str, float]:
+        """What the rule needs of the model, from how far its queries of different texts are apart."""
+
+    @abstractmethod
+    def rule(self) -> dict[str, Any]:
+        """The settings that go into the codebook."""
+
+    @abstractmethod
+    def default_layer(self, depth: int) -> int: ...
+
+    def start(self, outs: Tensor, noise: Tensor) -> Tensor:
+        """Where values begin, (n, d), given what the layer said and noise as large as that is."""
+        return noise if self.init == "cold" else outs
+
+    def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
+        """How far queries of different texts are apart: openings of sentences of the texts given, else of the corpus
+        that goes with the model, else of text sampled from it."""
+        lm.check()
+        at = self._layer(lm)
+        texts = data if data is not None else lm.corpus() if lm.corpus is not None else _sampled(lm, self.seed)
+        prompts = [lm.tokens.prompt(text) for text in openings(lm, texts, self.texts, self.seed)]
+        if len(prompts) < 2:
+            raise BadInput("fewer than two different texts to tell queries apart by; give more, of four tokens or more")
+        book = self.book.empty(_stack(lm).mlp_out[at], self.rule(), 0, 0)
+        queries, outs = read(lm, book, prompts)
+        pairs = self.book.alike(queries.double())[*torch.triu_indices(len(prompts), len(prompts), 1)]
+        order = pairs.sort().values
+        info = {
+            "model": {"name": lm.name, "fingerprint": lm.fingerprint},
+            "what": f"how far queries of {len(prompts)} texts are apart",
+            "method": self.name,
+            "layer": at,
+            "size": float(outs.square().mean().sqrt()),
+        }
+        return State({"apart": order[torch.linspace(0, len(order) - 1, GRID).long()].float()}, info)
+
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        layer = self._layer(lm)
+        if (state.info["method"], state.info["layer"]) != (self.name, layer):
+            raise BadInput(
+                f"this state was prepared for {state.info['method']} at layer {state.info['layer']}, "
+                f"not for {self.name} at {layer}; prepare anew"
+            )
+        lr = state.info["size"] if self.lr is None else self.lr
+        found = self.reach(state.tensors["apart"])
+        reach = {name: value if getattr(self, name) is None else getattr(self, name) for name, value in found.items()}
+        return replace(self, layer=layer, lr=lr, **reach)
+
+    def _layer(self, lm: HFLM) -> int:
+        depth = _stack(lm).depth
+        layer = max(0, min(self.default_layer(depth), depth - 2)) if self.layer is None else self.layer
+        if layer >= depth:
+            raise BadInput(f"{self.name}'s layer must lie within 0 to {depth - 1}; found {layer}")
+        return layer
+
+    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        old = self._before(lm, prior)
+        others = replace(prior, parts=tuple(part for part in prior.parts if part is not old))
+        log = [
+            Logged(e.id, e.prompt, lm.tokens.target(e.prompt, e.target_new), lm.tokens.prompt(e.prompt)) for e in edits
+        ]
+        with others.inside().applied(lm) as edited, hooks.frozen(lm.model):
+            queries, outs = read(edited, old, [edit.asked for edit in log])
+            noise = torch.stack([_noise(self.seed, edit, outs[0]) for edit in log])
+            book = old.longer(log, queries, self.start(outs, state.info["size"] * noise))
+            book = replace(book, values=self._values(edited, book, len(old.log)))
+        if len(others.parts) == len(prior.parts):
+            return prior + Patch((book,))
+        return replace(prior, parts=tuple(book if part is old else part for part in prior.parts))
+
+    def _before(self, lm: HFLM, prior: Patch) -> Codebook:
+        """The codebook in ``prior`` that these edits go into, or an empty one."""
+        assert self.layer is not None
+        site, rule = _stack(lm).mlp_out[self.layer], self.rule()
+        for book in reversed(prior.of_kind(self.book)):
+            if book.site == site:
+                if other := [name for name, value in rule.items() if not _close(book.settings[name], value)]:
+                    raise BadInput(
+                        f"the codebook in prior has {other[0]} = {book.settings[other[0]]}, and this {self.name} "
+                        f"{rule[other[0]]}; go on with the same settings"
+                    )
+                return book
+        d, f = weight_shape(lm, f"{site}.weight")
+        return self.book.empty(site, rule, f, d)
+
+    def _values(self, lm: HFLM, book: Codebook, first: int) -> Tensor:
+        """(n, d): the values with those from ``first`` on trained, together where they are of different entries."""
+        values, left = book.values.clone(), list(range(first, len(book.log)))
+        groups = {i: book.group(i) for i in left}
+        while left:
+            now = [i for i in left if not set(groups[i][:-1]) & set(left)]
+            begin = values[[groups[i][-2:][0] for i in now]]  # an entry's value so far, or its own start
+            values[now] = self._descend(lm, book, [[book.log[j] for j in groups[i]] for i in now], begin)
+            left = [i for i in left if i not in now]
+        return values
+
+    def _descend(self, lm: HFLM, book: Codebook, wanted: Sequence[Sequence[Logged]], start: Tensor) -> Tensor:
+        """(k, d): for each row of ``start`` a value with which the layer gives the wanted answers."""
+        assert self.lr is not None
+        rows = [row.clone().requires_grad_() for row in start]
+        lengths = [sum(len(edit.asked) + len(edit.answer) for edit in its) for its in wanted]
+        for running in budgeted(lengths, lm.budget):
+            adam = torch.optim.Adam([rows[i] for i in running], lr=self.lr)
+            for _ in range(self.steps):
+                losses = _losses(lm, book, [wanted[i] for i in running], [rows[i] for i in running])
+                gradients = torch.autograd.grad(losses.sum(), [rows[i] for i in running])
+                high = (losses >= self.stop).tolist()
+                for i, gradient, far in zip(running, gradients, high, strict=True):
+                    rows[i].grad = gradient if far else None  # what is done stays where it is
+                running = [i for i, far in zip(running, high, strict=True) if far]
+                if not running:
+                    break
+                adam.step()
+        return torch.stack(rows).detach()
+
+
+def _losses(lm: HFLM, book: Codebook, wanted: Sequence[Sequence[Logged]], rows: Sequence[Tensor]) -> Tensor:
+    """(k,): what the answers cost, a token, where row i is the value for all of ``wanted[i]``."""
+    flat = [edit for its in wanted for edit in its]
+    of = torch.tensor([i for i, its in enumerate(wanted) for _ in its])
+    values = torch.stack(list(rows))[of]  # (b, d)
+
+    def speak(call: Call, x: Tensor, y: Tensor) -> Tensor:
+        return book.put(call, y, values, torch.ones(len(y), dtype=torch.bool, device=y.device))
+
+    with _at(lm, book.site, speak):
+        logits = lm.target_logits([(edit.asked, edit.answer) for edit in flat])
+    targets = torch.tensor([token for edit in flat for token in edit.answer], device=logits.device)
+    each = token_losses(logits, targets).split([len(edit.answer) for edit in flat])
+    losses = torch.stack([its.mean() for its in each]).cpu()
+    return torch.zeros(len(rows), dtype=losses.dtype).scatter_reduce(0, of, losses, "mean", include_self=False)
+
+
+@torch.no_grad()
+def read(lm: HFLM, book: Codebook, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """(n, f) queries of prompts (ids), as the codebook will make them, and (n, d) what the layer says at their ends."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for batch in budgeted([len(prompt) for prompt in prompts], lm.budget):
+
+        def keep(call: Call, x: Tensor, y: Tensor, batch: list[int] = batch) -> Tensor:
+            assert call.prompt_end is not None
+            said = y[torch.arange(len(y), device=y.device), call.prompt_end.to(y.device)]
+            found.update(zip(batch, zip(book.query(call, exact(x)).cpu(), exact(said).cpu(), strict=True), strict=True))
+            raise hooks.Stop
+
+        try:
+            with _at(lm, book.site, keep):
+                lm.target_logits([(prompts[i], [lm.tokens.fill]) for i in batch])
+        except hooks.Stop:
+            pass
+    queries, outs = zip(*(found[i] for i in range(len(prompts))), strict=True)
+    return torch.stack(queries), torch.stack(outs)
+
+
+def _at(lm: HFLM, site: str, change: Callable[[Call, Tensor, Tensor], Tensor]) -> Any:
+    """A ``with`` block in which ``change`` sees a site's input and output, (b, t, width), and says what comes out."""
+
+    def after(args: hooks.Args, kwargs: hooks.Kwargs, y: Any) -> Any:
+        assert lm.call is not None
+        b, hidden = len(lm.call.mask), part_of(y)
+        return with_part(y, change(lm.call, rowwise(part_of(args[0]), b), rowwise(hidden, b)).view_as(hidden))
+
+    return hooks.after(lm.model.get_submodule(site), after)
+
+
+def openings(lm: HFLM, texts: Iterable[Any], n: int, seed: int) -> list[str]:
+    """At most ``n`` different beginnings of the texts' first sentences, cut somewhere in their second half."""
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, None] = {}
+    for text in islice(texts, TRIES * n):
+        if not isinstance(text, str):
+            raise BadInput(f"{type(text).__name__} is no text; queries are told apart by means of texts")
+        ids = list(lm.tokenizer(text.split(". ")[0].strip(), add_special_tokens=False)["input_ids"])
+        ids = ids[: (lm.tokens.limit or len(ids) + 2) - 2]
+        if len(ids) >= 4:
+            cut = int(torch.randint((len(ids) + 1) // 2, len(ids), (), generator=generator))
+            found[lm.tokens.decode(ids[:cut])] = None
+        if len(found) == n:
+            break
+    return [text for text in found if text.strip()]
+
+
+def _noise(seed: int, edit: Logged, like: Tensor) -> Tensor:
+    """Uniform in [0, 1), the same for an edit whatever else is edited."""
+    digest = hashlib.sha256(f"{seed} {edit.id}".encode()).hexdigest()
+    return torch.rand(like.shape, generator=torch.Generator().manual_seed(int(digest[:12], 16)), dtype=like.dtype)
+
+
+def _close(a: Any, b: Any) -> bool:
+    return abs(a - b) <= CLOSE * abs(a) if isinstance(a, float) and isinstance(b, float) else a == b
+
+
+def _stack(lm: HFLM) -> Sites:
+    """The blocks that read the prompt."""
+    return lm.sites.encoder or lm.sites

@@ -1,0 +1,78 @@
+"""What methods keep that leave the weights alone and remember their edits: the same answer however it is asked."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import EDIT, EDITS, TEXTS, tiny_lm
+
+from errata.methods import method
+from errata.methods.base import State
+from errata.patch import EMPTY, Patch
+from errata.types import Edit
+
+MEMORIES: dict[str, dict[str, Any]] = {
+    "grace": {"steps": 40},
+    "horen": {"steps": 40},
+}
+MANY = [
+    Edit(f"{who} {what}", who, where)
+    for who in ("Ann Lee", "Bob Ray", "Cy Moor", "Dora Finn", "The old king")
+    for what, where in (("was born in", "Lima"), ("lives in", "Oslo"), ("went by night to", "Paris"), ("met", "Rome"))
+]
+ASKED = [EDIT.prompt, "Rome", "The mayor is Cy Moor of", "A baker lives in", "Bob Ray lives in"]
+
+
+@pytest.fixture(scope="module", params=MEMORIES)
+def made(request: pytest.FixtureRequest) -> tuple[Any, Any, State, Patch]:
+    lm, m = tiny_lm("llama"), method(request.param, **MEMORIES[request.param])
+    state = m.prepare(lm, TEXTS) if m.needs_prepare else State()
+    return lm, m, state, m.edit(lm, EDITS, state)
+
+
+Made = tuple[Any, Any, State, Patch]
+
+
+def test_alone_and_in_a_batch(made: Made) -> None:
+    lm, _, _, patch = made
+    targets = [" Oslo", " New York", " Rome", " Lima", " Paris"]
+    with patch.applied(lm) as edited:
+        assert edited.generate(ASKED, 6) == [edited.generate([prompt], 6)[0] for prompt in ASKED]
+        together = [score.total for score in edited.score(ASKED, targets)]
+        alone = [edited.score([p], [t])[0].total for p, t in zip(ASKED, targets, strict=True)]
+        assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_two_threads_do_not_disturb_each_other(made: Made) -> None:
+    lm, _, _, patch = made
+    with patch.applied(lm) as edited:
+        wanted = [edited.generate(ASKED, 4), edited.generate(ASKED[::-1], 4)]
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(edited.generate, prompts, 4) for prompts in (ASKED, ASKED[::-1]) * 3]
+            assert [done.result() for done in asked] == wanted * 3
+
+
+def test_a_fold_of_twenty_survives_its_file(made: Made, tmp_path: Path) -> None:
+    lm, m, state, _ = made
+    patch = EMPTY
+    for at in range(0, len(MANY), 5):
+        patch = Patch.load(m.edit(lm, MANY[at : at + 5], state, patch).save(tmp_path / "p.safetensors"))
+    assert patch.edits == MANY and len(patch.parts) == 1
+    assert len(patch.parts[0].entries()) == len(MANY)
+    prompts, targets = [e.prompt for e in MANY], [e.target_new for e in MANY]
+    before = sum(score.total for score in lm.score(prompts, targets))
+    with patch.applied(lm) as edited:
+        assert sum(score.total for score in edited.score(prompts, targets)) > before
+
+
+def test_beside_another_methods_patch(made: Made, tmp_path: Path) -> None:
+    lm, m, state, _ = made
+    rome: Any = method("rome", contexts=0)
+    prior = rome.edit(lm, [EDITS[1]], rome.prepare(lm, TEXTS))
+    patch = m.edit(lm, [EDIT], state, prior)
+    assert patch.parts[0] == prior.parts[0] and len(patch.parts) == 2
+    assert Patch.load(patch.save(tmp_path / "p")) == patch
+    before = lm.score([EDIT.prompt], [EDIT.target_new])[0].total
+    with patch.applied(lm) as edited:
+        assert edited.score([EDIT.prompt], [EDIT.target_new])[0].total > before
