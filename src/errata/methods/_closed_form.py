@@ -70,8 +70,8 @@ class ClosedForm(Method):
     blue: bool = False  # BLUE: first and last layer, own residuals
     nas: bool = False  # NAS: anchored length of new values
     preserve: float = 0.0  # weight of keeping what the model says of the bare subject; not in the papers
-    preserve_samples: int = 8
-    preserve_tokens: int = 9
+    preserve_samples: int = 8  # continuations of the subject, sampled from the unedited model
+    preserve_tokens: int = 9  # of each
     plain: bool = False  # the reference: one fact at a time, full passes
 
     eased: ClassVar[float] = 1.0  # weight of an answer that is the arg-max (PMET)

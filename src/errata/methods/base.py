@@ -72,7 +72,7 @@ class Method(ABC):
     needs_prepare: ClassVar[bool] = False
     positive: ClassVar[tuple[str, ...]] = ("steps", "lr", "batch")  # settings that must be above 0; others 0 or more
 
-    seed: int = 0
+    seed: int = 0  # of everything that is drawn
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
