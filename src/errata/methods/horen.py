@@ -69,8 +69,8 @@ class HoReN(CodebookMethod):
 
     layer: int | None = None  # 7/8 up, with two blocks above: 28 of 32 (paper: 29), 24 of 28 (24)
     steps: int = 50  # paper
-    share: float = 1e-4  # of pairs of different texts, that look like the same question: 1 % at a hundred keys
-    recent: float = 0.5  # paper, Llama 3 (Qwen 2.5: 0.6): the share of the prompt that is averaged
+    share: float = 5e-4  # of pairs of different texts, that look like the same question; measured here
+    recent: float = 0.5  # paper, Llama 3 (Qwen 2.5: 0.6): how much of the prompt is averaged; short ones want less
     alpha: float = 0.1  # paper
     beta: float = 20.0  # paper
     threshold: float | None = None  # τ: a cosine that `share` of pairs of texts pass; paper: 0.85, 0.55 for Qwen 2.5
