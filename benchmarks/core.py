@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from errata.methods._statistics import second_moments
 
 import errata
-from errata import passes
-from errata.methods import _solve
-from errata.methods._statistics import second_moments
-from errata.patch import GRAM, KEYS, Delta, LowRank, remember, weight_shape
-from errata.tokens import pad
+from errata.methods.closed_form import solve
+from errata.model import passes
+from errata.model.tokens import pad
+from errata.patch.delta import Delta, LowRank, weight_shape
+from errata.patch.memory import GRAM, KEYS, remember
 
 BATCHES, FACTS = 30, 50
 
@@ -43,23 +44,23 @@ def sequence(lm: Any, repeats: int) -> dict[str, Any]:
     state = memit.prepare(lm)
     lam, site = memit.resolve(lm, state).lam, lm.sites.mlp_out[memit.chosen_layers(lm)[0]]
     c = state.tensors[f"C/{site}"].double()
-    start, width = _solve.inverse_of(c), lm.config.hidden_size
+    start, width = solve.inverse_of(c), lm.config.hidden_size
     factor = torch.linalg.cholesky(c + 1e-6 * c.diagonal().mean() * torch.eye(len(c)))
     found: list[list[float]] = []
     for _ in range(repeats):
-        running, memory, times = _solve.Running(start), {}, []
+        running, memory, times = solve.Running(start), {}, []
         for _ in range(BATCHES):
             keys = (factor @ torch.randn(len(c), FACTS, dtype=torch.float64)).float()  # (f, n), distributed as C says
             residuals = torch.randn(width, FACTS)
 
-            def solve(keys: Any = keys, residuals: Any = residuals, running: Any = running) -> None:
+            def one_batch(keys: Any = keys, residuals: Any = residuals, running: Any = running) -> None:
                 nonlocal memory
                 inverse = running.after(memory.get(KEYS + site), memory.get(GRAM + site), lam)
-                _solve.least_squares(inverse, keys, residuals, lam)
+                solve.least_squares(inverse, keys, residuals, lam)
                 memory = remember(memory, site, keys.T)
                 running.learn(keys.T, memory.get(GRAM + site, memory.get(KEYS + site)), lam)
 
-            times.append(seconds(solve))
+            times.append(seconds(one_batch))
         found.append(times)
     first, last = (statistics.median(times[i] for times in found) * 1e3 for i in (0, -1))
     return {

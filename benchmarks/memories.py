@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import errata
-from errata.patch import EMPTY, Patch
+from errata.patch.patch import EMPTY, Patch
 from errata.types import Case
 
 PROMPTS, TOKENS = 64, 8

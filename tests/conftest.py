@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import build
 
-from errata.lm import HFLM
+from errata.model.hf import HFLM
 from errata.types import Case, Edit, Probe
 
 torch.set_num_threads(1)

@@ -11,17 +11,19 @@ from test_bench import FTM, cases, go, plan
 from typer.testing import CliRunner
 
 import errata
-from errata import drift as module
-from errata.ability import Ability, Checkup, ability_of
-from errata.bench import units_of
+from errata.bench.units import units_of
 from errata.cli import app
-from errata.drift import Drift, Spectrum, drift, drift_sites, spectra_of
 from errata.errors import BadInput, Unsupported
-from errata.lm import HFLM
-from errata.metrics import change_of
-from errata.patch import EMPTY, Delta, LowRank, Patch
-from errata.pictures import curves, svg
-from errata.report import from_jsonl, markdown, sections
+from errata.evaluation import drift as module
+from errata.evaluation.ability import Ability, Checkup, ability_of
+from errata.evaluation.drift import Drift, Spectrum, drift, drift_sites, spectra_of
+from errata.evaluation.metrics import change_of
+from errata.model.hf import HFLM
+from errata.patch.delta import Delta, LowRank
+from errata.patch.patch import EMPTY, Patch
+from errata.report.pictures import curves, svg
+from errata.report.rows import from_jsonl
+from errata.report.tables import markdown, sections
 from errata.types import Case, Edit, Probe, Row
 
 SITE = "transformer.h.1.mlp.c_proj"

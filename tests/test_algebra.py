@@ -8,9 +8,13 @@ import torch
 from conftest import EDITS, TEXTS, tiny_lm
 from torch import Tensor
 
-from errata.methods import _closed_form, _keys, _solve, _targets, method
-from errata.passes import Place
-from errata.patch import EMPTY, Delta, LowRank, remember
+from errata.methods.closed_form import base, solve, targets
+from errata.methods.registry import method
+from errata.methods.texts import contexts_of
+from errata.model.passes import InterventionSite
+from errata.patch.delta import Delta, LowRank
+from errata.patch.memory import remember
+from errata.patch.patch import EMPTY
 
 F, D, N = 24, 10, 4
 
@@ -28,7 +32,7 @@ def numbers() -> dict[str, Tensor]:
 def test_solution_is_the_dense_one(numbers: dict[str, Tensor]) -> None:
     c = numbers["X"] @ numbers["X"].T / 200
     k, r, lam = numbers["K"], numbers["R"], 3.0
-    got = _solve.least_squares(_solve.inverse_of(c), k, r, lam).dense()
+    got = solve.least_squares(solve.inverse_of(c), k, r, lam).dense()
     expected = r @ k.T @ torch.linalg.inv(lam * c + k @ k.T)  # MEMIT, equation 14
     assert torch.allclose(got, expected, atol=1e-5)
 
@@ -36,10 +40,10 @@ def test_solution_is_the_dense_one(numbers: dict[str, Tensor]) -> None:
 def test_history_is_the_dense_one(numbers: dict[str, Tensor]) -> None:
     c = numbers["X"] @ numbers["X"].T / 200
     k, r, past, lam = numbers["K"], numbers["R"], numbers["past"], 3.0
-    inverse = _solve.with_keys(_solve.inverse_of(c), past, lam)
-    in_turn = _solve.with_keys(_solve.with_keys(_solve.inverse_of(c), past[:, :3], lam), past[:, 3:], lam)
+    inverse = solve.with_keys(solve.inverse_of(c), past, lam)
+    in_turn = solve.with_keys(solve.with_keys(solve.inverse_of(c), past[:, :3], lam), past[:, 3:], lam)
     assert torch.allclose(inverse, in_turn, atol=1e-9)
-    got = _solve.least_squares(inverse, k, r, lam).dense()
+    got = solve.least_squares(inverse, k, r, lam).dense()
     expected = r @ k.T @ torch.linalg.inv(lam * c + past @ past.T + k @ k.T)
     assert torch.allclose(got, expected, atol=1e-5)
 
@@ -47,16 +51,16 @@ def test_history_is_the_dense_one(numbers: dict[str, Tensor]) -> None:
 def test_lambda_to_zero_interpolates_and_to_infinity_does_nothing(numbers: dict[str, Tensor]) -> None:
     c = numbers["X"] @ numbers["X"].T / 200
     k, r = numbers["K"], numbers["R"]
-    inverse = _solve.inverse_of(c)
-    assert torch.allclose(_solve.least_squares(inverse, k, r, 1e-9).dense() @ k, r, atol=1e-6)
-    assert _solve.least_squares(inverse, k, r, 1e12).dense().abs().max() < 1e-9
+    inverse = solve.inverse_of(c)
+    assert torch.allclose(solve.least_squares(inverse, k, r, 1e-9).dense() @ k, r, atol=1e-6)
+    assert solve.least_squares(inverse, k, r, 1e12).dense().abs().max() < 1e-9
 
 
 def test_one_fact_is_romes_rank_one_update(numbers: dict[str, Tensor]) -> None:
     c = numbers["X"] @ numbers["X"].T / 200
     k, w = numbers["K"][:, :1], numbers["W"]
     v = numbers["R"][:, :1]
-    got = w + _solve.least_squares(_solve.inverse_of(c), k, v - w @ k, 0.0).dense()
+    got = w + solve.least_squares(solve.inverse_of(c), k, v - w @ k, 0.0).dense()
     u = torch.linalg.solve(c, k)
     expected = w + (v - w @ k) @ u.T / (u.T @ k)  # ROME, equation 2
     assert torch.allclose(got, expected, atol=1e-5)
@@ -66,7 +70,7 @@ def test_one_fact_is_romes_rank_one_update(numbers: dict[str, Tensor]) -> None:
 def test_mixed_keys_meet_the_bare_one(numbers: dict[str, Tensor]) -> None:
     c = numbers["X"] @ numbers["X"].T / 200
     mean, bare, r = numbers["K"][:, :1], numbers["past"][:, :1], numbers["R"][:, :1]
-    change = _solve.least_squares(_solve.inverse_of(c), mean, r, 0.0, bare).dense()
+    change = solve.least_squares(solve.inverse_of(c), mean, r, 0.0, bare).dense()
     assert torch.allclose(change @ bare, r, atol=1e-9)
     direction = torch.linalg.solve(c, mean)
     assert torch.linalg.matrix_rank(torch.cat([change, direction.T]), rtol=1e-4) == 1
@@ -75,7 +79,7 @@ def test_mixed_keys_meet_the_bare_one(numbers: dict[str, Tensor]) -> None:
 def test_two_facts_of_one_subject_share_what_they_can(numbers: dict[str, Tensor]) -> None:
     k = numbers["K"][:, :1].repeat(1, 2)
     r = numbers["R"][:, :2]
-    change = _solve.least_squares(_solve.inverse_of(torch.eye(F)), k, r, 0.0).dense()
+    change = solve.least_squares(solve.inverse_of(torch.eye(F)), k, r, 0.0).dense()
     assert torch.allclose(change @ k[:, 0], r.mean(1), atol=1e-6)
 
 
@@ -91,44 +95,44 @@ def test_memory_keeps_keys_then_their_gram_matrix(numbers: dict[str, Tensor]) ->
 
 def test_the_running_inverse_is_the_one_from_scratch(numbers: dict[str, Tensor]) -> None:
     """Through a sequence that passes from keys to their Gram matrix, a rollback and another λ."""
-    start = _solve.inverse_of(numbers["X"] @ numbers["X"].T / 200)
+    start = solve.inverse_of(numbers["X"] @ numbers["X"].T / 200)
     keys, lam = numbers["X"].T[:40].float(), 2.0
-    running, memory = _solve.Running(start), {}
+    running, memory = solve.Running(start), {}
     memories = [memory]
     for batch in keys.split(5):
         now = running.after(memory.get("keys/w"), memory.get("gram/w"), lam)
         past = keys[: 5 * (len(memories) - 1)].T
         if past.shape[1]:
-            assert torch.allclose(now, _solve.with_keys(start, past, lam), atol=1e-5)
+            assert torch.allclose(now, solve.with_keys(start, past, lam), atol=1e-5)
         memory = remember(memory, "w", batch)
         memories.append(memory)
         running.learn(batch, memory.get("gram/w", memory.get("keys/w")), lam)
     assert "gram/w" in memory
-    from_gram = _solve.Running(start).after(None, memory["gram/w"], lam)
+    from_gram = solve.Running(start).after(None, memory["gram/w"], lam)
     assert torch.allclose(running.after(None, memory["gram/w"], lam), from_gram, atol=1e-5)
     back = running.after(memories[2]["keys/w"], None, lam)
-    assert torch.allclose(back, _solve.with_keys(start, keys[:10].T, lam), atol=1e-9)
+    assert torch.allclose(back, solve.with_keys(start, keys[:10].T, lam), atol=1e-9)
     other = running.after(memories[3]["keys/w"], None, 5.0)
-    assert torch.allclose(other, _solve.with_keys(start, keys[:15].T, 5.0), atol=1e-9)
+    assert torch.allclose(other, solve.with_keys(start, keys[:15].T, 5.0), atol=1e-9)
     assert torch.equal(running.after(None, None, lam), start)
 
 
 def test_keys_that_coincide_join_the_history(numbers: dict[str, Tensor]) -> None:
-    start = _solve.inverse_of(numbers["X"] @ numbers["X"].T / 200)
+    start = solve.inverse_of(numbers["X"] @ numbers["X"].T / 200)
     key = numbers["K"][:, :1]
-    twice, exactly = key.repeat(1, 2), _solve.with_keys(start, key, 0.0)
+    twice, exactly = key.repeat(1, 2), solve.with_keys(start, key, 0.0)
     assert (exactly @ key).abs().max() < 1e-9  # λ = 0: nothing may move an earlier key
-    assert torch.allclose(_solve.with_keys(start, twice, 0.0), exactly, atol=1e-9)
+    assert torch.allclose(solve.with_keys(start, twice, 0.0), exactly, atol=1e-9)
 
 
 def test_the_null_space_is_left_alone_by_what_is_known(numbers: dict[str, Tensor]) -> None:
     known = numbers["X"][:, :9]  # rank 9 of 24
     c = known @ known.T / 9
-    projector = _solve.null_projector(c, 1e-9)
+    projector = solve.null_projector(c, 1e-9)
     assert projector.trace().round() == F - 9
     assert torch.allclose(projector @ projector, projector, atol=1e-9)
     k, r, lam = numbers["K"], numbers["R"], 3.0
-    change = _solve.least_squares(projector, k, r, lam).dense()
+    change = solve.least_squares(projector, k, r, lam).dense()
     assert (change @ known).abs().max() < 1e-9  # Δ K0 = 0
     expected = r @ k.T @ projector @ torch.linalg.inv(k @ k.T @ projector + lam * torch.eye(F))  # equation 12
     assert torch.allclose(change, expected, atol=1e-9)
@@ -145,9 +149,9 @@ def test_the_new_value_is_met(name: str, arch: str) -> None:
     made: Any = method(name, contexts=2, lam=1e-6, layers=(1,))
     state = made.prepare(lm, TEXTS)
     resolved = made.resolve(lm, state)
-    contexts = _keys.contexts_of(lm, 2, made.seed)
+    contexts = contexts_of(lm, 2, made.seed)
     edit, site = EDITS[0], lm.sites.mlp_out[1]
-    run = _closed_form.Run(lm, [edit], contexts, state, EMPTY, {})
+    run = base.Run(lm, [edit], contexts, state, EMPTY, {})
     delta, _ = resolved._targets(lm, [edit], run, resolved.place(lm, 1))
     sites = [(site, "in"), (site, "out")]
     keys, values = resolved._seen(lm, run, sites, []).values()
@@ -187,7 +191,7 @@ def test_alphaedit_stays_in_the_null_space() -> None:
     patch = made.edit(lm, EDITS[2:], state, patch)  # with the history of the first two
     delta = dense(patch.parts[0].weights[f"{site}.weight"]).double()
     c = state.tensors[f"C/{site}"].double()
-    projector = _solve.null_projector(c, made.cut)
+    projector = solve.null_projector(c, made.cut)
     assert 0 < projector.trace() < len(c)
     assert torch.allclose(delta @ projector, delta, atol=1e-5 * float(delta.abs().max()))
     assert (delta @ c * delta).sum() <= made.cut * c.trace() * (delta**2).sum()
@@ -201,7 +205,7 @@ def test_blue_edits_the_first_and_the_last_layer_for_themselves(name: str) -> No
     patch = made.edit(lm, EDITS[:1], state)
     assert sorted(patch.parts[0].weights) == [f"{lm.sites.mlp_out[layer]}.weight" for layer in (0, 2)]
     alone: Any = method(name, layers=(0,), contexts=0, lam=1e-6, lr=made.resolve(lm, state).lr)
-    rate = state.info["norms"][_closed_form.measured_at(lm, 0)] / state.info["norms"][_closed_form.measured_at(lm, 2)]
+    rate = state.info["norms"][base.measured_at(lm, 0)] / state.info["norms"][base.measured_at(lm, 2)]
     first = replace(alone, lr=alone.lr * rate).edit(lm, EDITS[:1], state)
     for w, expected in zip(patch.parts[0].weights.values(), first.parts[0].weights.values()):
         assert torch.allclose(dense(w), dense(expected), atol=1e-5)  # whole residual, not a half of it
@@ -212,8 +216,8 @@ def test_nas_gives_new_values_one_length() -> None:
     lm = tiny_lm("gpt2")
     made: Any = method("memit", layers=(1,), nas=True, contexts=0)
     state = made.prepare(lm, TEXTS)
-    resolved, place = made.resolve(lm, state), Place(1)
-    run = _closed_form.Run(lm, EDITS, [""], state, EMPTY, {})
+    resolved, place = made.resolve(lm, state), InterventionSite(1)
+    run = base.Run(lm, EDITS, [""], state, EMPTY, {})
     delta, (_, value) = resolved._targets(lm, EDITS, run, place)
     anchored = resolved._anchored(run, delta, value, place)
     c = run.memory["anchor/" + lm.sites.mlp_out[1]].item()
@@ -242,12 +246,12 @@ def test_fast_targets_are_the_plain_ones(arch: str, kind: str) -> None:
     place, contexts = settings.place(lm, 1), ["", "The king was in Rome. "]
     assert len(place.paths(lm.sites)) == (2 if kind == "pmet" else 1)
     limits, units = torch.full((3,), 60.0), torch.full((3,), 5.0)
-    tried = _targets.find_deltas(lm, EDITS, place, contexts, replace(settings, steps=10, stop=0.0), limits, units)
+    tried = targets.find_deltas(lm, EDITS, place, contexts, replace(settings, steps=10, stop=0.0), limits, units)
     settings = replace(settings, stop=float(tried.loss.median()) + 1e-6)  # so that they do not all stop together
     with_all = (lm, EDITS, place, contexts, settings, limits, units)
-    fast, plain = _targets.find_deltas(*with_all), _targets.find_deltas(*with_all, plain=True)
+    fast, plain = targets.find_deltas(*with_all), targets.find_deltas(*with_all, plain=True)
     lm.budget = 150  # two groups: what is left of the first is taken up again
-    split = _targets.find_deltas(*with_all)
+    split = targets.find_deltas(*with_all)
     assert torch.allclose(split.delta, plain.delta, atol=1e-8)
     assert fast.delta.dtype == torch.float64
     assert torch.equal(fast.steps, plain.steps)
@@ -259,11 +263,11 @@ def test_fast_targets_are_the_plain_ones(arch: str, kind: str) -> None:
 def test_first_gradient_agrees_in_float32(arch: str) -> None:
     lm = tiny_lm(arch)
     settings = goal(lm)
-    place, contexts = Place(1), ["", "The king was in Rome. "]
-    rows = [_targets.rows_of(lm, edit, contexts, settings) for edit in EDITS]
+    place, contexts = InterventionSite(1), ["", "The king was in Rome. "]
+    rows = [targets.rows_of(lm, edit, contexts, settings) for edit in EDITS]
     grads: list[Tensor] = []
     for plain in (False, True):
-        search = _targets._Search(lm, rows, place, settings, plain)
+        search = targets._Search(lm, rows, place, settings, plain)
         search.losses(torch.zeros(3, 32), torch.ones(3))
         delta = torch.full((3, 32), 0.01, requires_grad=True)
         losses = search.losses(delta, torch.ones(3))
@@ -275,9 +279,9 @@ def test_the_search_is_adam_with_a_projection() -> None:
     """Against torch's own Adam, written out for one fact."""
     lm = tiny_lm("gpt2", torch.float64)
     settings = goal(lm, steps=8, stop=0.0)
-    place, limit = Place(1), 3.0
-    rows = [_targets.rows_of(lm, EDITS[0], [""], settings)]
-    search = _targets._Search(lm, rows, place, settings, True)
+    place, limit = InterventionSite(1), 3.0
+    rows = [targets.rows_of(lm, EDITS[0], [""], settings)]
+    search = targets._Search(lm, rows, place, settings, True)
     delta = torch.zeros(1, 32, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.lr)
     for _ in range(settings.steps - 1):
@@ -287,7 +291,7 @@ def test_the_search_is_adam_with_a_projection() -> None:
         with torch.no_grad():
             if delta.norm() > limit:
                 delta *= limit / delta.norm()
-    found = _targets.find_deltas(lm, EDITS[:1], place, [""], settings, torch.tensor([limit]), torch.ones(1), plain=True)
+    found = targets.find_deltas(lm, EDITS[:1], place, [""], settings, torch.tensor([limit]), torch.ones(1), plain=True)
     assert torch.allclose(found.delta, delta.detach(), atol=1e-10)
 
 
@@ -295,8 +299,8 @@ def test_losses_by_hand() -> None:
     """The objective's terms against the model's own log-probabilities."""
     lm = tiny_lm("llama")
     settings = replace(goal(lm), kl=0.5, decay=0.25)
-    rows = [_targets.rows_of(lm, EDITS[1], ["", "Rome is old. "], settings)]
-    search = _targets._Search(lm, rows, Place(1), settings, False)
+    rows = [targets.rows_of(lm, EDITS[1], ["", "Rome is old. "], settings)]
+    search = targets._Search(lm, rows, InterventionSite(1), settings, False)
     loss = search.losses(torch.zeros(1, 32), torch.ones(1))
     asked = [EDITS[1].prompt, "Rome is old. " + EDITS[1].prompt]
     scores = lm.score(asked, [EDITS[1].target_new] * 2)

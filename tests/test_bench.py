@@ -1,7 +1,6 @@
 """Many runs from one file: what is measured, that it resumes, what it says of errors, and the report of it."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,17 +15,22 @@ from test_evaluate import Table
 from typer.testing import CliRunner
 
 import errata
-from errata import bench
-from errata.bench import run, units_of
+from errata.bench import run as bench
+from errata.bench.cost import Peak
+from errata.bench.plan import Plan, Setting
+from errata.bench.run import run
+from errata.bench.units import units_of
 from errata.cli import app
 from errata.cli import bench as command
 from errata.errors import BadInput, Unsupported
-from errata.evaluate import baseline, evaluate
-from errata.metrics import Mean
-from errata.patch import EMPTY
-from errata.pictures import curves
-from errata.plan import Plan, Setting
-from errata.report import from_jsonl, markdown, page, sections, to_jsonl
+from errata.evaluation.evaluate import baseline, evaluate
+from errata.evaluation.metrics import Mean
+from errata.methods import registry
+from errata.patch.patch import EMPTY
+from errata.report.html import page
+from errata.report.pictures import curves
+from errata.report.rows import from_jsonl, to_jsonl
+from errata.report.tables import markdown, sections
 from errata.types import Case, Edit, Probe, Row
 
 TIMES = ("seconds_per_edit", "peak_mib")
@@ -158,9 +162,9 @@ def test_transforms_at_each_step_or_at_the_end(tmp_path: Path) -> None:
         patch = EMPTY
         for n in (2, 4, 6):
             new = made.edit(lm, [c.edits[0] for c in its[n - 2 : n]], prior=patch)
-            patch = errata.transforms.rect(new, lm, 0.1, patch) if at == "step" else new
+            patch = errata.patch.transforms.rect(new, lm, 0.1, patch) if at == "step" else new
             assert n == 6 or method.calls[n // 2][1] == patch
-        measured = patch if at == "step" else errata.transforms.rect(patch, lm, 0.1)
+        measured = patch if at == "step" else errata.patch.transforms.rect(patch, lm, 0.1)
         with measured.applied(lm) as edited:
             expected = evaluate(before, edited, its, after_edits=6)
         last = [(row.case, row.after) for row in rows if row.after_edits == 6 and row.kind != "cost"]
@@ -559,7 +563,7 @@ def test_an_interrupted_bench_ends_with_130_and_goes_on(here: Path, monkeypatch:
         if calls == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["errata.methods"], "method", counting(kill))
+    monkeypatch.setattr(registry, "method", counting(kill))
     assert words("bench", "run.toml", code=130).stderr.endswith("errata: interrupted\n")
     rows = from_jsonl(Path("rows.jsonl").read_text())
     assert {row.case for row in rows} == {"case 0", "case 1"}
@@ -667,7 +671,7 @@ def test_compact_lines_are_the_same_rows() -> None:
 
 def test_the_peak_is_of_what_was_done_meanwhile() -> None:
     lm: Any = SimpleNamespace(device=SimpleNamespace(type="cpu"))
-    watch = bench.Peak(lm)
+    watch = Peak(lm)
     if watch.start is None:
         assert watch.mib() is None  # this system does not tell
         return

@@ -9,9 +9,9 @@ import torch
 
 import errata
 from errata.answers import begins_with_answer
-from errata.data.world.facts import RELATIONS, world
-from errata.data.world.text import ask
-from errata.report import summary
+from errata.report.rows import summary
+from errata.world.facts import RELATIONS, world
+from errata.world.text import ask
 
 
 @cache

@@ -17,7 +17,7 @@ import errata
 from errata import types
 from errata.cli import app, common, demo, edit, measure, methods, world
 from errata.errors import Refused
-from errata.methods import METHODS
+from errata.methods.registry import METHODS
 
 ONE = ("--prompt", "{} was born in", "--subject", "Ann Lee", "--target", "Oslo")
 FTM = (*ONE, "--method", "ft-m")
@@ -163,7 +163,7 @@ def test_eval_writes_rows(model: str, here: Path, setting: str, mode: str) -> No
     words = ("--cases", file, "--method", "ft-m", "--set", "steps=3", "--setting", setting, "--mode", mode)
     result = run("eval", model, *words, "--limit", 2, "-o", "rows.jsonl")
     assert mode in result.stdout and "reliability" in result.stdout
-    from errata.report import from_jsonl
+    from errata.report.rows import from_jsonl
 
     rows = from_jsonl((here / "rows.jsonl").read_text())
     assert {(r.mode, r.setting, r.method, r.settings, r.after_edits) for r in rows} == {

@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import EDIT, EDITS, TEXTS, tiny_lm
 
-from errata import passes
 from errata.errors import BadInput, Unsupported, WrongModel
-from errata.lm import Call
-from errata.methods import method
-from errata.methods._codebook import Codebook, Logged
-from errata.methods.grace import Balls
-from errata.methods.horen import Directions
-from errata.patch import Patch
+from errata.methods.codebook.base import Codebook, Logged
+from errata.methods.codebook.grace import GraceCodebook
+from errata.methods.codebook.horen import HorenCodebook
+from errata.methods.registry import method
+from errata.model import passes
+from errata.model.lm import Call
+from errata.patch.patch import Patch
 from errata.types import Edit
 
 QUICK: dict[str, Any] = {"steps": 40, "stop": 0.1}
@@ -34,7 +34,7 @@ def logged(i: int, answer: int) -> Logged:
 def balls(*placed: tuple[float, int], radius: float = 1.0) -> Codebook:
     """A codebook of keys on a line: (where, answer) in order."""
     log = [logged(i, answer) for i, (_, answer) in enumerate(placed)]
-    empty = Balls.empty("site", {"replace": "last", "radius": radius}, 1, 1)
+    empty = GraceCodebook.empty("site", {"replace": "last", "radius": radius}, 1, 1)
     return empty.longer(log, torch.tensor([[x] for x, _ in placed]), torch.arange(len(placed)).float()[:, None])
 
 
@@ -68,7 +68,7 @@ def test_the_value_of_the_nearest_key_answers_within_its_radius() -> None:
 def test_the_same_question_again_has_its_new_answer() -> None:
     first, other, again = logged(0, 1), logged(1, 2), replace(logged(2, 2), asked=[0])
     q = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), dim=-1)
-    for kind, settings in ((Balls, {"replace": "last", "radius": 0.3}), (Directions, HOREN)):
+    for kind, settings in ((GraceCodebook, {"replace": "last", "radius": 0.3}), (HorenCodebook, HOREN)):
         book: Any = kind.empty("site", settings, 2, 1).longer([first, other, again], q, torch.zeros(3, 1))
         entry, near = book.look(q[:1])
         assert entry.tolist() == [2] and near.all()
@@ -81,7 +81,7 @@ def test_without_is_never_made(answers: int) -> None:
     where = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)) * 2
     log = [logged(i, i % answers) for i in range(30)]
     values, refused = torch.randn(30, 3), 0
-    empty = Balls.empty("site", {"replace": "last", "radius": 0.5}, 2, 3)
+    empty = GraceCodebook.empty("site", {"replace": "last", "radius": 0.5}, 2, 3)
     whole = empty.longer(log, where, values)
     for i in range(30):
         keep = [j for j in range(30) if j != i]
@@ -98,7 +98,7 @@ def test_horens_query_and_step() -> None:
     x = torch.randn(1, 7, 4)
     left = Call(torch.tensor([[0, 0, 1, 1, 1, 1, 1]]), torch.tensor([6]))
     right = Call(torch.tensor([[1, 1, 1, 1, 1, 1, 0]]), torch.tensor([4]))
-    book = Directions.empty("site", HOREN, 4, 1)
+    book = HorenCodebook.empty("site", HOREN, 4, 1)
     wanted = x[0, 4:].mean(0) / x[0, 4:].mean(0).norm()  # 3 of 5: half, rounded up
     assert torch.allclose(book.query(left, x)[0], wanted, atol=1e-6)
     assert torch.allclose(book.query(right, x.roll(-2, 1))[0], wanted, atol=1e-6)
@@ -139,8 +139,8 @@ def test_questions_of_others_are_answered_bit_for_bit_as_before(name: str) -> No
     before = lm.score(others, ["Lima", "Oslo"]), lm.generate(others, 6)
     with patch.applied(lm) as edited:
         assert (edited.score(others, ["Lima", "Oslo"]), edited.generate(others, 6)) == before
-        assert edited.why([*others, EDIT.prompt])[:2] == [[], []]
-        (line,) = edited.why([EDIT.prompt])[0]
+        assert edited.explain([*others, EDIT.prompt])[:2] == [[], []]
+        (line,) = edited.explain([EDIT.prompt])[0]
         assert EDIT.id in line and EDIT.prompt in line
 
 

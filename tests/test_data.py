@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 import errata
 from errata import data
+from errata.bench.plan import DataSpec
 from errata.cli import app
+from errata.data import reader
 from errata.data import records as files
 from errata.data.formats import FORMATS
 from errata.errors import BadInput, UnknownName
-from errata.plan import DataSpec
 from errata.types import Case, Probe
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data"
@@ -502,7 +503,7 @@ def changed(value: Any) -> Iterator[Any]:
 def test_whatever_a_field_holds_the_record_is_used_or_named(
     tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "TOLERATED", 1.0)
+    monkeypatch.setattr(reader, "TOLERATED", 1.0)
     found = [SINGLE[format], *changed(SINGLE[format])]
     loaded = data.read(write(tmp_path / "odd.jsonl", *found), format, conflicts=True)
     assert loaded.records == len(found) and loaded.skipped

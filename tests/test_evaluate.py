@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from errata.errors import BadInput, Unsupported
-from errata.evaluate import Baseline, baseline, evaluate
-from errata.metrics import Mean
-from errata.report import from_jsonl, summary, table, to_jsonl
+from errata.evaluation.evaluate import Baseline, baseline, evaluate
+from errata.evaluation.metrics import Mean
+from errata.report.rows import from_jsonl, summary, to_jsonl
+from errata.report.tables import table
 from errata.types import Case, Edit, Probe, Row, Score
 
 

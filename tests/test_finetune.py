@@ -11,12 +11,12 @@ import torch
 from conftest import ARCHITECTURES, EDIT, EDITS, TEXTS, same_weights, tiny_lm, weights
 
 from errata.errors import BadInput
-from errata.lm import HFLM
-from errata.methods import method
-from errata.methods._losses import token_losses, wanted
-from errata.methods.ft import fisher, weight_of
-from errata.methods.lora import injected
-from errata.patch import Delta, LowRank, trainable
+from errata.methods.finetune.ft import fisher, weight_of
+from errata.methods.finetune.lora import injected
+from errata.methods.losses import token_losses, wanted
+from errata.methods.registry import method
+from errata.model.hf import HFLM
+from errata.patch.delta import Delta, LowRank, trainable
 from errata.types import Edit
 
 # Losses ------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_lora_leaves_nothing_when_peft_fails_half_way(lm: HFLM, monkeypatch: Any
 
 
 def test_lora_says_as_a_patch_what_it_said_in_the_model(lm: HFLM, monkeypatch: Any) -> None:
-    from errata.methods import lora
+    from errata.methods.finetune import lora
 
     made = method("lora", steps=5, targets=("mlp_out", "mlp_in", "attn_out"), layers=(1, 3))
     asked = made.asked(lm, EDITS, [e.target_new for e in EDITS])

@@ -4,10 +4,10 @@ import pytest
 from conftest import EDITS, tiny_lm
 
 import errata
-from errata.evaluate import baseline, evaluate
-from errata.metrics import Mean
-from errata.patch import EMPTY
-from errata.report import Retention, retention
+from errata.evaluation.evaluate import baseline, evaluate
+from errata.evaluation.metrics import Mean
+from errata.patch.patch import EMPTY
+from errata.report.rows import Retention, retention
 from errata.types import Case, Row
 
 

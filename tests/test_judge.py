@@ -11,8 +11,8 @@ import pytest
 from test_protocols import AFTER, COUNTERFACT, SAYS, Table
 
 from errata.errors import BadInput, Unreachable
-from errata.evaluate import baseline, evaluate
-from errata.judge import Judge
+from errata.evaluation.evaluate import baseline, evaluate
+from errata.evaluation.judge import Judge
 
 
 class Server(ThreadingHTTPServer):

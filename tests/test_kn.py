@@ -14,11 +14,12 @@ from torch import Tensor
 import errata
 from errata.cli import app
 from errata.errors import BadInput, NeedsPrepare, Unsupported, WrongModel
-from errata.lm import HFLM
 from errata.locate.attribution import attributions, down_projection, shared, strongest
 from errata.methods.base import State
-from errata.methods.kn import KN, clozes, template_of, templates_of
-from errata.patch import Delta, LowRank, Patch
+from errata.methods.neurons.kn import KN, clozes, template_of, templates_of
+from errata.model.hf import HFLM
+from errata.patch.delta import Delta, LowRank
+from errata.patch.patch import Patch
 from errata.types import Case, Edit, Probe
 
 ALL = [*ARCHITECTURES, "opt", "gemma3_text", "falcon_alibi", "mistral"]

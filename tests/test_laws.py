@@ -11,10 +11,10 @@ from conftest import ARCHITECTURES, EDIT, EDITS, PREPARED_WITH, TAUGHT, TEXTS, s
 
 import errata
 from errata.errors import InForce, NeedsPrepare, Unsupported, WrongModel
-from errata.lm import HFLM
-from errata.methods import METHODS, method
 from errata.methods.base import Method, State
-from errata.patch import EMPTY, Patch
+from errata.methods.registry import METHODS, method
+from errata.model.hf import HFLM
+from errata.patch.patch import EMPTY, Patch
 
 EVERY = [(name, arch) for name in METHODS for arch in ARCHITECTURES]
 QUICK: dict[str, dict[str, Any]] = {

@@ -7,23 +7,15 @@ from pathlib import Path
 import pytest
 
 import errata
-from errata.methods import METHODS
-from errata.patch import PARTS
+from errata.methods.registry import METHODS
+from errata.patch.parts import PARTS
 
 ROOT = Path(errata.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-LAYERS = {
-    0: "types errors answers",
-    1: "hooks sites tokens passes fingerprint lm loading",
-    2: "patch locate moments",
-    3: "methods transforms",
-    4: "data metrics protocols measures evaluate judge drift",
-    5: "report bench plan tasks ability pictures",
-    6: "cli",
-}
-LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+PLAIN = ("errors", "answers", "types", "files")
+FLOORS = (*PLAIN, "model", "patch", "locate", "methods", "world", "data", "evaluation", "report", "bench", "cli")
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
-DRIVERS = ("evaluate.py", "measures.py", "bench.py", "plan.py", "report.py", "patch.py", "lm.py")
+DRIVERS = ("model", "patch", "evaluation", "bench", "report")
 
 
 def name_of(path: Path) -> str:
@@ -62,17 +54,23 @@ def at_import(path: Path) -> ast.Module:
 
 def forbidden(importer: str, imported: str) -> bool:
     """Whether the design forbids this arrow between two modules of Errata."""
-    a, b = (name.removeprefix("errata").removeprefix(".") for name in (importer, imported))
-    if not a or LAYER[a.split(".")[0]] == LAYER["cli"]:  # these join
-        return bool(not a and b.startswith("cli"))
-    if not b or LAYER[b.split(".")[0]] > LAYER[a.split(".")[0]]:
+    a, b = (name.split(".")[1:] for name in (importer, imported))
+    if not a or a[0] == "cli":  # these join
+        return not a and b[:1] == ["cli"]
+    if not b or FLOORS.index(b[0]) > FLOORS.index(a[0]):
         return True
-    if not b.startswith("methods"):
+    if b[0] != "methods":
         return False
-    if not a.startswith("methods"):
-        return True  # handed over as objects, never imported
-    shared = b == "methods.base" or b.startswith("methods._") or b == "methods"
-    return a != b and not shared
+    if a[0] != "methods":
+        return True  # methods are handed over as objects, never imported
+    if len(b) == 2:  # shared by all families; a method in a file of its own is not
+        return a != b and b[1] in LONE and a[1] != "registry"
+    return a[1] != b[1] or (b[2] in METHOD_FILES and a[2:] != b[2:])
+
+
+# Files that define a registered method: by family folder, and those that stand alone beside the folders.
+METHOD_FILES = {where.split(":")[0].split(".")[-1] for where in METHODS.values()}
+LONE = {where.split(":")[0].split(".")[-1] for where in METHODS.values() if where.count(".") == 2}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -84,15 +82,17 @@ def test_no_arrow_goes_up(path: Path) -> None:
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
-        ("errata.types", "errata.lm"),
-        ("errata.lm", "errata.patch"),
-        ("errata.methods.rome", "errata.methods.memit"),
-        ("errata.methods._keys", "errata.methods.rome"),
-        ("errata.methods.rome", "errata.data"),
-        ("errata.methods.rome", "errata.metrics"),
-        ("errata.evaluate", "errata.methods.base"),
-        ("errata.evaluate", "errata"),
-        ("errata.bench", "errata.cli.edit"),
+        ("errata.types", "errata.model.lm"),
+        ("errata.model.hf", "errata.patch.patch"),
+        ("errata.methods.closed_form.rome", "errata.methods.closed_form.memit"),
+        ("errata.methods.closed_form.rome", "errata.methods.codebook.base"),
+        ("errata.methods.closed_form.keys", "errata.methods.closed_form.rome"),
+        ("errata.methods.closed_form.rome", "errata.methods.steering"),
+        ("errata.methods.closed_form.rome", "errata.data.reader"),
+        ("errata.methods.closed_form.rome", "errata.evaluation.metrics"),
+        ("errata.evaluation.evaluate", "errata.methods.base"),
+        ("errata.evaluation.evaluate", "errata"),
+        ("errata.bench.run", "errata.cli.edit"),
         ("errata", "errata.cli"),
     ],
 )
@@ -101,7 +101,13 @@ def test_the_test_sees_a_forbidden_arrow(importer: str, imported: str) -> None:
 
 
 def test_every_module_has_a_layer() -> None:
-    assert {name.split(".")[1] for name in MODULES if "." in name} <= set(LAYER)
+    assert {name.split(".")[1] for name in MODULES if "." in name} == set(FLOORS)
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES} - {ROOT}), ids=name_of)
+def test_a_folder_says_what_lives_there_and_what_it_may_import(folder: Path) -> None:
+    told = ast.get_docstring(tree_of(folder / "__init__.py")) or ""
+    assert "may import" in told.lower(), f"{folder.name}/__init__.py says in two sentences what it is"
 
 
 # Never -------------------------------------------------------------------------------------------
@@ -135,7 +141,7 @@ def where(wanted: str) -> set[str]:
     ],
 )
 def test_hooks_are_registered_in_one_file(wanted: str) -> None:
-    assert where(wanted) <= {"hooks.py"}
+    assert where(wanted) <= {"model/hooks.py"}
 
 
 def test_only_the_command_line_prints() -> None:
@@ -155,7 +161,7 @@ def test_torch_files_are_checkpoints_of_training_and_hold_tensors_alone() -> Non
         for name, call in calls(p)
         if name in ("torch.save", "torch.load")
     ]
-    assert {path for path, _, _ in found} <= {"data/world/train.py"}
+    assert {path for path, _, _ in found} <= {"world/train.py"}
     for _, name, call in found:
         words = {k.arg: ast.unparse(k.value) for k in call.keywords}
         assert name == "torch.save" or words.get("weights_only") == "True"
@@ -174,12 +180,12 @@ def test_parameters_are_assigned_in_one_file() -> None:
         for node in ast.walk(tree_of(path)):
             targets = node.targets if isinstance(node, ast.Assign) else []
             data = [t for t in targets if isinstance(t, ast.Attribute) and t.attr == "data"]
-            assert not data or path.name == "patch.py", path
+            assert not data or path.name == "delta.py", path
 
 
 def test_drivers_know_no_method() -> None:
     for path in FILES:
-        if path.name in DRIVERS and path.parent == ROOT:
+        if path.relative_to(ROOT).parts[0] in DRIVERS and path.name != "protocols.py":  # named after papers
             said = {n.value for n in ast.walk(tree_of(path)) if isinstance(n, ast.Constant)}
             assert not (said - PARTS.keys()) & set(METHODS), path  # a kind of part may be called like its method
 
@@ -193,7 +199,7 @@ def test_devices_are_named_where_models_are_loaded() -> None:
 def test_models_are_not_told_by_name() -> None:
     for path in FILES:
         asked = {n.attr for n in ast.walk(tree_of(path)) if isinstance(n, ast.Attribute)}
-        assert "model_type" not in asked or path.name in ("sites.py", "lm.py"), path
+        assert "model_type" not in asked or path.name == "defaults.py", path
 
 
 def test_nothing_happens_at_import() -> None:
@@ -209,7 +215,7 @@ def test_nothing_happens_at_import() -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent == ROOT / "cli"] + [ROOT / "__init__.py"], ids=name_of)
 def test_nothing_heavy_comes_with_the_command_line(path: Path) -> None:
-    light = [f"errata.{name}" for name in LAYERS[0].split()]
+    light = [f"errata.{name}" for name in PLAIN]
     for name in imports(at_import(path)):
         assert name.split(".")[0] not in HEAVY
         assert not name.startswith("errata.") or name in light or name.startswith("errata.cli")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import EDIT, EDITS, TEXTS, tiny_lm
 
-from errata import hooks, passes
 from errata.errors import BadInput, Unsupported
-from errata.methods import method
-from errata.methods._codebook import Logged
-from errata.methods.melo import Clusters, low_rank
-from errata.patch import Patch
+from errata.methods.codebook.base import Logged
+from errata.methods.codebook.melo import MeloClusters, low_rank
+from errata.methods.registry import method
+from errata.model import hooks, passes
+from errata.patch.patch import Patch
 from errata.types import Edit
 
 QUICK: dict[str, Any] = {"steps": 40}
@@ -22,10 +22,10 @@ TWO = [
 ]
 
 
-def clusters(*placed: tuple[float, int], radius: float = 1.0) -> Clusters:
+def clusters(*placed: tuple[float, int], radius: float = 1.0) -> MeloClusters:
     """Clusters of questions on a line: (where, answer) in order, each with a block of its own."""
     log = [Logged(f"e{i}", f"prompt {i}", [answer], [i]) for i, (_, answer) in enumerate(placed)]
-    empty = Clusters.empty("site", {"radius": radius}, 1, 1)
+    empty = MeloClusters.empty("site", {"radius": radius}, 1, 1)
     return empty.longer(log, torch.tensor([[x] for x, _ in placed]), torch.arange(len(placed)).float()[:, None])
 
 
@@ -59,7 +59,8 @@ def test_the_nearest_question_of_the_nearest_cluster_answers() -> None:
 
 def test_the_same_question_again_has_its_new_answer() -> None:
     log = [Logged("a", "p", [1], [0]), Logged("b", "p", [2], [0])]
-    book = Clusters.empty("site", {"radius": 0.5}, 1, 1).longer(log, torch.zeros(2, 1), torch.tensor([[0.0], [1.0]]))
+    empty = MeloClusters.empty("site", {"radius": 0.5}, 1, 1)
+    book = empty.longer(log, torch.zeros(2, 1), torch.tensor([[0.0], [1.0]]))
     entry, near = book.look(torch.zeros(1, 1))
     assert entry.item() == 1 and near.all() and book.owner.tolist() == [-1, 1]
     assert book.without("b").look(torch.zeros(1, 1))[0].item() == 0
@@ -124,7 +125,7 @@ def test_generated_as_scored(cache: bool, monkeypatch: pytest.MonkeyPatch) -> No
         assert all(score.correct for score in edited.score(prompts, targets))
         assert all(text.strip().startswith(t) for text, t in zip(edited.generate(prompts, 8), targets))
         assert edited.generate(prompts, 8) == [edited.generate([prompt], 8)[0] for prompt in prompts]
-        assert all(e.id in line for e, (line,) in zip(TWO, edited.why(prompts), strict=True))
+        assert all(e.id in line for e, (line,) in zip(TWO, edited.explain(prompts), strict=True))
 
 
 def test_questions_of_others_are_answered_bit_for_bit_as_before() -> None:
@@ -135,7 +136,7 @@ def test_questions_of_others_are_answered_bit_for_bit_as_before() -> None:
     before = lm.score(others, ["Lima", "Oslo"]), lm.generate(others, 6)
     with patch.applied(lm) as edited:
         assert (edited.score(others, ["Lima", "Oslo"]), edited.generate(others, 6)) == before
-        assert edited.why(others) == [[], []]
+        assert edited.explain(others) == [[], []]
 
 
 def test_blocks_are_trained_alike_alone_and_in_a_batch() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from conftest import EDIT, EDITS, PREPARED_WITH, TAUGHT, TEXTS, tiny_lm
 
-from errata.methods import method
 from errata.methods.base import State
-from errata.patch import EMPTY, Patch
+from errata.methods.registry import method
+from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
 MEMORIES: dict[str, dict[str, Any]] = {
@@ -91,7 +91,7 @@ def test_encoder_decoders(name: str, tmp_path: Path) -> None:
         alone = [edited.score([p], [t])[0].total for p, t in zip(prompts, targets, strict=True)]
         assert after == pytest.approx(alone, abs=1e-4)
         assert edited.generate([*prompts, "Rome"], 5)[:2] == [edited.generate([p], 5)[0] for p in prompts]
-        assert all(edited.why(prompts))
+        assert all(edited.explain(prompts))
     with Patch.load(patch.save(tmp_path / "p")).applied(lm) as loaded:
         assert [score.total for score in loaded.score(prompts, targets)] == after
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from errata import metrics
-from errata.metrics import Mean, Tfidf
-from errata.patch import LowRank
+from errata.evaluation import metrics
+from errata.evaluation.metrics import Mean, Tfidf
+from errata.patch.delta import LowRank
 from errata.types import Score
 
 

@@ -8,13 +8,14 @@ import torch
 from conftest import EDIT, EDITS, TEXTS, tiny_lm
 
 from errata.errors import BadInput, Unsupported, WrongModel
-from errata.lm import HFLM
 from errata.locate import believes
-from errata.methods import method
-from errata.methods._parallel import Lesson, Taught
-from errata.methods.t_patcher import Patches
-from errata.passes import exact
-from errata.patch import Patch, sitting
+from errata.methods.neurons.base import Lesson, Taught
+from errata.methods.neurons.t_patcher import TPatcherNeurons
+from errata.methods.registry import method
+from errata.model.hf import HFLM
+from errata.model.passes import exact
+from errata.patch.parts import sitting
+from errata.patch.patch import Patch
 from errata.types import Edit, Score
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -25,12 +26,12 @@ BOTH = ("t-patcher", "calinet")
 FACTS = [([5, 6, 7], [8, 9]), ([10, 11], [12]), ([13, 14, 15, 16], [17, 18, 19])]
 
 
-def empty(lm: HFLM, layer: int) -> Patches:
+def empty(lm: HFLM, layer: int) -> TPatcherNeurons:
     site, source = lm.sites.mlp_out[layer], lm.sites.mlp_in[layer][0]
-    return Patches.empty(site, source, {"act": "relu", "decoder": lm.seq2seq}, 32, 32)
+    return TPatcherNeurons.empty(site, source, {"act": "relu", "decoder": lm.seq2seq}, 32, 32)
 
 
-def some(lm: HFLM, layer: int = 3, n: int = 6) -> Patches:
+def some(lm: HFLM, layer: int = 3, n: int = 6) -> TPatcherNeurons:
     """Random neurons, each of an edit of its own, loud enough to be heard."""
     log = [Taught(f"e{i}", f"prompt {i}", [i], [i], i) for i in range(n)]
     draw = torch.Generator().manual_seed(0)
@@ -128,8 +129,8 @@ def test_patches_are_silent_at_their_memory() -> None:
             score.correct for score in edited.score([e.prompt for e in EDITS[:2]], [e.target_new for e in EDITS[:2]])
         )
         assert edited.score(others, ["Lima", "Oslo"]) == before
-        assert edited.why(others) == [[], []]
-        (line,) = edited.why([EDIT.prompt])[0]
+        assert edited.explain(others) == [[], []]
+        (line,) = edited.explain([EDIT.prompt])[0]
         assert EDIT.id in line and EDIT.prompt in line
     assert all(entry["radius"] > 0 for entry in part.entries())
 
@@ -214,7 +215,7 @@ def test_slots_of_a_call_stay_together() -> None:
     assert len(second.parts[0].keys) == 16 and second.parts[0].owner.tolist() == [0] * 8 + [1] * 8
     with second.applied(lm) as edited:
         assert all(s.correct for s in edited.score([e.prompt for e in EDITS], [e.target_new for e in EDITS]))
-        (line,) = edited.why([EDIT.prompt])[0]
+        (line,) = edited.explain([EDIT.prompt])[0]
         assert line.startswith("calinet: edit")
 
 
@@ -266,7 +267,7 @@ def test_bad_input(name: str) -> None:
 # What a model believes -----------------------------------------------------------------------------
 
 
-class Told:
+class FactPrompt:
     """Says what it is told: the log-probability of an answer's first token behind each prompt."""
 
     def __init__(self, **logprobs: float) -> None:
@@ -278,7 +279,7 @@ class Told:
 
 def test_believes() -> None:
     log = lambda p: torch.tensor(p, dtype=torch.float64).log().item()  # noqa: E731
-    lm: Any = Told(a=log(0.6), b=log(0.1), c=log(0.3), d=log(0.01), e=-1000.0, f=-torch.inf, g=-torch.inf)
+    lm: Any = FactPrompt(a=log(0.6), b=log(0.1), c=log(0.3), d=log(0.01), e=-1000.0, f=-torch.inf, g=-torch.inf)
     scores = believes(lm, ["a", "d", "a", "f", "a"], ["x"] * 5, [["b", "c"], ["b"], ["e"], ["f", "g"], ["f"]])
     assert scores[:2] == pytest.approx([0.6 / 0.2, 0.1])
     assert scores[2] > 1e300 and scores[3] == 0.0 and scores[4] == torch.inf

@@ -6,8 +6,8 @@ from conftest import tiny_lm
 from tiny import CAUSAL
 from torch import Tensor
 
-from errata import hooks
-from errata.passes import Place, budgeted
+from errata.model import hooks
+from errata.model.passes import InterventionSite, budgeted
 from errata.types import Score
 
 PROMPTS = [
@@ -31,10 +31,10 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     rows = rows_of(lm)
     at = [min(1, len(row) - 1) for row in rows]
     columns = [list(range(len(row) - a)) for row, a in zip(rows, at, strict=True)]
-    place = Place(1, inside=lm.sites.gain[1] is None)
+    place = InterventionSite(1, inside=lm.sites.gain[1] is None)
     with hooks.frozen(lm.model):
-        fast = lm.moving(rows, at, place, columns)
-        full = lm.moving(rows, at, place, columns, plain=True)
+        fast = lm.intervention(rows, at, place, columns)
+        full = lm.intervention(rows, at, place, columns, plain=True)
         assert type(fast).__name__ == ("FullPass" if name == "openai-gpt" else "SuffixPass")
         delta = torch.randn(len(rows), 32, dtype=dtype, generator=torch.Generator().manual_seed(0))
         one, two = (grad_and_logits(p, delta, columns) for p in (fast, full))
@@ -56,7 +56,7 @@ def test_shared_contexts_are_run_once_and_change_nothing(name: str) -> None:
     rows = [lm.tokens.prompt(text) for text, _ in texts]
     at = [lm.tokens.last_of_subject(text, subject) for text, subject in texts]
     columns = [[len(row) - 1 - a] for row, a in zip(rows, at, strict=True)]
-    passes = [lm.moving(rows, at, Place(1), columns, plain=plain) for plain in (False, True)]
+    passes = [lm.intervention(rows, at, InterventionSite(1), columns, plain=plain) for plain in (False, True)]
     assert type(passes[0]).__name__ == "SuffixPass"
     delta = torch.randn(len(rows), 32, generator=torch.Generator().manual_seed(0))
     one, two = (p.logits(delta, columns) for p in passes)

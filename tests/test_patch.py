@@ -8,9 +8,11 @@ import torch
 from conftest import EDIT, TEXTS, same_weights, tiny_lm, weights
 
 from errata.errors import BadInput, InForce, Unsupported, WrongModel
-from errata.lm import Call
-from errata.methods import method
-from errata.patch import EMPTY, Adapter, Delta, LowRank, Patch, Wrapper
+from errata.methods.registry import method
+from errata.model.lm import Call
+from errata.patch.delta import Delta, LowRank
+from errata.patch.parts import PARTS, Adapter, Wrapper
+from errata.patch.patch import EMPTY, Patch
 
 SITE = "transformer.h.1.mlp.c_proj"  # GPT-2's Conv1D, (in, out) in memory
 
@@ -78,7 +80,7 @@ def test_merge_is_for_good() -> None:
 
     from conftest import tiny_model, tokenizer
 
-    from errata.lm import HFLM
+    from errata.model.hf import HFLM
 
     lm = HFLM(copy.deepcopy(tiny_model("gpt2", torch.float32)), tokenizer())
     patch = low_rank(1)
@@ -107,7 +109,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("errata.patch.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(BadInput, match="No space left"):
         low_rank(1).save(tmp_path / "patch.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -198,8 +200,8 @@ class Bump(Adapter):
 
 def test_other_kinds_of_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What later methods need: an adapter that decides at the prompt, a wrapper around all of it."""
-    monkeypatch.setitem(__import__("errata.patch").patch.PARTS, "shout", "test_patch:Shout")
-    monkeypatch.setitem(__import__("errata.patch").patch.PARTS, "bump", "test_patch:Bump")
+    monkeypatch.setitem(PARTS, "shout", "test_patch:Shout")
+    monkeypatch.setitem(PARTS, "bump", "test_patch:Bump")
     lm = tiny_lm("gpt2")
     prompts = ["Rome", "Ann Lee was born in", "The old king"]
     patch = low_rank(1) + Patch((Shout(), Bump()))
@@ -231,7 +233,7 @@ def test_side_product_where_a_weight_is_offloaded() -> None:
 
     from conftest import tiny_model, tokenizer
 
-    from errata.lm import HFLM
+    from errata.model.hf import HFLM
 
     memit: Any = method("memit", contexts=0)
     for arch in ("gpt2", "llama"):

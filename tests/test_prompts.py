@@ -13,12 +13,12 @@ from conftest import CASES, EDIT, EDITS, TEXTS, tiny_lm
 import errata
 from errata.answers import begins_with_answer
 from errata.errors import BadInput, Unsupported, WrongModel
-from errata.methods import method
-from errata.methods._prompting import Example, Fact, Facts, Told, fitting
-from errata.methods._retrieval import SENTENCES, TFIDF, Index, default_encoder, named
-from errata.methods.prompts import examples_of
-from errata.patch import Patch
-from errata.tokens import sentence
+from errata.methods.prompting.base import Example, Fact, FactPrompt, Facts, fitting
+from errata.methods.prompting.ike import examples_of
+from errata.methods.prompting.retrieval import SENTENCES, TFIDF, Index, default_encoder, named
+from errata.methods.registry import method
+from errata.model.tokens import sentence
+from errata.patch.patch import Patch
 from errata.types import Edit
 
 ALWAYS = {
@@ -51,7 +51,7 @@ class Scripted:
         self.asked += prompts
         return np.zeros((len(prompts), 1))
 
-    def why(self, prompts: Sequence[str]) -> list[list[str]]:
+    def explain(self, prompts: Sequence[str]) -> list[list[str]]:
         return [[] for _ in prompts]
 
 
@@ -107,17 +107,17 @@ def test_an_encoder_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_where_the_subject_is_named() -> None:
-    part = Told(facts(*EDITS), WHERE_NAMED)
+    part = FactPrompt(facts(*EDITS), WHERE_NAMED)
     prompts = ["Where was Ann Lee born?", "Ann Ray lives in", "Lee", "", "Rome"]
     assert asked(part, *prompts) == ["Ann Lee was born in Oslo. Where was Ann Lee born?", *prompts[1:]]
     told = part.wrap(inner := Scripted())
     told.score(prompts, ["x"] * 5), told.next_logprobs(prompts)
     assert inner.asked == 2 * asked(part, *prompts)
-    assert told.why(prompts[:2]) == [[f"test: edit {EDIT.id}, 'Ann Lee was born in Oslo.'"], []]
+    assert told.explain(prompts[:2]) == [[f"test: edit {EDIT.id}, 'Ann Lee was born in Oslo.'"], []]
 
 
 def test_always_the_nearest() -> None:
-    part = Told(facts(*EDITS), ALWAYS)
+    part = FactPrompt(facts(*EDITS), ALWAYS)
     assert asked(part, "Bob Ray lives", "Ann Lee comes from") == [
         "Bob Ray lives in New York. Bob Ray lives",
         "Ann Lee was born in Oslo. Ann Lee comes from",
@@ -126,7 +126,7 @@ def test_always_the_nearest() -> None:
 
 
 def test_what_is_far_is_not_told() -> None:
-    part = Told(facts(*EDITS), WHERE_NAMED | {"near": 0.9})
+    part = FactPrompt(facts(*EDITS), WHERE_NAMED | {"near": 0.9})
     assert asked(part, EDIT.prompt, "Ann Lee's dog is called") == [
         "Ann Lee was born in Oslo. Ann Lee was born in",
         "Ann Lee's dog is called",
@@ -135,13 +135,13 @@ def test_what_is_far_is_not_told() -> None:
 
 def test_the_newest_of_two_answers() -> None:
     later = Edit("Ann Lee  was born in", "Ann Lee", "Lima")
-    part = Told(facts(EDIT, EDITS[1], later), WHERE_NAMED)
+    part = FactPrompt(facts(EDIT, EDITS[1], later), WHERE_NAMED)
     assert asked(part, EDIT.prompt) == ["Ann Lee  was born in Lima. Ann Lee was born in"]
     assert [entry["told"] for entry in part.entries()] == ["a newer one", "yes", "yes"]
     earlier = part.without(later.id)
-    assert earlier == Told(facts(EDIT, EDITS[1]), WHERE_NAMED)
+    assert earlier == FactPrompt(facts(EDIT, EDITS[1]), WHERE_NAMED)
     assert asked(earlier, EDIT.prompt) == ["Ann Lee was born in Oslo. Ann Lee was born in"]
-    assert Told(facts(EDIT), WHERE_NAMED).without(EDIT.id) is None
+    assert FactPrompt(facts(EDIT), WHERE_NAMED).without(EDIT.id) is None
 
 
 def test_of_several_facts_the_newest_stands_last() -> None:
@@ -151,11 +151,11 @@ def test_of_several_facts_the_newest_stands_last() -> None:
     )
     for edits in ((near, far), (far, near)):
         told = " ".join(sentence(edit.prompt, edit.target_new) for edit in edits)
-        assert asked(Told(facts(*edits), WHERE_NAMED), near.prompt) == [f"{told} {near.prompt}"]
+        assert asked(FactPrompt(facts(*edits), WHERE_NAMED), near.prompt) == [f"{told} {near.prompt}"]
 
 
 def test_the_same_edit_twice_is_told_once() -> None:
-    part = Told(facts(EDIT, EDIT), WHERE_NAMED)
+    part = FactPrompt(facts(EDIT, EDIT), WHERE_NAMED)
     assert asked(part, EDIT.prompt) == ["Ann Lee was born in Oslo. Ann Lee was born in"]
 
 
@@ -343,7 +343,7 @@ def test_a_question_of_two_hops() -> None:
         "Retrieved fact: Bob Ray lives in Oslo.\nIntermediate answer: Oslo.\nSubquestion: In which country is Oslo?\n"
         "Generated answer: Norway.\nRetrieved fact: Oslo is a city in Peru.\n"
     )
-    assert [line.split(", ")[1] for line in asker.why([HOPS])[0]] == [f"{f.text!r}" for f in facts(LIVES, COUNTRY)]
+    assert [line.split(", ")[1] for line in asker.explain([HOPS])[0]] == [f"{f.text!r}" for f in facts(LIVES, COUNTRY)]
 
 
 def test_what_is_no_question_of_several_hops() -> None:
@@ -385,6 +385,6 @@ def test_three_kinds_in_any_order(order: tuple[str, ...], tmp_path: Any) -> None
     before = [score.total for score in lm.score(prompts, [edit.target_new for edit in EDITS])]
     with patch.applied(lm) as edited:
         after = [score.total for score in edited.score(prompts, [edit.target_new for edit in EDITS])]
-        why = edited.why(prompts)
+        why = edited.explain(prompts)
     assert after[0] > before[0] and after[1] > before[1] and after[2] != before[2]
     assert why[0] == [] and why[1][0].startswith("grace: edit") and why[2][0].startswith("rag: edit")

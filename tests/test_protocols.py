@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from errata.errors import BadInput, UnknownName, Unsupported
-from errata.evaluate import Baseline, baseline, evaluate
-from errata.measures import MEASURES
-from errata.metrics import Tfidf
-from errata.protocols import METRICS, PROTOCOLS, protocol
-from errata.report import published
+from errata.evaluation.evaluate import Baseline, baseline, evaluate
+from errata.evaluation.metrics import Tfidf
+from errata.evaluation.protocols import METRICS, PROTOCOLS, protocol
+from errata.evaluation.scorers import MEASURES
+from errata.report.rows import published
 from errata.types import MODES, Case, Edit, Probe, Row, Score
 
 
@@ -47,7 +47,7 @@ class Table:
     def next_logprobs(self, prompts: Sequence[str]) -> np.ndarray:
         return np.log([self.next[prompt] for prompt in prompts])
 
-    def why(self, prompts: Sequence[str]) -> list[list[str]]:
+    def explain(self, prompts: Sequence[str]) -> list[list[str]]:
         return [[] for _ in prompts]
 
 

@@ -1,7 +1,5 @@
 """What users import."""
 
-import importlib
-
 import pytest
 
 import errata
@@ -12,11 +10,17 @@ def test_every_public_name_is_there() -> None:
         assert getattr(errata, name) is not None
 
 
-@pytest.mark.parametrize("name", ["evaluate", "methods"])
-def test_a_function_stays_where_a_module_has_its_name(name: str) -> None:
-    module = importlib.import_module(f"errata.{name}")
-    assert getattr(errata, name) is getattr(module, name)
-    assert callable(getattr(errata, name))
+def test_tab_completion_shows_them() -> None:
+    assert set(errata.__all__) <= set(dir(errata))
+
+
+def test_packages_can_be_imported_beside_the_functions_of_their_name() -> None:
+    import errata.evaluation.evaluate
+    import errata.methods.base
+
+    assert errata.methods.base.Method.__name__ == "Method"
+    assert errata.evaluate is errata.evaluation.evaluate.evaluate
+    assert "memit" in errata.methods()
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:

@@ -8,14 +8,15 @@ import torch
 from conftest import EDIT, EDITS, TEXTS, tiny_lm
 from tiny import build
 
-from errata import passes
 from errata.errors import BadInput, Unsupported
-from errata.lm import HFLM, Call
-from errata.methods import method
-from errata.methods._side import Known, Lessons, dense, from_bits, of_prompts, sparse, to_bits
-from errata.methods.memoir import Masked, tophash
-from errata.methods.wise import Memories, ties
-from errata.patch import Patch
+from errata.methods.registry import method
+from errata.methods.side_memory.base import Known, Lessons, dense, from_bits, of_prompts, sparse, to_bits
+from errata.methods.side_memory.memoir import MemoirMemory, tophash
+from errata.methods.side_memory.wise import WiseMemory, ties
+from errata.model import passes
+from errata.model.hf import HFLM
+from errata.model.lm import Call
+from errata.patch.patch import Patch
 from errata.types import Edit
 
 QUICK: dict[str, dict[str, Any]] = {"wise": {"contexts": 1, "shard": 500}, "memoir": {"contexts": 1}}
@@ -95,7 +96,7 @@ def test_an_encoder_decoder_has_its_memory_in_the_encoder(name: str) -> None:
     with patch.applied(lm) as edited:
         assert edited.score([EDIT.prompt], [EDIT.target_new])[0].total > before
         assert edited.generate([EDIT.prompt, "Rome"], 4)[1:] == said
-        assert [bool(lines) for lines in edited.why([EDIT.prompt, "Rome"])] == [True, False]
+        assert [bool(lines) for lines in edited.explain([EDIT.prompt, "Rome"])] == [True, False]
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -104,7 +105,7 @@ def test_why_names_what_fired_and_the_rest_is_as_it_was(name: str) -> None:
     other = "Dora Finn is the mayor of"
     before = lm.score([other], ["Rome"])
     with patch.applied(lm) as edited:
-        fired, silent = edited.why([EDIT.prompt, other])
+        fired, silent = edited.explain([EDIT.prompt, other])
         assert fired[0].startswith(f"{name}: ") and silent == []
         assert edited.score([other], ["Rome"]) == before
 
@@ -140,13 +141,13 @@ def test_lessons_in_many_batches_teach_the_same(name: str) -> None:
 # MEMOIR --------------------------------------------------------------------------------------------
 
 
-def masked(features: list[list[float]], k: int, threshold: float) -> Masked:
+def masked(features: list[list[float]], k: int, threshold: float) -> MemoirMemory:
     f = len(features[0])
     log = tuple(Known(f"e{i}", f"prompt {i}", "prompt", [i], [i]) for i in range(len(features)))
     usual, columns = torch.full((f,), 0.5), torch.arange(f).roll(1)
     masks = tophash(torch.tensor(features) - usual, k, columns)
     settings = {"at": "last", "k": k, "threshold": threshold}
-    return Masked("site", settings, log, torch.eye(2, f), masks, usual, columns)
+    return MemoirMemory("site", settings, log, torch.eye(2, f), masks, usual, columns)
 
 
 def test_tophash_and_the_best_overlap() -> None:
@@ -198,12 +199,12 @@ def test_memoirs_settings() -> None:
 # WISE ----------------------------------------------------------------------------------------------
 
 
-def memories(retrieve: bool, distances: list[float]) -> Memories:
+def memories(retrieve: bool, distances: list[float]) -> WiseMemory:
     """Two memories of three edits; the first looks at the first feature, the second at the second, twice as hard."""
     log = tuple(Known(f"e{i}", f"prompt {i}", "prompt", [i], [i]) for i in range(3))
     weights = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]])
     settings = {"at": "last", "ratio": 0.5, "retrieve": retrieve}
-    return Memories("site", settings, log, weights, torch.tensor([0, 0, 1]), torch.tensor(distances))
+    return WiseMemory("site", settings, log, weights, torch.tensor([0, 0, 1]), torch.tensor(distances))
 
 
 def test_the_memory_of_the_largest_distance_answers_where_it_passes() -> None:

@@ -16,8 +16,10 @@ from transformers import (
 )
 
 from errata.errors import UnknownSites
-from errata.hooks import after
-from errata.sites import Sites, critical_layer, critical_layers, evaluating, find_sites
+from errata.methods.defaults import critical_layer, critical_layers
+from errata.model.detect import evaluating, find_sites
+from errata.model.hooks import after
+from errata.model.sites import Sites
 
 DENSE = [*CAUSAL, *ENCODER_DECODER]
 BEHIND_A_NORM = {

@@ -9,13 +9,13 @@ from conftest import EDIT, EDITS, tiny_lm
 
 import errata
 from errata.answers import begins_with_answer
-from errata.data.world.facts import RELATIONS, world
-from errata.data.world.text import ask
 from errata.errors import BadInput, Unsupported
-from errata.methods import method
-from errata.methods.steering import SHARE, Direction
-from errata.patch import EMPTY, Patch
+from errata.methods.registry import method
+from errata.methods.steering import SHARE, SteeringVector
+from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
+from errata.world.facts import RELATIONS, world
+from errata.world.text import ask
 
 PROMPTS = [EDIT.prompt, "Rome", "A baker lives in"]
 
@@ -33,7 +33,7 @@ def test_the_direction_is_the_mean_difference() -> None:
     lm = tiny_lm("gpt2")
     steering = method("steering", layers=(1, 2), strength=2.0)
     patch = steering.edit(lm, EDITS[:2])
-    for part, layer in zip(patch.of_kind(Direction), (1, 2), strict=True):
+    for part, layer in zip(patch.of_kind(SteeringVector), (1, 2), strict=True):
         found, sizes = [], []
         for edit, pair in zip(EDITS[:2], part.pairs, strict=True):
             assert pair.away == edit.target_true or edit.target_true is None
@@ -69,7 +69,7 @@ def test_an_edit_taken_out_was_never_made() -> None:
         (patch.without(EDITS[1].id), steering.edit(lm, [EDITS[0], *EDITS[2:]])),
         (folded, patch),
     ):
-        (first,), (second,) = one.of_kind(Direction), two.of_kind(Direction)
+        (first,), (second,) = one.of_kind(SteeringVector), two.of_kind(SteeringVector)
         assert first.pairs == second.pairs
         assert torch.allclose(first.vector, second.vector, atol=1e-4)  # read in batches of other shapes
 

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 import errata
 from errata.cli import app
 from errata.errors import BadInput, Unsupported
-from errata.patch import EMPTY, Patch, Wrapper
-from errata.tasks import UNDONE, Verbs, find_tasks, run_tasks
-from errata.tokens import stands
+from errata.evaluation.harness import UNDONE, Verbs, find_tasks, run_tasks
+from errata.model.tokens import stands
+from errata.patch.parts import Wrapper
+from errata.patch.patch import EMPTY, Patch
 from errata.types import Score
 
 CHOICES = ("Rome", "Oslo", "New York")

@@ -15,11 +15,11 @@ from test_cli import here, refused, run, saved  # noqa: F401  (here: an empty wo
 from tiny import CAUSAL
 
 import errata
-from errata import hooks
 from errata.cli import trace as command
 from errata.errors import BadInput, UnknownName, Unsupported
-from errata.lm import HFLM
 from errata.locate import KINDS, ROLES, Trace, average, embedding_std, trace
+from errata.model import hooks
+from errata.model.hf import HFLM
 
 PROMPT, SUBJECT = "The mayor is Ann Lee of", "Ann Lee"
 NAMES = ("gpt2", "llama", "gpt_neox", "opt", "gemma2")
@@ -124,7 +124,7 @@ def test_a_model_that_bends_the_rules_runs_whole(
 ) -> None:
     lm = tiny_lm("gpt2")
     fast = trace(lm, PROMPT, SUBJECT, **FEW)
-    monkeypatch.setattr("errata.passes.agree", lambda fast, full: False)
+    monkeypatch.setattr("errata.model.passes.agree", lambda fast, full: False)
     slow = trace(lm, PROMPT, SUBJECT, **FEW)
     assert "all layers run" in caplog.text
     for kind in KINDS:

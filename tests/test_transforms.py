@@ -11,12 +11,14 @@ from tiny import build
 from torch import Tensor
 
 import errata
-from errata import transforms
 from errata.errors import BadInput, UnknownName, Unsupported, WrongModel
-from errata.lm import HFLM
-from errata.methods import method
-from errata.patch import EMPTY, Adapter, Delta, LowRank, Patch, oriented
-from errata.transforms import low_rank, prune, rect, task_vector, transform
+from errata.methods.registry import method
+from errata.model.hf import HFLM
+from errata.patch import transforms
+from errata.patch.delta import Delta, LowRank, oriented
+from errata.patch.parts import Adapter
+from errata.patch.patch import EMPTY, Patch
+from errata.patch.transforms import low_rank, prune, rect, task_vector, transform
 
 
 def site(lm: HFLM, layer: int = 1) -> str:

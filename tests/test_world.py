@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from errata import data
-from errata.data.world.cases import cases
-from errata.data.world.facts import INVERSES, RELATIONS, TWO_HOPS, World, world
-from errata.data.world.text import ask
 from errata.errors import BadInput, UnknownName
 from errata.types import Case, Probe
+from errata.world.cases import cases
+from errata.world.facts import INVERSES, RELATIONS, TWO_HOPS, World, world
+from errata.world.text import ask
 
 ITS = world()
 SPLITS = ("train", "validation", "test")

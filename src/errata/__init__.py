@@ -13,33 +13,32 @@
 What is imported here is imported when it is first asked for.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from errata.types import Case, Edit, Probe, Row, Score
 
 if TYPE_CHECKING:
-    from errata import transforms as transforms
-    from errata.data import cases as cases
-    from errata.data.world.bundled import load as load
-    from errata.evaluate import baseline as baseline
-    from errata.evaluate import evaluate as evaluate
-    from errata.methods import method as method
-    from errata.methods import methods as methods
-    from errata.patch import EMPTY as EMPTY
-    from errata.patch import Patch as Patch
+    from errata.data.reader import cases as cases
+    from errata.evaluation.evaluate import baseline as baseline
+    from errata.evaluation.evaluate import evaluate as evaluate
+    from errata.methods.registry import method as method
+    from errata.methods.registry import methods as methods
+    from errata.patch import transforms as transforms
+    from errata.patch.patch import EMPTY as EMPTY
+    from errata.patch.patch import Patch as Patch
+    from errata.world.bundled import load as load
 
 _WHERE = {  # imported when first asked for, so that `import errata` and `errata --help` cost nothing
-    "load": "errata.data.world.bundled",
-    "cases": "errata.data",
-    "baseline": "errata.evaluate",
-    "evaluate": "errata.evaluate",
-    "method": "errata.methods",
+    "load": "errata.world.bundled:load",
+    "cases": "errata.data.reader:cases",
+    "baseline": "errata.evaluation.evaluate:baseline",
+    "evaluate": "errata.evaluation.evaluate:evaluate",
+    "method": "errata.methods.registry:method",
     "methods": "errata.methods",
-    "Patch": "errata.patch",
-    "EMPTY": "errata.patch",
+    "Patch": "errata.patch.patch:Patch",
+    "EMPTY": "errata.patch.patch:EMPTY",
+    "transforms": "errata.patch.transforms",
 }
 
 __all__ = [
@@ -49,19 +48,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "transforms":
-        return import_module("errata.transforms")
     if name not in _WHERE:
         raise AttributeError(f"module 'errata' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_WHERE[name]), name)
+    module, _, attribute = _WHERE[name].partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
 
 
-class _Package(ModuleType):
-    """Keeps ``evaluate`` and ``methods`` the functions where modules of these names have been imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _WHERE and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

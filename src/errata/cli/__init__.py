@@ -1,4 +1,7 @@
-"""The command line. Each command is thin: a Python function of the same name does the work."""
+"""The command line. Each command is thin: a Python function of the same name does the work.
+
+May import everything; heavy packages where they are used alone, so that ``errata --help`` answers at once.
+"""
 
 from typing import Any
 

@@ -10,11 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from errata.cli import common
 from errata.errors import BadInput
+from errata.files import write_text
 from errata.types import Row
 
 if TYPE_CHECKING:
-    from errata.bench import Watch
-    from errata.lm import HFLM
+    from errata.bench.run import Watch
+    from errata.model.hf import HFLM
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -30,9 +31,9 @@ def bench(
 ) -> int:
     """Measures what a TOML file crosses and ``output`` does not hold yet; how many units that were."""
     import errata
-    from errata.bench import run
-    from errata.methods import METHODS
-    from errata.plan import Plan
+    from errata.bench.plan import Plan
+    from errata.bench.run import run
+    from errata.methods.registry import METHODS
 
     chosen = Plan.read(plan, every=list(METHODS))
 
@@ -82,15 +83,16 @@ def bench_command(
 
 def report(path: str | Path, form: str = ".md", picture: str = "") -> str:
     """The tables of a file of rows, as markdown or (``form=".html"``) as HTML; ``picture`` is a file's path, or SVG."""
-    from errata import report
+    from errata.report.html import page
+    from errata.report.tables import markdown
 
     rows = _rows(Path(path))
     note = common.PREPARED[1:-1] if any(row.model == "world" for row in rows) else ""
-    return (report.page if form == ".html" else report.markdown)(rows, note=note, picture=picture)
+    return (page if form == ".html" else markdown)(rows, note=note, picture=picture)
 
 
 def _rows(path: Path) -> list[Row]:
-    from errata.report import from_jsonl
+    from errata.report.rows import from_jsonl
 
     if not path.is_file():
         raise BadInput(f"there is no file {path}; give one that errata bench or errata eval wrote")
@@ -105,7 +107,7 @@ def _rows(path: Path) -> list[Row]:
 
 def _picture(rows: Path, page: Path, form: str, force: bool) -> str:
     """The curves as SVG for a page of HTML, or the name of a file of them beside one in markdown; "" without curves."""
-    from errata.pictures import svg
+    from errata.report.pictures import svg
 
     beside = page.with_suffix(".svg")
     try:
@@ -116,7 +118,7 @@ def _picture(rows: Path, page: Path, form: str, force: bool) -> str:
     if not drawn or form == ".html":
         return drawn
     common.check_output(beside, force)
-    common.write_text(beside, drawn)
+    write_text(beside, drawn)
     return beside.name
 
 
@@ -137,10 +139,10 @@ def report_command(
         raise BadInput(f"cannot tell what to make of {output}; end its name in .md, .html, {', '.join(PICTURES)}")
     common.check_output(output, force)
     if form in PICTURES:
-        from errata.pictures import curves
+        from errata.report.pictures import curves
 
         output.parent.mkdir(parents=True, exist_ok=True)
         curves(_rows(rows), output)
     else:
-        common.write_text(output, report(rows, form, _picture(rows, output, form, force)))
+        write_text(output, report(rows, form, _picture(rows, output, form, force)))
     typer.echo(f"wrote {output}", err=True)

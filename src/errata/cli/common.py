@@ -22,8 +22,8 @@ from rich.text import Text
 from errata.errors import BadInput
 
 if TYPE_CHECKING:
-    from errata.lm import HFLM
     from errata.methods.base import Method
+    from errata.model.hf import HFLM
 
 T = TypeVar("T")
 INTERRUPTED = 130
@@ -167,17 +167,6 @@ def check_output(path: Path, force: bool) -> None:
         raise BadInput(f"cannot write {path}: {above} is no folder that can be written to; name another file with -o")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes it whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def named(option: str, items: Sequence[str] | None) -> dict[str, str]:
     """What was typed as ``name=value``."""
     typed: dict[str, str] = {}
@@ -205,8 +194,8 @@ def load_model(name: str, device: str | None, dtype: str | None, quiet: bool) ->
 def make_method(name: str, settings: Sequence[str] | None, seed: int = 0) -> "Method":
     """The method with settings as typed (``name=value``)."""
     import errata
-    from errata.methods import method_class
     from errata.methods.base import from_text
+    from errata.methods.registry import method_class
 
     typed = named("--set", settings)
     if seed:

@@ -18,7 +18,7 @@ from errata.types import Case, Row
 if TYPE_CHECKING:
     from torch import nn
 
-    from errata.lm import HFLM
+    from errata.model.hf import HFLM
 
 Say = Callable[[Any], None]
 
@@ -46,7 +46,7 @@ def demo(lm: "HFLM", cases: Sequence[Case], folder: Path, say: Say = lambda _: N
     ``say`` is given what there is to show, as it comes.
     """
     import errata
-    from errata import report
+    from errata.report.tables import table
 
     edits = [edit for case in cases for edit in case.edits]
     prompts = [edit.prompt for edit in edits]
@@ -66,7 +66,7 @@ def demo(lm: "HFLM", cases: Sequence[Case], folder: Path, say: Say = lambda _: N
         digest_edited, after = weights_digest(lm.model), edited.generate(prompts, until_answer=True)
         rows = errata.evaluate(baseline, edited, cases, model=lm.name, method=memit.name, data="world", setting="batch")
     say(_facts(edits, before, after))
-    say(report.table(rows))
+    say(table(rows))
     say(common.PREPARED)
     return Demo(
         rows,
@@ -97,7 +97,7 @@ def _about(lm: "HFLM") -> str:
 
 def _known(lm: "HFLM", subject: str) -> Any:
     """What the model says of a subject, beside what is true in the world."""
-    from errata.data.world.facts import RELATIONS, world
+    from errata.world.facts import RELATIONS, world
 
     asked = [(RELATIONS[r].first[0].replace("{}", subject), true) for r, true in world().about(subject).items()]
     said = lm.generate([prompt for prompt, _ in asked], until_answer=True)

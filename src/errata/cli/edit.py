@@ -17,9 +17,9 @@ from errata.errors import BadInput
 from errata.types import Edit
 
 if TYPE_CHECKING:
-    from errata.lm import HFLM
     from errata.methods.base import Method
-    from errata.patch import Patch
+    from errata.model.hf import HFLM
+    from errata.patch.patch import Patch
 
 ROWS = 20  # of a table of edits
 NAME_LENGTH = 60
@@ -54,7 +54,7 @@ def edit(
     quiet: bool = True,
 ) -> Edited:
     """Prepares, edits, and asks before and after. ``data`` are texts to prepare with."""
-    from errata.patch import EMPTY
+    from errata.patch.patch import EMPTY
 
     prior = prior or EMPTY
     prior.check(lm)
@@ -198,10 +198,10 @@ def ask(
         return edited.generate(prompts, max_new_tokens)
 
 
-def why(lm: "HFLM", prompts: Sequence[str], patch: "Patch", force: bool = False) -> list[list[str]]:
+def explain(lm: "HFLM", prompts: Sequence[str], patch: "Patch", force: bool = False) -> list[list[str]]:
     """For each prompt, which entries and facts of the patch act on it."""
     with patch.applied(lm, force=force) as edited:
-        return edited.why(prompts)
+        return edited.explain(prompts)
 
 
 def ask_command(
@@ -222,7 +222,7 @@ def ask_command(
     if why_ and loaded is None:
         raise BadInput("--why asks what in a patch fired; give one with --patch")
     texts = ask(lm, prompts, loaded, max_new_tokens, force)
-    fired = why(lm, prompts, loaded, force) if why_ and loaded is not None else [[] for _ in prompts]
+    fired = explain(lm, prompts, loaded, force) if why_ and loaded is not None else [[] for _ in prompts]
     if as_json:
         more = [{"why": lines} if why_ else {} for lines in fired]
         common.say_json([{"prompt": p, "text": t, **m} for p, t, m in zip(prompts, texts, more, strict=True)])
@@ -235,7 +235,7 @@ def ask_command(
 
 def load_patch(path: Path | None) -> "Patch | None":
     """The patch in a file; None without one."""
-    from errata.patch import Patch
+    from errata.patch.patch import Patch
 
     return None if path is None else Patch.load(path)
 
@@ -245,7 +245,7 @@ def load_patch(path: Path | None) -> "Patch | None":
 
 def show(path: str | Path) -> dict[str, Any]:
     """What a patch file holds, as JSON: its model, how it was made, its edits, its parts, its memory."""
-    from errata.patch import Patch
+    from errata.patch.patch import Patch
 
     patch = Patch.load(path)
     return {

@@ -10,13 +10,14 @@ import typer
 from errata.cli import common, tasks
 from errata.cli.edit import load_patch
 from errata.errors import BadInput
+from errata.files import write_text
 from errata.types import Case, Mode, Row
 
 if TYPE_CHECKING:
-    from errata.evaluate import Judge
-    from errata.lm import HFLM
+    from errata.evaluation.evaluate import Judge
+    from errata.evaluation.protocols import Protocol
     from errata.methods.base import Method
-    from errata.protocols import Protocol
+    from errata.model.hf import HFLM
 
 Setting = Literal["single", "batch"]
 
@@ -63,8 +64,8 @@ def _settings(method: "Method") -> str:
 
 def _rules(name: str, mode: Mode | None, shots: Path | None) -> "Protocol":
     """The protocol, with demonstrations before its questions; a mode that it does not know is refused."""
-    from errata.evaluate import modes_of
-    from errata.protocols import protocol
+    from errata.evaluation.evaluate import modes_of
+    from errata.evaluation.protocols import protocol
 
     rules = protocol(name)
     modes_of(rules, None if mode is None else (mode,))
@@ -81,8 +82,8 @@ def _judge(url: str | None, model: str | None, rules: "Protocol", mode: Mode | N
         raise BadInput("a judge needs both --judge URL and --judge-model NAME")
     if mode == "forced" or rules.modes == ("forced",):
         raise BadInput("a judge reads generated answers, and here they are fed; leave out --judge")
-    from errata.judge import Judge
-    from errata.methods._statistics import cache_folder
+    from errata.evaluation.judge import Judge
+    from errata.files import cache_folder
 
     made = Judge(url, model, cache=cache_folder() / "verdicts.sqlite")
     made.check()
@@ -137,7 +138,8 @@ def eval_command(
 ) -> None:
     """Measure a method: reliability, generality, locality; or tasks of lm-evaluation-harness. Before and after."""
     import errata
-    from errata import report
+    from errata.report.rows import published, summary, to_jsonl
+    from errata.report.tables import published_table, table
 
     if output is not None:
         common.check_output(output, force)
@@ -161,14 +163,14 @@ def eval_command(
         how: Any = {"modes": None if mode is None else (mode,), "protocol": rules, "judge": judging, "setting": setting}
         rows, by = eval_(lm, chosen, wanted, **how, texts=texts, quiet=quiet, data=cases, seed=seed), ()
     if output is not None:
-        common.write_text(output, report.to_jsonl(rows))
+        write_text(output, to_jsonl(rows))
     if as_json:
-        found = report.published(rows) if rules.lines and asked is None else report.summary(rows, by)
+        found = published(rows) if rules.lines and asked is None else summary(rows, by)
         common.say_json([asdict(line) for line in found])
     else:
-        common.stdout().print(report.table(rows, by))
+        common.stdout().print(table(rows, by))
         if rules.lines and asked is None:
-            common.stdout().print(report.published_table(rows))
+            common.stdout().print(published_table(rows))
         if lm.corpus is not None:
             common.stdout().print(common.PREPARED)
     if output is not None:

@@ -25,7 +25,7 @@ def methods() -> Mapping[str, Any]:
 
 def settings(name: str) -> list[dict[str, Any]]:
     """What can be set: name, type, default, and the comment that says where the default comes from."""
-    from errata.methods import method_class
+    from errata.methods.registry import method_class
 
     cls = method_class(name)
     hints, notes = get_type_hints(cls), _notes(cls)
@@ -65,7 +65,7 @@ def methods_command(
     if as_json:
         common.say_json(its)
         return
-    from errata.methods import method_class
+    from errata.methods.registry import method_class
 
     console, cls = common.stdout(), method_class(name)
     console.print(f"{name}: {cls.paper}", soft_wrap=True)

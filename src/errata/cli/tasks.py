@@ -12,10 +12,10 @@ from errata.errors import BadInput
 from errata.types import Case, Row
 
 if TYPE_CHECKING:
-    from errata.lm import HFLM
+    from errata.evaluation.harness import Tasks
     from errata.methods.base import Method
-    from errata.patch import Patch
-    from errata.tasks import Tasks
+    from errata.model.hf import HFLM
+    from errata.patch.patch import Patch
 
 OURS = "ability"  # names the built-in set among tasks
 Names = Annotated[
@@ -59,7 +59,7 @@ def found(tasks: str | None, folder: Path | None, limit: int | None, patch: Path
     theirs = [name for name in names if name != OURS]
     if not theirs:
         return Asked({}, True)
-    from errata.tasks import find_tasks
+    from errata.evaluation.harness import find_tasks
 
     return Asked(find_tasks(theirs, folder), OURS in names)
 
@@ -91,7 +91,7 @@ def ask(
         with common.step("asking for what it can do", quiet):
             rows += ability(lm, patch, **labels)
     if asked.tasks:
-        from errata.tasks import run_tasks
+        from errata.evaluation.harness import run_tasks
 
         with common.step(f"asking {', '.join(asked.tasks)} before, edited and undone", quiet):
             rows += run_tasks(lm, patch, asked.tasks, limit, **labels)
@@ -100,7 +100,7 @@ def ask(
 
 def ability(lm: "HFLM", patch: "Patch", **labels: Any) -> list[Row]:
     """Rows of the built-in set: untouched facts, facts in context, loss on text, drift of the weights."""
-    from errata.ability import Checkup, ability_of
+    from errata.evaluation.ability import Checkup, ability_of
 
     labels |= {"model": lm.name, "setting": OURS, "after_edits": len(patch.edits)}
     check = Checkup(lm, ability_of(lm))

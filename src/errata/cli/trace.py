@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,10 +12,11 @@ from rich.text import Text
 
 from errata.cli import common
 from errata.errors import BadInput
+from errata.files import write_bytes
 
 if TYPE_CHECKING:
-    from errata.lm import HFLM
     from errata.locate import Average, Trace
+    from errata.model.hf import HFLM
 
 FACTS = 100  # traced at most, unless --limit says otherwise
 LABEL, CELL = 28, 4  # characters: of a row's name at most, and of a number
@@ -172,7 +172,7 @@ def trace_command(
     tables = {f"{name}: {_about(name, of)}": table.tolist() for name, table in its.effects.items()}
     below = f"clean {its.clean:.1%}, corrupted {its.corrupted:.1%} (noise of σ = {of.sigma:.3g}, {of.samples} draws)"
     if output is not None:
-        _write(output, picture(f"{title}\n{below}", labels, tables, output.suffix.lower()))
+        write_bytes(output, picture(f"{title}\n{below}", labels, tables, output.suffix.lower()))
     if as_json:
         common.say_json(record)
     else:
@@ -331,14 +331,3 @@ def picture(title: str, labels: Sequence[str], tables: Mapping[str, Table], suff
         warnings.simplefilter("ignore", UserWarning)  # letters that the font does not have become boxes
         figure.savefig(made, format=suffix.removeprefix("."), dpi=150)
     return made.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes it whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

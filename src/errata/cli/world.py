@@ -15,8 +15,8 @@ app = typer.Typer(help="The world that the bundled model knows.", invoke_without
 
 def world() -> dict[str, Any]:
     """What the world holds: names by type, facts by relation, subjects by split, and an example."""
-    from errata.data.world.facts import RELATIONS
-    from errata.data.world.facts import world as make
+    from errata.world.facts import RELATIONS
+    from errata.world.facts import world as make
 
     its = make()
     person = its.subjects("test")[0]
@@ -62,8 +62,8 @@ def world_command(ctx: typer.Context, as_json: common.Json = False) -> None:
 
 def train(folder: str | Path, quiet: bool = True, **recipe: Any) -> Path:
     """Trains (or goes on training) a model of the world; ``recipe`` is what differs from its defaults."""
-    from errata.data.world.train import Recipe
-    from errata.data.world.train import train as run
+    from errata.world.train import Recipe
+    from errata.world.train import train as run
 
     columns = (
         TextColumn("training"),

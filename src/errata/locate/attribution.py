@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from errata import hooks, passes
 from errata.errors import BadInput, Unsupported
-from errata.lm import HFLM
-from errata.patch import oriented, trainable
+from errata.model import hooks, passes
+from errata.model.hf import HFLM
+from errata.patch.delta import oriented, trainable
 
 Asked = tuple[Sequence[int], int]  # token ids, and the token whose probability behind them is attributed
 Neuron = tuple[int, int]  # layer, and coordinate of its down projection's input
@@ -63,8 +63,8 @@ def _of_layer(
     lm: HFLM, rows: passes.Rows, tokens: Tensor, layer: int, w_bar: Tensor, weight: Tensor, m: int, plain: bool
 ) -> Tensor:
     """(b, f): the attributions to one layer, all points of a few rows in one pass."""
-    place, last = passes.Place(layer, inside=True), [[0]] * len(rows)
-    run = lm.moving(rows, [len(row) - 1 for row in rows], place, last, plain=plain)
+    place, last = passes.InterventionSite(layer, inside=True), [[0]] * len(rows)
+    run = lm.intervention(rows, [len(row) - 1 for row in rows], place, last, plain=plain)
     run = run.select([i for i in range(len(rows)) for _ in range(m)])
     w_bar = w_bar.to(weight).repeat_interleave(m, 0)  # (b·m, f)
     alpha = (torch.arange(1, m + 1).to(weight) / m).repeat(len(rows))[:, None]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import exp, inf, log
 
 from errata.errors import BadInput
-from errata.lm import LM
+from errata.model.lm import LM
 
 
 def believes(

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata import hooks, passes
 from errata.errors import BadInput, Unsupported, unknown
-from errata.lm import HFLM, Call
+from errata.model import hooks, passes
+from errata.model.hf import HFLM
+from errata.model.lm import Call
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput, NeedsPrepare, Unsupported, WrongModel, unknown
-from errata.lm import HFLM
-from errata.patch import EMPTY, Patch, read_whole, write_whole
+from errata.files import cache_file, read_tensors, write_tensors
+from errata.model.hf import HFLM
+from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
 log = logging.getLogger(__name__)
@@ -53,14 +54,25 @@ class State:
                 raise BadInput(f"this state was prepared for {name} = {found}, not {value}; prepare anew")
 
     def save(self, path: str | Path) -> None:
-        import json
-
-        write_whole(Path(path), self.tensors, {"errata": json.dumps(dict(self.info))})
+        write_tensors(Path(path), self.tensors, self.info)
 
     @classmethod
     def load(cls, path: str | Path) -> "State":
-        tensors, info = read_whole(Path(path), "state")
+        tensors, info = read_tensors(Path(path), "state")
         return cls(tensors, info)
+
+
+def cached_state(kind: str, content: Any, make: Callable[[], State]) -> State:
+    """The state that the cache holds for ``content`` (JSON), else what ``make`` gives, which is kept."""
+    file = cache_file(kind, content)
+    if file.is_file():
+        return State.load(file)
+    state = make()
+    try:
+        state.save(file)
+    except BadInput as error:  # a full disk, a folder that cannot be written: the state is good all the same
+        log.warning("%s", error)
+    return state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +252,14 @@ def _read(what: str, value: str, hint: Any) -> Any:
 def _wrong(what: str, value: Any, hint: Any) -> BadInput:
     wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
     return BadInput(f"{what} is of type {wanted}; found {type(value).__name__} {value!r}")
+
+
+CLOSE = 1e-2  # by how much two preparations of one model may differ
+
+
+def close(a: Any, b: Any) -> bool:
+    """Whether two resolved settings are the same, but for the rounding of what they were resolved from."""
+    return abs(a - b) <= CLOSE * abs(a) if isinstance(a, float) and isinstance(b, float) else a == b
 
 
 def from_text(cls: type[Method], settings: Mapping[str, str]) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from torch.nn.functional import normalize
 
 from errata.answers import answer_of
 from errata.errors import BadInput, Unsupported
-from errata.lm import HFLM, Call
 from errata.methods.base import Method, State
-from errata.patch import Adapter, Patch
+from errata.model.hf import HFLM
+from errata.model.lm import Call
+from errata.patch.parts import Adapter
+from errata.patch.patch import Patch
 from errata.types import Edit
 
 SHARE = 0.6  # of a hidden state's length is what strength 1 adds; measured on the bundled model
@@ -35,7 +37,7 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class Direction(Adapter):
+class SteeringVector(Adapter):
     """Adds to what a block hands on, from the prompt's last token on: the direction of the mean of ``differences``,
     ``strength`` x SHARE as long as the hidden states were. Lengths of raw differences say how far two answers are
     apart, not how hard to push (the paper makes them alike too)."""
@@ -51,7 +53,7 @@ class Direction(Adapter):
     def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
         if call is None or self.strength == 0 or (call.prompt_end is None and call.step == 0):
             return y
-        return torch.where(call.past(y.shape[1], y.device)[..., None] >= 0, y + self.vector.to(y), y)
+        return torch.where(call.offsets(y.shape[1], y.device)[..., None] >= 0, y + self.vector.to(y), y)
 
     @property
     def vector(self) -> Tensor:
@@ -66,7 +68,7 @@ class Direction(Adapter):
             sizes=torch.cat([self.sizes, sizes]),
         )
 
-    def without(self, edit_id: str) -> "Direction | None":
+    def without(self, edit_id: str) -> "SteeringVector | None":
         keep = [i for i, pair in enumerate(self.pairs) if pair.id != edit_id]
         if not keep:
             return None
@@ -142,9 +144,9 @@ class Steering(Method):
             prior = prior.swap(part, part.longer(pairs, *found[part.site]))
         return prior
 
-    def _before(self, lm: HFLM, prior: Patch, site: str) -> Direction:
+    def _before(self, lm: HFLM, prior: Patch, site: str) -> SteeringVector:
         """The direction in ``prior`` that these edits go into, or an empty one."""
-        for part in prior.of_kind(Direction):
+        for part in prior.of_kind(SteeringVector):
             if part.site == site:
                 if part.strength != self.strength:
                     raise BadInput(
@@ -152,7 +154,7 @@ class Steering(Method):
                         "go on with the same strength"
                     )
                 return part
-        return Direction(site, self.strength, (), torch.empty(0, lm.config.hidden_size), torch.empty(0))
+        return SteeringVector(site, self.strength, (), torch.empty(0, lm.config.hidden_size), torch.empty(0))
 
     def _pairs(self, lm: HFLM, edits: Sequence[Edit]) -> tuple[Pair, ...]:
         """What to contrast; where an edit names no old answer, the model's own."""

@@ -1,0 +1,289 @@
+"""By whose rules a model is asked and scored. A protocol is a value that evaluation takes; none is a branch in code.
+
+Published numbers differ as much by how they were taken as by the method: fed or generated answers, whole answers or
+shares of tokens, where a text is cut, which text is searched. Each protocol here asks and scores as one paper's code
+does, so that its table can be checked; ``errata``, the default, is our own. ``docs/protocols.md`` shows how far they
+differ on one patch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from errata.errors import unknown
+from errata.types import Mode
+
+NEW = ("accuracy",)  # the answer shall change, or shall follow from the change
+KEPT = ("accuracy", "agreement")  # it shall stay: as it is known, and as it was given before
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "edit": NEW,
+    "paraphrase": NEW,
+    "question": NEW,
+    "alias": NEW,
+    "inverse": NEW,
+    "logical": NEW,
+    "one_hop": NEW,
+    "multi_hop": NEW,
+    "new_single_hop": NEW,
+    "neighborhood": KEPT,
+    "same_subject": KEPT,
+    "preservation": KEPT,
+    "attribute": KEPT,
+    "unrelated": KEPT,
+    "distractor": KEPT,
+    "other_task": KEPT,
+    "in_context": KEPT,
+}
+CHANGED = tuple(kind for kind, its in METRICS.items() if its is NEW)
+STAYING = tuple(kind for kind, its in METRICS.items() if its is KEPT)
+IMPLIED = ("alias", "inverse", "logical", "one_hop", "multi_hop")  # portability
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """How a model is let speak, and what of it counts.
+
+    ``tokens`` new ones at most; or, with ``total``, so many that prompt and continuation together hold that many.
+    ``top_k`` above 1 draws among the k likeliest tokens and goes on past an end token, as ROME's generator does. The
+    text is cut before the first of ``stops`` and after the last of ``markers``; ``with_prompt`` puts the prompt in
+    front again.
+    """
+
+    tokens: int = 32
+    total: Callable[[str], int] | None = None
+    top_k: int = 1
+    until_answer: bool = True
+    stops: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
+    with_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A number by the name that the paper gives it: rows of some kinds, one metric and label, folded.
+
+    ``fold``: ``mean`` within a case, then over cases; ``all``: 1 for a case whose rows all are right, then over cases;
+    ``kinds``: the mean of the kinds' own means. Printed times ``scale``.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    metric: str
+    fold: str = "mean"
+    label: str = ""
+    scale: float = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Which probes are asked how, and what their answers are held against.
+
+    ``asks`` maps a kind of probe to measures (``errata.evaluation.scorers``; with a mode in front
+    asked in that mode alone); ``question`` is what is made of a prompt that ends in a question mark. ``modes`` are
+    asked where nobody says otherwise, and those of ``also`` where somebody does. ``answer`` is how answers are given,
+    ``text`` how longer texts are; ``match`` how an answer is held against the accepted ones
+    (``errata.answers.MATCHES``). ``lines`` are the numbers that the paper prints, ``score`` those whose harmonic mean is its score. ``if_edited``: a case counts only
+    where its edit is answered; ``executed``: it is also said whether the conditions of a probe held.
+    """
+
+    name: str
+    source: str
+    asks: Mapping[str, tuple[str, ...]]
+    modes: tuple[Mode, ...] = ("forced", "generated")
+    also: tuple[Mode, ...] = ()
+    question: str = "{}"
+    answer: Speech = Speech()
+    text: Speech = Speech(until_answer=False)
+    match: str = "begins"
+    lines: tuple[Line, ...] = ()
+    score: tuple[str, ...] = ()
+    if_edited: bool = False
+    executed: bool = False
+
+    def asked_of(self, kind: str, mode: Mode) -> list[str]:
+        """The names of the measures of a kind of probe in a mode."""
+        wanted = (entry.rpartition(" ") for entry in self.asks.get(kind, ()))
+        return [name for its, _, name in wanted if its in ("", mode)]
+
+    def asks_in(self, prompt: str) -> str:
+        """The prompt as the protocol puts it."""
+        if not prompt.rstrip().endswith("?"):
+            return prompt
+        before, _, behind = self.question.rpartition("{}")
+        return before + prompt + behind
+
+
+def _hundred(prompt: str) -> int:
+    return 100  # ROME's test_generation
+
+
+def _characters_and_thirty(prompt: str) -> int:
+    return len(prompt) + 30  # RippleEdits' execute_query: characters are counted, tokens are meant
+
+
+BOTH_OBJECTS = ("success", "magnitude", "forced accuracy")
+CRITERIA = {
+    "LG": "Logical_Generalization",
+    "CI": "Compositionality_I",
+    "CII": "Compositionality_II",
+    "SA": "Subject_Aliasing",
+    "PV": "Forgetfulness",
+    "RS": "Relation_Specificity",
+}
+
+ERRATA = Protocol(
+    name="errata",
+    source="the answer alone, generated; or fed, whole",
+    asks=METRICS,
+    modes=("generated",),
+    also=("forced",),
+)
+ROME = Protocol(
+    name="rome",
+    source="CounterFact: https://arxiv.org/abs/2202.05262, kmeng01/rome experiments/py/eval_utils_counterfact.py",
+    asks={
+        "edit": BOTH_OBJECTS,
+        "paraphrase": BOTH_OBJECTS,
+        "neighborhood": BOTH_OBJECTS,
+        "attribute": BOTH_OBJECTS,
+        "distractor": (*BOTH_OBJECTS, "kl"),  # CounterFact+: https://arxiv.org/abs/2305.17553
+        "generation": ("entropy", "reference"),
+    },
+    text=Speech(total=_hundred, top_k=5, until_answer=False, with_prompt=True),
+    lines=(
+        Line("ES", ("edit",), "success"),
+        Line("PS", ("paraphrase",), "success"),
+        Line("NS", ("neighborhood",), "success"),
+        Line("EM", ("edit",), "magnitude"),
+        Line("PM", ("paraphrase",), "magnitude"),
+        Line("NM", ("neighborhood",), "magnitude"),
+        Line("NS+", ("distractor",), "success"),
+        Line("NM+", ("distractor",), "magnitude"),
+        Line("NKL", ("distractor",), "kl", scale=1.0),
+        Line("GE", ("generation",), "entropy"),
+        Line("RS", ("generation",), "reference"),
+    ),
+    score=("ES", "PS", "NS"),
+)
+ZSRE = Protocol(
+    name="zsre",
+    source="zsRE in ROME and MEMIT: kmeng01/rome experiments/py/eval_utils_zsre.py, ids compared directly",
+    asks=dict.fromkeys(("edit", "paraphrase", "neighborhood", "unrelated"), ("token_accuracy",)),
+    modes=("forced",),
+    lines=(
+        Line("efficacy", ("edit",), "token_accuracy"),
+        Line("paraphrase", ("paraphrase",), "token_accuracy"),
+        Line("specificity", ("neighborhood", "unrelated"), "token_accuracy"),
+    ),
+)
+EASYEDIT = Protocol(
+    name="easyedit",
+    source="https://arxiv.org/abs/2305.13172, KnowEdit: https://arxiv.org/abs/2401.01286, zjunlp/EasyEdit evaluate/",
+    asks={
+        **dict.fromkeys(CHANGED, ("token_accuracy",)),
+        **dict.fromkeys(STAYING, ("token_agreement",)),
+        "edit": ("token_accuracy", "entropy"),
+    },
+    text=Speech(total=_hundred, top_k=5, until_answer=False, with_prompt=True),
+    lines=(
+        Line("reliability", ("edit",), "token_accuracy"),
+        Line("generalization", ("paraphrase",), "token_accuracy"),
+        Line("portability", IMPLIED, "token_accuracy", fold="kinds"),
+        Line("portability: subject replaced", ("alias",), "token_accuracy"),
+        Line("portability: reversed relation", ("inverse",), "token_accuracy"),
+        Line("portability: one hop", ("one_hop", "multi_hop"), "token_accuracy"),
+        Line("portability: logical", ("logical",), "token_accuracy"),
+        Line("locality", STAYING, "token_agreement", fold="kinds"),
+        Line("locality: other attribution", ("same_subject",), "token_agreement"),
+        Line("locality: forgetfulness", ("preservation",), "token_agreement"),
+        Line("locality: neighbours", ("neighborhood",), "token_agreement"),
+        Line("locality: distracting neighbour", ("distractor",), "token_agreement"),
+        Line("locality: other task", ("other_task",), "token_agreement"),
+        Line("locality: unrelated", ("unrelated",), "token_agreement"),
+        Line("fluency", ("edit",), "entropy"),
+    ),
+)
+MQUAKE = Protocol(
+    name="mquake",
+    source="MQuAKE: https://arxiv.org/abs/2305.14795, princeton-nlp/MQuAKE; Hop-Acc: https://arxiv.org/abs/2312.15194",
+    asks={"edit": NEW, "single_hop": NEW, "new_single_hop": NEW, "multi_hop": ("accuracy", "strict")},
+    modes=("generated",),
+    question="Q: {} A:",
+    answer=Speech(tokens=32, stops=("\n",), markers=("Final answer:", "Answer:")),
+    match="verbatim",
+    lines=(
+        Line("edit-wise", ("edit",), "accuracy"),
+        Line("instance-wise", ("new_single_hop",), "accuracy", fold="all"),
+        Line("instance-wise, old facts", ("single_hop",), "accuracy", fold="all"),
+        Line("multi-hop", ("multi_hop",), "accuracy"),
+        Line("multi-hop, all phrasings", ("multi_hop",), "strict"),
+        Line("hop-wise", ("new_single_hop", "multi_hop"), "accuracy", fold="all"),
+    ),
+)
+RIPPLEEDITS = Protocol(
+    name="rippleedits",
+    source="RippleEdits: https://arxiv.org/abs/2307.12976; only what is new is searched, for whole words, 30 tokens",
+    asks=dict.fromkeys(METRICS, NEW),
+    modes=("generated",),
+    answer=Speech(tokens=30, until_answer=False),
+    match="contains",
+    lines=(
+        Line("edited", ("edit",), "accuracy"),
+        *(Line(name, tuple(METRICS), "accuracy", label=label) for name, label in CRITERIA.items()),
+        *(Line(f"{name} executed", tuple(METRICS), "executed", label=label) for name, label in CRITERIA.items()),
+    ),
+    if_edited=True,
+    executed=True,
+)
+RELEASED = Protocol(
+    name="rippleedits-released",
+    source="RippleEdits as released: edenbiran/RippleEdits src/queryexecutor.py, testrunner.py, evaluation.py",
+    asks=dict.fromkeys(METRICS, ("released",)),
+    modes=("generated",),
+    answer=Speech(total=_characters_and_thirty, until_answer=False, with_prompt=True),
+    match="substring",
+    lines=tuple(replace(line, metric=line.metric.replace("accuracy", "released")) for line in RIPPLEEDITS.lines),
+    if_edited=True,
+    executed=True,
+)
+WILD = Protocol(
+    name="wild",
+    source="WILD: https://arxiv.org/abs/2502.11177, WanliYoung/Revisit-Editing-Evaluation evaluate_utils.py",
+    asks={**dict.fromkeys(CHANGED, NEW), **dict.fromkeys(STAYING, ("identity",))},
+    modes=("generated",),
+    answer=Speech(tokens=50, stops=(".", "\n")),
+    match="exact",
+    lines=(
+        Line("reliability", ("edit",), "accuracy"),
+        Line("generalization", ("paraphrase",), "accuracy"),
+        Line("portability", IMPLIED, "accuracy"),
+        Line("locality", STAYING, "identity"),
+    ),
+)
+BELIEF = Protocol(
+    name="belief",
+    source="multiple choice of the old and the new answer: does the model still rank the old one first?",
+    asks=dict.fromkeys(("edit", "paraphrase", "question", "alias"), ("old_first", "magnitude")),
+    modes=("forced",),
+    lines=tuple(
+        Line(f"old answer first: {kind}", (kind,), "old_first") for kind in ("edit", "paraphrase", "question", "alias")
+    ),
+)
+CONVSENT = Protocol(
+    name="convsent",
+    source="sentiment: SERAC https://arxiv.org/abs/2206.06520, eric-mitchell/serac metrics.py",
+    asks={"generation": ("sentiment",), "unrelated": ("agreement",)},
+    modes=("forced", "generated"),
+    lines=(Line("ES", ("generation",), "sentiment"), Line("locality", ("unrelated",), "agreement")),
+)
+PROTOCOLS: Mapping[str, Protocol] = {
+    its.name: its for its in (ERRATA, ROME, ZSRE, EASYEDIT, MQUAKE, RIPPLEEDITS, RELEASED, WILD, BELIEF, CONVSENT)
+}
+
+
+def protocol(name: "str | Protocol") -> Protocol:
+    """The protocol of that name; an unknown one answers with near matches."""
+    if isinstance(name, Protocol):
+        return name
+    if name not in PROTOCOLS:
+        raise unknown("protocol", name, list(PROTOCOLS))
+    return PROTOCOLS[name]

@@ -1,0 +1,109 @@
+"""LoRA: low-rank factors beside a few linear layers, trained on the new answers and read out as a patch.
+
+Hu et al. 2021, arXiv:2106.09685, by way of the package ``peft``; settings as in EasyEdit (arXiv:2308.07269).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import nn
+
+from errata.errors import BadInput
+from errata.methods.base import State
+from errata.methods.finetune.descent import Descent
+from errata.model import hooks
+from errata.model.hf import HFLM
+from errata.patch.delta import Delta, LowRank, oriented
+from errata.patch.patch import Patch
+from errata.types import Edit
+
+NAME = "default"  # of the adapter, for as long as it is in the model
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Descent):
+    """Adam on low-rank changes W + (alpha / rank) B A of a few linear layers in each of some blocks."""
+
+    name: ClassVar[str] = "lora"
+    paper: ClassVar[str] = "Hu et al. 2021, LoRA, arXiv:2106.09685"
+    stores: ClassVar[str] = "a low-rank change of each linear layer that is a target"
+    positive: ClassVar[tuple[str, ...]] = (*Descent.positive, "rank", "alpha")
+
+    steps: int = 70  # EasyEdit: 30 to 70
+    lr: float | None = 5e-3  # EasyEdit
+    rank: int = 8  # EasyEdit
+    alpha: float = 32.0  # EasyEdit
+    dropout: float = 0.1  # EasyEdit: of what goes into A, while it is trained
+    layers: tuple[int, ...] | None = None  # all
+    targets: tuple[Literal["mlp_in", "mlp_out", "attn_out"], ...] = ("mlp_out",)  # linear layers of each block
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dropout >= 1 or not self.targets or self.layers == ():
+            raise BadInput("lora needs a dropout below 1, a target and a layer")
+
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        layers = tuple(range(lm.sites.depth)) if self.layers is None else self.layers
+        if wrong := [layer for layer in layers if layer >= lm.sites.depth]:
+            raise BadInput(f"lora's layers must lie within 0 to {lm.sites.depth - 1}; found {wrong[0]}")
+        return replace(self, layers=layers)
+
+    def paths(self, lm: HFLM) -> list[str]:
+        """The linear layers that get factors."""
+        found: list[str] = []
+        for target in self.targets:
+            for layer in self.layers or ():
+                its = getattr(lm.sites, target)[layer]
+                found += [its] if isinstance(its, str) else its
+        return found
+
+    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        asked = self.asked(lm, edits, [edit.target_new for edit in edits])
+        with prior.inside().applied(lm) as edited, injected(lm.model, self.paths(lm), self._config) as layers:
+            for layer in layers.values():
+                layer.lora_dropout.train()
+            factors = [f[NAME].weight for layer in layers.values() for f in (layer.lora_A, layer.lora_B)]
+            self.descend(edited, edited.target_logits, asked, factors)
+            return prior + Patch((Delta({f"{path}.weight": read(layer) for path, layer in layers.items()}),))
+
+    def _config(self, **where: Any) -> Any:
+        from peft import LoraConfig
+
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, **where)  # pyright: ignore[reportArgumentType]
+
+
+def read(layer: Any) -> LowRank:
+    """The change that a layer of peft makes to its weight, (out, in)."""
+    a, b = (factor[NAME].weight.detach().clone().cpu() for factor in (layer.lora_B, layer.lora_A))
+    return LowRank(layer.scaling[NAME] * a, b)
+
+
+@contextmanager
+def injected(model: nn.Module, paths: Sequence[str], config: Any) -> Iterator[dict[str, Any]]:
+    """Path -> peft's layer, which stands in the model around the linear layer there while the block lasts.
+
+    peft swaps modules, freezes parameters and leaves its configuration on the model; afterwards the same modules are
+    in their places, each parameter collects gradients as before, and nothing of peft is left, whatever happened.
+    """
+    try:
+        from peft import inject_adapter_in_model
+    except ImportError as error:
+        raise BadInput('lora needs peft: pip install "errata[peft]"') from error
+    own = {path: model.get_submodule(path) for path in paths}
+    known = set(vars(model))
+    transposed = oriented(model, f"{paths[0]}.weight", torch.empty(1, 2)).shape == (2, 1)  # GPT-2's Conv1D
+    wanted = "|".join(map(re.escape, paths))
+    with hooks.frozen(model):
+        try:
+            inject_adapter_in_model(config(target_modules=wanted, fan_in_fan_out=transposed), model, NAME)
+            yield {path: model.get_submodule(path) for path in paths}
+        finally:
+            for path, module in own.items():
+                parent, _, leaf = path.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, module)
+            for name in set(vars(model)) - known:
+                delattr(model, name)

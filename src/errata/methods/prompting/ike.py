@@ -1,0 +1,94 @@
+"""IKE and ICE: facts and examples of how to take them, before the prompt."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+from errata.errors import BadInput
+from errata.methods.base import State
+from errata.methods.prompting.base import Example, Prompting
+from errata.methods.prompting.retrieval import default_encoder
+from errata.model.hf import HFLM
+from errata.model.tokens import sentence
+from errata.types import Case
+
+UPDATES, RETAINS = ("paraphrase", "question"), ("neighborhood", "same_subject", "unrelated")
+
+
+NEVER_FAR = -2.0  # below every cosine
+RATIO = {"copy": 1, "update": 3, "retain": 4}  # of examples: IKE, section 4.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ICE(Prompting):
+    """The new fact before every prompt, the nearest where there are many."""
+
+    name: ClassVar[str] = "ice"
+    paper: ClassVar[str] = "Zheng et al. 2023, Can We Edit Factual Knowledge by In-Context Learning?, arXiv:2305.12740"
+
+    def rule(self, lm: HFLM) -> dict[str, Any]:
+        return {
+            "encoder": self.encoder,
+            "most": 1,
+            "near": NEVER_FAR,
+            "named": 0.0,
+            "told": "New Fact: {fact}\n",
+            "layout": "{facts}Prompt: {prompt}",
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class IKE(ICE):
+    """ICE after examples of facts that are copied, that update what is asked, and that leave it as it is."""
+
+    name: ClassVar[str] = "ike"
+    stores: ClassVar[str] = "the facts and a pool of examples as text; no weight changes"
+    needs_prepare: ClassVar[bool] = True
+    positive: ClassVar[tuple[str, ...]] = ("shown",)
+
+    shown: int = 32  # examples before each prompt: the paper's
+    fill: float = 0.5  # of what the model reads, that they may take (paper: 32 of 40 tokens each, in 2,048: 0.6)
+
+    def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
+        """The pool of examples: from the cases given, else those that go with the model. :class:`BadInput` for none."""
+        lm.check()
+        if data is None and lm.cases is None:
+            raise BadInput(
+                f"ike's examples are made of cases, and none go with {lm.name or 'this model'}: "
+                "prepare(lm, errata.cases(...)); the method ice does without"
+            )
+        pool = [example for case in (data if data is not None else lm.cases()) for example in examples_of(case)]  # pyright: ignore[reportOptionalCall]
+        if missing := [kind for kind in RATIO if kind not in {example.kind for example in pool}]:
+            raise BadInput(f"no case has what an example of kind {' or '.join(missing)} is made of; give other cases")
+        info = {
+            "model": {"name": lm.name, "fingerprint": lm.fingerprint},
+            "what": f"{len(pool)} examples",
+            "encoder": self.encoder or default_encoder(),
+            "examples": [asdict(example) for example in pool],
+        }
+        return State({}, info)
+
+    def examples(self, state: State) -> tuple[Example, ...]:
+        if "examples" not in state.info:
+            raise BadInput("this state holds no examples; make one with method('ike').prepare(lm)")
+        return tuple(Example(**example) for example in state.info["examples"])
+
+    def rule(self, lm: HFLM) -> dict[str, Any]:
+        whole = sum(RATIO.values())
+        return super().rule(lm) | {
+            "fill": self.fill,
+            "shown": {kind: -(-self.shown * part // whole) for kind, part in RATIO.items()},
+        }
+
+
+def examples_of(case: Any) -> Iterator[Example]:
+    """What a case shows: its edit repeated, asked in other words, and what stays beside it, in the paper's ratio."""
+    if not isinstance(case, Case):
+        raise BadInput(f"examples are made of cases; found {type(case).__name__}")
+    edit = case.edits[0]
+    fact = sentence(edit.prompt, edit.target_new)
+    yield Example(fact, edit.prompt, edit.target_new, "copy")
+    for kind, kinds in (("update", UPDATES), ("retain", RETAINS)):
+        for probe in islice((p for p in case.probes if p.kind in kinds and p.answers), RATIO[kind]):
+            yield Example(fact, probe.prompt, probe.answers[0], kind)

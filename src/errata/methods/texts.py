@@ -1,0 +1,82 @@
+"""Texts that methods read: those given, those that go with the model, or sampled from it."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+
+from errata.errors import BadInput
+from errata.model.hf import HFLM
+
+TRIES = 20  # texts looked at for each opening that is wanted
+
+
+def openings(lm: HFLM, texts: Iterable[Any], n: int, seed: int) -> list[str]:
+    """At most ``n`` different beginnings of the texts' first sentences, cut somewhere in their second half."""
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, None] = {}
+    for text in islice(texts, TRIES * n):
+        if not isinstance(text, str):
+            raise BadInput(f"{type(text).__name__} is no text; queries are told apart by means of texts")
+        ids = list(lm.tokenizer(text.split(". ")[0].strip(), add_special_tokens=False)["input_ids"])
+        ids = ids[: (lm.tokens.limit or len(ids) + 2) - 2]
+        if len(ids) >= 4:
+            cut = int(torch.randint((len(ids) + 1) // 2, len(ids), (), generator=generator))
+            found[lm.tokens.decode(ids[:cut])] = None
+        if len(found) == n:
+            break
+    return [text for text in found if text.strip()]
+
+
+WINDOW = 512  # longer texts are cut into pieces of so many tokens
+
+
+def pieces_of(lm: HFLM, texts: Iterable[str], wanted: int | None) -> Iterator[list[int]]:
+    """Token rows of texts, cut to what the model reads, until there are enough."""
+    window = min(WINDOW, lm.tokens.limit or WINDOW)
+    seen = 0
+    for text in texts:
+        if not isinstance(text, str):
+            raise BadInput(f"key statistics are made from texts; found {type(text).__name__}")
+        ids = list(lm.tokenizer(text)["input_ids"])
+        for start in range(0, len(ids), window):
+            yield ids[start : start + window]
+        seen += len(ids)
+        if wanted is not None and seen >= wanted:
+            return
+    if not seen:
+        raise BadInput("no texts for key statistics: the data is empty")
+
+
+def texts_of(lm: HFLM, data: Iterable[str] | None, seed: int) -> Iterable[str]:
+    """The texts given, else the corpus that goes with the model, else text sampled from it without end."""
+    return data if data is not None else lm.corpus() if lm.corpus is not None else sampled_texts(lm, seed)
+
+
+def sampled_texts(lm: HFLM, seed: int) -> Iterator[str]:
+    length = min(128, (lm.tokens.limit or 129) - 1)
+    while True:
+        yield from map(lm.tokens.decode, lm.sample([""] * 64, length, seed=seed))
+        seed += 1
+
+
+CONTEXT_TOKENS = 24  # at most, cut after the first sentence where one ends before
+
+
+def contexts_of(lm: HFLM, n: int, seed: int) -> list[str]:
+    """The empty context and ``n`` short texts to stand before a prompt, sampled from the model itself.
+
+    ROME and MEMIT sample prefixes of 5 to 10 tokens and put a full stop behind; here a sample ends where its own
+    first sentence ends, if it does within CONTEXT_TOKENS.
+    """
+    length = min(CONTEXT_TOKENS, max(2, (lm.tokens.limit or 4 * CONTEXT_TOKENS) // 4))
+    sampled = lm.sample([""] * n, length, seed=seed) if n else []
+    return ["", *(_sentence(lm.tokens.decode(ids)) for ids in sampled)]
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    end = text.find(". ")
+    text = text[: end + 1] if end > 0 else text
+    return f"{text} " if text.endswith((".", "!", "?")) or not text else f"{text}. "

@@ -1,0 +1,134 @@
+"""Makes an :class:`HFLM` of a folder, a hub id or a model in memory. The only place that chooses device and dtype."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from errata.errors import BadInput
+from errata.model.hf import HFLM
+from errata.model.sites import Sites
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    model: str | Path | nn.Module,
+    *,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    sites: Sites | None = None,
+    **from_pretrained: Any,
+) -> HFLM:
+    """The model, ready to be asked and edited.
+
+    ``model`` is a folder, a hub id, or a transformers model in memory (which needs its ``tokenizer``). Without a
+    ``device`` the best one is taken; ``"auto"`` spreads the model over what there is (extra ``accelerate``). Without
+    a ``dtype`` it is float32 on the CPU and as saved elsewhere. Everything else goes to ``from_pretrained``.
+    """
+    chosen_dtype = _dtype(dtype)
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise BadInput("a model in memory needs its tokenizer: load(model, tokenizer=tokenizer)")
+        if device is not None or chosen_dtype is not None:
+            model = model.to(device=None if device == "auto" else device, dtype=chosen_dtype)
+        name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+        return HFLM(model, tokenizer, sites=sites, name=name)
+    name = str(model)
+    config = _config(name, from_pretrained)
+    placed = _best_device() if device is None else device
+    if chosen_dtype is None and str(placed) == "cpu":
+        chosen_dtype = torch.float32
+    network = _network(name, config, placed, chosen_dtype, from_pretrained)
+    return HFLM(network, tokenizer or _tokenizer(name, from_pretrained), sites=sites, name=name)
+
+
+def _config(name: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise BadInput(
+            f"there is no model {name!r}: no such folder; give a folder with a saved model, a hub id, or 'world'"
+        )
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise BadInput(f"the folder {name} holds no config.json; expected a model saved by save_pretrained")
+    try:
+        return AutoConfig.from_pretrained(name, **_hub_options(options))
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"there is no model {name!r}: not 'world', not a folder here, and the hub gave: {first}"
+        ) from error
+
+
+def _network(name: str, config: Any, device: Any, dtype: torch.dtype | None, options: dict[str, Any]) -> nn.Module:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    options = {"dtype": dtype or "auto"} | options
+    if str(device) == "auto":
+        _need_accelerate()
+        return auto.from_pretrained(name, **({"device_map": "auto"} | options))
+    try:
+        return auto.from_pretrained(name, **options).to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's words for a device that is not here
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(f"{name} cannot be put on {device!r} ({first}); try cpu") from error
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(f"{name} cannot be loaded as a language model: {first}") from error
+
+
+def _tokenizer(name: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        if _declared_tokenizer(name) in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+            # AutoTokenizer would rebuild it after the model's type (Qwen 2): take the file as it is
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, **_hub_options(options))
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(f"{name} has no tokenizer that can be loaded ({first}); pass tokenizer=") from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # made of nothing, after the model's type
+        raise BadInput(f"{name} has no tokenizer; save one beside the model, or pass tokenizer=")
+    return tokenizer
+
+
+def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``from_pretrained``'s options that say where the files come from: config and tokenizer need them too."""
+    names = ("trust_remote_code", "revision", "token", "cache_dir", "local_files_only", "subfolder")
+    return {name: options[name] for name in names if name in options}
+
+
+def _declared_tokenizer(name: str) -> str | None:
+    """The class that a folder's own tokenizer_config.json names."""
+    file = Path(name) / "tokenizer_config.json"
+    return json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise BadInput(f"unknown dtype {dtype!r}; expected float32, bfloat16 or float16")
+    return found
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _need_accelerate() -> None:
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise BadInput('device="auto" needs accelerate: pip install "errata[accelerate]"') from error

@@ -1,0 +1,217 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Changes of weights: the only place that assigns to a parameter of the user's model."""
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from errata.errors import Unsupported, WrongModel
+from errata.model import hooks
+from errata.model.hf import HFLM
+from errata.model.passes import exact
+from errata.patch.parts import Part
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A matrix as a product: ``a @ b``."""
+
+    a: Tensor  # (out, r)
+    b: Tensor  # (r, in)
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[1]
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.a.shape[0], self.b.shape[1]))
+
+    def dense(self) -> Tensor:
+        return self.a @ self.b
+
+    def compact(self) -> "LowRank | Tensor":
+        """Itself, or the dense matrix once the rank passes half of the smaller side."""
+        return self if self.rank <= min(self.shape) // 2 else self.dense()
+
+    def product(self, x: Tensor) -> Tensor:
+        """x Δᵀ, never the whole Δ."""
+        return (x @ self.b.T.to(x)) @ self.a.T.to(x)
+
+    def __add__(self, other: "LowRank | Tensor") -> "LowRank | Tensor":
+        if isinstance(other, Tensor):
+            return self.dense() + other
+        return LowRank(torch.cat([self.a, other.a], 1), torch.cat([self.b, other.b], 0)).compact()
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: float) -> "LowRank":
+        return LowRank(self.a * factor, self.b)
+
+
+Weight = LowRank | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Delta(Part):
+    """Adds to weights. Parameter name -> change; matrices are (out, in), whatever the module's own order."""
+
+    kind: ClassVar[str] = "delta"
+    FEW: ClassVar[int] = 64  # changed columns that a summary names one by one
+    weights: Mapping[str, Weight]
+
+    def config(self) -> dict[str, Any]:
+        return {"low_rank": sorted(name for name, w in self.weights.items() if isinstance(w, LowRank))}
+
+    def tensors(self) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for name, w in self.weights.items():
+            out |= {f"{name}.a": w.a, f"{name}.b": w.b} if isinstance(w, LowRank) else {name: w}
+        return out
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Delta":
+        low: list[str] = config["low_rank"]
+        factors = {f"{name}.{side}" for name in low for side in "ab"}
+        weights: dict[str, Weight] = {name: LowRank(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in low}
+        return cls(weights | {name: t for name, t in tensors.items() if name not in factors})
+
+    def __add__(self, other: "Delta") -> "Delta":
+        joined: dict[str, Weight] = dict(self.weights)
+        for name, w in other.weights.items():
+            joined[name] = joined[name] + w if name in joined else w
+        return Delta(joined)
+
+    def __mul__(self, factor: float) -> "Delta":
+        return Delta({name: w * factor for name, w in self.weights.items()})
+
+    def summary(self) -> list[dict[str, Any]]:
+        lines: list[dict[str, Any]] = []
+        for name, w in self.weights.items():
+            full = w.dense() if isinstance(w, LowRank) else w
+            line: dict[str, Any] = {
+                "kind": self.kind,
+                "site": name,
+                "shape": list(full.shape),
+                "rank": w.rank if isinstance(w, LowRank) else None,
+                "norm": round(float(full.float().norm()), 4),
+            }
+            columns = w.b.any(0).nonzero()[:, 0].tolist() if isinstance(w, LowRank) else []
+            if 0 < len(columns) <= self.FEW and len(columns) < full.shape[1]:  # a few neurons, the others untouched
+                line["columns"] = columns
+            lines.append(line)
+        return lines
+
+    @contextmanager
+    def in_force(self, model: nn.Module) -> Generator[None, None, None]:
+        """Gives each parameter new storage with the sum, and the old storage back at the end, whatever happens."""
+        self.check(model)
+        with ExitStack() as stack:
+            for name, w in self.weights.items():
+                param = model.get_parameter(name)
+                if _plain(model, param):
+                    summed = changed_weight(model, name, w)
+                    stack.callback(setattr, param, "data", param.data)
+                    param.data = summed
+                else:
+                    stack.enter_context(_side_product(model, name, w))
+            yield
+
+    def merge(self, model: nn.Module) -> None:
+        """Changes the weights for good: all of them, or none where one cannot be summed."""
+        sums = {name: changed_weight(model, name, w) for name, w in self.weights.items()}
+        for name, summed in sums.items():
+            model.get_parameter(name).data = summed
+
+    def check(self, model: nn.Module) -> None:
+        """Raises :class:`WrongModel` unless every parameter is there in the right shape."""
+        for name, w in self.weights.items():
+            try:
+                param = model.get_parameter(name)
+            except AttributeError as error:
+                raise WrongModel(f"the patch changes {name}, which this model does not have") from error
+            found = tuple(param.shape)
+            expected = tuple(w.shape)[::-1] if _transposed(model, name) else tuple(w.shape)
+            if found != expected and _plain(model, param):
+                raise WrongModel(f"the patch changes {name} of shape {expected}; here it has {found}")
+
+
+def _transposed(model: nn.Module, name: str) -> bool:
+    """GPT-2's Conv1D keeps (in, out); everything else, and every Delta, (out, in)."""
+    from transformers.pytorch_utils import Conv1D
+
+    path, _, leaf = name.rpartition(".")
+    return leaf == "weight" and isinstance(model.get_submodule(path), Conv1D)
+
+
+def _plain(model: nn.Module, param: nn.Parameter) -> bool:
+    """Whether a sum can take the parameter's place: real floating numbers on a real device."""
+    return param.device.type != "meta" and param.dtype in (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    )
+
+
+def oriented(model: nn.Module, name: str, value: Tensor) -> Tensor:
+    """A change in (out, in) as the module wants it, and the other way round."""
+    return value.T if _transposed(model, name) else value
+
+
+def weight_shape(lm: HFLM, name: str) -> tuple[int, int]:
+    """(out, in) of a linear's weight."""
+    rows, columns = lm.model.get_parameter(name).shape
+    return (columns, rows) if _transposed(lm.model, name) else (rows, columns)
+
+
+def changed_weight(model: nn.Module, name: str, w: Weight) -> Tensor:
+    """W + ΔW in new storage, in the module's own order and type."""
+    param = model.get_parameter(name)
+    value = exact(param.data)
+    if isinstance(w, LowRank):
+        a, b = w.a.to(value), w.b.to(value)
+        summed = torch.addmm(value, b.T, a.T) if _transposed(model, name) else torch.addmm(value, a, b)
+    else:
+        summed = value + oriented(model, name, w.to(value))
+    return summed.to(param.dtype).contiguous()
+
+
+def _side_product(model: nn.Module, name: str, w: Weight) -> Any:
+    """``y += x Δᵀ`` at the linear, where its weight is offloaded or quantised."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if isinstance(module, nn.Embedding) or leaf not in ("weight", "bias"):
+        raise Unsupported(f"{name} is offloaded or quantised and no linear layer; load the model on one device")
+
+    def add(args: hooks.Args, kwargs: hooks.Kwargs, y: Tensor) -> Tensor:
+        if leaf == "bias":
+            return y + cast(Tensor, w).to(y)
+        x = args[0].to(y)
+        return y + (w.product(x) if isinstance(w, LowRank) else x @ w.T.to(x))
+
+    return hooks.after(module, add)
+
+
+def trainable(lm: HFLM, names: Iterable[str]) -> dict[str, Tensor]:
+    """Copies of parameters, float32 or better, to stand in for them (``HFLM.run(weights=…)``); nothing is assigned."""
+    copies: dict[str, Tensor] = {}
+    for name in names:
+        param = lm.model.get_parameter(name)
+        if not _plain(lm.model, param):
+            raise Unsupported(f"{name} is offloaded or quantised and cannot be trained; load the model on one device")
+        copies[name] = exact(param.detach()).clone().requires_grad_()
+    return copies
+
+
+def difference(lm: HFLM, weights: Mapping[str, Tensor]) -> Delta:
+    """The dense delta from the model's present weights to ``weights`` (as ``trainable`` gave them)."""
+    changes: dict[str, Weight] = {}
+    for name, value in weights.items():
+        change = value.detach() - lm.model.get_parameter(name).detach().to(value)
+        changes[name] = oriented(lm.model, name, change).contiguous().cpu()
+    return Delta(changes)

@@ -1,0 +1,223 @@
+"""Patches made of patches: task vectors, truncation, RECT, PRUNE.
+
+    patch = rect(method.edit(lm, batch, state, patch), lm, prior=patch)     # one step of a fold
+    pruned = prune(patch, lm)                                              # once, behind the last edit
+
+Each takes changes of weights alone and returns a patch; the model is only read. Adding, negating and scaling are the
+patch's own ``+``, ``-`` and ``*``: with task vectors, θ₀ + λ Σ τ is ``(lam * (a + b)).applied(lm)``.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from errata.errors import BadInput, Unsupported, WrongModel, unknown
+from errata.model.hf import HFLM
+from errata.model.passes import exact
+from errata.patch.delta import Delta, LowRank, Weight, difference, oriented
+from errata.patch.patch import EMPTY, Patch
+
+Step = Callable[[Patch, HFLM, Patch], Patch]  # (patch, lm, prior) -> patch
+
+
+def task_vector(lm: HFLM, tuned: HFLM) -> Patch:
+    """τ = θ - θ₀: what fine-tuning changed, as a dense delta of the base (Ilharco et al. 2023, arXiv:2212.04089).
+
+    ``lm`` is the base. Every floating parameter that differs, tied ones once. Raises :class:`WrongModel` where names
+    or shapes differ, and :class:`Unsupported` where floating buffers do: a patch changes parameters.
+    """
+    for model in (lm, tuned):
+        model.check()
+    ours, theirs = (dict(model.model.named_parameters()) for model in (lm, tuned))
+    if odd := sorted(ours.keys() ^ theirs.keys()):
+        side = "base" if odd[0] in ours else "tuned model"
+        raise WrongModel(f"only the {side} has {odd[0]} ({len(odd)} such); give a fine-tuned copy of the base")
+    for name, param in ours.items():
+        if param.shape != theirs[name].shape:
+            shapes = f"{tuple(param.shape)} in the base and {tuple(theirs[name].shape)} in the tuned model"
+            raise WrongModel(f"{name} is {shapes}; give a fine-tuned copy of the base")
+    _same_buffers(lm, tuned)
+    changed: dict[str, Tensor] = {}
+    for name in [name for name, param in ours.items() if param.is_floating_point()]:
+        old, new = _value(lm, name), _value(tuned, name)
+        new = new.to(torch.promote_types(old.dtype, new.dtype))
+        if not torch.equal(old, new.to(old)):
+            changed[name] = new
+    meta = {"model": {"name": lm.name, "fingerprint": lm.fingerprint}, "made": []}
+    patch = Patch((difference(lm, changed),) if changed else (), meta=meta)
+    return _noted(patch, "task_vector", tuned={"name": tuned.name, "fingerprint": tuned.fingerprint})
+
+
+def low_rank(patch: Patch, rank: int) -> Patch:
+    """The nearest change of that rank for each matrix: the first ``rank`` terms of its SVD (Eckart and Young).
+
+    Vectors are kept whole, and so is what has no higher rank.
+    """
+    if type(cast(Any, rank)) is not int or rank < 1:
+        raise BadInput(f"rank is a whole number of at least 1; found {rank!r}")
+
+    def cut(w: Weight) -> Weight:
+        if len(w.shape) != 2 or (w.rank if isinstance(w, LowRank) else min(w.shape)) <= rank:
+            return w
+        u, s, vh = _svd(w)
+        return LowRank((u * s)[:, :rank].to(_dtype(w)), vh[:rank].to(_dtype(w))).compact()
+
+    weights = {name: cut(w) for name, w in _total(patch, "cut to a rank").items()}
+    return _noted(_with(patch, weights), "low_rank", rank=rank)
+
+
+def rect(patch: Patch, lm: HFLM, keep: float = 0.4, prior: Patch = EMPTY, eps: float = 1e-8) -> Patch:
+    """RECT: ``prior``, and of the change since then the entries that are largest beside the weight they change.
+
+    δ_ij = |ΔW_ij| / (|W_ij| + ε), with W the weight as ``prior`` leaves it; the share ``keep`` of each parameter's
+    entries with the largest δ stays, the others become zero (Gu et al. 2024, arXiv:2401.04700; 0.4 and ε as in
+    AlphaEdit's baseline).
+    """
+    if not 0 < keep <= 1:
+        raise BadInput(f"keep is a share above 0 and at most 1; found {keep}")
+    weights, before = (_total(its, "thinned") for its in (patch, prior))
+    for its in (patch, prior):
+        its.check(lm)
+    kept: dict[str, Weight] = dict(before)
+    for name in dict.fromkeys([*before, *weights]):
+        was = _dense(before[name]) if name in before else torch.zeros(())
+        now = _dense(weights[name]) if name in weights else torch.zeros(())
+        change = now - was  # (out, in), float64
+        if not change.any():
+            continue
+        weight = oriented(lm.model, name, _value(lm, name)).cpu().double() + was
+        largest = _largest(change.abs() / (weight.abs() + eps), keep)
+        kept[name] = (was + torch.where(largest, change, 0.0)).to(_dtype(weights.get(name, before.get(name))))
+    return _noted(_with(patch, kept), "rect", keep=keep, eps=eps)
+
+
+def prune(patch: Patch, lm: HFLM, base: float = math.e, rule: Literal["log", "linear"] = "log") -> Patch:
+    """PRUNE: bounds what all edits together add to the condition number (Ma et al. 2024, arXiv:2405.16821).
+
+    With ΔW = U Σ Vᵀ and σ_max the largest singular value of the unedited weight, a σ above σ_max becomes
+    log_a σ - log_a σ_max + σ_max with a the ``base``, or ½σ + ½σ_max where the ``rule`` is linear. Where σ_max is
+    below 1 / ln a, as in small models, the logarithm would raise some: those stay as they are. Vectors are kept whole.
+    For the whole change, once: behind the last edit of a fold, not at each step.
+    """
+    if rule not in ("log", "linear"):
+        raise unknown("rule", rule, ["log", "linear"])
+    if not base > 1:
+        raise BadInput(f"the base of the logarithm is above 1; found {base}")
+    weights = _total(patch, "pruned")
+    patch.check(lm)
+
+    def bounded(name: str, w: Weight) -> Weight:
+        if len(w.shape) != 2:
+            return w
+        u, s, vh = _svd(w)
+        top = torch.linalg.matrix_norm(_value(lm, name).cpu().double(), 2)
+        new = (s / top).log() / math.log(base) + top if rule == "log" else (s + top) / 2
+        new = torch.where(s > top, torch.minimum(new, s), s)
+        if torch.equal(new, s):
+            return w
+        low = LowRank((u * new).to(_dtype(w)), vh.to(_dtype(w)))
+        return low if isinstance(w, LowRank) else low.dense()
+
+    pruned = _with(patch, {name: bounded(name, w) for name, w in weights.items()})
+    return _noted(pruned, "prune", base=base, rule=rule)
+
+
+# By name -----------------------------------------------------------------------------------------
+
+TRANSFORMS: Mapping[str, Callable[..., Patch]] = {"low_rank": low_rank, "rect": rect, "prune": prune}
+GIVEN = ("patch", "lm", "prior")  # what the fold hands over; everything else is a setting
+
+
+def transform(name: str, **settings: Any) -> Step:
+    """``(patch, lm, prior) -> patch``: the transform of that name with these settings, for a fold to apply.
+
+    An unknown name or setting answers with near matches.
+    """
+    if name not in TRANSFORMS:
+        raise unknown("transform", name, list(TRANSFORMS))
+    function = TRANSFORMS[name]
+    wanted = inspect.signature(function).parameters
+    for setting, value in settings.items():
+        if setting not in wanted or setting in GIVEN:
+            raise unknown(f"setting of {name}", setting, [its for its in wanted if its not in GIVEN])
+        if isinstance(wanted[setting].default, float) and type(value) not in (int, float):
+            raise BadInput(f"{name}'s {setting} is a number; found {value!r}")
+    if missing := [n for n, p in wanted.items() if p.default is p.empty and n not in (*GIVEN, *settings)]:
+        raise BadInput(f"{name} needs {', '.join(missing)}")
+
+    def step(patch: Patch, lm: HFLM, prior: Patch) -> Patch:
+        given = {"lm": lm, "prior": prior}
+        return function(patch, **{n: value for n, value in given.items() if n in wanted}, **settings)
+
+    return step
+
+
+# What they share ---------------------------------------------------------------------------------
+
+
+def _total(patch: Patch, done: str) -> dict[str, Weight]:
+    """The sum of the patch's deltas. Raises :class:`Unsupported` where it holds anything else."""
+    if others := sorted({part.kind for part in patch.parts if not isinstance(part, Delta)}):
+        raise Unsupported(f"only changes of weights can be {done}; this patch also holds {', '.join(others)}")
+    return dict(sum(patch.of_kind(Delta), Delta({})).weights)
+
+
+def _with(patch: Patch, weights: Mapping[str, Weight]) -> Patch:
+    """The patch with these changes of weights in the place of its own."""
+    return replace(patch, parts=(Delta(weights),) if weights else ())
+
+
+def _noted(patch: Patch, name: str, **how: Any) -> Patch:
+    """The patch, with what was done to it in ``meta``; the empty one stays empty."""
+    if not patch and not patch.meta:
+        return patch
+    return replace(
+        patch, meta={**patch.meta, "transformed": [*patch.meta.get("transformed", ()), {"name": name, **how}]}
+    )
+
+
+def _value(lm: HFLM, name: str) -> Tensor:
+    """A parameter's numbers, float32 or better, in the module's own order."""
+    param = lm.model.get_parameter(name).detach()
+    if param.device.type == "meta" or param.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise Unsupported(f"{name} is offloaded or quantised; load {lm.name or 'the model'} whole, on one device")
+    return exact(param)
+
+
+def _same_buffers(lm: HFLM, tuned: HFLM) -> None:
+    ours, theirs = (dict(model.model.named_buffers()) for model in (lm, tuned))
+    for name in ours.keys() & theirs.keys():
+        one, two = ours[name], theirs[name]
+        if one.is_floating_point() and (one.shape != two.shape or not torch.equal(one, two.to(one))):
+            raise Unsupported(f"the buffer {name} differs, and a patch changes parameters alone")
+
+
+def _dense(w: Weight) -> Tensor:
+    """(out, in), float64 on the CPU."""
+    return (w.a.cpu().double() @ w.b.cpu().double()) if isinstance(w, LowRank) else w.cpu().double()
+
+
+def _dtype(w: Weight | None) -> torch.dtype:
+    return w.a.dtype if isinstance(w, LowRank) else cast(Tensor, w).dtype
+
+
+def _largest(x: Tensor, share: float) -> Tensor:
+    """A mask of the largest entries: their share of all, rounded, and at least one."""
+    mask = torch.zeros(x.numel(), dtype=torch.bool)
+    mask[x.flatten().topk(max(1, round(share * x.numel()))).indices] = True
+    return mask.view(x.shape)
+
+
+def _svd(w: Weight) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, r), Σ (r,), Vᵀ (r, in) in float64; of a product from its factors, r³ and not out · in · r."""
+    if not isinstance(w, LowRank):
+        return torch.linalg.svd(w.cpu().double(), full_matrices=False)
+    qa, ra = torch.linalg.qr(w.a.cpu().double())  # (out, r), (r, r)
+    qb, rb = torch.linalg.qr(w.b.cpu().double().T)  # (in, r), (r, r)
+    u, s, vh = torch.linalg.svd(ra @ rb.T, full_matrices=False)
+    return qa @ u, s, vh @ qb.T

@@ -1,0 +1,127 @@
+"""Cases of the world: one changed fact of a subject, what should follow from it, and what should stay."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+from errata.errors import BadInput, unknown
+from errata.types import Case, Edit, Kind, Probe
+from errata.world.facts import INVERSES, PROPORTIONS, RELATIONS, TWO_HOPS, Relation, World
+from errata.world.text import ask
+
+PARAPHRASES, QUESTIONS, NEIGHBOURS, UNRELATED = 4, 3, 4, 2
+
+Fact = tuple[str, str]  # relation, subject: what an edit changes the object of
+
+
+def cases(its: World, limit: int | None = None, seed: int = 0, split: str = "test") -> list[Case]:
+    """Cases of one edit each: distinct subjects of the split while they last, then their other relations.
+
+    Every probe's answer holds after the case's own edit alone and after all edits of the draw together. Neighbours and
+    unrelated subjects are none that the draw edits (what else an edit does to its own subject is ``same_subject``).
+    Without a limit every fact of the split is changed, and no other fact of a subject is left to ask about.
+    Two draws of one seed begin with the same edits. Raises :class:`BadInput` where ``limit`` is too large.
+    """
+    if split not in PROPORTIONS:
+        raise unknown("split", split, list(PROPORTIONS))
+    order = _order(its, seed, split)
+    if limit is not None and not 1 <= limit <= len(order):
+        raise BadInput(
+            f"{limit} cases were asked for; the world has {len(order)} in its {split} split "
+            f"({len(its.subjects(split))} of distinct subjects): give a limit from 1 to {len(order)}"
+        )
+    draw = _Draw(its, order[:limit], seed)
+    return [
+        draw.case(f"world-{split}-{seed}-{number:04d}-{fact[0]}", *fact) for number, fact in enumerate(order[:limit])
+    ]
+
+
+def _order(its: World, seed: int, split: str) -> list[Fact]:
+    """Every fact of the split's subjects: round by round one of each subject."""
+    rng = random.Random(f"cases {seed} {split}")
+    subjects = its.subjects(split)
+    rng.shuffle(subjects)
+    relations = {subject: rng.sample(about, len(about)) for subject in subjects if (about := list(its.about(subject)))}
+    rounds = max(map(len, relations.values()), default=0)
+    return [(own[i], subject) for i in range(rounds) for subject, own in relations.items() if i < len(own)]
+
+
+class _Draw:
+    """Makes the cases of one draw, which must not contradict each other."""
+
+    def __init__(self, its: World, edited: Sequence[Fact], seed: int) -> None:
+        self.world, self.edited, self.seed = its, set(edited), seed
+        self.touched = {subject for _, subject in edited}
+        self.kept = [(r, s) for r, objects in its.facts.items() for s in objects if (r, s) not in self.edited]
+        self.subjects_of: dict[Fact, list[str]] = {}  # (relation, object) -> subjects whose fact is kept
+        for relation, subject in self.kept:
+            self.subjects_of.setdefault((relation, its.facts[relation][subject]), []).append(subject)
+        self.taken: set[Fact] = set()
+
+    def case(self, id: str, relation: str, subject: str) -> Case:
+        rng = random.Random(f"{self.seed} {relation} {subject}")
+        words = RELATIONS[relation]
+        phrasing, old = rng.choice(words.first), self.world.facts[relation][subject]
+        edit = Edit(phrasing, subject, self._other_object(rng, words, old), old)
+        probes = [
+            *self._reworded(rng, words, phrasing, edit),
+            *self._implied(rng, words, old, edit),
+            *self._kept(rng, words, phrasing, old, edit),
+        ]
+        return Case(id, (edit,), tuple(probes))
+
+    def _other_object(self, rng: random.Random, words: Relation, old: str) -> str:
+        """Another object of the pool; where the inverse is asked too, one that is nobody's object yet."""
+        objects = set(self.world.facts[words.name].values())
+        pool = sorted(objects - {old})
+        if words.name in INVERSES:
+            names = self.world.names[words.object]
+            pool = [o for o in names if o not in objects and (words.name, o) not in self.taken]
+        if not pool:
+            raise BadInput(f"no other object is left for {words.name!r} in this world; make a larger one")
+        chosen = rng.choice(pool)
+        self.taken.add((words.name, chosen))
+        return chosen
+
+    def _reworded(self, rng: random.Random, words: Relation, phrasing: str, edit: Edit) -> Iterator[Probe]:
+        """The same fact, asked otherwise."""
+        others = [other for other in words.first if other != phrasing]
+        for other in rng.sample(others, min(PARAPHRASES, len(others))):
+            yield Probe("paraphrase", ask(other, edit.subject), (edit.target_new,))
+        for other in rng.sample(words.later, min(QUESTIONS, len(words.later))):
+            yield Probe("question", ask(other, edit.subject), (edit.target_new,))
+        if alias := self.world.aliases.get(edit.subject):
+            yield Probe("alias", ask(phrasing, alias), (edit.target_new,))
+
+    def _implied(self, rng: random.Random, words: Relation, old: str, edit: Edit) -> Iterator[Probe]:
+        """What is true because of the edit, and of no other edit of the draw."""
+        new = edit.target_new
+        if words.name in INVERSES:
+            inverse = INVERSES[words.name][1]
+            yield Probe("inverse", ask(rng.choice(inverse.first), new), (edit.subject,))
+        for (one, two), hops in TWO_HOPS.items():
+            ends = self.world.facts[two]
+            starts = self.subjects_of.get((one, edit.subject), [])
+            if words.name == one and (two, new) not in self.edited and ends[new] != ends[old]:
+                start, end = edit.subject, ends[new]
+            elif words.name == two and starts:
+                start, end = rng.choice(starts), new
+            else:
+                continue
+            for form in (rng.choice(hops.first), hops.later[-1]):
+                yield Probe("multi_hop", ask(form, start), (end,))
+
+    def _kept(self, rng: random.Random, words: Relation, phrasing: str, old: str, edit: Edit) -> Iterator[Probe]:
+        """What stays as it was."""
+        neighbours = [s for s in self.subjects_of.get((words.name, old), []) if s not in self.touched]
+        for other in rng.sample(neighbours, min(NEIGHBOURS, len(neighbours))):
+            yield self._fact("neighborhood", phrasing, words.name, other, edit.target_new)
+        for name in self.world.about(edit.subject):
+            if (name, edit.subject) not in self.edited:
+                yield self._fact("same_subject", rng.choice(RELATIONS[name].first), name, edit.subject)
+        near = {*self.touched, edit.target_new, old}
+        some = rng.sample(self.kept, min(50, len(self.kept)))
+        for name, other in [(r, s) for r, s in some if r != words.name and s not in near][:UNRELATED]:
+            yield self._fact("unrelated", rng.choice(RELATIONS[name].first), name, other)
+
+    def _fact(self, kind: Kind, phrasing: str, relation: str, subject: str, rival: str | None = None) -> Probe:
+        return Probe(kind, ask(phrasing, subject), (self.world.facts[relation][subject],), rival=rival)
