@@ -77,12 +77,13 @@ class Line:
 class Protocol:
     """Which probes are asked how, and what their answers are held against.
 
-    ``asks`` maps a kind of probe to measures (``errata.evaluation.scorers``; with a mode in front
-    asked in that mode alone); ``question`` is what is made of a prompt that ends in a question mark. ``modes`` are
-    asked where nobody says otherwise, and those of ``also`` where somebody does. ``answer`` is how answers are given,
-    ``text`` how longer texts are; ``match`` how an answer is held against the accepted ones
-    (``errata.answers.MATCHES``). ``lines`` are the numbers that the paper prints, ``score`` those whose harmonic mean is its score. ``if_edited``: a case counts only
-    where its edit is answered; ``executed``: it is also said whether the conditions of a probe held.
+    ``asks`` maps a kind of probe to measures (``errata.evaluation.scorers``; with a mode in front asked in that
+    mode alone); ``question`` is what is made of a prompt that ends in a question mark. ``modes`` are asked where
+    nobody says otherwise, and those of ``also`` where somebody does. ``answer`` is how answers are given, ``text``
+    how longer texts are; ``match`` how an answer is held against the accepted ones (``errata.answers.MATCHES``).
+    ``lines`` are the numbers that the paper prints, ``score`` those whose harmonic mean is its score.
+    ``if_edited``: a case counts only where its edit is answered; ``executed``: it is also said whether the
+    conditions of a probe held.
     """
 
     name: str
