@@ -74,7 +74,7 @@ def sequence(lm: Any, repeats: int) -> dict[str, Any]:
 def key_statistics(lm: Any, layers: Sequence[int], repeats: int, tokens: int = 20_000) -> dict[str, Any]:
     """Throughput of C for some layers, in parts of that of a bare forward pass of the model."""
     pieces: list[list[int]] = []
-    for text in lm.corpus():
+    for text in lm.resources.texts():
         pieces.append(lm.tokens.prompt(text))
         if sum(map(len, pieces)) >= tokens:
             break

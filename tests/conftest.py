@@ -11,6 +11,8 @@ import pytest
 import torch
 from tiny import build
 
+from errata.methods.base import Method
+from errata.methods.registry import method, method_class
 from errata.model.hf import HFLM
 from errata.types import Case, Edit, Probe
 
@@ -48,11 +50,16 @@ CASES = [
         ]
     )
 ]
-# They rest on what a model has learned to do with a context, and a random one has learned nothing: that the score rises
-# is shown on the bundled model, in their own tests.
-TAUGHT = {"steering", "ike", "ice", "rag", "memprompt", "mello"}
-# What a method prepares with that has no use for texts.
-PREPARED_WITH: dict[str, Any] = {"ike": CASES}
+
+
+def quick(name: str) -> Method:
+    """The method with the settings of its tag ``quick``: an edit of a tiny random model takes seconds."""
+    return method(name, **method_class(name).tags.quick)
+
+
+def data_for(made: Method) -> list[Any]:
+    """What the method prepares with."""
+    return CASES if made.tags.prepares_with == "cases" else TEXTS
 
 
 @cache

@@ -19,6 +19,7 @@ from errata.evaluation.ability import Ability, Checkup, ability_of
 from errata.evaluation.drift import Drift, Spectrum, drift, drift_sites, spectra_of
 from errata.evaluation.metrics import change_of
 from errata.model.hf import HFLM
+from errata.model.resources import Resources
 from errata.patch.delta import Delta, LowRank
 from errata.patch.patch import EMPTY, Patch
 from errata.report.pictures import curves, svg
@@ -32,7 +33,7 @@ SITE = "transformer.h.1.mlp.c_proj"
 def known_lm(name: str = "gpt2") -> HFLM:
     """A tiny model that comes with texts and training cases, as one of the world does."""
     lm = tiny_lm(name)
-    lm.corpus, lm.cases = lambda: iter(TEXTS * 2), lambda: cases()
+    lm.resources = Resources(lambda: iter(TEXTS * 2), lambda: cases())
     return lm
 
 
@@ -234,7 +235,9 @@ def test_what_a_bench_file_says_of_ability() -> None:
 
 def test_a_case_without_paraphrases_is_asked_by_its_own_prompt() -> None:
     lm = known_lm()
-    lm.cases = lambda: [Case("a", (Edit("Ann Lee lives in", "Ann Lee", "Oslo"),), (Probe("question", "Where?"),))]
+    lm.resources.cases = lambda: [
+        Case("a", (Edit("Ann Lee lives in", "Ann Lee", "Oslo"),), (Probe("question", "Where?"),))
+    ]
     ((told,),) = [case.probes for case in ability_of(lm).cases]
     assert told.prompt == "Fact: Ann Lee lives in Oslo. Ann Lee lives in"
 

@@ -43,8 +43,8 @@ def measured(name: str, n: int, single: bool = False, **settings: Any) -> dict[s
 def test_it_is_small_and_comes_with_its_world() -> None:
     lm = model()
     assert sum(p.numel() for p in lm.model.parameters()) < 20e6
-    assert lm.corpus is not None and lm.cases is not None
-    assert len({case.edits[0].subject for case in lm.cases()} & set(world().subjects("test"))) == 0
+    assert lm.resources.texts is not None and lm.resources.cases is not None
+    assert len({case.edits[0].subject for case in lm.resources.cases()} & set(world().subjects("test"))) == 0
 
 
 def test_it_knows_what_it_is_asked() -> None:

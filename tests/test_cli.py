@@ -18,6 +18,7 @@ from errata import types
 from errata.cli import app, common, demo, edit, measure, methods, world
 from errata.errors import Refused
 from errata.methods.registry import METHODS
+from errata.model.resources import Resources
 
 ONE = ("--prompt", "{} was born in", "--subject", "Ann Lee", "--target", "Oslo")
 FTM = (*ONE, "--method", "ft-m")
@@ -213,7 +214,7 @@ def test_world_train_makes_a_model_that_loads(here: Path) -> None:
     sizes = "--layers 2 --width 32 --heads 2 --persons 30 --vocab 400 --learn 2 --move 2 --follow 2 --rows 2".split()
     run("world", "train", "made", *sizes, "-q")
     lm = errata.load("made")
-    assert lm.corpus is not None and lm.sites.depth == 2
+    assert lm.resources.texts is not None and lm.sites.depth == 2
     sizes[1] = "3"
     assert "another recipe" in refused("world", "train", "made", *sizes, "-q")
 
@@ -319,7 +320,7 @@ def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyP
 
 def test_the_demo_undoes_what_it_did(model: str, here: Path) -> None:
     lm = errata.load(model)
-    lm.corpus = lambda: iter(TEXTS)
+    lm.resources = Resources(texts=lambda: iter(TEXTS))
     shown: list[Any] = []
     done = demo.demo(lm, errata.cases("world", limit=2), here, shown.append)
     assert done.undone and done.digest_before != done.digest_edited

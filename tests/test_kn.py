@@ -362,7 +362,7 @@ def test_show_names_the_neurons(tmp_path: Path) -> None:
 @cache
 def world() -> tuple[HFLM, State]:
     lm = errata.load("world")
-    return lm, KN(points=8).prepare(lm, lm.cases()[:60] if lm.cases else None)
+    return lm, KN(points=8).prepare(lm, lm.resources.cases()[:60] if lm.resources.cases else None)
 
 
 def odds(lm: HFLM, edit: Edit) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, EDIT, EDITS, PREPARED_WITH, TAUGHT, TEXTS, same_weights, tiny_lm, weights
+from conftest import ARCHITECTURES, EDIT, EDITS, data_for, quick, same_weights, tiny_lm, weights
 
 import errata
 from errata.errors import InForce, NeedsPrepare, Unsupported, WrongModel
@@ -17,33 +17,12 @@ from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
 
 EVERY = [(name, arch) for name in METHODS for arch in ARCHITECTURES]
-QUICK: dict[str, dict[str, Any]] = {
-    # what a random model says is no context that an answer could be meant for
-    "rome": {"contexts": 0},
-    "r-rome": {"contexts": 0},
-    "emmet": {"contexts": 0},
-    "memit": {"contexts": 0},
-    "pmet": {"contexts": 0},
-    "alphaedit": {"contexts": 0},
-    "kn": {"phrasings": 1, "points": 5},
-    "grace": {"steps": 30},
-    "horen": {"steps": 30},
-    "melo": {"steps": 30},
-    "t-patcher": {"steps": 60, "lr": 0.5, "texts": 40},
-    "wise": {"contexts": 1, "shard": 500},
-    "memoir": {"contexts": 1},
-    "calinet": {"steps": 30, "slots": 8, "contexts": 0, "texts": 40},
-    "lora": {"steps": 15},
-}
-TOLD = {name: {"encoder": "tfidf"} for name in ("ike", "ice", "rag", "memprompt", "mello")}
-QUICK |= TOLD
-SILENT = set(TOLD)  # they edit without a pass of the model, so that none can fail
 
 
 def prepared(name: str, arch: str) -> tuple[Method, HFLM, State]:
     lm = tiny_lm(arch)
-    made = method(name, **QUICK.get(name, {}))
-    return made, lm, made.prepare(lm, PREPARED_WITH.get(name, TEXTS)) if made.needs_prepare else State()
+    made = quick(name)
+    return made, lm, made.prepare(lm, data_for(made)) if made.needs_prepare else State()
 
 
 @pytest.fixture(scope="module", params=EVERY, ids=lambda p: "-".join(p))
@@ -85,12 +64,12 @@ def test_edit_that_fails_leaves_the_model_as_it_was(edited: Edited, monkeypatch:
 
     @wraps(forward)
     def broken(*args: Any, **kwargs: Any) -> Any:
-        if made.name in SILENT or next(calls) > 1:
+        if not made.tags.runs_model or next(calls) > 1:
             raise KeyboardInterrupt
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(type(lm.model), "forward", broken)
-    if made.name in SILENT:
+    if not made.tags.runs_model:
         assert made.edit(lm, [EDIT], state) == patch
         return
     with pytest.raises(KeyboardInterrupt):
@@ -151,7 +130,7 @@ def test_same_seed_same_patch(edited: Edited) -> None:
 
 def test_the_score_rises(edited: Edited) -> None:
     made, lm, _, patch = edited
-    if made.name in TAUGHT:
+    if made.tags.reads_context:
         pytest.skip("on the bundled model")
     before = lm.score([EDIT.prompt], [EDIT.target_new])[0].total
     with patch.applied(lm) as changed:
@@ -162,7 +141,7 @@ def test_a_fold_is_the_whole_patch(edited: Edited) -> None:
     made, lm, state, patch = edited
     folded = made.edit(lm, EDITS[1:], state, patch)
     assert [edit.id for edit in folded.edits] == [edit.id for edit in EDITS]
-    if made.name in TAUGHT:
+    if made.tags.reads_context:
         return
     before = [score.total for score in lm.score([e.prompt for e in EDITS], [e.target_new for e in EDITS])]
     with folded.applied(lm) as changed:
@@ -197,10 +176,10 @@ def test_what_needs_a_state_says_so(name: str) -> None:
     lm = tiny_lm("gpt2")
     with pytest.raises(NeedsPrepare, match="prepare"):
         method(name).edit(lm, [EDIT])
-    quick = method(name, **TOLD.get(name, {}))
-    state = quick.prepare(tiny_lm("llama"), PREPARED_WITH.get(name, TEXTS))
+    made = quick(name)
+    state = made.prepare(tiny_lm("llama"), data_for(made))
     with pytest.raises(WrongModel, match="prepare"):
-        quick.edit(lm, [EDIT], state)
+        made.edit(lm, [EDIT], state)
 
 
 def test_the_public_names() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EDIT, EDITS, PREPARED_WITH, TAUGHT, TEXTS, tiny_lm
+from conftest import EDIT, EDITS, TEXTS, data_for, tiny_lm
 
 from errata.methods.base import State
 from errata.methods.registry import method
@@ -36,7 +36,7 @@ ASKED = [EDIT.prompt, "Rome", "The mayor is Cy Moor of", "A baker lives in", "Bo
 @pytest.fixture(scope="module", params=MEMORIES)
 def made(request: pytest.FixtureRequest) -> tuple[Any, Any, State, Patch]:
     lm, m = tiny_lm("llama"), method(request.param, **MEMORIES[request.param])
-    state = m.prepare(lm, PREPARED_WITH.get(m.name, TEXTS)) if m.needs_prepare else State()
+    state = m.prepare(lm, data_for(m)) if m.needs_prepare else State()
     return lm, m, state, m.edit(lm, EDITS, state)
 
 
@@ -73,7 +73,7 @@ def test_a_fold_of_twenty_survives_its_file(made: Made, tmp_path: Path) -> None:
     before = sum(score.total for score in lm.score(prompts, targets))
     with patch.applied(lm) as edited:
         after = sum(score.total for score in edited.score(prompts, targets))
-        assert after != before if m.name in TAUGHT else after > before
+        assert after != before if m.tags.reads_context else after > before
 
 
 @pytest.mark.parametrize("name", MEMORIES)
@@ -81,13 +81,13 @@ def test_encoder_decoders(name: str, tmp_path: Path) -> None:
     """A model that reads the question in its encoder and answers in its decoder."""
     lm = tiny_lm("t5")
     m = method(name, **MEMORIES[name])
-    state = m.prepare(lm, PREPARED_WITH.get(name, TEXTS)) if m.needs_prepare else State()
+    state = m.prepare(lm, data_for(m)) if m.needs_prepare else State()
     patch = m.edit(lm, [EDITS[1]], state, m.edit(lm, [EDIT], state))
     prompts, targets = [EDIT.prompt, EDITS[1].prompt], [EDIT.target_new, EDITS[1].target_new]
     before = [score.total for score in lm.score(prompts, targets)]
     with patch.applied(lm) as edited:
         after = [score.total for score in edited.score(prompts, targets)]
-        assert all(now != then if name in TAUGHT else now > then for now, then in zip(after, before, strict=True))
+        assert all(now != then if m.tags.reads_context else now > then for now, then in zip(after, before, strict=True))
         alone = [edited.score([p], [t])[0].total for p, t in zip(prompts, targets, strict=True)]
         assert after == pytest.approx(alone, abs=1e-4)
         assert edited.generate([*prompts, "Rome"], 5)[:2] == [edited.generate([p], 5)[0] for p in prompts]
@@ -106,4 +106,4 @@ def test_beside_another_methods_patch(made: Made, tmp_path: Path) -> None:
     before = lm.score([EDIT.prompt], [EDIT.target_new])[0].total
     with patch.applied(lm) as edited:
         after = edited.score([EDIT.prompt], [EDIT.target_new])[0].total
-        assert after != before if m.name in TAUGHT else after > before
+        assert after != before if m.tags.reads_context else after > before

@@ -11,7 +11,7 @@ from errata.errors import BadInput, InForce, Unsupported, WrongModel
 from errata.methods.registry import method
 from errata.model.lm import Call
 from errata.patch.delta import Delta, LowRank
-from errata.patch.parts import PARTS, Adapter, Wrapper
+from errata.patch.parts import Adapter, Wrapper
 from errata.patch.patch import EMPTY, Patch
 
 SITE = "transformer.h.1.mlp.c_proj"  # GPT-2's Conv1D, (in, out) in memory
@@ -198,10 +198,8 @@ class Bump(Adapter):
         return id(self)
 
 
-def test_other_kinds_of_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_kinds_of_part(tmp_path: Path) -> None:
     """What later methods need: an adapter that decides at the prompt, a wrapper around all of it."""
-    monkeypatch.setitem(PARTS, "shout", "test_patch:Shout")
-    monkeypatch.setitem(PARTS, "bump", "test_patch:Bump")
     lm = tiny_lm("gpt2")
     prompts = ["Rome", "Ann Lee was born in", "The old king"]
     patch = low_rank(1) + Patch((Shout(), Bump()))

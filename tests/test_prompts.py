@@ -17,6 +17,7 @@ from errata.methods.prompting.base import Example, Fact, FactPrompt, Facts, fitt
 from errata.methods.prompting.ike import examples_of
 from errata.methods.prompting.retrieval import SENTENCES, TFIDF, Index, default_encoder, named
 from errata.methods.registry import method
+from errata.model.resources import Resources
 from errata.model.tokens import sentence
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -269,7 +270,7 @@ def test_settings_out_of_range(bad: dict[str, Any]) -> None:
 
 def test_the_models_own_layout() -> None:
     lm = tiny_lm("llama")
-    lm.layout = {"told": "<{fact}> ", "reminded": "{prompt} | {facts} | {prompt}"}
+    lm.resources = Resources(templates={"fact": "<{fact}> ", "reminder": "{prompt} | {facts} | {prompt}"})
     for name, wanted in (("rag", "<{}> {}"), ("memprompt", "{1} | {0} | {1}")):
         m = method(name, encoder=TFIDF)
         part: Any = m.edit(lm, [EDIT], m.prepare(lm, TEXTS)).parts[0]
@@ -329,7 +330,7 @@ def hop(prompt: str) -> str:
 
 def loop(*edits: Edit) -> Any:
     lm = tiny_lm("llama")
-    lm.layout = {"loop": "", "told": "Fact: {fact} "}
+    lm.resources = Resources(templates={"loop": "", "fact": "Fact: {fact} "})
     return method("mello", encoder=TFIDF).edit(lm, edits).parts[0]
 
 

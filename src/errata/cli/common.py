@@ -194,8 +194,8 @@ def load_model(name: str, device: str | None, dtype: str | None, quiet: bool) ->
 def make_method(name: str, settings: Sequence[str] | None, seed: int = 0) -> "Method":
     """The method with settings as typed (``name=value``)."""
     import errata
-    from errata.methods.base import from_text
     from errata.methods.registry import method_class
+    from errata.methods.settings import from_text
 
     typed = named("--set", settings)
     if seed:

@@ -130,7 +130,7 @@ def demo_command(
 
     cases = errata.cases("world", limit=limit, seed=seed)
     lm = common.load_model(model, device, dtype, quiet)
-    if lm.corpus is None:
+    if lm.resources.texts is None:
         raise BadInput(f"{model} does not know the world; the demo wants 'world' or what `errata world train` made")
     console = common.stdout()
     done = demo(lm, cases, Path(tempfile.mkdtemp(prefix="errata-demo-")), console.print, quiet)

@@ -171,7 +171,7 @@ def eval_command(
         common.stdout().print(table(rows, by))
         if rules.lines and asked is None:
             common.stdout().print(published_table(rows))
-        if lm.corpus is not None:
+        if lm.resources.texts is not None:
             common.stdout().print(common.PREPARED)
     if output is not None:
         typer.echo(f"wrote {output} ({len(rows)} rows)", err=True)

@@ -1,19 +1,13 @@
 """``errata methods``: what there is, and what can be set."""
 
 import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from errata.cli import common
-
-if TYPE_CHECKING:
-    from errata.methods.base import Method
-
-FIELD = re.compile(r"^    (\w+): .*?#\s*(.+)$", re.MULTILINE)  # a field of a dataclass with a comment behind it
 
 
 def methods() -> Mapping[str, Any]:
@@ -24,23 +18,15 @@ def methods() -> Mapping[str, Any]:
 
 
 def settings(name: str) -> list[dict[str, Any]]:
-    """What can be set: name, type, default, and the comment that says where the default comes from."""
+    """What can be set: name, type, default, and the note that says where the default comes from."""
     from errata.methods.registry import method_class
+    from errata.methods.settings import notes
 
     cls = method_class(name)
-    hints, notes = get_type_hints(cls), _notes(cls)
+    hints, texts = get_type_hints(cls), notes(cls)
     return [
-        {"name": f.name, "type": _type(hints[f.name]), "default": f.default, "note": notes.get(f.name, "")}
-        for f in fields(cls)
+        {"name": f.name, "type": _type(hints[f.name]), "default": f.default, "note": texts[f.name]} for f in fields(cls)
     ]
-
-
-def _notes(cls: "type[Method]") -> dict[str, str]:
-    notes: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if base.__module__.startswith("errata."):
-            notes |= dict(FIELD.findall(inspect.getsource(base)))
-    return notes
 
 
 def _type(hint: Any) -> str:

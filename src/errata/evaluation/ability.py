@@ -56,13 +56,13 @@ def ability_of(lm: HFLM, texts: str | Path | None = None, seed: int = 0) -> Abil
     ``texts`` is a file with a text on each line; without it, what goes with the model, or is sampled from it (which is
     said).
     """
-    known = lm.cases is not None
-    if lm.cases is None:
+    known = lm.resources.cases is not None
+    if lm.resources.cases is None:
         from errata.data.reader import cases
 
         found = cases("world", 2 * ASKED, seed)
     else:
-        found = lm.cases()
+        found = lm.resources.cases()
     rng = random.Random(f"ability {seed}")
     chosen = rng.sample(found, min(ASKED, len(found)))
     lines = _lines(Path(texts)) if texts is not None else list(_own_texts(lm, seed))
@@ -98,8 +98,8 @@ def _lines(path: Path) -> list[str]:
 
 def _own_texts(lm: HFLM, seed: int) -> Iterable[str]:
     """Texts that go with the model, those last that nothing was prepared with; or what it writes itself."""
-    if lm.corpus is not None:
-        return deque(islice(lm.corpus(), PASSED_OVER), maxlen=PASSED_OVER // 2)
+    if lm.resources.texts is not None:
+        return deque(islice(lm.resources.texts(), PASSED_OVER), maxlen=PASSED_OVER // 2)
     log.warning("no texts go with %s: its loss is measured on what it writes itself", lm.name or "this model")
     return map(lm.tokens.decode, lm.sample([""] * (2 * ASKED), SAMPLED, seed=seed))
 

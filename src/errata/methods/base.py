@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor
 
-from errata.errors import BadInput, NeedsPrepare, Unsupported, WrongModel, unknown
+from errata.errors import BadInput, NeedsPrepare, Unsupported, WrongModel
 from errata.files import cache_file, read_tensors, write_tensors
+from errata.methods.settings import checked, setting
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
@@ -75,6 +74,21 @@ def cached_state(kind: str, content: Any, make: Callable[[], State]) -> State:
     return state
 
 
+@dataclass(frozen=True)
+class Tags:
+    """What code that runs every method must know of one, so that none holds a list of names (as scikit-learn's tags).
+
+    ``quick``: settings under which an edit of a tiny random model takes seconds and raises the edit's own score.
+    ``reads_context``: edits act through the context or the contrast of prompts, which a random model cannot use.
+    ``runs_model``: ``edit`` runs the model. ``prepares_with``: what ``prepare`` reads.
+    """
+
+    quick: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reads_context: bool = False
+    runs_model: bool = True
+    prepares_with: Literal["texts", "cases"] = "texts"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A frozen dataclass of hyper-parameters with two verbs.
@@ -88,22 +102,13 @@ class Method(ABC):
     paper: ClassVar[str]
     stores: ClassVar[str]
     needs_prepare: ClassVar[bool] = False
-    positive: ClassVar[tuple[str, ...]] = ("steps", "lr", "batch")  # settings that must be above 0; others 0 or more
-    signed: ClassVar[tuple[str, ...]] = ()  # may be below 0
+    tags: ClassVar[Tags] = Tags()
 
-    seed: int = 0  # of everything that is drawn
+    seed: int = setting(0, "of everything that is drawn")
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
         for f in fields(self):
-            value = checked(f"{self.name}'s {f.name}", getattr(self, f.name), hints[f.name])
-            if isinstance(value, int | float):
-                above = f.name in self.positive
-                if not isfinite(value) or (value < 0 and f.name not in self.signed) or (above and value == 0):
-                    raise BadInput(
-                        f"{self.name}'s {f.name} must be {'above 0' if above else '0 or more'}; found {value}"
-                    )
-            object.__setattr__(self, f.name, value)
+            object.__setattr__(self, f.name, checked(type(self), f.name, getattr(self, f.name)))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -198,75 +203,9 @@ def _edits(edits: Sequence[Edit]) -> list[Edit]:
     return list(edits)
 
 
-# Settings ----------------------------------------------------------------------------------------
-
-
-def checked(what: str, value: Any, hint: Any, *, text: bool = False) -> Any:
-    """``value`` as the type ``hint`` asks for; with ``text``, read from what was typed. Raises :class:`BadInput`."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return _one_of(what, value, args, hint, text)
-    if origin is Literal:
-        if value not in args:
-            raise BadInput(f"{what} is one of {', '.join(map(repr, args))}; found {value!r}")
-        return value
-    if origin is tuple:
-        items = value.strip("()[] ").split(",") if text and isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)):
-            raise _wrong(what, value, hint)
-        return tuple(checked(what, item, args[0], text=text) for item in items if item != "")
-    if text and isinstance(value, str):
-        value = _read(what, value.strip(), hint)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise _wrong(what, value, hint)
-    return value
-
-
-def _one_of(what: str, value: Any, options: tuple[Any, ...], hint: Any, text: bool) -> Any:
-    if type(None) in options and (value is None or (text and value in ("None", "none", ""))):
-        return None
-    for option in options:
-        if option is not type(None):
-            try:
-                return checked(what, value, option, text=text)
-            except BadInput:
-                continue
-    raise _wrong(what, value, hint)
-
-
-def _read(what: str, value: str, hint: Any) -> Any:
-    if hint is bool:
-        if value.lower() not in ("true", "false", "yes", "no", "1", "0"):
-            raise _wrong(what, value, hint)
-        return value.lower() in ("true", "yes", "1")
-    if hint in (int, float):
-        try:
-            return hint(value)
-        except ValueError as error:
-            raise _wrong(what, value, hint) from error
-    return value
-
-
-def _wrong(what: str, value: Any, hint: Any) -> BadInput:
-    wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
-    return BadInput(f"{what} is of type {wanted}; found {type(value).__name__} {value!r}")
-
-
 CLOSE = 1e-2  # by how much two preparations of one model may differ
 
 
 def close(a: Any, b: Any) -> bool:
     """Whether two resolved settings are the same, but for the rounding of what they were resolved from."""
     return abs(a - b) <= CLOSE * abs(a) if isinstance(a, float) and isinstance(b, float) else a == b
-
-
-def from_text(cls: type[Method], settings: Mapping[str, str]) -> dict[str, Any]:
-    """Settings typed as ``name=value``, as the method's types. Raises :class:`BadInput` or ``UnknownName``."""
-    hints = get_type_hints(cls)
-    names = [f.name for f in fields(cls)]
-    for name in settings:
-        if name not in names:
-            raise unknown(f"setting of {cls.name}", name, names)
-    return {name: checked(f"{cls.name}'s {name}", value, hints[name], text=True) for name, value in settings.items()}

@@ -1,15 +1,24 @@
-"""The methods by name. Adding one touches its file and one line here."""
+"""The methods by name. Adding one touches its file and one line here; other packages add theirs by entry points.
 
+[project.entry-points."errata.methods"]
+my-method = "my_package.my_method:MyMethod"
+"""
+
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from errata.errors import unknown
+from errata.errors import BadInput, unknown
 
 if TYPE_CHECKING:
     from errata.methods.base import Method
 
+
+log = logging.getLogger(__name__)
 
 METHODS: dict[str, str] = {
     "ft": "errata.methods.finetune.ft:FT",
@@ -54,12 +63,55 @@ class About:
     needs_prepare: bool
 
 
+GROUP = "errata.methods"
+
+
+@cache
+def installed() -> Mapping[str, EntryPoint]:
+    """name -> entry point, of the methods that other packages bring; a name of Errata's own stays Errata's."""
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name in METHODS:
+            package = entry.dist.name if entry.dist else entry.value
+            log.warning("the method %s of %s is left out: Errata has one of that name", entry.name, package)
+        else:
+            found[entry.name] = entry
+    return found
+
+
+def names() -> list[str]:
+    """The names of all methods, Errata's own first."""
+    return [*METHODS, *installed()]
+
+
 def method_class(name: str) -> "type[Method]":
-    """The class of a method. Raises ``UnknownName`` with near matches."""
-    if name not in METHODS:
-        raise unknown("method", name, list(METHODS))
-    module, attribute = METHODS[name].split(":")
-    return getattr(import_module(module), attribute)
+    """The class of a method. Raises ``UnknownName`` with near matches, :class:`BadInput` for one that is broken."""
+    if name in METHODS:
+        module, attribute = METHODS[name].split(":")
+        return getattr(import_module(module), attribute)
+    if name not in installed():
+        raise unknown("method", name, names())
+    from errata.methods.base import Method
+
+    entry = installed()[name]
+    try:
+        found: Any = entry.load()
+    except Exception as error:  # whatever another package's import may raise
+        raise BadInput(
+            f"the method {name} ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method) and getattr(found, "name", None) == name):
+        raise BadInput(f"the entry point {name} = {entry.value!r} is no errata Method with `name = {name!r}`")
+    return found
+
+
+def import_all() -> None:
+    """Imports the module of every method, which registers its parts; what cannot be imported is logged."""
+    for name in names():
+        try:
+            method_class(name)
+        except BadInput as error:
+            log.warning("%s", error)
 
 
 def method(name: str, **settings: Any) -> "Method":
@@ -73,6 +125,13 @@ def method(name: str, **settings: Any) -> "Method":
 
 
 def methods() -> Mapping[str, About]:
-    """name -> family, paper, what it stores, whether it needs ``prepare``."""
-    classes = {name: method_class(name) for name in METHODS}
-    return {n: About(n, c.family, c.paper, c.stores, c.needs_prepare) for n, c in classes.items()}
+    """name -> family, paper, what it stores, whether it needs ``prepare``; one that cannot be imported is logged."""
+    found: dict[str, About] = {}
+    for name in names():
+        try:
+            cls = method_class(name)
+        except BadInput as error:
+            log.warning("%s", error)
+            continue
+        found[name] = About(name, cls.family, cls.paper, cls.stores, cls.needs_prepare)
+    return found

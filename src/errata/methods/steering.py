@@ -7,6 +7,7 @@ arXiv:2308.10248.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from string import Formatter
 from typing import Any, ClassVar, Self
 
@@ -16,7 +17,8 @@ from torch.nn.functional import normalize
 
 from errata.answers import answer_of
 from errata.errors import BadInput, Unsupported
-from errata.methods.base import Method, State
+from errata.methods.base import Method, State, Tags
+from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.patch.parts import Adapter
@@ -105,13 +107,13 @@ class Steering(Method):
     family: ClassVar[str] = "representation"
     paper: ClassVar[str] = "Panickssery et al. 2023, Contrastive Activation Addition, arXiv:2312.06681"
     stores: ClassVar[str] = "a vector for each edit; their mean is added on every prompt; no weight changes"
-    signed: ClassVar[tuple[str, ...]] = ("strength",)
+    tags: ClassVar[Tags] = Tags(reads_context=True)
 
-    layers: tuple[int, ...] | None = (
-        None  # 7/8 up, where an answer is about to be said; the paper steers manner: 13 of 32
+    layers: tuple[int, ...] | None = setting(
+        None, "7/8 up, where an answer is about to be said; the paper steers manner: 13 of 32"
     )
-    strength: float = 1.0  # paper: -2 to 2, in units of the difference; below 0 it steers away
-    context: str = "Fact: {fact}. {prompt}"  # how a model is told a fact; the pair differs in it alone
+    strength: float = setting(1.0, "paper: -2 to 2, in units of the difference; below 0 it steers away", least=-inf)
+    context: str = setting("Fact: {fact}. {prompt}", "how a model is told a fact; the pair differs in it alone")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,8 +50,10 @@ def pieces_of(lm: HFLM, texts: Iterable[str], wanted: int | None) -> Iterator[li
 
 
 def texts_of(lm: HFLM, data: Iterable[str] | None, seed: int) -> Iterable[str]:
-    """The texts given, else the corpus that goes with the model, else text sampled from it without end."""
-    return data if data is not None else lm.corpus() if lm.corpus is not None else sampled_texts(lm, seed)
+    """The texts given, else those that go with the model, else text sampled from it without end."""
+    if data is not None:
+        return data
+    return sampled_texts(lm, seed) if lm.resources.texts is None else lm.resources.texts()
 
 
 def sampled_texts(lm: HFLM, seed: int) -> Iterator[str]:

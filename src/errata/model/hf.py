@@ -19,6 +19,7 @@ from errata.errors import BadInput, InForce
 from errata.model import hooks, passes
 from errata.model.detect import find_sites
 from errata.model.fingerprint import fingerprint
+from errata.model.resources import Resources
 from errata.model.sites import Sites
 from errata.model.tokens import Tokens, pad
 from errata.types import Score
@@ -26,13 +27,13 @@ from errata.types import Score
 if TYPE_CHECKING:
     import numpy as np
 
-    from errata.types import Case
 from errata.model.decoding import CausalStep, Choose, Seq2SeqStep, Stop, TopK, decoder_start, greedy
-from errata.model.lm import Call
+from errata.model.lm import LM, Call
 
 log = logging.getLogger(__name__)
 
 
+NONE = Resources()
 CHECKED = 16  # rows of the first batch in which the suffix pass is held against the full one
 
 
@@ -51,12 +52,11 @@ class _Shared:
     suffix: dict[passes.InterventionSite, bool] = field(default_factory=dict)  # whether the suffix pass agrees there
 
 
-class HFLM:
+class HFLM(LM):
     """A transformers model: the verbs of :class:`LM`, and the passes that methods need.
 
-    ``corpus`` and ``cases`` are what goes with the model (texts for key statistics, training cases), or None;
-    ``layout`` is how it was trained to be told facts (templates by purpose, see methods/prompts.py and mello.py).
-    Everything runs in evaluation mode; batches hold at most ``budget`` tokens.
+    ``resources`` is what goes with the model: texts, cases, templates. Everything runs in evaluation mode; batches hold
+    at most ``budget`` tokens.
     """
 
     def __init__(
@@ -65,14 +65,12 @@ class HFLM:
         tokenizer: Any,
         *,
         sites: Sites | None = None,
-        corpus: Callable[[], Iterator[str]] | None = None,
-        cases: Callable[[], "list[Case]"] | None = None,
+        resources: Resources = NONE,
         name: str = "",
         budget: int = BUDGET,
     ) -> None:
         self.model, self.tokenizer, self.name, self.budget = model, tokenizer, name, budget
-        self.corpus, self.cases = corpus, cases
-        self.layout: Mapping[str, str] = {}
+        self.resources = resources
         self.config: Any = model.config
         self.seq2seq = bool(getattr(self.config, "is_encoder_decoder", False))
         self.sites = sites or find_sites(model)

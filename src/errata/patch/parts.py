@@ -17,25 +17,26 @@ from errata.model.hf import HFLM
 from errata.model.lm import LM, Call
 from errata.model.passes import part_of, rowwise, with_part
 
-PARTS: dict[str, str] = {  # kind of part -> where it lives
-    "delta": "errata.patch.delta:Delta",
-    "grace": "errata.methods.codebook.grace:GraceCodebook",
-    "horen": "errata.methods.codebook.horen:HorenCodebook",
-    "wise": "errata.methods.side_memory.wise:WiseMemory",
-    "memoir": "errata.methods.side_memory.memoir:MemoirMemory",
-    "steering": "errata.methods.steering:SteeringVector",
-    "melo": "errata.methods.codebook.melo:MeloClusters",
-    "t-patcher": "errata.methods.neurons.t_patcher:TPatcherNeurons",
-    "calinet": "errata.methods.neurons.calinet:CalinetNeurons",
-    "told": "errata.methods.prompting.base:FactPrompt",
-    "mello": "errata.methods.prompting.mello:MelloLoop",
-}
+KINDS: "dict[str, type[Part]]" = {}  # every kind of part whose class has been defined
+METHODS = "errata.methods.registry"  # knows where the others are: a method's parts are defined beside it
 
 
 class Part(ABC):
     """One thing that a patch does to a model. ``config`` is JSON; with ``tensors`` it is the whole part."""
 
     kind: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Register the class under its ``kind``, by which patch files name it; :class:`BadInput` if that is taken."""
+        super().__init_subclass__(**options)
+        if kind := cls.__dict__.get("kind"):
+            other = KINDS.setdefault(kind, cls)
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise BadInput(
+                    f"the kind of part {kind!r} is taken by {other.__module__}.{other.__qualname__}; "
+                    f"give {cls.__module__}.{cls.__qualname__} another"
+                )
+            KINDS[kind] = cls
 
     @abstractmethod
     def config(self) -> dict[str, Any]: ...
@@ -128,14 +129,24 @@ class Wrapper(Part):
 P = TypeVar("P", bound=Part)
 
 
+def part_class(kind: str) -> type[Part]:
+    """The class of a kind of part, as files name it. Raises :class:`BadInput` for one that nobody has defined.
+
+    A kind whose method has not been imported yet is looked for in the modules of all methods, those of other packages
+    included (see :mod:`errata.methods.registry`).
+    """
+    if kind not in KINDS:
+        import_module(METHODS).import_all()
+    if kind not in KINDS:
+        raise BadInput(
+            f"the patch holds a part of kind {kind!r}, which nothing here defines; "
+            "install the package of the method that made it, or update Errata"
+        )
+    return KINDS[kind]
+
+
 def same_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two mappings hold the same names, types, shapes and values, bit for bit."""
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and torch.equal(a[k], b[k]) for k in a
     )
-
-
-def part_class(kind: str) -> type[Part]:
-    if kind not in PARTS:
-        raise BadInput(f"the patch holds a part of kind {kind!r}, which this Errata does not know; update it")
-    module, name = PARTS[kind].split(":")
-    return getattr(import_module(module), name)

@@ -9,13 +9,14 @@ from typing import Any
 from errata.errors import BadInput
 from errata.model import loading
 from errata.model.hf import HFLM
+from errata.model.resources import Resources
 from errata.world.facts import world
 
 FOLDER = Path(__file__).parent / "model"
 RECIPE = "recipe.json"
-LAYOUT = {  # as text.py's Narrator says it
-    "told": "Fact: {fact} ",
-    "reminded": "{prompt}\nNew Fact: {facts}\nPrompt: {prompt}",
+TEMPLATES = {  # as text.py's Narrator says it
+    "fact": "Fact: {fact} ",
+    "reminder": "{prompt}\nNew Fact: {facts}\nPrompt: {prompt}",
     "loop": "",
 }
 
@@ -25,7 +26,7 @@ def load(model: Any, **options: Any) -> HFLM:
     transformers model in memory.
 
     Options are those of :func:`errata.model.loading.load`. A model of the synthetic world (the bundled one,
-    or a folder that ``errata world train`` made) comes with its texts, its training cases and its layout of facts.
+    or a folder that ``errata world train`` made) comes with its texts, its training cases and its templates of facts.
     """
     folder = FOLDER if model == "world" else model
     if model == "world" and not (FOLDER / "config.json").is_file():
@@ -35,9 +36,8 @@ def load(model: Any, **options: Any) -> HFLM:
     if recipe is not None and recipe.is_file():
         made = json.loads(recipe.read_text())
         lm.name = "world" if model == "world" else str(model)
-        lm.layout = LAYOUT
-        lm.corpus = partial(_texts, made["persons"], made["world_seed"])
-        lm.cases = partial(_cases, made["persons"], made["world_seed"])
+        world_of = made["persons"], made["world_seed"]
+        lm.resources = Resources(partial(_texts, *world_of), partial(_cases, *world_of), TEMPLATES)
     return lm
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.base import Method, State
+from errata.methods.base import Method, State, Tags
 from errata.methods.closed_form import solve, targets
 from errata.methods.closed_form.keys import Seen, at_subjects
 from errata.methods.closed_form.statistics import key_statistics
+from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.model.passes import InterventionSite
@@ -61,26 +62,27 @@ class ClosedForm(Method):
     by_type: ClassVar[bool] = True  # in the mean key the empty context weighs as much as all others together
     RATE: ClassVar[float]  # one step of δ in units of the length of what it is added to, when every coordinate moves
 
-    layers: tuple[int, ...] | None = None  # sites.critical_layers
-    contexts: int = 5  # MEMIT's released code: 1 of 0 and 5 of 10 tokens
-    steps: int = 25  # MEMIT, appendix B
-    lr: float | None = None  # RATE x length / √d
-    clamp: float = 0.75  # x length of the hidden state; MEMIT, released code
-    kl: float = 0.0625  # ROME, released code
-    decay: float = 0.5  # ROME, released code
-    stop: float = 0.05  # ROME, released code
-    lam: float | None = None  # relative to the width of the keys
-    ridge: float = 1e-6  # x mean eigenvalue of C, added to it; the papers have none
-    history: bool = False  # keys of earlier edits join C
-    blue: bool = False  # BLUE: first and last layer, own residuals
-    nas: bool = False  # NAS: anchored length of new values
-    preserve: float = 0.0  # weight of keeping what the model says of the bare subject; not in the papers
-    preserve_samples: int = 8  # continuations of the subject, sampled from the unedited model
-    preserve_tokens: int = 9  # of each
-    plain: bool = False  # the reference: one fact at a time, full passes
+    layers: tuple[int, ...] | None = setting(None, "sites.critical_layers")
+    contexts: int = setting(5, "MEMIT's released code: 1 of 0 and 5 of 10 tokens")
+    steps: int = setting(25, "MEMIT, appendix B", above=0)
+    lr: float | None = setting(None, "RATE x length / √d", above=0)
+    clamp: float = setting(0.75, "x length of the hidden state; MEMIT, released code")
+    kl: float = setting(0.0625, "ROME, released code")
+    decay: float = setting(0.5, "ROME, released code")
+    stop: float = setting(0.05, "ROME, released code")
+    lam: float | None = setting(None, "relative to the width of the keys")
+    ridge: float = setting(1e-6, "x mean eigenvalue of C, added to it; the papers have none")
+    history: bool = setting(False, "keys of earlier edits join C")
+    blue: bool = setting(False, "BLUE: first and last layer, own residuals")
+    nas: bool = setting(False, "NAS: anchored length of new values")
+    preserve: float = setting(0.0, "weight of keeping what the model says of the bare subject; not in the papers")
+    preserve_samples: int = setting(8, "continuations of the subject, sampled from the unedited model")
+    preserve_tokens: int = setting(9, "of each")
+    plain: bool = setting(False, "the reference: one fact at a time, full passes")
 
     eased: ClassVar[float] = 1.0  # weight of an answer that is the arg-max (PMET)
     kl_stop: ClassVar[float | None] = None  # and the KL below which its search ends (PMET)
+    tags: ClassVar[Tags] = Tags(quick={"contexts": 0})
 
     # What a method of the family chooses --------------------------------------------------------------
 
@@ -202,7 +204,7 @@ class ClosedForm(Method):
 
     def _anchor(self, run: Run, place: InterventionSite, gain: float) -> Tensor:
         """The mean length of new values on the unedited model: over the model's training cases, or this batch."""
-        cases = run.lm.cases() if run.lm.cases else []
+        cases = run.lm.resources.cases() if run.lm.resources.cases else []
         edits = [edit for case in cases for edit in case.edits][:ANCHOR_FACTS] or run.edits
         delta, (_, value) = self._targets(run.lm, edits, run, place)
         length = (gain * value + delta).norm(dim=-1).sort().values

@@ -10,6 +10,7 @@ from errata.methods.base import State
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.base import ClosedForm
 from errata.methods.defaults import critical_layers
+from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.passes import InterventionSite
 from errata.patch.delta import weight_shape
@@ -59,8 +60,8 @@ class PMET(MEMIT):
     eased: ClassVar[float] = 0.1
     kl_stop: ClassVar[float | None] = 0.01
 
-    steps: int = 30  # section 5.1
-    kl: float = 1.0  # section 5.1
+    steps: int = setting(30, "section 5.1", above=0)
+    kl: float = setting(1.0, "section 5.1")
 
     def place(self, lm: HFLM, layer: int) -> InterventionSite:
         return InterventionSite(layer, inside=True, attention=True)
@@ -81,8 +82,8 @@ class AlphaEdit(MEMIT):
     name: ClassVar[str] = "alphaedit"
     paper: ClassVar[str] = "Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355"
 
-    cut: float = 0.02  # share of C's trace
-    history: bool = True  # keys of earlier edits join
+    cut: float = setting(0.02, "share of C's trace")
+    history: bool = setting(True, "keys of earlier edits join")
 
     @property
     def metric_name(self) -> str:

@@ -14,6 +14,7 @@ from errata.methods.closed_form import solve
 from errata.methods.closed_form.base import ClosedForm
 from errata.methods.closed_form.keys import Seen
 from errata.methods.defaults import critical_layer
+from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.patch.delta import LowRank
 
@@ -36,10 +37,10 @@ class ROME(ClosedForm):
     by_type: ClassVar[bool] = False
     RATE: ClassVar[float] = 0.4  # found on the bundled model; the paper's 0.5 depends on lengths that it does not give
 
-    contexts: int = 20  # released code: 10 prefixes of 5 tokens and 10 of 10
-    steps: int = 20  # appendix E.5
-    clamp: float = 1.5  # x hidden state; released code: 4 x MLP output, in the bundled model a tenth of it
-    keys: Keys = "mixed"
+    contexts: int = setting(20, "released code: 10 prefixes of 5 tokens and 10 of 10")
+    steps: int = setting(20, "appendix E.5", above=0)
+    clamp: float = setting(1.5, "x hidden state; released code: 4 x MLP output, in the bundled model a tenth of it")
+    keys: Keys = setting("mixed")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +72,7 @@ class RROME(ROME):
     name: ClassVar[str] = "r-rome"
     paper: ClassVar[str] = "Gupta et al. 2024, Rebuilding ROME, arXiv:2403.07175"
 
-    keys: Keys = "averaged"
+    keys: Keys = setting("averaged")
 
 
 @dataclass(frozen=True, kw_only=True)

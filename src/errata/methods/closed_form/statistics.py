@@ -26,12 +26,16 @@ def key_statistics(lm: HFLM, layers: Sequence[int], data: Iterable[str] | None, 
     sites = [lm.sites.mlp_out[layer] for layer in layers]
     width = max(_key_width(lm, site) for site in sites)
     wanted = PER_DIMENSION * width
-    if data is None and lm.corpus is None:
-        log.warning("no texts given: key statistics come from %d tokens sampled from the model itself", wanted)
-        source, pieces = f"sampled, seed {seed}", None
+    texts, pieces = data, None
+    if data is not None:
+        source = "given"
+    elif lm.resources.texts is not None:
+        source, texts = "corpus", lm.resources.texts()
     else:
-        source = "given" if data is not None else "corpus"
-        pieces = list(pieces_of(lm, data if data is not None else lm.corpus(), None if data is not None else wanted))  # pyright: ignore[reportOptionalCall]
+        log.warning("no texts given: key statistics come from %d tokens sampled from the model itself", wanted)
+        source = f"sampled, seed {seed}"
+    if texts is not None:
+        pieces = list(pieces_of(lm, texts, None if data is not None else wanted))
 
     def make() -> State:
         texts = list(pieces_of(lm, sampled_texts(lm, seed), wanted)) if pieces is None else pieces

@@ -18,6 +18,7 @@ from torch import Tensor
 from errata.errors import BadInput, Unsupported
 from errata.methods.base import Method, State, close
 from errata.methods.losses import token_losses
+from errata.methods.settings import setting
 from errata.methods.texts import openings, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM
@@ -212,10 +213,10 @@ class KeyedMethod(Method):
     needs_prepare: ClassVar[bool] = True
     book: ClassVar[type[Codebook]]
 
-    layer: int | None = None
-    stop: float = 0.02  # loss of a token of the answer below which an edit is done; released codes: none
-    texts: int = 512  # openings of texts that are told apart
-    share: float = 1e-3  # of pairs of different texts, that look like the same question
+    layer: int | None = setting(None)
+    stop: float = setting(0.02, "loss of a token of the answer below which an edit is done; released codes: none")
+    texts: int = setting(512, "openings of texts that are told apart")
+    share: float = setting(1e-3, "of pairs of different texts, that look like the same question")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -311,10 +312,14 @@ class KeyedMethod(Method):
 class CodebookMethod(KeyedMethod):
     """Trains a value for each edit, which the layer says in the place of its own or beside it."""
 
-    replace: Replace = "last"  # released code of HoReN; of GRACE: last, prompt or all
-    init: Literal["cold", "warm"] = "cold"  # both released codes: uniform noise; warm: as the layer is without the edit
-    steps: int = 100
-    lr: float | None = None  # what the layer says (root mean square); papers: 1.0, values uniform in [0, 1) at first
+    replace: Replace = setting("last", "released code of HoReN; of GRACE: last, prompt or all")
+    init: Literal["cold", "warm"] = setting(
+        "cold", "both released codes: uniform noise; warm: as the layer is without the edit"
+    )
+    steps: int = setting(100, above=0)
+    lr: float | None = setting(
+        None, "what the layer says (root mean square); papers: 1.0, values uniform in [0, 1) at first", above=0
+    )
 
     def start(self, outs: Tensor, noise: Tensor) -> Tensor:
         """Where values begin, (n, d), given what the layer said and noise as large as that is."""

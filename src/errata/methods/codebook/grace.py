@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from errata.methods.base import Tags
 from errata.methods.codebook.base import Codebook, CodebookMethod
 from errata.methods.codebook.spheres import Spheres
+from errata.methods.settings import setting
 
 
 class GraceCodebook(Spheres):
@@ -30,10 +32,13 @@ class GRACE(CodebookMethod):
     paper: ClassVar[str] = "Hartvigsen et al. 2023, Aging with GRACE, arXiv:2211.11031"
     stores: ClassVar[str] = "a key, a value and a radius for each edit; no weight changes"
     book: ClassVar[type[Codebook]] = GraceCodebook
+    tags: ClassVar[Tags] = Tags(quick={"steps": 30})
 
-    layer: int | None = None  # 5/6 up, with two blocks above: 40 of 48 (paper: 35), 23 of 28 (25), 26 of 32 (27)
-    steps: int = 100  # released code
-    radius: float | None = None  # half the distance that `share` of pairs of texts fall short of; paper: 1.0
+    layer: int | None = setting(
+        None, "5/6 up, with two blocks above: 40 of 48 (paper: 35), 23 of 28 (25), 26 of 32 (27)"
+    )
+    steps: int = setting(100, "released code", above=0)
+    radius: float | None = setting(None, "half the distance that `share` of pairs of texts fall short of; paper: 1.0")
 
     def default_layer(self, depth: int) -> int:
         return min(5 * depth // 6, depth - 3)

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from errata.errors import BadInput
+from errata.methods.base import Tags
 from errata.methods.codebook.base import Codebook, CodebookMethod
+from errata.methods.settings import setting
 from errata.model.lm import Call
 
 
@@ -66,14 +68,19 @@ class HoReN(CodebookMethod):
     paper: ClassVar[str] = "Fang et al. 2026, HoReN, arXiv:2605.08143"
     stores: ClassVar[str] = "a unit key and a value for each edit; no weight changes"
     book: ClassVar[type[Codebook]] = HorenCodebook
+    tags: ClassVar[Tags] = Tags(quick={"steps": 30})
 
-    layer: int | None = None  # 7/8 up, with two blocks above: 28 of 32 (paper: 29), 24 of 28 (24)
-    steps: int = 50  # paper
-    share: float = 2e-4  # of pairs of different texts, that look like the same question; measured here
-    recent: float = 0.5  # paper, Llama 3 (Qwen 2.5: 0.6): how much of the prompt is averaged; short ones want less
-    alpha: float = 0.1  # paper
-    beta: float = 20.0  # paper
-    threshold: float | None = None  # τ: a cosine that `share` of pairs of texts pass; paper: 0.85, 0.55 for Qwen 2.5
+    layer: int | None = setting(None, "7/8 up, with two blocks above: 28 of 32 (paper: 29), 24 of 28 (24)")
+    steps: int = setting(50, "paper", above=0)
+    share: float = setting(2e-4, "of pairs of different texts, that look like the same question; measured here")
+    recent: float = setting(
+        0.5, "paper, Llama 3 (Qwen 2.5: 0.6): how much of the prompt is averaged; short ones want less"
+    )
+    alpha: float = setting(0.1, "paper")
+    beta: float = setting(20.0, "paper")
+    threshold: float | None = setting(
+        None, "τ: a cosine that `share` of pairs of texts pass; paper: 0.85, 0.55 for Qwen 2.5"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

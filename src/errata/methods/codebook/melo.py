@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.base import State
+from errata.methods.base import State, Tags
 from errata.methods.codebook.base import Codebook, KeyedMethod, Logged, costs, descend, drawn
 from errata.methods.codebook.spheres import Spheres
+from errata.methods.settings import setting
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.lm import Call
@@ -165,18 +166,22 @@ class MELO(KeyedMethod):
     paper: ClassVar[str] = "Yu et al. 2024, MELO, arXiv:2312.11795"
     stores: ClassVar[str] = "clusters of questions, and a LoRA for a few edits each; no weight changes"
     book: ClassVar[type[Codebook]] = MeloClusters
-    positive: ClassVar[tuple[str, ...]] = (*KeyedMethod.positive, "rank", "edits")
+    tags: ClassVar[Tags] = Tags(quick={"steps": 30})
 
-    layer: int | None = None  # of the clusters: 3/4 up, with two blocks above: 36 of 48 (paper: 35)
-    layers: tuple[int, ...] | None = None  # of the LoRA, above that: the next two (paper: 36 and 37), in a decoder too
-    targets: tuple[Literal["mlp_in", "mlp_out"], ...] = ("mlp_in",)  # paper, GPT-2 XL; T5: both
-    share: float = 1e-2  # of pairs of different texts, that look like the same question; measured here
-    rank: int = 2  # paper
-    edits: int = 4  # of a block; paper, GPT-2 XL
-    steps: int = 50  # paper
-    lr: float = 0.05  # of a size; paper: 1e-3 to 1e-2 outright
-    halve: int = 20  # paper: steps after which the rate is half of what it was
-    radius: float | None = None  # half the distance that `share` of pairs of texts fall short of; paper: 0.1 to 75
+    layer: int | None = setting(None, "of the clusters: 3/4 up, with two blocks above: 36 of 48 (paper: 35)")
+    layers: tuple[int, ...] | None = setting(
+        None, "of the LoRA, above that: the next two (paper: 36 and 37), in a decoder too"
+    )
+    targets: tuple[Literal["mlp_in", "mlp_out"], ...] = setting(("mlp_in",), "paper, GPT-2 XL; T5: both")
+    share: float = setting(1e-2, "of pairs of different texts, that look like the same question; measured here")
+    rank: int = setting(2, "paper", above=0)
+    edits: int = setting(4, "of a block; paper, GPT-2 XL", above=0)
+    steps: int = setting(50, "paper", above=0)
+    lr: float = setting(0.05, "of a size; paper: 1e-3 to 1e-2 outright", above=0)
+    halve: int = setting(20, "paper: steps after which the rate is half of what it was")
+    radius: float | None = setting(
+        None, "half the distance that `share` of pairs of texts fall short of; paper: 0.1 to 75"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

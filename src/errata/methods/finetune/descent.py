@@ -14,6 +14,7 @@ from torch import Tensor
 from errata.errors import BadInput
 from errata.methods.base import Method
 from errata.methods.losses import token_losses
+from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.passes import budgeted
 from errata.types import Edit
@@ -34,19 +35,20 @@ class Descent(Method):
     """
 
     family: ClassVar[str] = "fine-tuning"
-    positive: ClassVar[tuple[str, ...]] = (*Method.positive, "parts")
 
-    steps: int = 25  # ROME, appendix E.2
-    lr: float | None = None  # relative to the weights
-    stop: float = 1e-2  # ROME, released code: a batch below it makes no step, a round below it is the last
-    batch: int = 64  # ROME, released code: edits of a step
-    parts: int = 1  # steps of a round at least, with as many edits: smaller batches where the edits are few
-    objective: Literal["prompt_last", "target"] = "target"
-    end: bool = False  # whether the answer's end is learned too
-    shuffle: bool = False  # whether each round has an order of its own
-    smooth: float = 1.0  # OVERTONE's λ; 1: cross-entropy
-    floor: float = 0.0  # OVERTONE's ε
-    top_n: float = 1.0  # OVERTONE's n; value of top-nσ, arXiv:2411.07641
+    steps: int = setting(25, "ROME, appendix E.2", above=0)
+    lr: float | None = setting(None, "relative to the weights", above=0)
+    stop: float = setting(1e-2, "ROME, released code: a batch below it makes no step, a round below it is the last")
+    batch: int = setting(64, "ROME, released code: edits of a step", above=0)
+    parts: int = setting(
+        1, "steps of a round at least, with as many edits: smaller batches where the edits are few", above=0
+    )
+    objective: Literal["prompt_last", "target"] = setting("target")
+    end: bool = setting(False, "whether the answer's end is learned too")
+    shuffle: bool = setting(False, "whether each round has an order of its own")
+    smooth: float = setting(1.0, "OVERTONE's λ; 1: cross-entropy")
+    floor: float = setting(0.0, "OVERTONE's ε")
+    top_n: float = setting(1.0, "OVERTONE's n; value of top-nσ, arXiv:2411.07641")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,7 @@ from errata.errors import BadInput
 from errata.methods.base import State, cached_state
 from errata.methods.finetune.descent import Descent, Logits, Penalty
 from errata.methods.losses import token_losses
+from errata.methods.settings import setting
 from errata.methods.texts import pieces_of, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM
@@ -45,10 +46,12 @@ class FT(Descent):
     paper: ClassVar[str] = "Zhu et al. 2020, Modifying Memories in Transformer Models, arXiv:2012.00363"
     stores: ClassVar[str] = "a dense change of one down projection"
 
-    layer: int | None = None  # three quarters up: ROME's 21 of GPT-J's 28
-    lr: float | None = None  # 0.02 x root mean square of the weights (RATE); ROME's 5e-4 where that is 0.025
-    box: float | None = None  # L∞ radius around the old weights; None: free
-    objective: Literal["prompt_last", "target"] = "prompt_last"  # ROME, released code
+    layer: int | None = setting(None, "three quarters up: ROME's 21 of GPT-J's 28")
+    lr: float | None = setting(
+        None, "0.02 x root mean square of the weights (RATE); ROME's 5e-4 where that is 0.025", above=0
+    )
+    box: float | None = setting(None, "L∞ radius around the old weights; None: free")
+    objective: Literal["prompt_last", "target"] = setting("prompt_last", "ROME, released code")
 
     def default_layer(self, lm: HFLM) -> int:
         return 3 * lm.sites.depth // 4
@@ -121,7 +124,7 @@ class FTM(FT):
     name: ClassVar[str] = "ft-m"
     paper: ClassVar[str] = "Wang et al. 2023, EasyEdit, arXiv:2308.07269"
 
-    objective: Literal["prompt_last", "target"] = "target"  # EasyEdit
+    objective: Literal["prompt_last", "target"] = setting("target", "EasyEdit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +137,12 @@ class LocFTBF(FTM):
     name: ClassVar[str] = "locft-bf"
     paper: ClassVar[str] = "Yang et al. 2026, Fine-tuning Done Right in Model Editing, arXiv:2509.22072"
 
-    layer: int | None = None  # 11/16 of the depth: the paper's 22 of Llama 3's 32
-    steps: int = 25  # paper: epochs
-    batch: int = 100  # paper, for thousands of edits
-    parts: int = 5  # measured here: 100 edits in one step a round are not learned in 25
-    end: bool = True  # released code: the end-of-text token behind the answer
-    shuffle: bool = True  # paper
+    layer: int | None = setting(None, "11/16 of the depth: the paper's 22 of Llama 3's 32")
+    steps: int = setting(25, "paper: epochs", above=0)
+    batch: int = setting(100, "paper, for thousands of edits", above=0)
+    parts: int = setting(5, "measured here: 100 edits in one step a round are not learned in 25", above=0)
+    end: bool = setting(True, "released code: the end-of-text token behind the answer")
+    shuffle: bool = setting(True, "paper")
 
     def default_layer(self, lm: HFLM) -> int:
         return (22 * lm.sites.depth + 16) // 32
@@ -162,15 +165,15 @@ class EWC(FTM):
     # many are learned as without, and more of the rest stays; at 30,000 they are 82, and half of the questions fail.
     PER_TOKEN: ClassVar[float] = 3000.0
 
-    lam: float | None = None  # λ; 3000 over the mean length of a text in tokens (PER_TOKEN)
-    samples: int = 300  # texts at most that F is made of
+    lam: float | None = setting(None, "λ; 3000 over the mean length of a text in tokens (PER_TOKEN)")
+    samples: int = setting(300, "texts at most that F is made of")
 
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         """F of the edited layer: from texts, else the corpus that goes with the model, else its own samples."""
         lm.check()
         layer = self.resolve(lm, State({}, {"tokens": 1})).layer
         assert layer is not None
-        if data is None and lm.corpus is None:
+        if data is None and lm.resources.texts is None:
             log.warning("no texts given: F comes from %d texts sampled from the model itself", self.samples)
         texts = texts_of(lm, data, self.seed)
         pieces = [piece for piece in islice(pieces_of(lm, texts, None), self.samples) if len(piece) > 1]
@@ -215,10 +218,10 @@ class RecAdam(FTM):
     name: ClassVar[str] = "recadam"
     paper: ClassVar[str] = "Chen et al. 2020, Recall and Learn, arXiv:2004.12651"
 
-    steps: int = 50  # twice FT's: the first half is spent on recalling
-    pull: float = 0.1  # ηγ: the paper's 2e-5 × 5000
-    k: float | None = None  # 5 / t0: the paper's flattest rise, 0.05 × 100
-    t0: float | None = None  # a quarter of the rounds
+    steps: int = setting(50, "twice FT's: the first half is spent on recalling", above=0)
+    pull: float = setting(0.1, "ηγ: the paper's 2e-5 × 5000")
+    k: float | None = setting(None, "5 / t0: the paper's flattest rise, 0.05 × 100")
+    t0: float | None = setting(None, "a quarter of the rounds")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -254,7 +257,7 @@ class FLearning(FTM):
     name: ClassVar[str] = "f-learning"
     paper: ClassVar[str] = "Ni et al. 2024, Forgetting before Learning, arXiv:2311.08011"
 
-    rate: float = 0.3  # λ; measured here, the paper's value is not known to us
+    rate: float = setting(0.3, "λ; measured here, the paper's value is not known to us")
 
     def learn(
         self, lm: HFLM, logits: Logits, edits: Sequence[Edit], weights: Sequence[Tensor], penalty: Penalty | None

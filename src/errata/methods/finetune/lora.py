@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from errata.errors import BadInput
-from errata.methods.base import State
+from errata.methods.base import State, Tags
 from errata.methods.finetune.descent import Descent
+from errata.methods.settings import setting
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank, oriented
@@ -31,15 +32,15 @@ class LoRA(Descent):
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "Hu et al. 2021, LoRA, arXiv:2106.09685"
     stores: ClassVar[str] = "a low-rank change of each linear layer that is a target"
-    positive: ClassVar[tuple[str, ...]] = (*Descent.positive, "rank", "alpha")
+    tags: ClassVar[Tags] = Tags(quick={"steps": 15})
 
-    steps: int = 70  # EasyEdit: 30 to 70
-    lr: float | None = 5e-3  # EasyEdit
-    rank: int = 8  # EasyEdit
-    alpha: float = 32.0  # EasyEdit
-    dropout: float = 0.1  # EasyEdit: of what goes into A, while it is trained
-    layers: tuple[int, ...] | None = None  # all
-    targets: tuple[Literal["mlp_in", "mlp_out", "attn_out"], ...] = ("mlp_out",)  # linear layers of each block
+    steps: int = setting(70, "EasyEdit: 30 to 70", above=0)
+    lr: float | None = setting(5e-3, "EasyEdit", above=0)
+    rank: int = setting(8, "EasyEdit", above=0)
+    alpha: float = setting(32.0, "EasyEdit", above=0)
+    dropout: float = setting(0.1, "EasyEdit: of what goes into A, while it is trained")
+    layers: tuple[int, ...] | None = setting(None, "all")
+    targets: tuple[Literal["mlp_in", "mlp_out", "attn_out"], ...] = setting(("mlp_out",), "linear layers of each block")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,7 @@ from torch.nn.functional import gelu, relu
 
 from errata.errors import BadInput, Unsupported
 from errata.methods.base import Method, State
+from errata.methods.settings import setting
 from errata.methods.texts import openings, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM
@@ -284,13 +285,14 @@ class NeuronMethod(Method):
 
     family: ClassVar[str] = "added neurons"
     needs_prepare: ClassVar[bool] = True
-    positive: ClassVar[tuple[str, ...]] = (*Method.positive, "memory", "texts")
     part: ClassVar[type[Neurons]]
 
-    layer: int | None = None  # the last, as in both papers
-    act: Act = "relu"  # CaliNet's; T-Patcher's is the model's own. Where relu is negative nothing is added, bit for bit
-    memory: int = 8192  # hidden states that shall stay as they are; T-Patcher's paper: 40,000
-    texts: int = 4096  # openings of texts that they come from
+    layer: int | None = setting(None, "the last, as in both papers")
+    act: Act = setting(
+        "relu", "CaliNet's; T-Patcher's is the model's own. Where relu is negative nothing is added, bit for bit"
+    )
+    memory: int = setting(8192, "hidden states that shall stay as they are; T-Patcher's paper: 40,000", above=0)
+    texts: int = setting(4096, "openings of texts that they come from", above=0)
 
     @abstractmethod
     def _taught(self, lm: HFLM, old: Neurons, edits: Sequence[Edit], state: State) -> Neurons:

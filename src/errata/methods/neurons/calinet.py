@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from errata.methods.base import State
+from errata.methods.base import State, Tags
 from errata.methods.neurons.base import ACTS, Lesson, NeuronMethod, Neurons, Taught, latest
+from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.types import Edit
@@ -41,14 +42,14 @@ class CaliNet(NeuronMethod):
     paper: ClassVar[str] = "Dong et al. 2022, Calibrating Factual Knowledge in PLMs, arXiv:2210.03329"
     stores: ClassVar[str] = "a few slots, keys and values, beside the last MLP; no weight changes"
     part: ClassVar[type[Neurons]] = CalinetNeurons
-    positive: ClassVar[tuple[str, ...]] = (*NeuronMethod.positive, "slots")
+    tags: ClassVar[Tags] = Tags(quick={"steps": 30, "slots": 8, "contexts": 0, "texts": 40})
 
-    slots: int = 64  # of a call; paper: 64 for 100 facts
-    steps: int = 200  # at most; paper: 5,000, of all facts
-    lr: float = 0.02  # of a size; released code: Adafactor's 1e-2
-    stop: float = 0.05  # loss of a token below which it is left alone
-    contexts: int = 3  # sampled openers, as phrasings
-    keep: float = 1.0  # weight, for each token, of what the slots say in other texts (mean square); paper: 0
+    slots: int = setting(64, "of a call; paper: 64 for 100 facts", above=0)
+    steps: int = setting(200, "at most; paper: 5,000, of all facts", above=0)
+    lr: float = setting(0.02, "of a size; released code: Adafactor's 1e-2", above=0)
+    stop: float = setting(0.05, "loss of a token below which it is left alone")
+    contexts: int = setting(3, "sampled openers, as phrasings")
+    keep: float = setting(1.0, "weight, for each token, of what the slots say in other texts (mean square); paper: 0")
 
     def _taught(self, lm: HFLM, old: Neurons, edits: Sequence[Edit], state: State) -> Neurons:
         log = [

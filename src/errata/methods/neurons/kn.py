@@ -16,7 +16,8 @@ from torch import Tensor
 
 from errata.errors import BadInput, Unsupported
 from errata.locate.attribution import Neuron, attributions, down_projection, shared, strongest
-from errata.methods.base import Method, State, cached_state
+from errata.methods.base import Method, State, Tags, cached_state
+from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.model.passes import exact
@@ -73,20 +74,22 @@ class KN(Method):
     family: ClassVar[str] = "neuron attribution"
     paper: ClassVar[str] = "Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv:2104.08696"
     stores: ClassVar[str] = "changed columns of down projections"
-    positive: ClassVar[tuple[str, ...]] = ("points", "phrasings", "rounds")
+    tags: ClassVar[Tags] = Tags(quick={"phrasings": 1, "points": 5})
 
-    mode: Literal["update", "erase"] = "update"
-    points: int = 20  # experimental settings; at k/m of the activation, k = 1 … m
-    phrasings: int = 8  # at most, of one fact; the paper's data have some 9 on average
-    threshold: float = 0.2  # experimental settings: of the largest attribution in a phrasing
-    share: float = 0.7  # experimental settings: of the phrasings that must hold a neuron
-    least: int = 3  # released code: and at least so many of them
-    wanted: tuple[int, ...] = (2, 5)  # experimental settings: neurons of a fact, from and to; of more, the strongest
-    step: float = 0.05  # experimental settings: by which the share is moved until there are so many
-    rounds: int = 6  # released code
-    common: float = 0.1  # released code: neurons in more of a relation's facts (and in two) are left alone
-    subtract: float = 1.0  # updating facts, λ1
-    add: float = 8.0  # updating facts, λ2
+    mode: Literal["update", "erase"] = setting("update")
+    points: int = setting(20, "experimental settings; at k/m of the activation, k = 1 … m", above=0)
+    phrasings: int = setting(8, "at most, of one fact; the paper's data have some 9 on average", above=0)
+    threshold: float = setting(0.2, "experimental settings: of the largest attribution in a phrasing")
+    share: float = setting(0.7, "experimental settings: of the phrasings that must hold a neuron")
+    least: int = setting(3, "released code: and at least so many of them")
+    wanted: tuple[int, ...] = setting(
+        (2, 5), "experimental settings: neurons of a fact, from and to; of more, the strongest"
+    )
+    step: float = setting(0.05, "experimental settings: by which the share is moved until there are so many")
+    rounds: int = setting(6, "released code", above=0)
+    common: float = setting(0.1, "released code: neurons in more of a relation's facts (and in two) are left alone")
+    subtract: float = setting(1.0, "updating facts, λ1")
+    add: float = setting(8.0, "updating facts, λ2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,7 +107,7 @@ class KN(Method):
         paraphrases, with the subject taken out, belong together, and so do those of all cases that share one.
         """
         _check(lm)
-        cases = _cases(data if data is not None else lm.cases() if lm.cases else ())
+        cases = _cases(data if data is not None else lm.resources.cases() if lm.resources.cases else ())
         if not cases:
             return State()
         groups = templates_of(cases)

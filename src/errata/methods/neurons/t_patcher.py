@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.base import State
+from errata.methods.base import State, Tags
 from errata.methods.neurons.base import ACTS, Lesson, NeuronMethod, Neurons, Taught, latest
+from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.types import Edit
 
@@ -38,16 +39,16 @@ class TPatcher(NeuronMethod):
     paper: ClassVar[str] = "Huang et al. 2023, Transformer-Patcher, arXiv:2301.09785"
     stores: ClassVar[str] = "a neuron for each wrong token of an edit, beside the last MLP; no weight changes"
     part: ClassVar[type[Neurons]] = TPatcherNeurons
-    positive: ClassVar[tuple[str, ...]] = (*NeuronMethod.positive, "tokens")
+    tags: ClassVar[Tags] = Tags(quick={"steps": 60, "lr": 0.5, "texts": 40})
 
-    tokens: int = 5  # released code: neurons of an edit at most
-    steps: int = 400  # at most; released code: 2,000, of one edit
-    lr: float = 0.1  # of a size; released code: 1e-2 outright
-    smooth: float = 0.1  # released code
-    near: float = 10.0  # weight of the activation loss; paper: 1.0, with which paraphrases leave it silent
-    far: float = 10.0  # weight of the memory loss (released code, zsRE; FEVER: 5)
-    margin: float = 3.0  # released code: below 0, and below what the edit's own q gives
-    top: float = 0.025  # of the memory, where neurons are nearest to firing; released code: 1,000 of 40,000
+    tokens: int = setting(5, "released code: neurons of an edit at most", above=0)
+    steps: int = setting(400, "at most; released code: 2,000, of one edit", above=0)
+    lr: float = setting(0.1, "of a size; released code: 1e-2 outright", above=0)
+    smooth: float = setting(0.1, "released code")
+    near: float = setting(10.0, "weight of the activation loss; paper: 1.0, with which paraphrases leave it silent")
+    far: float = setting(10.0, "weight of the memory loss (released code, zsRE; FEVER: 5)")
+    margin: float = setting(3.0, "released code: below 0, and below what the edit's own q gives")
+    top: float = setting(0.025, "of the memory, where neurons are nearest to firing; released code: 1,000 of 40,000")
 
     def __post_init__(self) -> None:
         super().__post_init__()

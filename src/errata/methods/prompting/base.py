@@ -19,8 +19,9 @@ import numpy as np
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.base import Method, State
+from errata.methods.base import Method, State, Tags
 from errata.methods.prompting.retrieval import Index, default_encoder, index, named
+from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.model.tokens import Tokens, sentence
@@ -195,7 +196,7 @@ def fitting(tokens: Tokens | None, ahead: Sequence[str], text: str, room: int) -
 
 
 @dataclass(frozen=True, eq=False)
-class Teller:
+class Teller(LM):
     """A model that is told facts before it is asked."""
 
     part: Facts
@@ -231,9 +232,16 @@ class Teller:
         """Whether the model reads it all, with so many tokens left."""
         return self.tokens is None or self.tokens.limit is None or self.tokens.count(text) + room <= self.tokens.limit
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
-        room = max(ROOM, max_new_tokens)
-        return self.inner.generate([p for p, _ in self.told(prompts, room)], max_new_tokens, until_answer=until_answer)
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 32,
+        *,
+        until_answer: bool = False,
+        until: Sequence[str] = (),
+    ) -> list[str]:
+        told = [prompt for prompt, _ in self.told(prompts, max(ROOM, max_new_tokens))]
+        return self.inner.generate(told, max_new_tokens, until_answer=until_answer, until=until)
 
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
         return self.inner.score([p for p, _ in self.told(prompts)], targets)
@@ -258,8 +266,9 @@ class Prompting(Method):
     family: ClassVar[str] = "prompting"
     stores: ClassVar[str] = "the facts as text; no weight changes"
     part: ClassVar[type[Facts]] = FactPrompt
+    tags: ClassVar[Tags] = Tags(quick={"encoder": "tfidf"}, reads_context=True, runs_model=False)
 
-    encoder: str | None = None  # the sentence encoder where the extra `retrieval` is installed, else tfidf
+    encoder: str | None = setting(None, "the sentence encoder where the extra `retrieval` is installed, else tfidf")
 
     @abstractmethod
     def rule(self, lm: HFLM) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from errata.errors import BadInput
-from errata.methods.base import State
+from errata.methods.base import State, Tags
 from errata.methods.prompting.base import Example, Prompting
 from errata.methods.prompting.retrieval import default_encoder
+from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.tokens import sentence
 from errata.types import Case
@@ -45,20 +46,24 @@ class IKE(ICE):
     name: ClassVar[str] = "ike"
     stores: ClassVar[str] = "the facts and a pool of examples as text; no weight changes"
     needs_prepare: ClassVar[bool] = True
-    positive: ClassVar[tuple[str, ...]] = ("shown",)
+    tags: ClassVar[Tags] = Tags(quick={"encoder": "tfidf"}, reads_context=True, runs_model=False, prepares_with="cases")
 
-    shown: int = 32  # examples before each prompt: the paper's
-    fill: float = 0.5  # of what the model reads, that they may take (paper: 32 of 40 tokens each, in 2,048: 0.6)
+    shown: int = setting(32, "examples before each prompt: the paper's", above=0)
+    fill: float = setting(
+        0.5, "of what the model reads, that they may take (paper: 32 of 40 tokens each, in 2,048: 0.6)"
+    )
 
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         """The pool of examples: from the cases given, else those that go with the model. :class:`BadInput` for none."""
         lm.check()
-        if data is None and lm.cases is None:
-            raise BadInput(
-                f"ike's examples are made of cases, and none go with {lm.name or 'this model'}: "
-                "prepare(lm, errata.cases(...)); the method ice does without"
-            )
-        pool = [example for case in (data if data is not None else lm.cases()) for example in examples_of(case)]  # pyright: ignore[reportOptionalCall]
+        if data is None:
+            if lm.resources.cases is None:
+                raise BadInput(
+                    f"ike's examples are made of cases, and none go with {lm.name or 'this model'}: "
+                    "prepare(lm, errata.cases(...)); the method ice does without"
+                )
+            data = lm.resources.cases()
+        pool = [example for case in data for example in examples_of(case)]
         if missing := [kind for kind in RATIO if kind not in {example.kind for example in pool}]:
             raise BadInput(f"no case has what an example of kind {' or '.join(missing)} is made of; give other cases")
         info = {

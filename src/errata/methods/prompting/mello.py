@@ -21,6 +21,7 @@ from errata.answers import answer_of, begins_with_answer
 from errata.errors import Unsupported
 from errata.methods.prompting.base import Fact, Facts, Prompting, Teller, fitting
 from errata.methods.prompting.retrieval import named
+from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 
@@ -149,10 +150,18 @@ class Asker(Teller):
         taken_apart = run.last is not None or _last_line(run.text, SUBQUESTION) != _last_line(run.text, QUESTION)
         return RETRIEVED in said and SUBQUESTION in step and taken_apart
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 32,
+        *,
+        until_answer: bool = False,
+        until: Sequence[str] = (),
+    ) -> list[str]:
         runs = self.runs(prompts)
         rest = [i for i, run in enumerate(runs) if not run.led]
-        plain = super().generate([prompts[i] for i in rest], max_new_tokens, until_answer=until_answer) if rest else []
+        how: Any = {"until_answer": until_answer, "until": until}
+        plain = super().generate([prompts[i] for i in rest], max_new_tokens, **how) if rest else []
         said = dict(zip(rest, plain, strict=True))
         return [said.get(i, f" {run.answer}.\n") for i, run in enumerate(runs)]
 
@@ -186,12 +195,20 @@ class MeLLo(Prompting):
     name: ClassVar[str] = "mello"
     paper: ClassVar[str] = "Zhong et al. 2023, MQuAKE, arXiv:2305.14795"
     part: ClassVar[type[Facts]] = MelloLoop
-    positive: ClassVar[tuple[str, ...]] = ("rounds", "tokens")
 
-    rounds: int = 4  # sub-questions at most: the released code
-    tokens: int = 48  # for a sub-question and its answer
+    rounds: int = setting(4, "sub-questions at most: the released code", above=0)
+    tokens: int = setting(48, "for a sub-question and its answer", above=0)
 
     def rule(self, lm: HFLM) -> dict[str, Any]:
-        told: Mapping[str, Any] = {"told": lm.layout.get("told", "Fact: {fact}\n"), "layout": "{facts}{prompt}"}
+        told: Mapping[str, Any] = {
+            "told": lm.resources.templates.get("fact", "Fact: {fact}\n"),
+            "layout": "{facts}{prompt}",
+        }
         once = {"encoder": self.encoder, "most": 1, "near": -2.0, "named": 1.0}
-        return {**once, **told, "loop": lm.layout.get("loop", EXAMPLES), "rounds": self.rounds, "tokens": self.tokens}
+        return {
+            **once,
+            **told,
+            "loop": lm.resources.templates.get("loop", EXAMPLES),
+            "rounds": self.rounds,
+            "tokens": self.tokens,
+        }

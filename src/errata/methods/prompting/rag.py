@@ -12,7 +12,8 @@ from errata.errors import BadInput
 from errata.methods.base import State
 from errata.methods.prompting.base import Prompting
 from errata.methods.prompting.retrieval import default_encoder, index
-from errata.methods.texts import sampled_texts
+from errata.methods.settings import setting
+from errata.methods.texts import texts_of
 from errata.model.hf import HFLM
 from errata.types import Case
 
@@ -24,12 +25,13 @@ class Near(Prompting):
     """A fact is told where it is near: its subject is named, and its prompt is alike."""
 
     needs_prepare: ClassVar[bool] = True
-    positive: ClassVar[tuple[str, ...]] = ("most", "texts")
 
-    named: float = 1.0  # the share of the subject's words that a question must name; 0 where it may go by another name
-    near: float | None = None  # the least cosine of prompts: what `share` of pairs of different questions pass
-    share: float = 0.02  # of such pairs
-    texts: int = 512  # questions that are told apart
+    named: float = setting(
+        1.0, "the share of the subject's words that a question must name; 0 where it may go by another name"
+    )
+    near: float | None = setting(None, "the least cosine of prompts: what `share` of pairs of different questions pass")
+    share: float = setting(0.02, "of such pairs")
+    texts: int = setting(512, "questions that are told apart", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +47,7 @@ class Near(Prompting):
         lm.check()
         encoder = self.encoder or default_encoder()
         if data is None:
-            data = lm.cases() if lm.cases else lm.corpus() if lm.corpus else sampled_texts(lm, self.seed)
+            data = lm.resources.cases() if lm.resources.cases else texts_of(lm, None, self.seed)
         asked = tuple(dict.fromkeys(islice((q for q in map(_question, data) if q), self.texts)))
         if len(asked) < 2:
             raise BadInput("fewer than two different texts to tell questions apart by; give more")
@@ -85,10 +87,10 @@ class RAG(Near):
     name: ClassVar[str] = "rag"
     paper: ClassVar[str] = "Lewis et al. 2020, Retrieval-Augmented Generation, arXiv:2005.11401 (edits as documents)"
 
-    most: int = 4  # facts that are told at once
+    most: int = setting(4, "facts that are told at once", above=0)
 
     def rule(self, lm: HFLM) -> dict[str, Any]:
-        layout = {"told": lm.layout.get("told", "Fact: {fact}\n"), "layout": "{facts}{prompt}"}
+        layout = {"told": lm.resources.templates.get("fact", "Fact: {fact}\n"), "layout": "{facts}{prompt}"}
         return super().rule(lm) | layout | {"most": self.most}
 
 
@@ -98,8 +100,7 @@ class MemPrompt(Near):
 
     name: ClassVar[str] = "memprompt"
     paper: ClassVar[str] = "Madaan et al. 2022, Memory-assisted prompt editing, arXiv:2201.06009"
-    positive: ClassVar[tuple[str, ...]] = ("texts",)
 
     def rule(self, lm: HFLM) -> dict[str, Any]:
-        layout = lm.layout.get("reminded", "{prompt}\nclarification: {facts}\n{prompt}")
+        layout = lm.resources.templates.get("reminder", "{prompt}\nclarification: {facts}\n{prompt}")
         return super().rule(lm) | {"told": "{fact}", "layout": layout, "most": 1}

@@ -17,6 +17,7 @@ from torch import Tensor
 from errata.errors import BadInput
 from errata.methods.base import Method, State, close
 from errata.methods.losses import token_losses
+from errata.methods.settings import setting
 from errata.methods.texts import contexts_of, openings, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM
@@ -187,15 +188,17 @@ class SideMethod(Method):
     needs_prepare: ClassVar[bool] = True
     part: ClassVar[type[Side]]
 
-    layer: int | None = None  # 3/4 up: 21 of 28 (both papers: 21), 24 of 32 (both: 27)
-    contexts: int = 3  # texts before the prompt that it is trained behind; released codes: about 10
-    steps: int = 30
-    lr: float = 1.0  # both papers; of V
-    stop: float = 0.02  # loss of a token below which an edit is done; released code of MEMOIR
-    clip: float = 1.0  # length of a step's gradient, for each edit in it; released code of MEMOIR
-    decay: float = 1e-5  # both released codes
-    at: At = "last"  # which tokens of a prompt decide; papers: the mean, which tells paraphrases from others less well
-    texts: int = 512  # openings of texts that are no edits
+    layer: int | None = setting(None, "3/4 up: 21 of 28 (both papers: 21), 24 of 32 (both: 27)")
+    contexts: int = setting(3, "texts before the prompt that it is trained behind; released codes: about 10")
+    steps: int = setting(30, above=0)
+    lr: float = setting(1.0, "both papers; of V", above=0)
+    stop: float = setting(0.02, "loss of a token below which an edit is done; released code of MEMOIR")
+    clip: float = setting(1.0, "length of a step's gradient, for each edit in it; released code of MEMOIR")
+    decay: float = setting(1e-5, "both released codes")
+    at: At = setting(
+        "last", "which tokens of a prompt decide; papers: the mean, which tells paraphrases from others less well"
+    )
+    texts: int = setting(512, "openings of texts that are no edits")
 
     def __post_init__(self) -> None:
         super().__post_init__()

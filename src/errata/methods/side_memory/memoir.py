@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.base import State
+from errata.methods.base import State, Tags
+from errata.methods.settings import setting
 from errata.methods.side_memory.base import (
     Change,
     Known,
@@ -118,10 +119,15 @@ class MEMOIR(SideMethod):
     paper: ClassVar[str] = "Wang et al. 2025, MEMOIR, arXiv:2506.07899"
     stores: ClassVar[str] = "a change of one matrix, kept apart, and a mask of its columns for each edit"
     part: ClassVar[type[Side]] = MemoirMemory
+    tags: ClassVar[Tags] = Tags(quick={"contexts": 1})
 
-    k: int | None = None  # columns of a mask: a quarter, 4,096 of GPT-J's 16,384 (paper; and of Llama 3's 14,336)
-    threshold: float | None = None  # τ: an overlap that `share` of pairs of texts pass; paper: 0.40, 0.46 for GPT-J
-    share: float = 5e-3  # of pairs of different texts, that look like the same question; measured here
+    k: int | None = setting(
+        None, "columns of a mask: a quarter, 4,096 of GPT-J's 16,384 (paper; and of Llama 3's 14,336)"
+    )
+    threshold: float | None = setting(
+        None, "τ: an overlap that `share` of pairs of texts pass; paper: 0.40, 0.46 for GPT-J"
+    )
+    share: float = setting(5e-3, "of pairs of different texts, that look like the same question; measured here")
 
     def __post_init__(self) -> None:
         super().__post_init__()

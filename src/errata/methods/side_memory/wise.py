@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.base import State
+from errata.methods.base import State, Tags
+from errata.methods.settings import setting
 from errata.methods.side_memory.base import Change, Known, Side, SideMethod, dense, inputs, of_prompts, sparse
 from errata.model.hf import HFLM
 from errata.model.lm import Call
@@ -136,22 +137,30 @@ class WISE(SideMethod):
     paper: ClassVar[str] = "Wang et al. 2024, WISE, arXiv:2405.14768"
     stores: ClassVar[str] = "a sparse change of one matrix, kept apart, for each shard of edits"
     part: ClassVar[type[Side]] = WiseMemory
-    positive: ClassVar[tuple[str, ...]] = (*SideMethod.positive, "shard", "merge", "mask", "density")
+    tags: ClassVar[Tags] = Tags(quick={"contexts": 1, "shard": 500})
 
-    steps: int = 50  # paper: 40 to 70
+    steps: int = setting(50, "paper: 40 to 70", above=0)
     # distances in units of what the layer says; paper: 5, 20 and 10 outright, here in the same proportion
-    alpha: float = 0.75  # d of what is not edited, at most
-    beta: float = 3.0  # d of what is edited, at least
-    gamma: float = 1.5  # d of what is edited less d of what is not, at least
-    ratio: float = 0.98  # of an edit's smallest d, which a prompt must pass; paper: 0.8 to 0.88, here too little
-    texts: int = 1024  # openings of texts, to tell edits from others by
-    mask: float = 0.2  # of a matrix's entries that a shard may change; paper
-    shard: int | None = None  # edits in a shard: d_ff / 22; released code: 500, in Llama 2 with 11,008
-    merge: int = 10  # shards that are merged into one memory; released code: 2, which here costs locality
-    density: float = 0.53  # TIES's; paper
-    retrieve: bool = True  # merged memories stay apart, each with its threshold; released code, for Llama 2
-    replay: int = 50  # earlier edits of the shard that are learned again; all keep their distance (as in appendix B.3)
-    others: int = 8  # prompts of each edit about other subjects, and of others about its, that are not edited
+    alpha: float = setting(0.75, "d of what is not edited, at most")
+    beta: float = setting(3.0, "d of what is edited, at least")
+    gamma: float = setting(1.5, "d of what is edited less d of what is not, at least")
+    ratio: float = setting(
+        0.98, "of an edit's smallest d, which a prompt must pass; paper: 0.8 to 0.88, here too little"
+    )
+    texts: int = setting(1024, "openings of texts, to tell edits from others by")
+    mask: float = setting(0.2, "of a matrix's entries that a shard may change; paper", above=0)
+    shard: int | None = setting(
+        None, "edits in a shard: d_ff / 22; released code: 500, in Llama 2 with 11,008", above=0
+    )
+    merge: int = setting(
+        10, "shards that are merged into one memory; released code: 2, which here costs locality", above=0
+    )
+    density: float = setting(0.53, "TIES's; paper", above=0)
+    retrieve: bool = setting(True, "merged memories stay apart, each with its threshold; released code, for Llama 2")
+    replay: int = setting(
+        50, "earlier edits of the shard that are learned again; all keep their distance (as in appendix B.3)"
+    )
+    others: int = setting(8, "prompts of each edit about other subjects, and of others about its, that are not edited")
 
     def __post_init__(self) -> None:
         super().__post_init__()

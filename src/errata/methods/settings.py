@@ -1,0 +1,114 @@
+"""Hyper-parameters: how a method's class declares them, and how a value, given or typed, is checked (pydantic).
+
+steps: int = setting(25, "ROME, appendix E.2", key="v_num_grad_steps", above=0)
+"""
+
+from collections.abc import Mapping
+from dataclasses import Field, field, fields
+from functools import cache
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import pydantic
+
+from errata.errors import BadInput, unknown
+
+if TYPE_CHECKING:
+    from errata.methods.base import Method
+
+
+def setting(
+    default: Any,
+    note: str = "",
+    *,
+    key: str = "",
+    above: float | None = None,
+    least: float = 0,
+    most: float | None = None,
+) -> Any:
+    """The dataclass field of a hyper-parameter.
+
+    ``note`` says where the default comes from (paper and section) and what it is; ``key`` is its name in the released
+    code or in EasyEdit. Numbers are at least ``least`` (0 where nothing is said) or, with ``above``, greater than that,
+    and at most ``most``.
+    """
+    return field(default=default, metadata={"note": note, "key": key, "above": above, "least": least, "most": most})
+
+
+def notes(cls: "type[Method]") -> dict[str, str]:
+    """Setting -> its note, with its name in the released code where that is another."""
+    return {f.name: "; ".join(filter(None, (f.metadata.get("note"), _key(f)))) for f in fields(cls)}
+
+
+def _key(f: "Field[Any]") -> str:
+    return f"`{f.metadata['key']}` in the released code" if f.metadata.get("key") else ""
+
+
+def checked(cls: "type[Method]", name: str, value: Any, *, typed: bool = False) -> Any:
+    """A setting's value as its type; ``typed`` reads it from text. Raises :class:`BadInput`."""
+    hint = get_type_hints(cls)[name]
+    if typed and value.strip() in ("None", "none", "") and type(None) in get_args(hint):
+        return None
+    given = value
+    if any(get_origin(option) is tuple for option in (hint, *get_args(hint))):
+        if typed:
+            given = tuple(filter(None, (item.strip() for item in value.strip("()[] ").split(","))))
+        elif isinstance(value, list):  # as JSON and TOML have it
+            given = tuple(value)
+    try:
+        return _adapters(cls)[name].validate_python(given, strict=not typed)
+    except pydantic.ValidationError as error:
+        raise BadInput(f"{cls.name}'s {name} {_wanted(error, hint)}; found {type(value).__name__} {value!r}") from error
+
+
+def from_text(cls: "type[Method]", settings: Mapping[str, str]) -> dict[str, Any]:
+    """Settings typed as ``name=value``, as the method's types. Raises :class:`BadInput` or ``UnknownName``."""
+    names = [f.name for f in fields(cls)]
+    for name in settings:
+        if name not in names:
+            raise unknown(f"setting of {cls.name}", name, names)
+    return {name: checked(cls, name, value, typed=True) for name, value in settings.items()}
+
+
+@cache
+def _adapters(cls: "type[Method]") -> dict[str, "pydantic.TypeAdapter[Any]"]:
+    hints = get_type_hints(cls)
+    return {f.name: pydantic.TypeAdapter(_bounded(hints[f.name], _range(cls, f.name))) for f in fields(cls)}
+
+
+def _range(cls: "type[Method]", name: str) -> dict[str, Any]:
+    """The bounds of a setting: a sub-class that restates only its default keeps them."""
+    bounds: dict[str, Any] = {"least": 0}
+    for base in reversed(cls.__mro__):
+        own = base.__dict__.get("__dataclass_fields__", {}).get(name)
+        bounds |= own.metadata if own is not None else {}
+    lower = {"ge": bounds["least"]} if bounds.get("above") is None else {"gt": bounds["above"]}
+    return lower | ({} if bounds.get("most") is None else {"le": bounds["most"]})
+
+
+def _bounded(hint: Any, bounds: dict[str, Any]) -> Any:
+    if hint is int:
+        return Annotated[int, pydantic.Field(**bounds)]
+    if hint is float:
+        return Annotated[float, pydantic.Field(allow_inf_nan=False, **bounds)]
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(_bounded(option, bounds) for option in get_args(hint))]  # noqa: UP007
+    return hint
+
+
+BOUNDS = {
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than_equal": "must be {le:g} or less",
+    "finite_number": "must be a finite number",
+}
+
+
+def _wanted(error: pydantic.ValidationError, hint: Any) -> str:
+    """What was expected, in words: a bound where one is crossed, the choices, else the type."""
+    for line in error.errors():
+        if line["type"] in BOUNDS:
+            return BOUNDS[line["type"]].format(**line.get("ctx", {}))
+        if line["type"] == "literal_error":
+            return f"is one of {line['ctx']['expected']}" if "ctx" in line else "is one of a few words"
+    return f"is of type {getattr(hint, '__name__', None) if isinstance(hint, type) else hint}"
