@@ -89,7 +89,50 @@ def tiny_model(name: str, dtype: torch.dtype) -> Any:
 
 def tiny_lm(name: str, dtype: torch.dtype = torch.float32) -> HFLM:
     """A fresh HFLM around a shared tiny model: tests must leave the weights as they were."""
+    if name.endswith(SENTENCEPIECE):
+        return HFLM(sentencepiece_model(name, dtype), sentencepiece(), name=f"tiny {name}")
     return HFLM(tiny_model(name, dtype), tokenizer(), name=f"tiny {name}")
+
+
+# A tokenizer as Llama 2's and Mistral's: `tiny_lm("llama sentencepiece")` is the tiny Llama that reads with it.
+
+SENTENCEPIECE = " sentencepiece"
+
+
+@cache
+def sentencepiece() -> Any:
+    """BPE over texts with ▁ for spaces, bytes where a character is unknown, and a token in front of every text."""
+    import json
+
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    spaces = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = spaces
+    learner.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=120, show_progress=False))
+    learned = json.loads(learner.to_str())["model"]
+    special = ["<s>", "</s>", "<pad>", "<unk>"]  # ids 0, 1, 2 as in tiny.SHARED
+    pieces = sorted(learned["vocab"], key=learned["vocab"].get)
+    vocab = {piece: i for i, piece in enumerate([*special, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces])}
+    merges = [tuple(merge) for merge in learned["merges"]]
+    core = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    core.pre_tokenizer = spaces
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+@cache
+def sentencepiece_model(name: str, dtype: torch.dtype) -> Any:
+    return build(name.removesuffix(SENTENCEPIECE), vocab_size=len(sentencepiece())).to(dtype)
 
 
 @pytest.fixture(scope="session", autouse=True)
