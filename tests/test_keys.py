@@ -1,0 +1,293 @@
+"""Keys of subjects, what is kept of them, and λ: worked by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import EDITS, TEXTS, tiny_lm, tokenizer
+from plain import Plain
+from tiny import SHARED
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from errata.lm import HFLM
+from errata.methods import _keys, _solve, _targets, method
+from errata.methods.base import State
+from errata.passes import Place
+from errata.sites import Sites
+from errata.types import Edit
+
+CONTEXTS = ["", "The king was in Rome. ", "Paris is a town by night. ", "Bob lives in Oslo and in New York. "]
+
+
+# Mean keys -----------------------------------------------------------------------------------------
+
+
+def keys_by_hand(plain: Plain, edit: Edit, path: str, side: str) -> list[Tensor]:
+    return [plain.at_subject(context + edit.prompt, edit.subject, path, side) for context in CONTEXTS]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("by_type", [False, True])
+def test_the_mean_key_weighs_the_empty_context(by_type: bool, architecture: str) -> None:
+    """By type: half for the empty context, the other half for all the others; else each weighs alike."""
+    lm = tiny_lm(architecture)
+    plain = Plain(lm.model, tokenizer(), architecture)
+    sites = [(plain.down(1), "in"), (plain.down(2), "out")]
+    block = (plain.block(3), "out")
+    found = _keys.at_subjects(lm, EDITS, CONTEXTS, sites, bare=[block], by_type=by_type)
+    weights = [1 / 2, 1 / 6, 1 / 6, 1 / 6] if by_type else [1 / 4] * 4
+    for i, edit in enumerate(EDITS):
+        for site in sites:
+            keys = keys_by_hand(plain, edit, *site)
+            assert torch.allclose(found[site].bare[i], keys[0], atol=1e-5)
+            expected = sum(weight * key for weight, key in zip(weights, keys))
+            assert torch.allclose(found[site].mean[i], expected, atol=1e-5)
+        alone = plain.at_subject(edit.prompt, edit.subject, *block)
+        assert torch.allclose(found[block].bare[i], alone, atol=1e-5)
+        assert torch.equal(found[block].mean[i], found[block].bare[i])  # read in the bare prompt alone
+
+
+@pytest.mark.parametrize("by_type", [False, True])
+def test_without_other_contexts_the_mean_is_the_bare_key(by_type: bool) -> None:
+    lm = tiny_lm("gpt2")
+    site = (lm.sites.mlp_out[1], "in")
+    seen = _keys.at_subjects(lm, EDITS, [""], [site], by_type=by_type)[site]
+    assert torch.equal(seen.mean, seen.bare) and len(seen.bare) == len(EDITS)
+
+
+def test_keys_are_read_some_facts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("gpt2")
+    site = (lm.sites.mlp_out[1], "in")
+    together = _keys.at_subjects(lm, EDITS, CONTEXTS, [site], by_type=True)[site]
+    monkeypatch.setattr(_keys, "CHUNK", 2)
+    apart = _keys.at_subjects(lm, EDITS, CONTEXTS, [site], by_type=True)[site]
+    assert torch.allclose(together.bare, apart.bare, atol=1e-6)
+    assert torch.allclose(together.mean, apart.mean, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "by_type"), [("memit", True), ("pmet", True), ("alphaedit", True), ("r-rome", False)])
+def test_methods_weigh_contexts_as_their_released_code(name: str, by_type: bool) -> None:
+    assert method(name).by_type is by_type  # pyright: ignore
+
+
+def test_contexts_are_the_empty_one_and_first_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("gpt2")
+    texts = ["Rome is old. Oslo is", "Ann went\n by  night", "Who was it?", "Lima."]
+    asked: list[Any] = []
+
+    def sample(prompts: list[str], length: int, *, seed: int) -> list[str]:
+        asked.append((prompts, length, seed))
+        return texts
+
+    monkeypatch.setattr(lm, "sample", sample)
+    monkeypatch.setattr(lm.tokens, "decode", lambda text: text)
+    expected = ["", "Rome is old. ", "Ann went by night. ", "Who was it? ", "Lima. "]
+    assert _keys.contexts_of(lm, 4, 7) == expected
+    assert asked == [([""] * 4, 24, 7)]
+    assert _keys.contexts_of(lm, 0, 7) == [""] and len(asked) == 1
+
+
+# What is said of the subject -----------------------------------------------------------------------
+
+
+def settings_of(lm: HFLM, **settings: Any) -> Any:
+    made: Any = method("memit", contexts=0, **settings)
+    return made.resolve(lm, made.prepare(lm, TEXTS))
+
+
+def sampling(lm: HFLM, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Makes ``lm.sample`` give these continuations; what it was asked for is in the list that comes back."""
+    asked: list[Any] = []
+
+    def sample(prompts: list[str], length: int, *, seed: int) -> list[list[int]]:
+        asked.append((list(prompts), length, seed))
+        return [lm.tokens._plain(text) for text in texts]
+
+    monkeypatch.setattr(lm, "sample", sample)
+    return asked
+
+
+def test_preserve_leaves_out_continuations_with_the_old_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    settings = settings_of(lm, preserve=3.0, preserve_samples=4, preserve_tokens=5, seed=11)
+    edit = Edit("Ann Lee was born in", "Ann Lee", "Oslo", "Rome")
+    texts = [" lives in New York", " was born in Rome", "", " is the mayor of ROME", " went by night"]
+    asked = sampling(lm, texts, monkeypatch)
+    rows = _targets.rows_of(lm, edit, [""], settings)
+    assert asked == [(["Ann Lee"] * 4, 5, 11)]
+    subject = lm.tokens.prompt("Ann Lee")
+    kept = [lm.tokens._plain(text) for text in (texts[0], texts[4])]
+    assert rows.ids[2:] == [subject + ids[:-1] for ids in kept]  # behind the prompt's row and that of "{} is a"
+    assert rows.at[2:] == [len(subject) - 1] * 2
+    assert rows.columns[2:] == [list(range(len(ids))) for ids in kept]
+    n, m = map(len, kept)
+    assert rows.targets[-n - m :] == [-1] * (n + m)
+    assert rows.weights[-n - m :] == pytest.approx([3.0 / 2 / n] * n + [3.0 / 2 / m] * m)
+    assert rows.forward == [False] * (len(rows.forward) - n - m) + [True] * (n + m)
+
+
+def test_preserve_asks_the_model_for_an_old_answer_that_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    settings = settings_of(lm, preserve=1.0)
+    sampling(lm, [" was born in Lima", " lives in Paris"], monkeypatch)
+    monkeypatch.setattr(lm, "generate", lambda prompts, n, until_answer: [" Lima.\n"])
+    rows = _targets.rows_of(lm, Edit("Ann Lee was born in", "Ann Lee", "Oslo"), [""], settings)
+    assert rows.ids[2:] == [lm.tokens.prompt("Ann Lee") + lm.tokens._plain(" lives in Paris")[:-1]]
+
+
+def test_preserve_keeps_what_the_model_says_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """weight x the mean over continuations, and over their tokens, of KL(P ‖ P_δ)."""
+    lm = tiny_lm("gpt2", torch.float64)
+    plain = Plain(lm.model, tokenizer(), "gpt2")
+    edit, texts = EDITS[0], [" lives in New York", " went by night to Paris"]
+    sampling(lm, texts, monkeypatch)
+    delta = torch.randn(1, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    losses: list[float] = []
+    for preserve in (0.0, 3.0):
+        settings = settings_of(lm, preserve=preserve)
+        search = _targets._Search(lm, [_targets.rows_of(lm, edit, [""], settings)], Place(1), settings, False)
+        search.losses(torch.zeros(1, 32, dtype=torch.float64), torch.ones(1))
+        losses.append(search.losses(delta, torch.ones(1)).item())
+    column, expected = len(plain.ids("Ann Lee")) - 1, 0.0
+    for text in texts:
+        ids = plain.ids("Ann Lee" + text)
+        was, now = (
+            plain.logits(ids[:-1], moved)[column:].log_softmax(-1)
+            for moved in ([], [(plain.block(1), column, delta[0])])
+        )
+        expected += 3.0 / 2 * (was.exp() * (was - now)).sum(-1).mean().item()
+    assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_essence_is_kept_backward_and_each_fact_has_its_own_terms() -> None:
+    """−log P of the answer, kl x KL(P_δ ‖ P) behind "{} is a" and decay x ‖δ‖ / ‖v‖², for each of two facts."""
+    lm = tiny_lm("gpt2", torch.float64)
+    plain = Plain(lm.model, tokenizer(), "gpt2")
+    settings = replace(settings_of(lm), kl=0.5, decay=0.25)
+    edits, contexts = EDITS[1:], ["", "Rome is old. "]
+    rows = [_targets.rows_of(lm, edit, contexts, settings) for edit in edits]
+    search = _targets._Search(lm, rows, Place(2), settings, False)
+    search.losses(torch.zeros(2, 32, dtype=torch.float64), torch.ones(2))
+    delta = torch.randn(2, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    lengths = torch.tensor([2.0, 3.0], dtype=torch.float64)
+    found = search.losses(delta, lengths)
+    for edit, d, length, loss in zip(edits, delta, lengths, found):
+        expected = 0.25 * d.norm() / length**2
+        for context in contexts:
+            prompt = context + edit.prompt
+            ids, target = plain.ids(prompt), plain.target(prompt, edit.target_new)
+            at = [(plain.block(2), plain.subject_column(prompt, edit.subject), d)]
+            logp = plain.logits([*ids, *target[:-1]], at)[len(ids) - 1 :].log_softmax(-1)
+            expected = expected - logp[range(len(target)), target].mean() / 2
+        essence = f"{edit.subject} is a"
+        at = [(plain.block(2), plain.subject_column(essence, edit.subject), d)]
+        was, now = (plain.logits(plain.ids(essence), moved)[-1].log_softmax(-1) for moved in ([], at))
+        expected = expected + 0.5 * (now.exp() * (now - was)).sum()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+# λ and layers on the papers' models ----------------------------------------------------------------
+
+PAPERS = {
+    "GPT-J": ("gptj", {"n_layer": 28, "n_embd": 4096, "n_head": 16, "rotary_dim": 64}),
+    "GPT-2 XL": ("gpt2", {"n_layer": 48, "n_embd": 1600, "n_head": 25}),
+}
+
+
+def shape_of(paper_model: str) -> tuple[HFLM, State]:
+    """The model in its own shape, with no numbers in it, and a state that knows lengths of 1."""
+    kind, sizes = PAPERS[paper_model]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    small = tiny_lm_sites(kind)
+    depth = sizes["n_layer"]
+
+    def all_layers(path: str) -> tuple[str, ...]:
+        return tuple(path.replace(".0.", f".{i}.") if ".0." in path else path[:-1] + str(i) for i in range(depth))
+
+    sites = replace(
+        small,
+        layer=all_layers(small.layer[0]),
+        mlp_in=tuple((path,) for path in all_layers(small.mlp_in[0][0])),
+        mlp_out=all_layers(small.mlp_out[0]),
+        attn_out=all_layers(small.attn_out[0]),
+        gain=(1.0,) * depth,
+    )
+    norms = dict.fromkeys((*sites.layer, *sites.mlp_out), 1.0)
+    state = State({}, {"layers": list(range(depth)), "norms": norms})
+    return HFLM(model, tokenizer(), sites=sites), state
+
+
+def tiny_lm_sites(kind: str) -> Sites:
+    return tiny_lm(kind).sites
+
+
+@pytest.mark.parametrize(
+    ("name", "paper_model", "published", "layers"),
+    [
+        ("memit", "GPT-J", 15_000, (3, 4, 5, 6, 7, 8)),
+        ("memit", "GPT-2 XL", 20_000 / 3.4, (13, 14, 15, 16, 17)),  # it says why: in units of d_ff they differ
+        ("pmet", "GPT-J", 6_000, (3, 4, 5, 6, 7, 8)),
+        ("alphaedit", "GPT-J", 15_000, (3, 4, 5, 6, 7, 8)),  # MEMIT's, as P is brought to C⁻¹'s scale
+        ("emmet", "GPT-J", 0.1, (5,)),
+        ("emmet", "GPT-2 XL", 0.1, (17,)),
+        ("rome", "GPT-2 XL", 0.0, (17,)),
+    ],
+)
+def test_lambda_and_layers_are_the_papers(
+    name: str, paper_model: str, published: float, layers: tuple[int, ...]
+) -> None:
+    lm, state = shape_of(paper_model)
+    made: Any = method(name)
+    resolved = made.resolve(lm, state)
+    assert resolved.lam == pytest.approx(published, rel=0.02)
+    assert resolved.layers == layers
+
+
+@pytest.mark.parametrize(("name", "rate"), [("memit", 0.19), ("pmet", 0.076), ("alphaedit", 0.19), ("rome", 0.4)])
+def test_a_step_moves_a_share_of_the_hidden_states_length(name: str, rate: float) -> None:
+    """Adam moves every coordinate by the learning rate at first: √d of them are ``rate`` of a length of 1."""
+    lm, state = shape_of("GPT-2 XL")
+    made: Any = method(name)
+    assert made.resolve(lm, state).lr == pytest.approx(rate / 40)  # √1600
+
+
+def test_settings_that_are_given_stay() -> None:
+    lm, state = shape_of("GPT-J")
+    made: Any = method("memit", lam=7.0, lr=0.5, layers=(2, 3))
+    resolved = made.resolve(lm, state)
+    assert (resolved.lam, resolved.lr, resolved.layers) == (7.0, 0.5, (2, 3))
+
+
+@pytest.mark.parametrize("dimensions", [4, 16])
+def test_lambda_of_the_null_space_is_in_the_units_of_the_inverses(dimensions: int) -> None:
+    """E[kᵀ M k] over the keys of C is the keys' width, be M C⁻¹ or AlphaEdit's projector."""
+    g = torch.Generator().manual_seed(0)
+    keys = torch.randn(dimensions, 200, generator=g, dtype=torch.float64) * torch.arange(1, dimensions + 1)[:, None]
+    c = keys @ keys.T / 200
+    for made in (method("memit", ridge=0.0), method("alphaedit", cut=0.5)):
+        metric: Tensor = made.metric(c)  # pyright: ignore
+        mean = torch.einsum("fn,fg,gn->n", keys, metric, keys).mean()
+        assert mean.item() == pytest.approx(dimensions, rel=1e-6)
+
+
+def test_the_ridge_is_a_share_of_the_mean_eigenvalue() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 20, generator=g, dtype=torch.float64)
+    c = x @ x.T
+    expected = torch.linalg.inv(c + 0.1 * torch.linalg.eigvalsh(c).mean() * torch.eye(6))
+    assert torch.allclose(_solve.inverse_of(c, 0.1), expected, atol=1e-10)
+
+
+def test_a_second_moment_that_rounding_made_indefinite_still_has_an_inverse() -> None:
+    c = torch.diag(torch.tensor([1.0, 1.0, -1e-7]))
+    inverse = _solve.inverse_of(c)
+    assert torch.linalg.eigvalsh(inverse).min() > 0
+    assert torch.allclose(inverse.diagonal()[:2], torch.ones(2).double(), atol=1e-5)
+
+
+def test_the_sizes_of_the_tiny_models_are_not_the_papers() -> None:
+    lm = tiny_lm("gpt2")
+    assert settings_of(lm).lam == pytest.approx(0.92 * SHARED["intermediate_size"])
