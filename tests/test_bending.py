@@ -1,0 +1,193 @@
+"""Models that bend the rules of the suffix pass are edited with full passes, and that is said."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from conftest import EDITS, TEXTS, same_weights, tokenizer, weights
+from plain import Plain
+from tiny import build
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from errata import hooks, passes
+from errata.lm import HFLM
+from errata.methods import _keys, _targets, method
+from errata.passes import FullPass, Place, SuffixPass, agree
+from errata.types import Edit
+
+CONTEXTS = ["", "The king. ", "Paris by night. "]  # too short to be run once for many rows
+WARNING = "full passes are used"
+
+
+class RunningMean(nn.Module):
+    """An MLP that also sees the mean of the tokens so far: those of this pass, not what is in a cache."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.c_fc, self.act, self.c_proj, self.dropout = mlp.c_fc, mlp.act, mlp.c_proj, mlp.dropout
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        count = torch.arange(1, hidden.shape[1] + 1, dtype=hidden.dtype)[None, :, None]
+        mixed = hidden.cumsum(1) / count
+        return self.dropout(self.c_proj(self.act(self.c_fc(hidden)))) + mixed
+
+
+class CountsForItself(GPT2LMHeadModel):
+    """Takes no positions: a token's is its column, padding on the left included."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: Any = None, attention_mask: Any = None, past_key_values: Any = None, use_cache: Any = None
+    ) -> Any:
+        return super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache
+        )
+
+
+def bending(kind: str) -> HFLM:
+    """A tiny GPT-2, float64, whose suffix pass is wrong."""
+    model: Any = build("gpt2", vocab_size=320).double()
+    if kind == "running mean":
+        model.transformer.h[3].mlp = RunningMean(model.transformer.h[3].mlp)
+    else:
+        model.__class__ = CountsForItself
+    sites = HFLM(build("gpt2", vocab_size=320), tokenizer()).sites
+    return HFLM(model, tokenizer(), sites=sites, name=f"GPT-2 with {kind}")
+
+
+BENDING = ["running mean", "positions of its own"]
+
+
+def asked(lm: HFLM) -> tuple[list[list[int]], list[int], list[list[int]]]:
+    """Rows with subjects at different columns, and what comes behind."""
+    rows = [lm.tokens.prompt(context + edit.prompt) for edit in EDITS for context in CONTEXTS]
+    at = [lm.tokens.last_of_subject(context + edit.prompt, edit.subject) for edit in EDITS for context in CONTEXTS]
+    return rows, at, [[len(row) - 1 - a] for row, a in zip(rows, at, strict=True)]
+
+
+@pytest.mark.parametrize("kind", BENDING)
+def test_the_suffix_pass_is_wrong_there(kind: str) -> None:
+    """Else the other tests show nothing."""
+    lm = bending(kind)
+    rows, at, columns = asked(lm)
+    fast, full = (kind(lm.model, lm.sites, rows, at, Place(1), lm.tokens.fill) for kind in (SuffixPass, FullPass))
+    with torch.no_grad():
+        assert not agree(fast.logits(None, columns), full.logits(None, columns))
+
+
+@pytest.mark.parametrize("kind", BENDING)
+def test_the_full_pass_is_taken_from_the_first_time_on_and_said_once(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = bending(kind)
+    rows, at, columns = asked(lm)
+    with caplog.at_level(logging.WARNING, "errata"):
+        first, second = (lm.moving(rows, at, Place(1), columns) for _ in range(2))
+    assert isinstance(first, FullPass) and isinstance(second, FullPass)
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 1 and WARNING in warnings[0] and lm.name in warnings[0]
+    plain = Plain(lm.model, tokenizer(), "gpt2")
+    delta = torch.randn(len(rows), 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        found = first.logits(delta, columns)
+        for row, a, (column,), d, logits in zip(rows, at, columns, delta, found, strict=True):
+            expected = plain.logits(row, [("transformer.h.1", a, d)])[a + column]
+            assert torch.allclose(logits, expected, atol=1e-9)
+
+
+def test_a_model_that_keeps_the_rules_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    lm = HFLM(build("gpt2", vocab_size=320), tokenizer())
+    rows, at, columns = asked(lm)
+    with caplog.at_level(logging.WARNING, "errata"):
+        assert isinstance(lm.moving(rows, at, Place(1), columns), SuffixPass)
+    assert not caplog.records
+
+
+def test_each_place_is_held_against_the_full_pass_for_itself_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = HFLM(build("gpt2", vocab_size=320), tokenizer())
+    rows, at, columns = asked(lm)
+    answers = iter([False, True])
+    monkeypatch.setattr(passes, "agree", lambda fast, full: next(answers))
+    expected = {Place(1): FullPass, Place(2): SuffixPass}
+    for _ in range(2):
+        for place, kind in expected.items():
+            assert isinstance(lm.moving(rows, at, place, columns), kind)
+
+
+@pytest.mark.parametrize("kind", BENDING)
+def test_targets_are_those_of_full_passes(kind: str) -> None:
+    lm = bending(kind)
+    made: Any = method("memit", contexts=0, steps=6, lr=0.3, layers=(1,))
+    settings = made.resolve(lm, made.prepare(lm, TEXTS))
+    limits, units = torch.full((3,), 9.0), torch.full((3,), 5.0)
+    found, expected = (
+        _targets.find_deltas(lm, EDITS, Place(1), CONTEXTS, settings, limits, units, plain=plain)
+        for plain in (False, True)
+    )
+    assert expected.delta.norm(dim=-1).min() > 0.1
+    assert torch.allclose(found.delta, expected.delta, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["memit", "pmet", "r-rome"])
+@pytest.mark.parametrize("kind", BENDING)
+def test_the_edit_is_that_of_full_passes(
+    kind: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_keys, "contexts_of", lambda lm, n, seed: CONTEXTS)
+    lm = bending(kind)
+    settings: dict[str, Any] = {"steps": 6, "lr": 0.3, "layers": (1,) if name == "r-rome" else (0, 1)}
+    made = method(name, **settings)
+    before, state = weights(lm.model), made.prepare(lm, TEXTS)
+    with caplog.at_level(logging.WARNING, "errata"):
+        patch = made.edit(lm, EDITS, state)
+    assert any(WARNING in record.getMessage() for record in caplog.records)
+    plain = method(name, **settings, plain=True).edit(lm, EDITS, state)
+    found, expected = (dict(p.parts[0].tensors()) for p in (patch, plain))
+    assert found.keys() == expected.keys()
+    for tensor, wanted in zip(found.values(), expected.values(), strict=True):
+        assert torch.allclose(tensor, wanted, atol=1e-5 * float(wanted.abs().max()))
+    assert same_weights(lm.model, before)
+
+
+def test_logits_agree_as_far_as_their_precision_goes() -> None:
+    """Far apart they never agree, rounding is forgiven, and what is not finite agrees with nothing."""
+    full = torch.randn(5, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for dtype, rounding, off in ((torch.float64, 1e-11, 1e-5), (torch.float32, 1e-5, 0.1), (torch.bfloat16, 0.0, 3.0)):
+        logits = full.to(dtype)
+        for near, expected in ((rounding, True), (off, False)):
+            moved = logits.clone()
+            moved[3, logits[3].argmax()] += near
+            assert agree(moved, logits) is expected, (dtype, near)
+        broken = logits.clone()
+        broken[0, 0] = float("nan")
+        assert not agree(broken, logits)
+    assert agree(full + 7.0, full)  # the same probabilities
+    unlikely = full.clone()
+    full[:, 0], unlikely[:, 0] = -60.0, -60.0 - 1e-6
+    assert agree(unlikely, full)  # what has no probability may differ
+
+
+@pytest.mark.xfail(strict=True, reason="the first batch was not ragged, and what it showed is taken for all")
+def test_a_ragged_batch_is_checked_though_an_even_one_came_first() -> None:
+    lm = bending("positions of its own")
+    rows, at, columns = asked(lm)
+    lm.moving(rows[:1], at[:1], Place(1), columns[:1])
+    assert isinstance(lm.moving(rows, at, Place(1), columns), FullPass)
+
+
+@pytest.mark.parametrize("kind", BENDING)
+@pytest.mark.xfail(
+    strict=True, reason="what rows share is run once into a cache, which nothing holds against the whole"
+)
+def test_keys_behind_shared_contexts_are_those_of_whole_rows(kind: str) -> None:
+    lm = bending(kind)
+    plain = Plain(lm.model, tokenizer(), "gpt2")
+    contexts = ["", "It was a night in Rome and Oslo. ", "The mayor of Lima went by night to the baker. "]
+    edits = [Edit(f"{who} was born in", who, "Oslo") for who in ("Ann Lee", "Bob", "The old king")]
+    sites = [("transformer.h.3", "out")]
+    with hooks.frozen(lm.model):
+        found = _keys.at_subjects(lm, edits, contexts, sites)[sites[0]]
+    for edit, mean in zip(edits, found.mean, strict=True):
+        each = [plain.at_subject(context + edit.prompt, edit.subject, *sites[0]) for context in contexts]
+        assert torch.allclose(mean, torch.stack(each).mean(0), atol=1e-9)
