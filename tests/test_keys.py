@@ -188,6 +188,107 @@ def test_the_essence_is_kept_backward_and_each_fact_has_its_own_terms() -> None:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
+@pytest.mark.parametrize(("keys", "direction", "at"), [("mixed", 1, 0), ("averaged", 1, 1), ("bare", 0, 0)])
+def test_romes_update_has_the_direction_of_one_key_and_is_met_at_another(keys: str, direction: int, at: int) -> None:
+    """Δ = r (C⁻¹ k)ᵀ / ((C⁻¹ k)ᵀ k'), for the bare key (0) or the mean of keys (1)."""
+    g = torch.Generator().manual_seed(0)
+    x, bare, mean, r = (torch.randn(*shape, generator=g).double() for shape in ((6, 20), (1, 6), (1, 6), (1, 4)))
+    made: Any = method("rome", keys=keys, lam=0.0)
+    change = made.change(torch.linalg.inv(x @ x.T), _keys.Seen(bare, mean), r).dense()
+    u = torch.linalg.solve(x @ x.T, (bare, mean)[direction][0])
+    assert torch.allclose(change, torch.outer(r[0], u) / (u @ (bare, mean)[at][0]), atol=1e-8)
+    values = _keys.Seen(2 * r, 5 * r)
+    missing = -3 * r if keys == "averaged" else 0 * r  # v* is the value of the bare prompt and δ
+    assert torch.allclose(made.residual(r, 7 * r, values, 2.0), r / 2 + missing)
+
+
+# The search ------------------------------------------------------------------------------------------
+
+
+def answers_at(lm: HFLM, prompts: list[str], targets: list[list[int]], weight: float) -> _targets.Rows:
+    """One fact's rows: what each prompt's next token shall be (or -1: as it was)."""
+    rows = _targets.Rows()
+    for prompt, target in zip(prompts, targets, strict=True):
+        ids = lm.tokens.prompt(prompt)
+        rows.add(ids, len(ids) - 2, [len(ids) - 1], target, weight)
+    return rows
+
+
+def test_pmet_eases_an_answer_that_is_the_arg_max_and_ends_there() -> None:
+    """A tenth of the likelihood; only where every answer of the fact is right, and the KL small."""
+    lm = tiny_lm("gpt2", torch.float64)
+    made: Any = method("pmet", contexts=0)
+    settings = made.resolve(lm, made.prepare(lm, TEXTS))
+    prompts = ["Ann Lee was born in", "Bob Ray lives in"]
+    logp = torch.tensor(lm.next_logprobs(prompts)).double()
+    best, worst = logp.argmax(-1).tolist(), logp.argmin(-1).tolist()
+    right = answers_at(lm, prompts, [[best[0]], [best[1]]], 0.5)
+    half = answers_at(lm, prompts, [[best[0]], [worst[1]]], 0.5)
+    search = _targets._Search(lm, [right, half], settings.place(lm, 1), settings, False)
+    zeros = torch.zeros(2, 64, dtype=torch.float64)
+    losses = search.losses(zeros, torch.ones(2))
+    expected = [-0.1 * logp[[0, 1], best].mean(), -(logp[0, best[0]] + logp[1, worst[1]]) / 2]
+    assert torch.allclose(losses.detach(), torch.stack(expected), atol=1e-6)
+    assert search.settled is not None and search.settled.tolist() == [True, False]
+    assert search._unmet(torch.tensor([9.0, 9.0])).tolist() == [False, True]
+    moved, ids = answers_at(lm, prompts[:1], [[best[0]]], 1.0), lm.tokens.prompt("Rome is a")
+    moved.add(ids, len(ids) - 2, [len(ids) - 1], [-1], 1e4)  # a KL that weighs much
+    search = _targets._Search(lm, [moved], settings.place(lm, 1), settings, False)
+    for delta, expected_settled in ((0.0, True), (0.05, False), (0.0, True)):
+        search.losses(zeros[:1] + delta, torch.ones(1))
+        assert search.settled is not None and search.settled.tolist() == [expected_settled]
+
+
+@pytest.mark.parametrize(("part", "steps"), [(1.001, 1), (0.999, 2)])
+def test_a_search_ends_where_its_loss_is_below_the_stop(part: float, steps: int) -> None:
+    lm = tiny_lm("gpt2", torch.float64)
+    settings = settings_of(lm, lr=1e-6, steps=2)
+    (score,) = lm.score([EDITS[0].prompt], [EDITS[0].target_new])
+    stop = -part * score.total / len(score.tokens)
+    found = _targets.find_deltas(
+        lm, EDITS[:1], Place(1), [""], replace(settings, stop=stop), torch.ones(1), torch.ones(1)
+    )
+    assert found.steps.tolist() == [steps] and found.done.all()
+    assert bool(found.delta.any()) is (steps == 2)
+    assert found.loss.item() == pytest.approx(stop / part, rel=1e-3)
+
+
+def test_facts_are_searched_in_groups_within_the_budget() -> None:
+    lm = tiny_lm("gpt2")
+    settings = settings_of(lm)
+    rows = [_targets.rows_of(lm, edit, CONTEXTS, settings) for edit in EDITS * 3]
+    cost = rows[0].cost
+    groups = list(_targets._groups(rows, range(9), 2 * cost + 10))
+    assert sorted(i for group in groups for i in group) == list(range(9)) and len(groups) > 2
+    assert all(len(group) == 1 or sum(rows[i].cost for i in group) <= 2 * cost + 10 for group in groups)
+    suffixes = [rows[i].suffix for group in groups for i in group]
+    assert suffixes == sorted(suffixes)
+    assert list(_targets._groups(rows, [4, 2], 10**6)) in ([[4, 2]], [[2, 4]])
+
+
+# What is measured once -------------------------------------------------------------------------------
+
+
+def test_a_corpus_is_read_until_there_are_enough_tokens() -> None:
+    lm = tiny_lm("gpt2")
+    lm.corpus = lambda: iter(TEXTS * 20)
+    state = method("memit", layers=(1,)).prepare(lm)
+    longest = max(len(lm.tokenizer(text)["input_ids"]) for text in TEXTS)
+    assert 40 * 64 <= state.info["tokens"] < 40 * 64 + longest and state.info["source"] == "corpus"
+    given = method("memit", layers=(1,)).prepare(lm, TEXTS * 5)
+    assert given.info["tokens"] == 5 * sum(len(lm.tokenizer(text)["input_ids"]) for text in TEXTS)
+
+
+def test_typical_lengths_are_medians_over_tokens() -> None:
+    lm = tiny_lm("llama")
+    plain = Plain(lm.model, tokenizer(), "llama")
+    state = method("memit", layers=(0, 2)).prepare(lm, TEXTS[:9])
+    for layer in (0, 2):
+        for path in (plain.block(layer), plain.down(layer)):
+            lengths = torch.cat([plain.flow(plain.ids(text), path, "out").norm(dim=-1) for text in TEXTS[:9]])
+            assert state.info["norms"][path] == pytest.approx(lengths.median().item(), rel=1e-4)
+
+
 # λ and layers on the papers' models ----------------------------------------------------------------
 
 PAPERS = {
@@ -252,6 +353,24 @@ def test_a_step_moves_a_share_of_the_hidden_states_length(name: str, rate: float
     lm, state = shape_of("GPT-2 XL")
     made: Any = method(name)
     assert made.resolve(lm, state).lr == pytest.approx(rate / 40)  # √1600
+
+
+PUBLISHED = {  # what does not depend on the model
+    "memit": {"steps": 25, "clamp": 0.75, "kl": 0.0625, "decay": 0.5, "stop": 0.05, "contexts": 5, "history": False},
+    "pmet": {"steps": 30, "clamp": 0.75, "kl": 1.0, "decay": 0.5, "eased": 0.1, "kl_stop": 0.01, "history": False},
+    "alphaedit": {"steps": 25, "clamp": 0.75, "kl": 0.0625, "cut": 0.02, "history": True},
+    "rome": {"steps": 20, "kl": 0.0625, "decay": 0.5, "stop": 0.05, "contexts": 20, "keys": "mixed"},
+    "r-rome": {"steps": 20, "contexts": 20, "keys": "averaged"},
+    "emmet": {"keys": "averaged"},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_does_not_depend_on_the_model_is_as_published(name: str) -> None:
+    made = method(name)
+    assert {setting: getattr(made, setting) for setting in PUBLISHED[name]} == PUBLISHED[name]
+    assert made.preserve == 0.0 and made.ridge <= 1e-6  # pyright: ignore
+    assert made.nas is False and made.blue is False  # pyright: ignore
 
 
 def test_settings_that_are_given_stay() -> None:

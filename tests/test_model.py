@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import EDITS, TEXTS, same_weights, sentencepiece, tiny_lm, tokenizer, weights
 from plain import PATHS, Plain
+from tiny import build
 from torch import Tensor
 
 from errata import lm as model_file
@@ -324,9 +325,25 @@ def seq2seq_logits(lm: HFLM, source: list[int], given: list[int]) -> Tensor:
     return lm.model(input_ids=torch.tensor([source]), decoder_input_ids=decoder, use_cache=False).logits[0]
 
 
-@pytest.mark.parametrize("name", ["t5", "bart"])
-def test_an_encoder_decoder_answers_as_plainly_asked(name: str) -> None:
-    lm = tiny_lm(name)
+def seq2seq_greedy(lm: HFLM, source: list[int], steps: int) -> list[int]:
+    new: list[int] = []
+    while len(new) < steps:
+        token = int(seq2seq_logits(lm, source, new)[-1].argmax())
+        if token == lm.tokens.end:
+            break
+        new.append(token)
+    return new
+
+
+@pytest.fixture(params=["t5", "bart", "t5 that starts with 7"])
+def seq2seq(request: pytest.FixtureRequest) -> HFLM:
+    if request.param in ("t5", "bart"):
+        return tiny_lm(request.param)
+    return HFLM(build("t5", vocab_size=320, decoder_start_token_id=7), tokenizer())
+
+
+def test_an_encoder_decoder_answers_as_plainly_asked(seq2seq: HFLM) -> None:
+    lm = seq2seq
     targets = [lm.tokens._plain(target) for target in TARGETS]
     sources = [lm.tokens.prompt(prompt) for prompt in PROMPTS]
     expected: list[Score] = []
@@ -334,21 +351,32 @@ def test_an_encoder_decoder_answers_as_plainly_asked(name: str) -> None:
         logp = seq2seq_logits(lm, source, target[:-1]).log_softmax(-1)
         given = logp[range(len(target)), target].tolist()
         expected.append(Score(tuple(target), tuple(given), tuple(logp.argmax(-1).tolist())))
+    first = torch.stack([seq2seq_logits(lm, source, [])[-1].log_softmax(-1) for source in sources])
+    said = [seq2seq_greedy(lm, source, 5) for source in sources]
     for budget in (4096, 1):
         lm.budget = budget
         assert_scores(lm.score(PROMPTS, TARGETS), expected)
-        said: list[str] = []
-        for source in sources:
-            new: list[int] = []
-            while len(new) < 5:
-                token = int(seq2seq_logits(lm, source, new)[-1].argmax())
-                if token == lm.tokens.end:
-                    break
-                new.append(token)
-            said.append(lm.tokens.decode(new))
-        assert lm.generate(PROMPTS, 5) == said
-        first = torch.stack([seq2seq_logits(lm, source, [])[-1].log_softmax(-1) for source in sources])
+        assert lm.generate(PROMPTS, 5) == [lm.tokens.decode(ids) for ids in said]
         assert np.allclose(lm.next_logprobs(PROMPTS), first.detach().numpy(), atol=1e-4)
+
+
+def test_answers_of_an_encoder_decoder_end_each_for_itself(seq2seq: HFLM) -> None:
+    limits = [5, 2, 1, 4]
+    found = seq2seq._continue(PROMPTS, limits, None, model_file._greedy)
+    sources = [seq2seq.tokens.prompt(prompt) for prompt in PROMPTS]
+    assert found == [seq2seq_greedy(seq2seq, source, n) for source, n in zip(sources, limits, strict=True)]
+
+
+def test_a_model_in_training_mode_is_put_into_evaluation_mode() -> None:
+    lm = HFLM(build("gpt2", vocab_size=320).train(), tokenizer())
+    assert not any(module.training for module in lm.model.modules())
+
+
+def test_no_more_tokens_than_the_configuration_allows() -> None:
+    lm = tiny_lm("gpt2")
+    assert lm.tokens.limit == 128
+    with pytest.raises(BadInput, match="at most 128"):
+        lm.generate(["Rome and " * 80], 1)
 
 
 # Who may speak -------------------------------------------------------------------------------------
@@ -388,6 +416,18 @@ def test_while_a_patch_is_in_force_only_its_own_view_speaks() -> None:
     lm.generate(["Rome"], 1)
     with pytest.raises(InForce):
         outer.generate(["Rome"], 1)
+
+
+def test_what_acted_on_each_prompt_is_said_by_each_adapter_in_force() -> None:
+    lm = tiny_lm("gpt2")
+    lm.budget = 1
+    lines = [Recorder(lm.sites.mlp_out[1]), Recorder(lm.sites.mlp_out[2])]
+    lines[0].why = lambda call: ["one"] * len(call.mask)  # pyright: ignore
+    lines[1].why = lambda call: ["two" if call.mask.shape[1] > 3 else None] * len(call.mask)  # pyright: ignore
+    with Patch(tuple(lines)).applied(lm) as edited:
+        assert edited.why(["Rome", PROMPTS[2]]) == [["one"], ["one", "two"]]
+        assert edited.reporters and not lm.reporters
+    assert lm.why(["Rome"]) == [[]]
 
 
 def test_it_may_speak_again_after_an_exception() -> None:
