@@ -96,6 +96,16 @@ def test_the_full_pass_is_taken_from_the_first_time_on_and_said_once(
             assert torch.allclose(logits, expected, atol=1e-9)
 
 
+def test_more_than_the_first_row_is_held_against_the_full_pass() -> None:
+    lm = bending("positions of its own")
+    rows, at, columns = asked(lm)
+    order = sorted(range(len(rows)), key=lambda i: -at[i])  # the first is not padded, and right
+    rows, at, columns = ([values[i] for i in order] for values in (rows, at, columns))
+    assert isinstance(lm.moving(rows[:1], at[:1], Place(1), columns[:1]), SuffixPass)
+    fresh = bending("positions of its own")
+    assert isinstance(fresh.moving(rows, at, Place(1), columns), FullPass)
+
+
 def test_a_model_that_keeps_the_rules_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     lm = HFLM(build("gpt2", vocab_size=320), tokenizer())
     rows, at, columns = asked(lm)

@@ -118,6 +118,27 @@ class Fixed:
         return " ".join("x" * i for i in ids)
 
 
+class Letters:
+    """A tokenizer of letters whose first token tells the text's length, so that no text begins like another."""
+
+    pad_token_id, eos_token_id, bos_token_id = 0, 1, 2
+
+    def __init__(self, front: str, deaf: bool = False) -> None:
+        self.front, self.deaf = front, deaf
+
+    def __call__(self, text: str, add_special_tokens: bool = True, **settings: Any) -> dict[str, list[int]]:
+        return {"input_ids": [len(text), *map(ord, text)] if add_special_tokens else [*map(ord, self.front + text)]}
+
+    def decode(self, ids: list[int], **settings: Any) -> str:
+        return "" if self.deaf else "".join(chr(i) for i in ids if i >= 32)
+
+
+@pytest.mark.parametrize(("front", "deaf"), [("", False), (" ", False), ("", True)])
+def test_apart_a_target_has_one_space_whether_or_not_the_tokenizer_brings_it(front: str, deaf: bool) -> None:
+    """Where decoding cannot tell, it is tokenised with its space."""
+    assert Tokens(Letters(front, deaf)).target("in", "Oslo") == [*map(ord, " Oslo")]
+
+
 def test_an_end_token_behind_the_prompt_is_taken_off() -> None:
     tokens = Tokens(Fixed(end=True))
     assert tokens.prompt("a bb ccc") == [1, 2, 3]
