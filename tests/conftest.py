@@ -137,8 +137,9 @@ def sentencepiece_model(name: str, dtype: torch.dtype) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:  # pyright: ignore[reportUnusedFunction]
-    """States of tests never reach the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
+    """States of tests never reach the user's cache; workers share one, so that each is computed once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     os.environ["ERRATA_CACHE"] = str(folder)
     return folder
 

@@ -1,6 +1,5 @@
 """What a patch does to a model while it is in force, and what it refuses: beside test_patch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,11 @@ from conftest import same_weights, tiny_lm, weights
 from tiny import build
 
 from errata.errors import BadInput, Unsupported
-from errata.lm import HFLM
-from errata.patch import (
-    EMPTY,
-    GRAM,
-    KEYS,
-    Delta,
-    LowRank,
-    Patch,
-    difference,
-    read_whole,
-    remember,
-    trainable,
-    write_whole,
-)
+from errata.files import read_tensors, write_tensors
+from errata.model.hf import HFLM
+from errata.patch.delta import Delta, LowRank, difference, trainable
+from errata.patch.memory import GRAM, KEYS, remember
+from errata.patch.patch import EMPTY, Patch
 
 SITE = "transformer.h.1.mlp.c_proj"  # GPT-2's Conv1D
 SQUARE = "transformer.h.1.attn.c_proj"  # its weight is square: turned the wrong way it fits all the same
@@ -140,14 +130,14 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     target.mkdir()
     (target / "inside").touch()
     with pytest.raises(BadInput, match="cannot write"):
-        write_whole(target, {"w": torch.ones(1)}, {"errata": "{}"})
+        write_tensors(target, {"w": torch.ones(1)}, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
     with pytest.raises(BadInput, match="no patch at"):
-        read_whole(tmp_path / "missing", "patch")
+        read_tensors(tmp_path / "missing", "patch")
 
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "patch.safetensors"
-    write_whole(path, {}, {"errata": json.dumps({"format": 99, "parts": [], "meta": {}})})
+    write_tensors(path, {}, {"format": 99, "parts": [], "meta": {}})
     with pytest.raises(BadInput, match="format 99"):
         Patch.load(path)

@@ -11,10 +11,13 @@ from tiny import build
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from errata import hooks, passes
-from errata.lm import HFLM
-from errata.methods import _keys, _targets, method
-from errata.passes import FullPass, Place, SuffixPass, agree
+from errata.methods.closed_form import base as closed_form
+from errata.methods.closed_form import keys as key_readings
+from errata.methods.closed_form import targets as target_search
+from errata.methods.registry import method
+from errata.model import hooks, passes
+from errata.model.hf import HFLM
+from errata.model.passes import FullPass, InterventionSite, SuffixPass, agree
 from errata.types import Edit
 
 CONTEXTS = ["", "The king. ", "Paris by night. "]  # too short to be run once for many rows
@@ -71,7 +74,9 @@ def test_the_suffix_pass_is_wrong_there(kind: str) -> None:
     """Else the other tests show nothing."""
     lm = bending(kind)
     rows, at, columns = asked(lm)
-    fast, full = (kind(lm.model, lm.sites, rows, at, Place(1), lm.tokens.fill) for kind in (SuffixPass, FullPass))
+    fast, full = (
+        kind(lm.model, lm.sites, rows, at, InterventionSite(1), lm.tokens.fill) for kind in (SuffixPass, FullPass)
+    )
     with torch.no_grad():
         assert not agree(fast.logits(None, columns), full.logits(None, columns))
 
@@ -83,7 +88,7 @@ def test_the_full_pass_is_taken_from_the_first_time_on_and_said_once(
     lm = bending(kind)
     rows, at, columns = asked(lm)
     with caplog.at_level(logging.WARNING, "errata"):
-        first, second = (lm.moving(rows, at, Place(1), columns) for _ in range(2))
+        first, second = (lm.intervention(rows, at, InterventionSite(1), columns) for _ in range(2))
     assert isinstance(first, FullPass) and isinstance(second, FullPass)
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 1 and WARNING in warnings[0] and lm.name in warnings[0]
@@ -101,16 +106,16 @@ def test_more_than_the_first_row_is_held_against_the_full_pass() -> None:
     rows, at, columns = asked(lm)
     order = sorted(range(len(rows)), key=lambda i: -at[i])  # the first is not padded, and right
     rows, at, columns = ([values[i] for i in order] for values in (rows, at, columns))
-    assert isinstance(lm.moving(rows[:1], at[:1], Place(1), columns[:1]), SuffixPass)
+    assert isinstance(lm.intervention(rows[:1], at[:1], InterventionSite(1), columns[:1]), SuffixPass)
     fresh = bending("positions of its own")
-    assert isinstance(fresh.moving(rows, at, Place(1), columns), FullPass)
+    assert isinstance(fresh.intervention(rows, at, InterventionSite(1), columns), FullPass)
 
 
 def test_a_model_that_keeps_the_rules_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     lm = HFLM(build("gpt2", vocab_size=320), tokenizer())
     rows, at, columns = asked(lm)
     with caplog.at_level(logging.WARNING, "errata"):
-        assert isinstance(lm.moving(rows, at, Place(1), columns), SuffixPass)
+        assert isinstance(lm.intervention(rows, at, InterventionSite(1), columns), SuffixPass)
     assert not caplog.records
 
 
@@ -119,10 +124,10 @@ def test_each_place_is_held_against_the_full_pass_for_itself_and_once(monkeypatc
     rows, at, columns = asked(lm)
     answers = iter([False, True])
     monkeypatch.setattr(passes, "agree", lambda fast, full: next(answers))
-    expected = {Place(1): FullPass, Place(2): SuffixPass}
+    expected = {InterventionSite(1): FullPass, InterventionSite(2): SuffixPass}
     for _ in range(2):
         for place, kind in expected.items():
-            assert isinstance(lm.moving(rows, at, place, columns), kind)
+            assert isinstance(lm.intervention(rows, at, place, columns), kind)
 
 
 @pytest.mark.parametrize("kind", BENDING)
@@ -132,7 +137,7 @@ def test_targets_are_those_of_full_passes(kind: str) -> None:
     settings = made.resolve(lm, made.prepare(lm, TEXTS))
     limits, units = torch.full((3,), 9.0), torch.full((3,), 5.0)
     found, expected = (
-        _targets.find_deltas(lm, EDITS, Place(1), CONTEXTS, settings, limits, units, plain=plain)
+        target_search.find_deltas(lm, EDITS, InterventionSite(1), CONTEXTS, settings, limits, units, plain=plain)
         for plain in (False, True)
     )
     assert expected.delta.norm(dim=-1).min() > 0.1
@@ -144,7 +149,7 @@ def test_targets_are_those_of_full_passes(kind: str) -> None:
 def test_the_edit_is_that_of_full_passes(
     kind: str, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_keys, "contexts_of", lambda lm, n, seed: CONTEXTS)
+    monkeypatch.setattr(closed_form, "contexts_of", lambda lm, n, seed: CONTEXTS)
     lm = bending(kind)
     settings: dict[str, Any] = {"steps": 6, "lr": 0.3, "layers": (1,) if name == "r-rome" else (0, 1)}
     made = method(name, **settings)
@@ -182,8 +187,8 @@ def test_logits_agree_as_far_as_their_precision_goes() -> None:
 def test_a_ragged_batch_is_checked_though_an_even_one_came_first() -> None:
     lm = bending("positions of its own")
     rows, at, columns = asked(lm)
-    lm.moving(rows[:1], at[:1], Place(1), columns[:1])
-    assert isinstance(lm.moving(rows, at, Place(1), columns), FullPass)
+    lm.intervention(rows[:1], at[:1], InterventionSite(1), columns[:1])
+    assert isinstance(lm.intervention(rows, at, InterventionSite(1), columns), FullPass)
 
 
 @pytest.mark.parametrize("kind", BENDING)
@@ -197,7 +202,7 @@ def test_keys_behind_shared_contexts_are_those_of_whole_rows(kind: str) -> None:
     edits = [Edit(f"{who} was born in", who, "Oslo") for who in ("Ann Lee", "Bob", "The old king")]
     sites = [("transformer.h.3", "out")]
     with hooks.frozen(lm.model):
-        found = _keys.at_subjects(lm, edits, contexts, sites)[sites[0]]
+        found = key_readings.at_subjects(lm, edits, contexts, sites)[sites[0]]
     for edit, mean in zip(edits, found.mean, strict=True):
         each = [plain.at_subject(context + edit.prompt, edit.subject, *sites[0]) for context in contexts]
         assert torch.allclose(mean, torch.stack(each).mean(0), atol=1e-9)

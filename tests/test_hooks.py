@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata import hooks
+from errata.model import hooks
 
 
 class Scale(nn.Module):

@@ -11,11 +11,15 @@ from tiny import SHARED
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from errata.lm import HFLM
-from errata.methods import _keys, _solve, _targets, method
 from errata.methods.base import State
-from errata.passes import Place
-from errata.sites import Sites
+from errata.methods.closed_form import keys as key_readings
+from errata.methods.closed_form import solve
+from errata.methods.closed_form import targets as target_search
+from errata.methods.registry import method
+from errata.model.hf import HFLM
+from errata.model.passes import InterventionSite
+from errata.model.resources import Resources
+from errata.model.sites import Sites
 from errata.types import Edit
 
 CONTEXTS = ["", "The king was in Rome. ", "Paris is a town by night. ", "Bob lives in Oslo and in New York. "]
@@ -36,7 +40,7 @@ def test_the_mean_key_weighs_the_empty_context(by_type: bool, architecture: str)
     plain = Plain(lm.model, tokenizer(), architecture)
     sites = [(plain.down(1), "in"), (plain.down(2), "out")]
     block = (plain.block(3), "out")
-    found = _keys.at_subjects(lm, EDITS, CONTEXTS, sites, bare=[block], by_type=by_type)
+    found = key_readings.at_subjects(lm, EDITS, CONTEXTS, sites, bare=[block], by_type=by_type)
     weights = [1 / 2, 1 / 6, 1 / 6, 1 / 6] if by_type else [1 / 4] * 4
     for i, edit in enumerate(EDITS):
         for site in sites:
@@ -53,16 +57,16 @@ def test_the_mean_key_weighs_the_empty_context(by_type: bool, architecture: str)
 def test_without_other_contexts_the_mean_is_the_bare_key(by_type: bool) -> None:
     lm = tiny_lm("gpt2")
     site = (lm.sites.mlp_out[1], "in")
-    seen = _keys.at_subjects(lm, EDITS, [""], [site], by_type=by_type)[site]
+    seen = key_readings.at_subjects(lm, EDITS, [""], [site], by_type=by_type)[site]
     assert torch.equal(seen.mean, seen.bare) and len(seen.bare) == len(EDITS)
 
 
 def test_keys_are_read_some_facts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("gpt2")
     site = (lm.sites.mlp_out[1], "in")
-    together = _keys.at_subjects(lm, EDITS, CONTEXTS, [site], by_type=True)[site]
-    monkeypatch.setattr(_keys, "CHUNK", 2)
-    apart = _keys.at_subjects(lm, EDITS, CONTEXTS, [site], by_type=True)[site]
+    together = key_readings.at_subjects(lm, EDITS, CONTEXTS, [site], by_type=True)[site]
+    monkeypatch.setattr(key_readings, "CHUNK", 2)
+    apart = key_readings.at_subjects(lm, EDITS, CONTEXTS, [site], by_type=True)[site]
     assert torch.allclose(together.bare, apart.bare, atol=1e-6)
     assert torch.allclose(together.mean, apart.mean, atol=1e-6)
 
@@ -84,9 +88,9 @@ def test_contexts_are_the_empty_one_and_first_sentences(monkeypatch: pytest.Monk
     monkeypatch.setattr(lm, "sample", sample)
     monkeypatch.setattr(lm.tokens, "decode", lambda text: text)
     expected = ["", "Rome is old. ", "Ann went by night. ", "Who was it? ", "Lima. "]
-    assert _keys.contexts_of(lm, 4, 7) == expected
+    assert contexts_of(lm, 4, 7) == expected
     assert asked == [([""] * 4, 24, 7)]
-    assert _keys.contexts_of(lm, 0, 7) == [""] and len(asked) == 1
+    assert contexts_of(lm, 0, 7) == [""] and len(asked) == 1
 
 
 # What is said of the subject -----------------------------------------------------------------------
@@ -115,7 +119,7 @@ def test_preserve_leaves_out_continuations_with_the_old_answer(monkeypatch: pyte
     edit = Edit("Ann Lee was born in", "Ann Lee", "Oslo", "Rome")
     texts = [" lives in New York", " was born in Rome", "", " is the mayor of ROME", " went by night"]
     asked = sampling(lm, texts, monkeypatch)
-    rows = _targets.rows_of(lm, edit, [""], settings)
+    rows = target_search.rows_of(lm, edit, [""], settings)
     assert asked == [(["Ann Lee"] * 4, 5, 11)]
     subject = lm.tokens.prompt("Ann Lee")
     kept = [lm.tokens._plain(text) for text in (texts[0], texts[4])]
@@ -133,7 +137,7 @@ def test_preserve_asks_the_model_for_an_old_answer_that_is_not_given(monkeypatch
     settings = settings_of(lm, preserve=1.0)
     sampling(lm, [" was born in Lima", " lives in Paris"], monkeypatch)
     monkeypatch.setattr(lm, "generate", lambda prompts, n, until_answer: [" Lima.\n"])
-    rows = _targets.rows_of(lm, Edit("Ann Lee was born in", "Ann Lee", "Oslo"), [""], settings)
+    rows = target_search.rows_of(lm, Edit("Ann Lee was born in", "Ann Lee", "Oslo"), [""], settings)
     assert rows.ids[2:] == [lm.tokens.prompt("Ann Lee") + lm.tokens._plain(" lives in Paris")[:-1]]
 
 
@@ -147,7 +151,9 @@ def test_preserve_keeps_what_the_model_says_forward(monkeypatch: pytest.MonkeyPa
     losses: list[float] = []
     for preserve in (0.0, 3.0):
         settings = settings_of(lm, preserve=preserve)
-        search = _targets._Search(lm, [_targets.rows_of(lm, edit, [""], settings)], Place(1), settings, False)
+        search = target_search._Search(
+            lm, [target_search.rows_of(lm, edit, [""], settings)], InterventionSite(1), settings, False
+        )
         search.losses(torch.zeros(1, 32, dtype=torch.float64), torch.ones(1))
         losses.append(search.losses(delta, torch.ones(1)).item())
     column, expected = len(plain.ids("Ann Lee")) - 1, 0.0
@@ -167,8 +173,8 @@ def test_the_essence_is_kept_backward_and_each_fact_has_its_own_terms() -> None:
     plain = Plain(lm.model, tokenizer(), "gpt2")
     settings = replace(settings_of(lm), kl=0.5, decay=0.25)
     edits, contexts = EDITS[1:], ["", "Rome is old. "]
-    rows = [_targets.rows_of(lm, edit, contexts, settings) for edit in edits]
-    search = _targets._Search(lm, rows, Place(2), settings, False)
+    rows = [target_search.rows_of(lm, edit, contexts, settings) for edit in edits]
+    search = target_search._Search(lm, rows, InterventionSite(2), settings, False)
     search.losses(torch.zeros(2, 32, dtype=torch.float64), torch.ones(2))
     delta = torch.randn(2, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     lengths = torch.tensor([2.0, 3.0], dtype=torch.float64)
@@ -194,10 +200,10 @@ def test_romes_update_has_the_direction_of_one_key_and_is_met_at_another(keys: s
     g = torch.Generator().manual_seed(0)
     x, bare, mean, r = (torch.randn(*shape, generator=g).double() for shape in ((6, 20), (1, 6), (1, 6), (1, 4)))
     made: Any = method("rome", keys=keys, lam=0.0)
-    change = made.change(torch.linalg.inv(x @ x.T), _keys.Seen(bare, mean), r).dense()
+    change = made.change(torch.linalg.inv(x @ x.T), key_readings.Seen(bare, mean), r).dense()
     u = torch.linalg.solve(x @ x.T, (bare, mean)[direction][0])
     assert torch.allclose(change, torch.outer(r[0], u) / (u @ (bare, mean)[at][0]), atol=1e-8)
-    values = _keys.Seen(2 * r, 5 * r)
+    values = key_readings.Seen(2 * r, 5 * r)
     missing = -3 * r if keys == "averaged" else 0 * r  # v* is the value of the bare prompt and δ
     assert torch.allclose(made.residual(r, 7 * r, values, 2.0), r / 2 + missing)
 
@@ -205,9 +211,9 @@ def test_romes_update_has_the_direction_of_one_key_and_is_met_at_another(keys: s
 # The search ------------------------------------------------------------------------------------------
 
 
-def answers_at(lm: HFLM, prompts: list[str], targets: list[list[int]], weight: float) -> _targets.Rows:
+def answers_at(lm: HFLM, prompts: list[str], targets: list[list[int]], weight: float) -> target_search.Rows:
     """One fact's rows: what each prompt's next token shall be (or -1: as it was)."""
-    rows = _targets.Rows()
+    rows = target_search.Rows()
     for prompt, target in zip(prompts, targets, strict=True):
         ids = lm.tokens.prompt(prompt)
         rows.add(ids, len(ids) - 2, [len(ids) - 1], target, weight)
@@ -224,7 +230,7 @@ def test_pmet_eases_an_answer_that_is_the_arg_max_and_ends_there() -> None:
     best, worst = logp.argmax(-1).tolist(), logp.argmin(-1).tolist()
     right = answers_at(lm, prompts, [[best[0]], [best[1]]], 0.5)
     half = answers_at(lm, prompts, [[best[0]], [worst[1]]], 0.5)
-    search = _targets._Search(lm, [right, half], settings.place(lm, 1), settings, False)
+    search = target_search._Search(lm, [right, half], settings.place(lm, 1), settings, False)
     zeros = torch.zeros(2, 64, dtype=torch.float64)
     losses = search.losses(zeros, torch.ones(2))
     expected = [-0.1 * logp[[0, 1], best].mean(), -(logp[0, best[0]] + logp[1, worst[1]]) / 2]
@@ -233,7 +239,7 @@ def test_pmet_eases_an_answer_that_is_the_arg_max_and_ends_there() -> None:
     assert search._unmet(torch.tensor([9.0, 9.0])).tolist() == [False, True]
     moved, ids = answers_at(lm, prompts[:1], [[best[0]]], 1.0), lm.tokens.prompt("Rome is a")
     moved.add(ids, len(ids) - 2, [len(ids) - 1], [-1], 1e4)  # a KL that weighs much
-    search = _targets._Search(lm, [moved], settings.place(lm, 1), settings, False)
+    search = target_search._Search(lm, [moved], settings.place(lm, 1), settings, False)
     step = torch.randn(1, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for part, expected_settled in ((0.0, True), (0.05, False), (0.0, True)):
         search.losses(part * step, torch.ones(1))
@@ -246,8 +252,8 @@ def test_a_search_ends_where_its_loss_is_below_the_stop(part: float, steps: int)
     settings = settings_of(lm, lr=1e-6, steps=2)
     (score,) = lm.score([EDITS[0].prompt], [EDITS[0].target_new])
     stop = -part * score.total / len(score.tokens)
-    found = _targets.find_deltas(
-        lm, EDITS[:1], Place(1), [""], replace(settings, stop=stop), torch.ones(1), torch.ones(1)
+    found = target_search.find_deltas(
+        lm, EDITS[:1], InterventionSite(1), [""], replace(settings, stop=stop), torch.ones(1), torch.ones(1)
     )
     assert found.steps.tolist() == [steps] and found.done.all()
     assert bool(found.delta.any()) is (steps == 2)
@@ -257,14 +263,14 @@ def test_a_search_ends_where_its_loss_is_below_the_stop(part: float, steps: int)
 def test_facts_are_searched_in_groups_within_the_budget() -> None:
     lm = tiny_lm("gpt2")
     settings = settings_of(lm)
-    rows = [_targets.rows_of(lm, edit, CONTEXTS, settings) for edit in EDITS * 3]
+    rows = [target_search.rows_of(lm, edit, CONTEXTS, settings) for edit in EDITS * 3]
     cost = rows[0].cost
-    groups = list(_targets._groups(rows, range(9), 2 * cost + 10))
+    groups = list(target_search._groups(rows, range(9), 2 * cost + 10))
     assert sorted(i for group in groups for i in group) == list(range(9)) and len(groups) > 2
     assert all(len(group) == 1 or sum(rows[i].cost for i in group) <= 2 * cost + 10 for group in groups)
     suffixes = [rows[i].suffix for group in groups for i in group]
     assert suffixes == sorted(suffixes)
-    assert list(_targets._groups(rows, [4, 2], 10**6)) in ([[4, 2]], [[2, 4]])
+    assert list(target_search._groups(rows, [4, 2], 10**6)) in ([[4, 2]], [[2, 4]])
 
 
 # What is measured once -------------------------------------------------------------------------------
@@ -272,7 +278,7 @@ def test_facts_are_searched_in_groups_within_the_budget() -> None:
 
 def test_a_corpus_is_read_until_there_are_enough_tokens() -> None:
     lm = tiny_lm("gpt2")
-    lm.corpus = lambda: iter(TEXTS * 20)
+    lm.resources = Resources(texts=lambda: iter(TEXTS * 20))
     state = method("memit", layers=(1,)).prepare(lm)
     longest = max(len(lm.tokenizer(text)["input_ids"]) for text in TEXTS)
     assert 40 * 64 <= state.info["tokens"] < 40 * 64 + longest and state.info["source"] == "corpus"
@@ -398,12 +404,12 @@ def test_the_ridge_is_a_share_of_the_mean_eigenvalue() -> None:
     x = torch.randn(6, 20, generator=g, dtype=torch.float64)
     c = x @ x.T
     expected = torch.linalg.inv(c + 0.1 * torch.linalg.eigvalsh(c).mean() * torch.eye(6))
-    assert torch.allclose(_solve.inverse_of(c, 0.1), expected, atol=1e-10)
+    assert torch.allclose(solve.inverse_of(c, 0.1), expected, atol=1e-10)
 
 
 def test_a_second_moment_that_rounding_made_indefinite_still_has_an_inverse() -> None:
     c = torch.diag(torch.tensor([1.0, 1.0, -1e-7]))
-    inverse = _solve.inverse_of(c)
+    inverse = solve.inverse_of(c)
     assert torch.linalg.eigvalsh(inverse).min() > 0
     assert torch.allclose(inverse.diagonal()[:2], torch.ones(2).double(), atol=1e-5)
 

@@ -12,12 +12,14 @@ from plain import PATHS, Plain
 from tiny import build
 from torch import Tensor
 
-from errata import lm as model_file
-from errata import passes
 from errata.errors import BadInput, InForce
-from errata.lm import HFLM, Call
-from errata.methods import method
-from errata.patch import EMPTY, Adapter, Patch
+from errata.methods.registry import method
+from errata.model import hf as model_file
+from errata.model import passes
+from errata.model.hf import HFLM
+from errata.model.lm import Call
+from errata.patch.parts import Adapter
+from errata.patch.patch import EMPTY, Patch
 from errata.types import Score
 
 PROMPTS = ["Ann Lee was born in", "Rome", "The old king Bob Ray went by night to", "It is said that Cy Moor is the"]
@@ -111,7 +113,7 @@ def test_generated_text_goes_on_from_the_prompt(name: str, monkeypatch: pytest.M
     lm = tiny_lm(name)
     ids = lm.tokens.target("Ann Lee was born in", "New York")
     steps = iter([*ids, lm.tokens.end])
-    monkeypatch.setattr(model_file, "_greedy", lambda logits, rows, step: torch.tensor([next(steps)]))
+    monkeypatch.setattr(model_file, "greedy", lambda logits, rows, step: torch.tensor([next(steps)]))
     assert "Ann Lee was born in" + lm.generate(["Ann Lee was born in"])[0] == "Ann Lee was born in New York"
 
 
@@ -148,7 +150,7 @@ def test_until_stops_as_soon_as_a_text_holds_it(monkeypatch: pytest.MonkeyPatch)
     def scripted(logits: Tensor, rows: Any, step: int) -> Tensor:
         return torch.tensor([scripts[row][step] for row in rows])
 
-    monkeypatch.setattr(model_file, "_greedy", scripted)
+    monkeypatch.setattr(model_file, "greedy", scripted)
     scripts = {0: ids, 1: ids[::-1] + ids}
     whole = [lm.tokens.decode(scripts[row][: len(ids)]) for row in (0, 1)]
     assert lm.generate(["a", "b"], len(ids)) == whole
@@ -263,7 +265,7 @@ def test_weights_stand_in_inside_the_graph() -> None:
 
 
 def method_delta(name: str, value: Tensor) -> Any:
-    from errata.patch import Delta
+    from errata.patch.delta import Delta
 
     return Delta({name: value.contiguous()})
 
@@ -362,7 +364,7 @@ def test_an_encoder_decoder_answers_as_plainly_asked(seq2seq: HFLM) -> None:
 
 def test_answers_of_an_encoder_decoder_end_each_for_itself(seq2seq: HFLM) -> None:
     limits = [5, 2, 1, 4]
-    found = seq2seq._continue(PROMPTS, limits, None, model_file._greedy)
+    found = seq2seq._continue(PROMPTS, limits, None, model_file.greedy)
     sources = [seq2seq.tokens.prompt(prompt) for prompt in PROMPTS]
     assert found == [seq2seq_greedy(seq2seq, source, n) for source, n in zip(sources, limits, strict=True)]
 
@@ -390,7 +392,7 @@ def questions(lm: HFLM) -> list[Any]:
         lambda: lm.next_logprobs(["Rome"]),
         lambda: lm.sample(["Rome"], 1),
         lambda: lm.prolong(["Rome"], [9]),
-        lambda: lm.why(["Rome"]),
+        lambda: lm.explain(["Rome"]),
         lambda: lm.read([[5]], [[0]], [(lm.sites.layer[0], "out")]),
         lambda: EMPTY.applied(lm).__enter__(),
     ]
@@ -422,12 +424,12 @@ def test_what_acted_on_each_prompt_is_said_by_each_adapter_in_force() -> None:
     lm = tiny_lm("gpt2")
     lm.budget = 1
     lines = [Recorder(lm.sites.mlp_out[1]), Recorder(lm.sites.mlp_out[2])]
-    lines[0].why = lambda call: ["one"] * len(call.mask)  # pyright: ignore
-    lines[1].why = lambda call: ["two" if call.mask.shape[1] > 3 else None] * len(call.mask)  # pyright: ignore
+    lines[0].explain = lambda call: ["one"] * len(call.mask)  # pyright: ignore
+    lines[1].explain = lambda call: ["two" if call.mask.shape[1] > 3 else None] * len(call.mask)  # pyright: ignore
     with Patch(tuple(lines)).applied(lm) as edited:
-        assert edited.why(["Rome", PROMPTS[2]]) == [["one"], ["one", "two"]]
+        assert edited.explain(["Rome", PROMPTS[2]]) == [["one"], ["one", "two"]]
         assert edited.reporters and not lm.reporters
-    assert lm.why(["Rome"]) == [[]]
+    assert lm.explain(["Rome"]) == [[]]
 
 
 def test_it_may_speak_again_after_an_exception() -> None:
@@ -475,7 +477,7 @@ class Recorder(Adapter):
     def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
         assert call is not None
         end = None if call.prompt_end is None else call.prompt_end.tolist()
-        past = call.past(y.shape[1], y.device).tolist()
+        past = call.offsets(y.shape[1], y.device).tolist()
         self.calls.append((call.step, end, call.mask.tolist(), past, tuple(y.shape[:2])))
         return y
 
@@ -525,7 +527,7 @@ def test_a_call_keeps_rows_that_go_on() -> None:
     call.select(torch.tensor([2, 0]))
     assert call.mask.tolist() == [[1, 0], [1, 1]] and call.memo["at"].tolist() == [9, 7]
     whole = replace(call, step=3, prompt_end=None)
-    assert whole.past(5, "cpu").tolist() == [[-1, 0, 1, 2, 3]] * 2  # the prompt and 3 tokens, run again
+    assert whole.offsets(5, "cpu").tolist() == [[-1, 0, 1, 2, 3]] * 2  # the prompt and 3 tokens, run again
 
 
 def test_a_call_is_seen_only_while_it_runs() -> None:

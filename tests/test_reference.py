@@ -8,8 +8,9 @@ from conftest import EDITS, TEXTS, tiny_lm, tokenizer
 from plain import Plain, Search, alphaedit_change, memit_change, null_space, spread
 from torch import Tensor
 
-from errata.methods import _keys, method
-from errata.patch import EMPTY
+from errata.methods.closed_form import base as closed_form
+from errata.methods.registry import method
+from errata.patch.patch import EMPTY
 
 CONTEXTS = ["", "The king was in Rome. ", "Paris is a town by night. "]
 LAYERS = (0, 1, 2)
@@ -21,7 +22,7 @@ def shipped_and_plain(
     name: str, architecture: str, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> tuple[list[dict[str, Tensor]], Plain, dict[int, Tensor]]:
     """What the shipped method changes in each of two batches, site -> Δ; a plain model; C of each layer."""
-    monkeypatch.setattr(_keys, "contexts_of", lambda lm, n, seed: CONTEXTS)
+    monkeypatch.setattr(closed_form, "contexts_of", lambda lm, n, seed: CONTEXTS)
     lm = tiny_lm(architecture, torch.float64)
     made: Any = method(name, **SETTINGS, **settings)
     state = made.prepare(lm, TEXTS)

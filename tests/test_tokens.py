@@ -9,7 +9,7 @@ import torch
 from conftest import sentencepiece, tokenizer
 
 from errata.errors import BadInput
-from errata.tokens import Tokens, pad, positions_of, sentence, stands
+from errata.model.tokens import Tokens, pad, positions_of, sentence, stands
 
 
 @cache
