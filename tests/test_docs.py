@@ -51,7 +51,7 @@ def blocks(page: Path) -> Iterator[Block]:
 def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
     """The words of each ``errata …`` line, and where it stands."""
     for block in blocks(page):
-        if block.language in SHELL:
+        if block.language in SHELL and block.runs:
             for number, line in enumerate(block.text.split("\n"), start=block.line):
                 for part in line.removeprefix("$ ").split("&&"):
                     words = shlex.split(part, comments=True)
