@@ -6,7 +6,7 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-slow lint format types bench table clean
+.PHONY: help demo test test-slow lint format types bench table docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -38,8 +38,12 @@ table: $(VENV)/.installed  ## docs/methods.md: every method on the bundled model
 	@$(BIN)/errata bench docs/table.toml -o docs/table.jsonl $(ARGS)
 	@$(BIN)/errata report docs/table.jsonl -o docs/methods.md --force
 
+docs: $(VENV)/.installed-dev  ## the documentation, as pages in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict $(ARGS)
+	@echo "wrote site/: open site/index.html"
+
 clean:  ## removes caches and builds, and keeps the environment
-	@rm -rf dist build .pytest_cache .ruff_cache
+	@rm -rf dist build site .cache .pytest_cache .ruff_cache
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
