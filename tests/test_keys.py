@@ -16,6 +16,7 @@ from errata.methods.closed_form import keys as key_readings
 from errata.methods.closed_form import solve
 from errata.methods.closed_form import targets as target_search
 from errata.methods.registry import method
+from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.model.passes import InterventionSite
 from errata.model.resources import Resources
