@@ -53,6 +53,8 @@ def test_normalised_as_squad_does() -> None:
         (" St. Louis. It is", ("St. Louis",), True),
         (" St. Louis. It is", ("St. Petersburg",), False),
         (" no. Paris", ("Paris",), False),
+        (" the New Rome. And so on", ("new rome",), True),
+        (" New Romes.", ("New Rome",), False),
         (" A", ("A",), True),
         (" B", ("A",), False),
         ("", ("Paris",), False),

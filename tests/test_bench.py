@@ -23,7 +23,8 @@ from errata.bench.units import units_of
 from errata.cli import app
 from errata.cli import bench as command
 from errata.errors import BadInput, Unsupported
-from errata.evaluation.evaluate import baseline, evaluate
+from errata.evaluation.baseline import baseline
+from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import Mean
 from errata.methods import registry
 from errata.patch.patch import EMPTY

@@ -1,5 +1,6 @@
 """Measuring, worked by hand on models that are tables of answers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
@@ -8,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from errata import evaluation
 from errata.errors import BadInput, Unsupported
-from errata.evaluation.evaluate import Baseline, baseline, evaluate
+from errata.evaluation.baseline import Baseline, baseline
+from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import Mean
+from errata.evaluation.protocols import PROTOCOLS
 from errata.report.rows import from_jsonl, summary, to_jsonl
 from errata.report.tables import table
-from errata.types import Case, Edit, Probe, Row, Score
+from errata.types import MODES, Case, Edit, Probe, Row, Score
 
 
 @dataclass
@@ -39,9 +43,9 @@ class Table:
     def next_logprobs(self, prompts: Sequence[str]) -> Any:
         raise Unsupported("not asked here")
 
-    def _score(self, said: list[str], target: list[str]) -> Score:
-        said = (said + ["."] * len(target))[: len(target)]
-        tokens, argmax = (tuple(sum(map(ord, word)) for word in words) for words in (target, said))
+    def _score(self, answer: list[str], target: list[str]) -> Score:
+        answer = (answer + ["."] * len(target))[: len(target)]
+        tokens, argmax = (tuple(sum(map(ord, word)) for word in words) for words in (target, answer))
         return Score(tokens, (-1.0,) * len(target), argmax)
 
 
@@ -71,7 +75,7 @@ AFTER = BEFORE | {
 BOTH = ("generated", "forced")
 
 
-def told(rows: list[Row]) -> dict[tuple[str, str, str, str], tuple[float | None, float | None]]:
+def by_probe(rows: list[Row]) -> dict[tuple[str, str, str, str], tuple[float | None, float | None]]:
     return {(row.mode, row.kind, row.metric, row.probe): (row.before, row.after) for row in rows}
 
 
@@ -86,7 +90,7 @@ def test_rows_worked_by_hand() -> None:
         ("neighborhood", "agreement", "Cid was born in"): (1.0, 1.0),
         ("same_subject", "accuracy", "Ann plays the"): (1.0, 1.0),
     }
-    found = told(rows)
+    found = by_probe(rows)
     # where it says more than before: another answer, but not another token in the answer's place
     assert found.pop(("generated", "same_subject", "agreement", "Ann plays the")) == (1.0, 0.0)
     assert found.pop(("forced", "same_subject", "agreement", "Ann plays the")) == (1.0, 1.0)
@@ -166,8 +170,69 @@ def test_a_verb_that_is_unsupported_leaves_rows_that_say_so() -> None:
         ("this patch cannot score", True)
     }
     assert all(row.error is None and row.after is not None for row in rows if row.mode == "generated")
-    forced = [its for its in summary(rows) if its.mode == "forced"]
-    assert all(its.before is not None and its.after is None and its.errors for its in forced)
+    forced = [line for line in summary(rows) if line.mode == "forced"]
+    assert all(line.before is not None and line.after is None and line.errors for line in forced)
+
+
+class Api:
+    """A model behind an API that returns texts alone: all other verbs are unsupported."""
+
+    def __init__(self, says: Mapping[str, str]) -> None:
+        self.says = says
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
+        return [f" {self.says[prompt]}." for prompt in prompts]
+
+    def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
+        raise Unsupported("the API has no log-probabilities")
+
+    def next_logprobs(self, prompts: Sequence[str]) -> Any:
+        raise Unsupported("the API has no log-probabilities")
+
+    def explain(self, prompts: Sequence[str]) -> list[list[str]]:
+        raise Unsupported("the API explains nothing")
+
+    def prolong(
+        self, prompts: Sequence[str], totals: Sequence[int], *, top_k: int = 1, seeds: Sequence[int] | None = None
+    ) -> list[str]:
+        raise Unsupported("the API does not count tokens")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_model_that_only_generates_is_measured(name: str, tmp_path: Path) -> None:
+    require = (Probe("one_hop", "Ann's land is", ("Norway",)),)
+    probes = (
+        *CASE.probes,
+        Probe("multi_hop", "Ann's king is", ("Olav",), require=require),
+        Probe("distractor", "Bob was born in", ("Oslo",), rival="New Rome"),
+        Probe("unrelated", "Cid was born in", ("Oslo",)),
+        Probe("generation", "Ann lives", references=("a text",), label="wanted"),
+    )
+    case = Case("one", CASE.edits, probes)
+    more = {"Ann's king is": "Olav", "Ann's land is": "Norway", "Ann lives": "on"}
+    before, after = Api(BEFORE | more), Api(AFTER | more)
+    modes = [mode for mode in MODES if mode in (*PROTOCOLS[name].modes, *PROTOCOLS[name].also)]
+    made = baseline(before, [case], modes, protocol=name)
+    made.save(tmp_path / "before.json")
+    rows = evaluate(Baseline.load(tmp_path / "before.json"), after, [case])
+    assert {row.mode for row in rows} == set(modes)
+    texts = ("entropy", "reference", "released")  # of a length in tokens
+    for row in rows:
+        without = row.mode == "forced" or row.metric in texts
+        assert (row.before is None, row.after is None, row.error is not None) == (without,) * 3, row
+        assert row.error in (None, "the API does not count tokens", "the API has no log-probabilities")
+    if name == "errata":
+        assert by_probe(rows)["generated", "edit", "accuracy", "Ann was born in"] == (0.0, 1.0)
+        dashes = [line for line in summary(rows) if line.mode == "forced"]
+        assert dashes and all((line.before, line.after) == (None, None) and line.errors for line in dashes)
+
+
+def test_evaluation_knows_models_by_their_verbs_alone() -> None:
+    folder = Path(evaluation.__file__).parent
+    reads_weights = {"ability.py", "drift.py", "harness.py"}  # and counts tokens
+    for file in [*folder.glob("*.py"), *folder.glob("metrics/*.py")]:
+        imported = re.findall(r"errata\.model\.(\w+)", file.read_text(encoding="utf-8"))
+        assert file.name in reads_weights or set(imported) <= {"lm"}, file.name
 
 
 def test_what_cannot_be_judged_gives_no_row() -> None:
@@ -208,8 +273,8 @@ def test_a_baseline_survives_its_file(tmp_path: Path) -> None:
 def test_a_summary_has_a_line_for_each_kind_metric_and_mode() -> None:
     rows = evaluate(baseline(Table(BEFORE), [CASE], BOTH), Table(AFTER), [CASE], method="rome")
     rows += evaluate(baseline(Table(BEFORE), [CASE]), Table(BEFORE), [CASE], method="none")
-    rome = [its for its in summary(rows, by=["method"]) if its.of == ("rome",) and its.mode == "generated"]
-    assert [(its.name, its.before, its.after) for its in rome] == [
+    rome = [line for line in summary(rows, by=["method"]) if line.of == ("rome",) and line.mode == "generated"]
+    assert [(line.name, line.before, line.after) for line in rome] == [
         ("reliability", Mean(0.0, None, 1), Mean(1.0, None, 1)),
         ("paraphrases", Mean(0.0, None, 1), Mean(1.0, None, 1)),
         ("neighbours: accuracy", Mean(0.5, None, 1), Mean(0.0, None, 1)),
@@ -228,8 +293,8 @@ def test_the_table_says_the_mode_beside_each_number() -> None:
     out = StringIO()
     Console(width=120, file=out).print(table(rows))
     lines = out.getvalue().splitlines()
-    said = [line.replace("│", " ").split() for line in lines if "reliability" in line]
-    assert said == [
+    cells = [line.replace("│", " ").split() for line in lines if "reliability" in line]
+    assert cells == [
         ["reliability", "generated", "0.00", "(1)", "1.00", "(1)"],
         ["reliability", "forced", "0.00", "(1)", "-"],
     ]

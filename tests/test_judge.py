@@ -11,7 +11,8 @@ import pytest
 from test_protocols import AFTER, COUNTERFACT, SAYS, Table
 
 from errata.errors import BadInput, Unreachable
-from errata.evaluation.evaluate import baseline, evaluate
+from errata.evaluation.baseline import baseline
+from errata.evaluation.evaluate import evaluate
 from errata.evaluation.judge import Judge
 
 
@@ -41,8 +42,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.barrier is not None:
             self.server.barrier.wait(10)
         if reply is None:
-            asked = json.loads(record["messages"][1]["content"])
-            right = any(answer in asked["given"] for answer in asked["accepted"])
+            question = json.loads(record["messages"][1]["content"])
+            right = any(answer in question["given"] for answer in question["accepted"])
             reply = "CORRECT" if right else "incorrect."
         status = reply if isinstance(reply, int) else 200
         body = json.dumps({"choices": [{"message": {"content": reply}}]} if status == 200 else {"error": "busy"})
@@ -57,20 +58,20 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as its:
-        thread = threading.Thread(target=its.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
-        yield its
-        its.shutdown()
+        yield running
+        running.shutdown()
         thread.join()
 
 
-ASKED = [("Who?", ("Ann",), " It was Ann"), ("Who?", ("Ann",), "Bob"), ("Where?", ("Rome", "Roma"), "Roma")]
+ANSWERS = [("Who?", ("Ann",), " It was Ann"), ("Who?", ("Ann",), "Bob"), ("Where?", ("Rome", "Roma"), "Roma")]
 
 
 def test_it_is_asked_as_openai_is(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    assert Judge(server.url, "wise")(ASKED) == [True, False, True]
+    assert Judge(server.url, "wise")(ANSWERS) == [True, False, True]
     assert {path for path, _, _ in server.seen} == {"/v1/chat/completions"}
     assert {key for _, _, key in server.seen} == {"Bearer secret"}
     assert {(record["model"], record["temperature"]) for _, record, _ in server.seen} == {("wise", 0)}
@@ -81,40 +82,40 @@ def test_it_is_asked_as_openai_is(server: Server, monkeypatch: pytest.MonkeyPatc
 
 def test_nothing_is_asked_twice(server: Server, tmp_path: Path) -> None:
     judge = Judge(server.url, "wise", cache=tmp_path / "folder" / "verdicts.sqlite")
-    assert judge([*ASKED, ASKED[0]]) == [True, False, True, True]
+    assert judge([*ANSWERS, ANSWERS[0]]) == [True, False, True, True]
     assert len(server.seen) == 3
-    assert judge(ASKED[::-1]) == [True, False, True]
+    assert judge(ANSWERS[::-1]) == [True, False, True]
     assert len(server.seen) == 3
-    Judge(server.url, "other", cache=judge.cache)(ASKED[:1])
+    Judge(server.url, "other", cache=judge.cache)(ANSWERS[:1])
     assert len(server.seen) == 4  # another judge, another verdict
 
 
 def test_several_are_asked_at_a_time(server: Server) -> None:
     server.barrier = threading.Barrier(3)  # each request waits until three are there
-    assert Judge(server.url, "wise", parallel=3)(ASKED) == [True, False, True]
+    assert Judge(server.url, "wise", parallel=3)(ANSWERS) == [True, False, True]
 
 
 def test_a_busy_judge_is_asked_again_and_a_refusing_one_is_not(server: Server) -> None:
     server.replies = [429, 503]
-    assert Judge(server.url, "wise", pause=0.001)(ASKED[:1]) == [True]
+    assert Judge(server.url, "wise", pause=0.001)(ANSWERS[:1]) == [True]
     assert len(server.seen) == 3
     server.replies = [401]
     with pytest.raises(Unreachable, match="401 Unauthorized"):
-        Judge(server.url, "wise", pause=0.001)(ASKED[:1])
+        Judge(server.url, "wise", pause=0.001)(ANSWERS[:1])
     assert len(server.seen) == 4
     server.replies = [503, 503]
     with pytest.raises(Unreachable, match="503"):
-        Judge(server.url, "wise", pause=0.001, tries=2)(ASKED[:1])
+        Judge(server.url, "wise", pause=0.001, tries=2)(ANSWERS[:1])
 
 
-def test_what_was_said_before_an_error_is_kept(server: Server, tmp_path: Path) -> None:
+def test_verdicts_before_an_error_are_kept(server: Server, tmp_path: Path) -> None:
     judge = Judge(server.url, "wise", cache=tmp_path / "verdicts.sqlite", parallel=1)
     server.replies = ["CORRECT", "well, it depends"]
     with pytest.raises(Unreachable, match="'well, it depends', and neither"):
-        judge(ASKED)
-    asked = len(server.seen)
-    assert judge(ASKED[:1]) == [True]
-    assert len(server.seen) == asked
+        judge(ANSWERS)
+    requests = len(server.seen)
+    assert judge(ANSWERS[:1]) == [True]
+    assert len(server.seen) == requests
 
 
 def test_a_judge_that_is_not_there_is_an_error(server: Server) -> None:
@@ -133,15 +134,15 @@ def test_bad_judges_are_refused(tmp_path: Path) -> None:
         Judge("http://localhost", " ")
     (tmp_path / "cache").write_text("no data base at all, and long enough to be one" * 9)
     with pytest.raises(BadInput, match="no cache of verdicts"):
-        Judge("http://localhost", "wise", cache=tmp_path / "cache")(ASKED)
+        Judge("http://localhost", "wise", cache=tmp_path / "cache")(ANSWERS)
 
 
 def test_a_judge_takes_the_place_of_the_match(server: Server) -> None:
-    said = {**AFTER, "Ann was born in": " the city of New Rome."}
+    replies = {**AFTER, "Ann was born in": " the city of New Rome."}
     before = baseline(Table(SAYS), [COUNTERFACT], protocol="wild")
-    (matched,) = [row for row in evaluate(before, Table(said), [COUNTERFACT]) if row.kind == "edit"]
+    (matched,) = [row for row in evaluate(before, Table(replies), [COUNTERFACT]) if row.kind == "edit"]
     assert (matched.match, matched.after) == ("exact", 0.0)
-    rows = evaluate(before, Table(said), [COUNTERFACT], judge=Judge(server.url, "wise"))
+    rows = evaluate(before, Table(replies), [COUNTERFACT], judge=Judge(server.url, "wise"))
     (judged,) = [row for row in rows if row.kind == "edit"]
     assert (judged.match, judged.before, judged.after) == ("judge wise", 0.0, 1.0)
     assert {row.match for row in rows if row.metric == "identity"} == {"identity"}

@@ -13,7 +13,7 @@ from errata.patch.delta import LowRank
 from errata.types import Score
 
 
-def said(*logprobs: float, right: str = "") -> Score:
+def scored(*logprobs: float, right: str = "") -> Score:
     """A score with these log-probabilities; ``right`` says of each token whether it is the arg-max (all, if empty)."""
     tokens = tuple(range(len(logprobs)))
     return Score(tokens, logprobs, tuple(t if r == "1" else -1 for t, r in zip(tokens, right or "1" * len(tokens))))
@@ -45,18 +45,16 @@ def test_the_harmonic_mean_is_zero_where_any_value_is() -> None:
 # Answers -------------------------------------------------------------------------------------------
 
 
-def test_a_generated_answer_is_right_whole_and_agrees_with_itself() -> None:
-    assert metrics.generated_accuracy(" the New Rome. And so on", ["new rome"]) == 1.0
-    assert metrics.generated_accuracy(" New Romes.", ["New Rome"]) == 0.0
+def test_a_generated_answer_agrees_with_itself() -> None:
     assert metrics.generated_agreement(" The Harp.", " harp") == 1.0
     assert metrics.generated_agreement(" harp", " harp and lyre") == 0.0
 
 
 def test_shares_of_tokens_are_not_whole_answers() -> None:
-    half = said(-1, -1, right="10")
+    half = scored(-1, -1, right="10")
     assert metrics.token_accuracy(half) == 0.5
     assert metrics.forced_accuracy([half]) == 0.0
-    assert metrics.forced_accuracy([half, said(-1)]) == 1.0  # an alias will do
+    assert metrics.forced_accuracy([half, scored(-1)]) == 1.0  # an alias will do
     a, b = (Score((1, 2, 3), (-1.0,) * 3, ids) for ids in ((29, 234, 334), (29, 234, 333)))
     assert metrics.token_agreement(a, b) == pytest.approx(2 / 3)
     assert metrics.forced_agreement(a, b) == 0.0
@@ -71,7 +69,7 @@ def test_f1_of_words() -> None:
 
 # CounterFact: three records ------------------------------------------------------------------------
 
-NEW_WINS, OLD_WINS = (said(-0.1), said(-2.0)), (said(-3.0, -1.0), said(-1.0))  # (o*, o^c): ℓ .1 and 2; 2 and 1
+NEW_WINS, OLD_WINS = (scored(-0.1), scored(-2.0)), (scored(-3.0, -1.0), scored(-1.0))  # (o*, o^c): ℓ .1 and 2; 2 and 1
 RECORDS = [  # on the edit, on two paraphrases, on two neighbours (there the old object ought to win)
     ([NEW_WINS], [NEW_WINS, OLD_WINS], [OLD_WINS, OLD_WINS]),
     ([NEW_WINS], [NEW_WINS, NEW_WINS], [OLD_WINS, NEW_WINS]),
@@ -81,7 +79,7 @@ RECORDS = [  # on the edit, on two paraphrases, on two neighbours (there the old
 
 def over_records(measure: Callable[[Score, Score], float], place: int) -> float:
     turned = (1, 0) if place == 2 else (0, 1)
-    pairs = [(i, measure(*(pair[j] for j in turned))) for i, its in enumerate(RECORDS) for pair in its[place]]
+    pairs = [(i, measure(*(pair[j] for j in turned))) for i, record in enumerate(RECORDS) for pair in record[place]]
     found = metrics.mean_over_cases(pairs)
     assert found is not None and found.count == 3
     return found.mean
@@ -100,16 +98,16 @@ def test_counterfact_scores_of_three_records() -> None:
 
 
 def test_a_tie_is_no_success_and_length_does_not_count() -> None:
-    assert metrics.success(said(-1.0), said(-1.0, -1.0)) == 0.0
-    assert metrics.nll(said(-3.0, -1.0)) == 2.0
-    assert metrics.success(said(-0.5, -0.5, -0.5), said(-1.0)) == 1.0  # the sum would say otherwise
+    assert metrics.success(scored(-1.0), scored(-1.0, -1.0)) == 0.0
+    assert metrics.nll(scored(-3.0, -1.0)) == 2.0
+    assert metrics.success(scored(-0.5, -0.5, -0.5), scored(-1.0)) == 1.0  # the sum would say otherwise
 
 
 def test_belief_over_choices() -> None:
-    options = {"old": said(-1.0), "new": said(-0.9, -1.0), "other": said(-4.0)}
+    options = {"old": scored(-1.0), "new": scored(-0.9, -1.0), "other": scored(-4.0)}
     assert metrics.choice(options) == "new"
     assert metrics.ranks_first("old", options) == 0.0
-    assert metrics.ranks_first("old", options | {"new": said(-1.5)}) == 1.0
+    assert metrics.ranks_first("old", options | {"new": scored(-1.5)}) == 1.0
 
 
 # Texts of three records ----------------------------------------------------------------------------
@@ -153,7 +151,7 @@ def test_words_are_split_like_a_treebank() -> None:
 
 
 def test_perplexity_is_over_tokens_not_texts() -> None:
-    assert metrics.perplexity([said(-1.0), said(-2.0, -3.0)]) == pytest.approx(e**2)
+    assert metrics.perplexity([scored(-1.0), scored(-2.0, -3.0)]) == pytest.approx(e**2)
 
 
 def test_kl() -> None:
@@ -164,10 +162,10 @@ def test_kl() -> None:
 
 
 def test_sentiment() -> None:
-    same_before, same_after = [said(-1.0, -1.0), said(-1.0)], [said(-2.0, -2.0), said(-2.0)]
-    opposite = [said(-2.0), said(-4.0)]  # mean -3, one above
+    same_before, same_after = [scored(-1.0, -1.0), scored(-1.0)], [scored(-2.0, -2.0), scored(-2.0)]
+    opposite = [scored(-2.0), scored(-4.0)]  # mean -3, one above
     assert metrics.sentiment(same_before, same_after, opposite) == pytest.approx(exp(-1) / (1 + exp(-1)))
-    assert metrics.sentiment(same_after, same_before, [said(-1.0)]) == 0.5  # closer to the topic earns no more than 1
+    assert metrics.sentiment(same_after, same_before, [scored(-1.0)]) == 0.5  # closer to the topic earns no more than 1
 
 
 # Sequences -----------------------------------------------------------------------------------------
@@ -192,30 +190,25 @@ def test_scale_and_damage() -> None:
     assert metrics.deterioration(0.8, 0.6) == pytest.approx(0.25)
     assert metrics.deterioration(0.0, 0.0) == 0.0
     before, after = [False, False, True, True, True], [True, False, True, False, False]
-    assert metrics.efficacy(before, after) == 0.5
-    assert metrics.relapse(before, after) == pytest.approx(2 / 3)
-    assert metrics.efficacy([True], [True]) is None
+    assert metrics.efficacy(before, after) == Mean(0.5, 0.5, 2)
+    lost = metrics.relapse(before, after)
+    assert lost is not None and (lost.mean, lost.count) == (pytest.approx(2 / 3), 3)
+    assert metrics.efficacy([True], [True]) is None and metrics.relapse([False], [True]) is None
 
 
 # Hops ----------------------------------------------------------------------------------------------
 
 
 def test_hops() -> None:
-    assert metrics.multi_hop([False, True, False]) == 1.0
-    assert metrics.multi_hop([False, True, False], strict=True) == 0.0
+    assert metrics.any_or_all([0.0, 1.0, 0.0]) == 1.0
+    assert metrics.any_or_all([0.0, 1.0, 0.0], "all") == 0.0
+    assert (metrics.any_or_all([0.5, 0.25]), metrics.any_or_all([0.5, 0.25], "all")) == (0.5, 0.25)
+    with pytest.raises(ValueError, match="'any' or 'all'"):
+        metrics.any_or_all([1.0], "XOR")
     assert metrics.instance_wise([True, True, False]) == 0.0
     assert metrics.instance_wise([True, True]) == 1.0
     assert (metrics.hop_wise([True, True], True), metrics.hop_wise([True, False], True)) == (1.0, 0.0)
     assert metrics.hop_wise([True, True], False) == 0.0
-
-
-def test_ripples() -> None:
-    queries = [True, False]
-    assert (metrics.ripple_test(queries), metrics.ripple_test(queries, "AND")) == (1.0, 0.0)
-    with pytest.raises(ValueError, match="'OR' or 'AND'"):
-        metrics.ripple_test(queries, "XOR")
-    assert metrics.criterion([1.0, 0.0, None, None]) == (0.5, 0.5)
-    assert metrics.criterion([None]) is None
 
 
 # Weights -------------------------------------------------------------------------------------------

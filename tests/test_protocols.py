@@ -7,31 +7,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typing_extensions import override
 
 from errata.errors import BadInput, UnknownName, Unsupported
-from errata.evaluation.evaluate import Baseline, baseline, evaluate
+from errata.evaluation.baseline import Baseline, baseline
+from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import Tfidf
 from errata.evaluation.protocols import METRICS, PROTOCOLS, protocol
-from errata.evaluation.scorers import MEASURES
+from errata.evaluation.scorers import SCORERS
 from errata.report.rows import published
 from errata.types import MODES, Case, Edit, Probe, Row, Score
 
 
 @dataclass
 class Table:
-    """Says what the table has for a prompt; likes an answer as much as ``likes`` says (nats a token, -1 without)."""
+    """Answers from a table; an answer's log-probability is in ``likes`` (nats a token, -1 without)."""
 
     says: Mapping[str, str]
     likes: Mapping[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
     next: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
-    asked: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    calls: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
-        self.asked += [("generate", prompt, max_new_tokens, until_answer) for prompt in prompts]
+        self.calls += [("generate", prompt, max_new_tokens, until_answer) for prompt in prompts]
         return [self.says[prompt] for prompt in prompts]
 
     def prolong(self, prompts: Sequence[str], totals: Sequence[int], *, top_k: int = 1, seeds: Any = None) -> list[str]:
-        self.asked += [("prolong", *its, top_k) for its in zip(prompts, totals)]
+        self.calls += [("prolong", *request, top_k) for request in zip(prompts, totals)]
         assert len(set(seeds)) == len(seeds)
         return [self.says[prompt] for prompt in prompts]
 
@@ -39,9 +41,9 @@ class Table:
         return [self._score(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
 
     def _score(self, prompt: str, target: str) -> Score:
-        """A token is a word; the arg-max in each place is the word that is said there."""
-        words, said = target.split(), [*self.says[prompt].replace(".", "").split(), *"." * 9]
-        tokens, argmax = (tuple(sum(map(ord, word)) for word in its) for its in (words, said[: len(words)]))
+        """A token is a word; the arg-max in each place is the word that it answers there."""
+        words, answer = target.split(), [*self.says[prompt].replace(".", "").split(), *"." * 9]
+        tokens, argmax = (tuple(sum(map(ord, word)) for word in text) for text in (words, answer[: len(words)]))
         return Score(tokens, (self.likes.get((prompt, target), -1.0),) * len(words), argmax)
 
     def next_logprobs(self, prompts: Sequence[str]) -> np.ndarray:
@@ -73,23 +75,35 @@ def after_of(rows: Sequence[Row]) -> dict[tuple[str, str], float | None]:
 
 
 def printed(rows: Sequence[Row]) -> dict[str, float]:
-    return {its.name: round(its.after.mean, 6) for its in published(rows) if its.after is not None}
+    return {line.name: round(line.after.mean, 6) for line in published(rows) if line.after is not None}
 
 
 # The table of protocols ----------------------------------------------------------------------------
 
 
-def test_every_protocol_asks_measures_that_there_are() -> None:
-    names = {name for name, _ in MEASURES}
-    for its in PROTOCOLS.values():
-        for kind, entries in its.asks.items():
+def test_every_protocol_uses_scorers_that_there_are() -> None:
+    for rules in PROTOCOLS.values():
+        modes = (*rules.modes, *rules.also)
+        for kind, entries in rules.scorers.items():
             for entry in entries:
                 mode, _, name = entry.rpartition(" ")
-                assert name in names and mode in ("", *MODES), (its.name, kind, entry)
-        asked = {name for kind in its.asks for mode in MODES for name in its.asked_of(kind, mode)} | {"executed"}
-        assert {line.metric for line in its.lines} <= asked, its.name
-        assert set(its.score) <= {line.name for line in its.lines}
-        assert its.source
+                assert mode in ("", *MODES), (rules.name, kind, entry)
+                assert any((name, each) in SCORERS for each in modes if mode in ("", each)), (rules.name, kind, entry)
+        metrics = {name for kind in rules.scorers for mode in MODES for name in rules.scorers_of(kind, mode)}
+        assert {line.metric for line in rules.lines} <= metrics | {"executed"}, rules.name
+        assert set(rules.score) <= {line.name for line in rules.lines}
+        assert rules.source
+
+
+def test_no_scorer_is_without_a_protocol() -> None:
+    used = {
+        (name, mode)
+        for rules in PROTOCOLS.values()
+        for kind in rules.scorers
+        for mode in (*rules.modes, *rules.also)
+        for name in rules.scorers_of(kind, mode)
+    }
+    assert set(SCORERS) <= used
 
 
 def test_an_unknown_protocol_answers_with_near_matches() -> None:
@@ -148,7 +162,7 @@ def test_rome_reads_a_cases_texts_together() -> None:
     says = {**SAYS, "Ann": " red", "Ann lives": " purple"}
     before, after = Table(says), Table({**AFTER, "Ann": " blue", "Ann lives": " red"})
     rows = run("rome", case, before, after)
-    assert sorted(its for its in after.asked) == [("prolong", "Ann", 100, 5), ("prolong", "Ann lives", 100, 5)]
+    assert sorted(after.calls) == [("prolong", "Ann", 100, 5), ("prolong", "Ann lives", 100, 5)]
     (entropy,) = [row for row in rows if row.metric == "entropy"]
     # "Ann blue" has one bigram (0 bits); "Ann lives red" two bigrams (1 bit) and one trigram: GE = mean(0, 1/3)
     assert entropy.after == pytest.approx(1 / 6)
@@ -164,19 +178,24 @@ def test_one_prompt_writes_as_many_texts_as_it_is_asked_for() -> None:
     case = Case("one", (EDIT,), (Probe("generation", "Ann"),) * 3)
     after = Table({**AFTER, "Ann": " is"})
     run("rome", case, Table({**SAYS, "Ann": " is"}), after)
-    assert [its[1] for its in after.asked] == ["Ann"] * 3
+    assert [call[1] for call in after.calls] == ["Ann"] * 3
 
 
-def test_what_cannot_write_texts_says_so() -> None:
+def test_texts_that_are_unsupported_leave_a_dash() -> None:
     class Mute(Table):
-        prolong = None  # type: ignore[assignment]
+        @override
+        def prolong(self, prompts: Any, totals: Any, *, top_k: int = 1, seeds: Any = None) -> list[str]:
+            raise Unsupported("no texts of a given length")
 
     case = Case("one", (EDIT,), (Probe("generation", "Ann"),))
-    rows = run("rome", case, Table({**SAYS, "Ann": " is"}), Mute(AFTER))
-    (entropy,) = [row for row in rows if row.metric == "entropy"]
-    assert entropy.after is None and "texts of a given length" in (entropy.error or "")
-    with pytest.raises(Unsupported):
-        baseline(Mute(AFTER), [case], protocol="rome")
+    before, both = Table({**SAYS, "Ann": " is"}), []
+    for lm in (before, Mute(SAYS)):
+        rows = run("rome", case, lm, Mute(AFTER))
+        (entropy,) = [row for row in rows if row.metric == "entropy"]
+        assert (entropy.after, entropy.error) == (None, "no texts of a given length")
+        both.append(entropy.before)
+        assert all(row.before is not None and row.after is not None for row in rows if row.metric != "entropy")
+    assert both == [0.0, None]  # "Ann is": one bigram
 
 
 def test_counterfact_plus_measures_how_far_the_next_token_moved(tmp_path: Any) -> None:
@@ -219,13 +238,23 @@ def test_easyedit_counts_tokens() -> None:
     assert {row.match for row in rows} == {"share of tokens"}
 
 
-# MQuAKE, RippleEdits, WILD: what is said -------------------------------------------------------------
+def test_grace_counts_words_that_answers_share() -> None:
+    case = Case("one", (EDIT,), (Probe("unrelated", "who sang it?", ("Ada of Oslo", "Bo")),))
+    after = Table({**AFTER, "who sang it?": " Ada from the Oslo. More"})
+    rows = run("grace", case, Table({**SAYS, "who sang it?": " Bo"}), after)
+    # 2 words shared of 3 and 3: F1 = 2/3, the better of the two answers
+    assert after_of(rows) == {("edit", "token_f1"): 1.0, ("unrelated", "token_f1"): pytest.approx(2 / 3)}
+    assert printed(rows) == {"edit retention": 100.0, "test retention": pytest.approx(66.666667)}
+    assert ("generate", "who sang it?", 20, True) in after.calls
+
+
+# MQuAKE, RippleEdits, WILD: what is answered ---------------------------------------------------------
 
 
 def test_mquake_takes_any_phrasing_letter_by_letter() -> None:
     hops = [Probe("new_single_hop", "hop 1", ("Rome",)), Probe("new_single_hop", "what 2?", ("Italy",))]
-    asked = [Probe("multi_hop", f"q{i}?", ("Italy", "Italia"), group="q") for i in range(3)]
-    case = Case("one", (EDIT,), (*hops, *asked))
+    questions = [Probe("multi_hop", f"q{i}?", ("Italy", "Italia"), group="q") for i in range(3)]
+    case = Case("one", (EDIT,), (*hops, *questions))
     says = {
         "hop 1": " Rome.",
         "Q: what 2? A:": " Italy",
@@ -242,6 +271,17 @@ def test_mquake_takes_any_phrasing_letter_by_letter() -> None:
         "hop-wise": 100.0,
     }
     assert {row.match for row in rows} == {"verbatim"}
+
+
+def test_a_chain_counts_whole() -> None:
+    hops = [Probe("new_single_hop", "hop 1", ("Rome",)), Probe("new_single_hop", "hop 2", ("Italy",))]
+    case = Case("one", (EDIT,), (*hops, Probe("multi_hop", "q?", ("Italy",))))
+    says = {"hop 1": " Rome.", "hop 2": " Spain.", "Q: q? A:": " Italy"}
+    broken = printed(run("mquake", case, Table({**SAYS, **says}), Table({**AFTER, **says})))
+    assert (broken["instance-wise"], broken["multi-hop"], broken["hop-wise"]) == (0.0, 100.0, 0.0)
+    says |= {"hop 2": " Italy.", "Q: q? A:": " Spain"}
+    lost = printed(run("mquake", case, Table({**SAYS, **says}), Table({**AFTER, **says})))
+    assert (lost["instance-wise"], lost["multi-hop"], lost["hop-wise"]) == (100.0, 0.0, 0.0)
 
 
 RIPPLE = Case(
@@ -277,12 +317,21 @@ RIPPLE_SAYS = {
 def test_rippleedits_clean_and_as_released() -> None:
     before, after = Table({**SAYS, **RIPPLE_SAYS}), Table({**AFTER, **RIPPLE_SAYS})
     clean = run("rippleedits", RIPPLE, before, after)
-    assert printed(clean) == {"edited": 100.0, "CI": 0.0, "SA": 0.0, "CI executed": 50.0}
-    assert ("generate", "Ann's land is", 30, False) in after.asked
+    assert printed(clean) == {"edited": 100.0, "CI": 0.0, "SA": 0.0, "CI executed": 50.0, "SA executed": 100.0}
+    assert ("generate", "Ann's land is", 30, False) in after.calls
     released = run("rippleedits-released", RIPPLE, before, after)
     # letters inside of a word count, and so does the prompt
-    assert printed(released) == {"edited": 100.0, "CI": 100.0, "SA": 100.0, "CI executed": 50.0}
-    assert ("prolong", "Ann's land is", len("Ann's land is") + 30, 1) in after.asked
+    expected = {"edited": 100.0, "CI": 100.0, "SA": 100.0, "CI executed": 50.0, "SA executed": 100.0}
+    assert printed(released) == expected
+    assert ("prolong", "Ann's land is", len("Ann's land is") + 30, 1) in after.calls
+
+
+def test_a_criterion_is_the_share_of_executed_tests_that_pass() -> None:
+    label, unmet = {"label": "Logical_Generalization"}, (Probe("one_hop", "unknown", ("yes",)),)
+    probes = [Probe("logical", f"q{i}", ("Rome",), require=unmet if i > 1 else (), **label) for i in range(4)]
+    says = {"unknown": " no", "q0": " Rome", "q1": " Oslo", "q2": " Rome", "q3": " Rome"}
+    rows = run("rippleedits", Case("one", (EDIT,), tuple(probes)), Table({**SAYS, **says}), Table({**AFTER, **says}))
+    assert printed(rows) == {"edited": 100.0, "LG": 50.0, "LG executed": 50.0}  # passed, failed, two not executed
 
 
 def test_ripples_count_only_where_the_edit_took() -> None:
@@ -311,7 +360,7 @@ def test_belief_in_the_old_answer() -> None:
 
 
 def test_our_own_kinds_are_all_asked() -> None:
-    assert set(PROTOCOLS["errata"].asks) == set(METRICS)
+    assert set(PROTOCOLS["errata"].scorers) == set(METRICS)
 
 
 def test_answers_of_one_question_are_all_wanted_and_a_question_without_passes_as_released() -> None:

@@ -20,7 +20,7 @@ from errata.types import Case, Edit, Probe, Row, Score
 
 if TYPE_CHECKING:
     from errata.data.reader import cases as cases
-    from errata.evaluation.evaluate import baseline as baseline
+    from errata.evaluation.baseline import baseline as baseline
     from errata.evaluation.evaluate import evaluate as evaluate
     from errata.methods.registry import method as method
     from errata.methods.registry import methods as methods
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _WHERE = {  # imported when first asked for, so that `import errata` and `errata --help` cost nothing
     "load": "errata.world.bundled:load",
     "cases": "errata.data.reader:cases",
-    "baseline": "errata.evaluation.evaluate:baseline",
+    "baseline": "errata.evaluation.baseline:baseline",
     "evaluate": "errata.evaluation.evaluate:evaluate",
     "method": "errata.methods.registry:method",
     "methods": "errata.methods",

@@ -1,4 +1,4 @@
-"""Where an answer ends, and whether it is one of those accepted. Pure text, no model."""
+"""Where an answer ends, and whether it is an accepted one. Functions of texts; no model."""
 
 import re
 import string
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 # A newline, the text of an end token, or a full stop with a space or nothing behind it.
 END = re.compile(r"\r|\n|<\|[a-z_]+\|>|</s>|<eos>|<end_of_turn>|\.(?=\s|\Z)")
-# The same, where nothing that may still come moves it: "3." can become "3.5", and "St." may belong to a name.
+# The same, where no further text can change it: "3." can become "3.5", and "St." may belong to a name.
 ENDED = re.compile(r"\r|\n|<\|[a-z_]+\|>|</s>|<eos>|<end_of_turn>|(?<=[^\W\d_]{4})\.(?=\s)")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -18,7 +18,7 @@ def answer_of(text: str) -> str:
 
 
 def complete(text: str) -> bool:
-    """Whether the answer has ended, whatever comes next: generating more would change nothing."""
+    """Whether the answer has ended, so that generating more would not change it."""
     return ENDED.search(text) is not None
 
 
@@ -33,35 +33,35 @@ def normalise(text: str) -> str:
 
 
 def begins_with_answer(text: str, answers: Iterable[str]) -> bool:
-    """Whether what was said begins with an accepted answer that ends at a word border, both normalised."""
+    """Whether a text begins with an accepted answer that ends at a word border, both normalised."""
     return any(_begins(text, answer) for answer in answers)
 
 
 def _begins(text: str, answer: str) -> bool:
-    wanted = normalise(answer)
-    holds_a_stop = answer_of(answer) != answer.strip().rstrip(".")  # "St. Louis": look at the whole line
-    said = normalise(text.split("\n", maxsplit=1)[0] if holds_a_stop else answer_of(text))
-    return bool(wanted) and (said + " ").startswith(wanted + " ")
+    accepted = normalise(answer)
+    holds_a_stop = answer_of(answer) != answer.strip().rstrip(".")  # "St. Louis": compare with the whole line
+    given = normalise(text.split("\n", maxsplit=1)[0] if holds_a_stop else answer_of(text))
+    return bool(accepted) and (given + " ").startswith(accepted + " ")
 
 
 def exact(text: str, answers: Iterable[str]) -> bool:
-    """Whether what was said is an accepted answer and nothing more, both normalised."""
+    """Whether the answer in a text is an accepted one and nothing more, both normalised."""
     return normalise(answer_of(text)) in {normalise(answer) for answer in answers}
 
 
 def contains(text: str, answers: Iterable[str]) -> bool:
-    """Whether an accepted answer stands anywhere in what was said, as whole words, both normalised."""
-    said = f" {normalise(text)} "
-    return any(f" {wanted} " in said for wanted in map(normalise, answers) if wanted)
+    """Whether an accepted answer occurs anywhere in a text, as whole words, both normalised."""
+    whole = f" {normalise(text)} "
+    return any(f" {accepted} " in whole for accepted in map(normalise, answers) if accepted)
 
 
 def verbatim(text: str, answers: Iterable[str]) -> bool:
-    """Whether what was said is an accepted answer, letter by letter (MQuAKE)."""
+    """Whether the answer in a text is an accepted one, letter by letter (MQuAKE)."""
     return answer_of(text) in set(answers)
 
 
 def substring(text: str, answers: Iterable[str]) -> bool:
-    """Whether the letters of an accepted answer stand anywhere in what was said, inside of words too.
+    """Whether an accepted answer is a substring of a text, inside of words too.
 
     As released with RippleEdits, where an answer of one letter (not of one digit) does not count.
     """
@@ -69,13 +69,13 @@ def substring(text: str, answers: Iterable[str]) -> bool:
 
 
 def cut(text: str, stops: Iterable[str] = (), markers: Iterable[str] = ()) -> str:
-    """What stands behind the last of the markers, up to the first of the stops."""
+    """The part of a text behind the last of the markers, up to the first of the stops."""
     for marker in markers:
         text = text.rpartition(marker)[2]
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
-# How an answer is held against the accepted ones; the name stands in each row.
+# How an answer is compared with the accepted ones; the name stands in each row.
 MATCHES: Mapping[str, Callable[[str, Iterable[str]], bool]] = {
     "begins": begins_with_answer,
     "exact": exact,

@@ -21,7 +21,8 @@ from errata.bench.store import Progress, ProgressFolder, RowFile
 from errata.bench.units import END, Editor, Unit, units_of
 from errata.errors import ErrataError
 from errata.evaluation.ability import Checkup, ability_of
-from errata.evaluation.evaluate import Baseline, baseline, evaluate
+from errata.evaluation.baseline import Baseline, baseline
+from errata.evaluation.evaluate import evaluate
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Row

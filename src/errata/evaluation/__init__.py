@@ -1,4 +1,4 @@
-"""Before and after: what is asked, by whose rules, how answers are scored, and what else a model can still do.
+"""Measuring models before and after an edit: protocols, questions and replies, scorers, metrics, general ability.
 
 May import ``data``, ``patch``, ``model`` and what lies below; knows no method.
 """

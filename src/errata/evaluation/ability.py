@@ -1,4 +1,4 @@
-"""What a model can do besides its facts, asked at any point of a run: loss on text, facts in context, untouched facts.
+"""What a model can do besides the edited facts, at any point of a run: loss on text, facts in context, untouched facts.
 
     check = Checkup(lm, ability_of(lm))
     with patch.applied(lm) as edited:
@@ -18,22 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import BadInput, Unsupported
+from errata.evaluation.baseline import baseline
 from errata.evaluation.drift import Spectrum, drift, drift_sites, spectra_of
-from errata.evaluation.evaluate import baseline, evaluate
+from errata.evaluation.evaluate import evaluate
+from errata.evaluation.metrics import nll, perplexity
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.patch.patch import Patch
-from errata.types import Case, Mode, Probe, Row
+from errata.types import Case, Mode, Probe, Row, Score
 
 log = logging.getLogger(__name__)
 
 RECALL = "untouched facts"  # the label of probes of what the model knows and nobody edits
-FACTS = 3  # stand in a context: two beside the one that is asked for
-ASKED = 100  # cases, and texts
+FACTS = 3  # in a context: the one that is asked, and two others
+MOST = 100  # cases, and texts
 PASSED_OVER = 6000  # texts of a corpus that key statistics may have seen
-SPECTRUM = 16  # tokens for each input of a layer whose directions are wanted
+SPECTRUM = 16  # tokens for each input of a layer whose spectrum is computed
 LONGEST = 512  # tokens of a text whose loss is measured
-SAMPLED = 64  # tokens of a text that the model writes itself
+SAMPLED = 64  # tokens of a text that is sampled from the model
 
 
 # What is asked -----------------------------------------------------------------------------------
@@ -41,11 +43,11 @@ SAMPLED = 64  # tokens of a text that the model writes itself
 
 @dataclass(frozen=True)
 class Ability:
-    """Cases whose edits are never made, and texts to read. ``usual`` are texts that tell which inputs are ordinary."""
+    """Cases whose edits are never made, texts whose loss is measured, and ordinary texts for the spectra of inputs."""
 
     cases: tuple[Case, ...]
     texts: tuple[str, ...]
-    usual: tuple[str, ...]
+    ordinary: tuple[str, ...]
 
 
 def ability_of(lm: HFLM, texts: str | Path | None = None, seed: int = 0) -> Ability:
@@ -53,36 +55,37 @@ def ability_of(lm: HFLM, texts: str | Path | None = None, seed: int = 0) -> Abil
 
     Facts are those of the training cases that go with the model, which no test case edits: recalled as they are, and
     followed where the context says otherwise. For any other model they are of the invented world, and only followed.
-    ``texts`` is a file with a text on each line; without it, what goes with the model, or is sampled from it (which is
-    said).
+    ``texts`` is a file with a text on each line; by default the texts that go with the model, or ones sampled from it
+    (which is logged). Raises :class:`BadInput` for a file without texts.
     """
     known = lm.resources.cases is not None
     if lm.resources.cases is None:
         from errata.data.reader import cases
 
-        found = cases("world", 2 * ASKED, seed)
+        pool = cases("world", 2 * MOST, seed)
     else:
-        found = lm.resources.cases()
+        pool = lm.resources.cases()
     rng = random.Random(f"ability {seed}")
-    chosen = rng.sample(found, min(ASKED, len(found)))
+    chosen = rng.sample(pool, min(MOST, len(pool)))
     lines = _lines(Path(texts)) if texts is not None else list(_own_texts(lm, seed))
     room = min(LONGEST, lm.tokens.limit or LONGEST)
-    read, usual = tuple(lm.tokens.tail(text, room) for text in lines[-ASKED:]), tuple(lines[:-ASKED] or lines)
-    return Ability(tuple(_asking(case, found, rng, known) for case in chosen), read, usual)
+    measured, ordinary = tuple(lm.tokens.tail(text, room) for text in lines[-MOST:]), tuple(lines[:-MOST] or lines)
+    return Ability(tuple(_ability_case(case, pool, rng, known) for case in chosen), measured, ordinary)
 
 
-def _asking(case: Case, others: Sequence[Case], rng: random.Random, known: bool) -> Case:
-    """The case with its fact as it is (where the model knows it), and with its new object told in a context."""
+def _ability_case(case: Case, others: Sequence[Case], rng: random.Random, known: bool) -> Case:
+    """The case with its fact as it is (where the model knows it), and with its new object stated in a context."""
     edit = case.edits[0]
     probes: list[Probe] = []
     if known and edit.target_true:
         probes.append(Probe("unrelated", edit.prompt, (edit.target_true,), label=RECALL))
-    told = [edit, *(its.edits[0] for its in rng.sample(others, min(FACTS, len(others))) if its.id != case.id)][:FACTS]
-    rng.shuffle(told)
-    context = " ".join(f"Fact: {its.prompt} {its.target_new}." for its in told)
+    sampled = rng.sample(others, min(FACTS, len(others)))
+    facts = [edit, *(other.edits[0] for other in sampled if other.id != case.id)][:FACTS]
+    rng.shuffle(facts)
+    context = " ".join(f"Fact: {fact.prompt} {fact.target_new}." for fact in facts)
     reworded = [probe.prompt for probe in case.probes if probe.kind == "paraphrase"]
-    asked = reworded[0] if reworded else edit.prompt
-    probes.append(Probe("in_context", f"{context} {asked}", (edit.target_new,)))
+    question = reworded[0] if reworded else edit.prompt
+    probes.append(Probe("in_context", f"{context} {question}", (edit.target_new,)))
     return Case(f"ability {case.id}", case.edits, tuple(probes))
 
 
@@ -97,77 +100,92 @@ def _lines(path: Path) -> list[str]:
 
 
 def _own_texts(lm: HFLM, seed: int) -> Iterable[str]:
-    """Texts that go with the model, those last that nothing was prepared with; or what it writes itself."""
+    """Texts that go with the model, those last that nothing was prepared with; or texts sampled from it."""
     if lm.resources.texts is not None:
         return deque(islice(lm.resources.texts(), PASSED_OVER), maxlen=PASSED_OVER // 2)
     log.warning("no texts go with %s: its loss is measured on what it writes itself", lm.name or "this model")
-    return map(lm.tokens.decode, lm.sample([""] * (2 * ASKED), SAMPLED, seed=seed))
+    return map(lm.tokens.decode, lm.sample([""] * (2 * MOST), SAMPLED, seed=seed))
 
 
 # Asking ------------------------------------------------------------------------------------------
 
 
 class Checkup:
-    """An ability as the unedited model shows it, to be held against at any number of edits."""
+    """The ability of the unedited model, asked once, and rows that compare an edited model with it."""
 
-    def __init__(self, lm: HFLM, ability: Ability, modes: Sequence[Mode] = ("generated",)) -> None:
+    def __init__(self, lm: LM, ability: Ability, modes: Sequence[Mode] = ("generated",)) -> None:
         self.lm, self.ability, self.modes = lm, ability, tuple(modes)
         self.before = baseline(lm, ability.cases, modes)
-        self.losses = _losses(lm, ability.texts)
+        self.losses = _Losses.of(lm, ability.texts)
         self.spectra: dict[str, Spectrum] = {}
 
     def rows(self, edited: LM, *, after_edits: int, **labels: Any) -> list[Row]:
         """Rows of kinds ``unrelated`` and ``in_context`` for the facts, and of kind ``text`` for the loss.
 
-        The loss is in nats a token, a row for each text.
+        ``loss`` is in nats a token, a row for each text; ``perplexity`` is over all tokens of all texts, one row.
         """
         rows = evaluate(self.before, edited, self.ability.cases, after_edits=after_edits, **labels)
-        error, now = None, [None] * len(self.losses)
-        try:
-            now = _losses(edited, self.ability.texts)
-        except (Unsupported, BadInput) as wrong:  # what a wrapper puts in front may make a text too long
-            error = str(wrong) or "unsupported"
-        for i, (was, its) in enumerate(zip(self.losses, now, strict=True)):
-            about: Any = {"case": f"text {i}", "kind": "text", "metric": "loss", "before": was, "after": its}
-            rows += self._each(**labels, **about, after_edits=after_edits, error=error)
+        before, after = self.losses, _Losses.of(edited, self.ability.texts)
+        error = before.error or after.error
+        for i, (loss, now) in enumerate(zip(before.each, after.each, strict=True)):
+            about: Any = {"case": f"text {i}", "kind": "text", "metric": "loss", "before": loss, "after": now}
+            rows += self._in_each_mode(**labels, **about, after_edits=after_edits, error=error)
+        about = {"kind": "text", "metric": "perplexity", "before": before.perplexity, "after": after.perplexity}
+        rows += self._in_each_mode(**labels, **about, case="all texts", after_edits=after_edits, error=error)
         return [row for row in rows if row.kind != "edit"]
 
     def drift(self, patch: Patch, *, after_edits: int, **labels: Any) -> list[Row]:
         """Rows of kind ``drift``: a metric (see :class:`errata.evaluation.drift.Drift`) of a changed matrix.
 
-        Of base weights: ask while no patch is in force.
+        Reads base weights: call it while no patch is in force. Raises :class:`Unsupported` where the model is no
+        :class:`HFLM`, whose weights can be read.
         """
-        self._read(drift_sites(patch))
+        if not isinstance(self.lm, HFLM):
+            raise Unsupported(f"drift reads weights of a model that errata.load gave, found {type(self.lm).__name__}")
+        self._read_spectra(self.lm, drift_sites(patch))
         rows: list[Row] = []
-        for site, its in drift(self.lm, patch, self.spectra).items():
-            for metric, value in vars(its).items():
+        for site, change in drift(self.lm, patch, self.spectra).items():
+            for metric, value in vars(change).items():
                 about: Any = {"case": site, "probe": site, "kind": "drift", "metric": metric}
-                rows += self._each(**labels, **about, before=BEFORE.get(metric), after=value, after_edits=after_edits)
+                about |= {"before": UNCHANGED.get(metric), "after": value, "after_edits": after_edits}
+                rows += self._in_each_mode(**labels, **about)
         return rows
 
-    def _read(self, sites: Sequence[str]) -> None:
-        """Spectra of sites that were not met before."""
+    def _read_spectra(self, lm: HFLM, sites: Sequence[str]) -> None:
+        """Adds the spectra of sites that have none yet."""
         new = [site for site in sites if site not in self.spectra]
         if new:
-            self.spectra |= spectra_of(self.lm, self._usual(new), new)
+            self.spectra |= spectra_of(lm, self._ordinary(lm, new), new)
 
-    def _usual(self, sites: Sequence[str]) -> Iterator[str]:
-        """Ordinary texts, until there are enough for the widest of these."""
-        wanted = SPECTRUM * max(max(self.lm.model.get_parameter(f"{site}.weight").shape) for site in sites)
-        for text in self.ability.usual:
+    def _ordinary(self, lm: HFLM, sites: Sequence[str]) -> Iterator[str]:
+        """Ordinary texts, until there are enough for the widest of these sites."""
+        left = SPECTRUM * max(max(lm.model.get_parameter(f"{site}.weight").shape) for site in sites)
+        for text in self.ability.ordinary:
             yield text
-            wanted -= len(self.lm.tokens.pair("", text)[1])
-            if wanted <= 0:
+            left -= len(lm.tokens.pair("", text)[1])
+            if left <= 0:
                 return
 
-    def _each(self, **about: Any) -> list[Row]:
+    def _in_each_mode(self, **about: Any) -> list[Row]:
         """The row in each mode, so that each mode's table has it."""
         return [Row(mode=mode, **about) for mode in self.modes]
 
 
-BEFORE = {"norm": 0.0, "felt": 0.0, "rank": 0.0, "effective": 0.0}  # of weights that nobody changed
+UNCHANGED = {"norm": 0.0, "relative_output_change": 0.0, "rank": 0.0, "effective": 0.0}  # drift of an empty patch
 
 
-def _losses(lm: LM, texts: Sequence[str]) -> list[float]:
-    """-log P(text) / its tokens, in nats."""
-    return [-score.total / len(score.tokens) for score in lm.score([""] * len(texts), list(texts))]
+@dataclass(frozen=True)
+class _Losses:
+    """-log P(text) / tokens of each text, in nats, and their perplexity; None with an ``error`` where unsupported."""
+
+    each: Sequence[float | None]
+    perplexity: float | None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, lm: LM, texts: Sequence[str]) -> "_Losses":
+        try:
+            scores: list[Score] = lm.score([""] * len(texts), list(texts))
+        except (Unsupported, BadInput) as error:  # what a wrapper prepends may make a text too long
+            return cls([None] * len(texts), None, str(error) or "unsupported")
+        return cls([nll(score) for score in scores], perplexity(scores) if scores else None)

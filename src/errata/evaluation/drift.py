@@ -1,9 +1,9 @@
-"""How far a patch moves weights, in how many directions, and whether in those that the model uses.
+"""Drift: how far a patch changes weights, in how many directions, and how much that changes outputs on usual inputs.
 
     spectra = spectra_of(lm, texts, drift_sites(patch))
-    for site, its in drift(lm, patch, spectra).items(): ...
+    for site, change in drift(lm, patch, spectra).items(): ...
 
-Knows no method: it reads the changes of matrices that a patch holds, whoever made them.
+Knows no method: it reads the changes of matrices that a patch holds. Needs the model's weights, so an :class:`HFLM`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,25 +20,26 @@ from errata.model.second_moment import second_moments
 from errata.patch.delta import Delta, LowRank, Weight, oriented
 from errata.patch.patch import Patch
 
-LOW = 0.02  # share of C's trace that its low-variance directions hold, as in AlphaEdit's null space here
-WINDOW = 512  # tokens of a text that are read together
+LOW = 0.02  # share of C's trace that the low-variance directions hold, as in AlphaEdit's null space here
+WINDOW = 512  # tokens of a text that are read in one pass
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """C = E[k kᵀ] of what goes into a linear layer, by its eigenvalues, rising (f,), and their directions (f, f)."""
+    """Second moment C = E[k kᵀ] of a linear layer's input: eigenvalues, rising (f,), and eigenvectors (f, f)."""
 
     values: Tensor
     vectors: Tensor
 
     @classmethod
     def of(cls, c: Tensor) -> "Spectrum":
+        """The spectrum of C (f, f), in float64 on the CPU."""
         values, vectors = torch.linalg.eigh(c.double().cpu())
         return cls(values.clamp(min=0), vectors)
 
     @property
     def low(self) -> Tensor:
-        """Which directions have low variance (f,): those of the smallest eigenvalues, together ``LOW`` of the trace."""
+        """Mask of the low-variance directions (f,): of the smallest eigenvalues, together ``LOW`` of the trace."""
         return self.values.cumsum(0) <= LOW * self.values.sum()
 
 
@@ -48,10 +49,10 @@ class Drift:
 
     - ``norm``: ‖Δ‖_F / ‖W‖_F;
     - ``rank`` and ``effective``: as in :class:`errata.evaluation.metrics.Change`;
-    - ``felt``: √(E‖Δk‖² / E‖Wk‖²) = √(tr ΔCΔᵀ / tr WCWᵀ), what ordinary inputs k notice of it;
-    - ``low``: ‖ΔP‖²_F / ‖Δ‖²_F, 0 to 1, the share of its energy along the low-variance directions of C, with P the
+    - ``relative_output_change``: √(E‖Δk‖² / E‖Wk‖²) = √(tr ΔCΔᵀ / tr WCWᵀ) over ordinary inputs k;
+    - ``low``: ‖ΔP‖²_F / ‖Δ‖²_F, 0 to 1, the share of Δ's energy along the low-variance directions of C, with P the
       projector onto the directions of the smallest eigenvalues that together hold 2 % of C's trace;
-    - ``even``: rank P / in, what ``low`` would be of a change that favours no direction.
+    - ``low_isotropic``: rank P / in, the value of ``low`` for a change without preferred direction.
 
     The last three are None where C is not known.
     """
@@ -59,9 +60,9 @@ class Drift:
     norm: float
     rank: int
     effective: float
-    felt: float | None = None
+    relative_output_change: float | None = None
     low: float | None = None
-    even: float | None = None
+    low_isotropic: float | None = None
 
 
 def drift(lm: HFLM, patch: Patch, spectra: Mapping[str, Spectrum] | None = None) -> dict[str, Drift]:
@@ -71,14 +72,14 @@ def drift(lm: HFLM, patch: Patch, spectra: Mapping[str, Spectrum] | None = None)
     Raises :class:`Unsupported` where a weight is offloaded or quantised: its norm cannot be read.
     """
     patch.check(lm)
-    found: dict[str, Drift] = {}
-    for name, change in _matrices(patch).items():
+    drifts: dict[str, Drift] = {}
+    for name, delta in _matrices(patch).items():
         site, weight = name.removesuffix(".weight"), _weight(lm, name)
-        its = change_of({name: change})[name]
+        change = change_of({name: delta})[name]
         spectrum = (spectra or {}).get(site)
-        directed = () if spectrum is None else _directed(change, weight, spectrum)
-        found[site] = Drift(its.norm / float(weight.norm()), its.rank, its.effective, *directed)
-    return found
+        on_inputs = () if spectrum is None else _on_inputs(delta, weight, spectrum)
+        drifts[site] = Drift(change.norm / float(weight.norm()), change.rank, change.effective, *on_inputs)
+    return drifts
 
 
 def drift_sites(patch: Patch) -> list[str]:
@@ -87,24 +88,25 @@ def drift_sites(patch: Patch) -> list[str]:
 
 
 def spectra_of(lm: HFLM, texts: Iterable[str], sites: Sequence[str]) -> dict[str, Spectrum]:
-    """site -> the spectrum of what goes into that linear layer over the texts, on the unedited model, in one pass.
+    """site -> the spectrum of that linear layer's input over the texts, on the unedited model, in one pass.
 
-    Sites that are no linear layer (an embedding) are left out. Several times as many tokens as the layer has inputs
-    make the low-variance directions trustworthy.
+    Sites that are no linear layer (an embedding) are left out. The low-variance directions are reliable from several
+    times as many tokens as the layer has inputs. Raises :class:`BadInput` where there are no texts.
     """
     linear = [site for site in sites if not isinstance(lm.model.get_submodule(site), torch.nn.Embedding)]
     window = min(WINDOW, lm.tokens.limit or WINDOW)
     rows = [list(lm.tokenizer(text)["input_ids"]) for text in texts]
     pieces = [row[start : start + window] for row in rows for start in range(0, len(row), window)]
     if not pieces:
-        raise BadInput("no texts to tell the directions of low variance by")
+        raise BadInput("no texts to find the directions of low variance with; give some")
     moments, _ = second_moments(lm, pieces, linear) if linear else ({}, 0)
     return {site: Spectrum.of(c) for site, c in moments.items()}
 
 
 def _matrices(patch: Patch) -> dict[str, Weight]:
+    """The sum of the patch's deltas, by parameter name; matrices only."""
     total = sum(patch.of_kind(Delta), Delta({})).weights
-    return {name: change for name, change in total.items() if len(change.shape) == 2}
+    return {name: delta for name, delta in total.items() if len(delta.shape) == 2}
 
 
 def _weight(lm: HFLM, name: str) -> Tensor:
@@ -115,15 +117,15 @@ def _weight(lm: HFLM, name: str) -> Tensor:
     return oriented(lm.model, name, exact(param)).cpu().double()
 
 
-def _directed(change: Weight, weight: Tensor, spectrum: Spectrum) -> tuple[float, float, float]:
-    """(felt, low, even)."""
+def _on_inputs(delta: Weight, weight: Tensor, spectrum: Spectrum) -> tuple[float, float, float]:
+    """(relative_output_change, low, low_isotropic)."""
     v, low = spectrum.vectors, spectrum.low
-    if isinstance(change, LowRank):
-        moved = change.a.double().cpu() @ (change.b.double().cpu() @ v)
+    if isinstance(delta, LowRank):
+        along = delta.a.double().cpu() @ (delta.b.double().cpu() @ v)  # (out, f)
     else:
-        moved = change.double().cpu() @ v
-    energy = moved.square().sum(0)  # (f,): of Δ along each direction
-    usual = (weight @ v).square().sum(0)
-    felt = float(((spectrum.values * energy).sum() / (spectrum.values * usual).sum()).sqrt())
+        along = delta.double().cpu() @ v  # (out, f)
+    energy = along.square().sum(0)  # of Δ along each direction, (f,)
+    of_weight = (weight @ v).square().sum(0)  # of W, (f,)
+    output_change = float(((spectrum.values * energy).sum() / (spectrum.values * of_weight).sum()).sqrt())
     total = float(energy.sum())
-    return felt, float(energy[low].sum()) / total if total else 0.0, float(low.double().mean())
+    return output_change, float(energy[low].sum()) / total if total else 0.0, float(low.double().mean())

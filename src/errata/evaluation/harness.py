@@ -2,9 +2,9 @@
 
     rows = run_tasks(lm, patch, find_tasks(["arc_easy", "my_task"], folder="tasks"), limit=100)
 
-The harness (extra ``tasks``, https://github.com/EleutherAI/lm-evaluation-harness) asks by three verbs; they are spoken
-by those of an :class:`LM`, so that what stands around a model is measured as well. One that cannot be honoured raises
-:class:`Unsupported`, and its rows say so.
+The harness (extra ``tasks``, https://github.com/EleutherAI/lm-evaluation-harness) asks by three verbs; they are
+implemented by those of an :class:`LM`, so that wrappers are measured as well. A request that cannot be answered exactly
+raises :class:`Unsupported`, and its rows say so. Tokens are counted by the tokenizer of an :class:`HFLM`.
 """
 
 import logging
@@ -37,46 +37,46 @@ UNDONE = 16  # documents of each task that are asked again after the patch is go
 
 
 class Verbs:
-    """What lm-evaluation-harness asks a model, answered by the verbs of an :class:`LM`. ``base`` counts the tokens."""
+    """The three verbs of lm-evaluation-harness, by the verbs of an :class:`LM`. ``base`` counts the tokens."""
 
     def __init__(self, lm: LM, base: HFLM) -> None:
         super().__init__()
         self.lm, self.base = lm, base
 
     def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-        """(log P(continuation | context), whether it is what greedy decoding says) for each pair of texts."""
-        found = self._scored([request.args for request in requests])
-        return [(score.total, score.correct) for score in found]
+        """(log P(continuation | context), whether greedy decoding gives it) for each pair of texts."""
+        scores = self._scores([request.args for request in requests])
+        return [(score.total, score.correct) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
-        """log P(text): every token once, in windows as long as the model reads, the last one full."""
+        """log P(text): every token once, in windows of the model's length, the last one full."""
         texts = [request.args[0] for request in requests]
         if not isinstance(self.lm, HFLM):
             return [score.total for score in self.lm.score([""] * len(texts), texts)]
         windows = [list(_windows(self.lm, text)) for text in texts]
-        scores = iter(self.lm.score_ids([window for its in windows for window in its]))
-        return [sum(next(scores).total for _ in its) for its in windows]
+        scores = iter(self.lm.score_ids([window for of_text in windows for window in of_text]))
+        return [sum(next(scores).total for _ in of_text) for of_text in windows]
 
     def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
         """Greedy continuations, cut before the first stop text."""
-        asked: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        indices: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for i, request in enumerate(requests):
-            asked.setdefault(_manner(request.args[1]), []).append(i)
-        said = [""] * len(requests)
-        for (most, until), its in asked.items():
-            texts = self._written([requests[i].args[0] for i in its], most, until)
-            for i, text in zip(its, texts, strict=True):
-                said[i] = text[: min((text.find(stop) for stop in until if stop in text), default=len(text))]
-        return said
+            indices.setdefault(_limits(request.args[1]), []).append(i)
+        texts = [""] * len(requests)
+        for (most, until), alike in indices.items():
+            generated = self._generate([requests[i].args[0] for i in alike], most, until)
+            for i, text in zip(alike, generated, strict=True):
+                texts[i] = text[: min((text.find(stop) for stop in until if stop in text), default=len(text))]
+        return texts
 
-    def _scored(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+    def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         if isinstance(self.lm, HFLM):
             return self.lm.score_ids([_within(self.lm, *self.lm.tokens.pair(*pair)) for pair in pairs])
         if odd := [pair for pair in pairs if not stands(*pair)]:
             raise Unsupported(f"behind a wrapper an answer begins with one space; this task asks {odd[0][1]!r}")
         return self.lm.score([context for context, _ in pairs], [continuation for _, continuation in pairs])
 
-    def _written(self, prompts: Sequence[str], most: int, until: tuple[str, ...]) -> list[str]:
+    def _generate(self, prompts: Sequence[str], most: int, until: tuple[str, ...]) -> list[str]:
         tokens = self.base.tokens
         if tokens.limit is not None and not tokens.seq2seq:
             most = min(most, tokens.limit // 2)
@@ -86,8 +86,8 @@ class Verbs:
         return self.lm.generate(prompts, most)
 
 
-def _manner(how: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """(new tokens at most, stop texts) of a request to write. Raises where it asks for a sample."""
+def _limits(how: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+    """(new tokens at most, stop texts) of a request to generate. Raises where it asks for a sample."""
     if how.get("do_sample") and how.get("temperature", 1.0) > 0:
         raise Unsupported("a task asks for samples; Errata's generate is greedy (set do_sample: false in its YAML)")
     until = how.get("until") or ()
@@ -96,7 +96,7 @@ def _manner(how: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
 
 
 def _within(lm: HFLM, prompt: list[int], target: list[int]) -> tuple[list[int], list[int]]:
-    """The pair with no more context than the model reads; its beginning is what is lost."""
+    """The pair with no more context than the model reads; the beginning is cut."""
     limit = lm.tokens.limit
     if limit is None or lm.seq2seq:
         return prompt, target
@@ -114,11 +114,11 @@ def _windows(lm: HFLM, text: str) -> Iterator[tuple[list[int], list[int]]]:
         yield make_disjoint_window(window)
 
 
-# What came of a task -----------------------------------------------------------------------------
+# Results of a task -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Found:
+class TaskResult:
     """The values of one metric of one task: of each document, or of all together where it is no mean of those."""
 
     task: str
@@ -127,41 +127,42 @@ class Found:
     values: Mapping[str, float] = field(default_factory=dict)
 
 
-def ask(lm: LM, base: HFLM, loaded: "TaskDict", limit: int | None = None) -> list[Found]:
+def ask(lm: LM, base: HFLM, loaded: "TaskDict", limit: int | None = None) -> list[TaskResult]:
     """Every metric of tasks as the harness computes it; ``limit`` takes the first documents of each."""
     from lm_eval.api.model import LM as Harness
     from lm_eval.evaluator import evaluate
 
-    speaker: Any = type("ErrataLM", (Verbs, Harness), {})(lm, base)
-    with _aside():
-        result: Any = evaluate(speaker, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
-    return [found for task in result["samples"] for found in _found(task, result)]
+    model: Any = type("ErrataLM", (Verbs, Harness), {})(lm, base)
+    with _seeded():
+        record: Any = evaluate(model, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    return [result for task in record["samples"] for result in _results(task, record)]
 
 
-def _found(task: str, result: Mapping[str, Any]) -> Iterator[Found]:
+def _results(task: str, record: Mapping[str, Any]) -> Iterator[TaskResult]:
     """Metrics of a task: ``acc,none`` is the metric acc; another filter than ``none`` stays in the name."""
-    documents: Sequence[Mapping[str, Any]] = result["samples"][task]
-    mode: Mode = "generated" if result["configs"][task]["output_type"] == "generate_until" else "forced"
-    for key, value in result["results"][task].items():
+    documents: Sequence[Mapping[str, Any]] = record["samples"][task]
+    mode: Mode = "generated" if record["configs"][task]["output_type"] == "generate_until" else "forced"
+    for key, value in record["results"][task].items():
         metric, _, sieve = key.partition(",")
         if not sieve or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        each = {str(its["doc_id"]): its.get(metric) for its in documents if its["filter"] == sieve}
+        each = {str(document["doc_id"]): document.get(metric) for document in documents if document["filter"] == sieve}
         name = metric if sieve == "none" else key
         if _is_mean(value, each.values()):
-            yield Found(task, name, mode, {f"{task} {doc}": float(its) for doc, its in each.items() if its is not None})
+            values = {f"{task} {number}": float(one) for number, one in each.items() if one is not None}
+            yield TaskResult(task, name, mode, values)
         else:
-            yield Found(task, name, mode, {task: float(value)})
+            yield TaskResult(task, name, mode, {task: float(value)})
 
 
 def _is_mean(value: float, each: Iterable[Any]) -> bool:
-    numbers = [float(its) for its in each if isinstance(its, int | float)]
+    numbers = [float(one) for one in each if isinstance(one, int | float)]
     return bool(numbers) and abs(sum(numbers) / len(numbers) - value) < 1e-9 * max(1.0, abs(value))
 
 
 @contextmanager
-def _aside() -> Iterator[None]:
-    """Generators seeded as the harness does, and afterwards as they were. Of what it logs, errors alone are heard."""
+def _seeded() -> Iterator[None]:
+    """Context manager: random generators seeded as the harness does, restored afterwards. It logs errors only."""
     import numpy as np
 
     was, numbers = random.getstate(), np.random.get_state()
@@ -180,11 +181,11 @@ def _aside() -> Iterator[None]:
             np.random.set_state(numbers)
 
 
-Tasks = Mapping[str, "TaskDict"]  # what was asked for by name, and the tasks that it stands for: one, or a group's
+Tasks = Mapping[str, "TaskDict"]  # name -> the tasks that it stands for: one, or a group's
 
 
 def find_tasks(names: Sequence[str], folder: str | Path | None = None) -> Tasks:
-    """Tasks by name: the harness's own, and those in YAML files of a folder. What is wrong is found before the work.
+    """Tasks by name: the harness's own, and those in YAML files of a folder.
 
     Raises :class:`BadInput` for one that cannot be read; an unknown name answers with near matches.
     """
@@ -196,7 +197,7 @@ def find_tasks(names: Sequence[str], folder: str | Path | None = None) -> Tasks:
         raise BadInput("no task was named")
     if folder is not None and not Path(folder).is_dir():
         raise BadInput(f"there is no folder {folder}; give one with the YAML files of tasks")
-    with _aside():
+    with _seeded():
         if folder is not None:  # alone first: the harness's own thousands take seconds to list
             manager = TaskManager(include_path=str(folder), include_defaults=False)
             if set(names) <= set(manager.all_tasks):
@@ -212,8 +213,8 @@ def _loaded(name: str, manager: "TaskManager") -> "TaskDict":
         loaded = manager.load([name])
     except Exception as error:  # a YAML file or a data set may be broken in any way
         raise BadInput(f"the task {name!r} cannot be read: {type(error).__name__}: {error}") from error
-    for its in loaded["tasks"].values():
-        task: Any = its
+    for value in loaded["tasks"].values():
+        task: Any = value
         if getattr(task, "UNSAFE_CODE", False):
             raise BadInput(f"the task {name!r} runs code that the model writes; Errata does not")
         if task.get_config("num_fewshot") is None:
@@ -227,7 +228,7 @@ def _loaded(name: str, manager: "TaskManager") -> "TaskDict":
 
 def run_tasks(
     lm: HFLM,
-    patch: Patch,
+    patch: Patch | None,
     tasks: Tasks,
     limit: int | None = None,
     **labels: Any,
@@ -235,36 +236,42 @@ def run_tasks(
     """Rows of kind ``task``: a metric of a document (the task is the ``label``) without the patch and with it.
 
     Rows of kind ``undone`` hold the first documents again, before the edit and after its patch is gone: equal numbers
-    say that the model is what it was. ``limit`` takes the first documents of each task. Where the patch does not
-    support what a task asks, rows say so in ``error``.
+    mean that the model is as before. Without a patch rows have a ``before`` alone. ``limit`` takes the first documents
+    of each task. Where the patch does not support what a task asks, rows say so in ``error``.
     """
     if limit is not None and limit < 1:
         raise BadInput(f"limit is a number of documents from 1; found {limit}")
     some = min(limit or UNDONE, UNDONE)
-    labels["after_edits"] = len(patch.edits)
-    its: Any = {"model": lm.name, "data": "lm-eval", "setting": "tasks", "protocol": "lm-eval", **labels}
+    shared: Any = {"model": lm.name, "data": "lm-eval", "setting": "tasks", "protocol": "lm-eval", **labels}
+    shared["after_edits"] = len(patch.edits) if patch else 0
     rows: list[Row] = []
     for loaded in tasks.values():
         before = ask(lm, lm, loaded, limit)
+        if patch is None:
+            rows += _paired("task", before, [], shared)
+            continue
         first = before if limit == some else ask(lm, lm, loaded, some)
         edited, error = _with_patch(lm, patch, loaded, limit)
-        rows += [replace(row, error=error) for row in _paired("task", before, edited, its)]
-        rows += _paired("undone", first, ask(lm, lm, loaded, some), its)
+        rows += [replace(row, error=error) for row in _paired("task", before, edited, shared)]
+        rows += _paired("undone", first, ask(lm, lm, loaded, some), shared)
     return rows
 
 
-def _with_patch(lm: HFLM, patch: Patch, loaded: "TaskDict", limit: int | None) -> tuple[list[Found], str | None]:
+def _with_patch(lm: HFLM, patch: Patch, loaded: "TaskDict", limit: int | None) -> tuple[list[TaskResult], str | None]:
+    """The results with the patch in force, or why there are none."""
     try:
         with patch.applied(lm) as edited:
             return ask(edited, lm, loaded, limit), None
-    except (Unsupported, BadInput) as error:  # what a wrapper puts in front may make a text too long
+    except (Unsupported, BadInput) as error:  # what a wrapper prepends may make a text too long
         return [], str(error) or "unsupported"
 
 
-def _paired(kind: str, before: Sequence[Found], after: Sequence[Found], labels: Mapping[str, Any]) -> Iterator[Row]:
-    then = {(its.task, its.metric): its.values for its in after}
-    for its in before:
-        now = then.get((its.task, its.metric), {})
-        for case, value in its.values.items():
-            about: Any = {"case": case, "label": its.task, "kind": kind, "metric": its.metric, "mode": its.mode}
-            yield Row(**labels, **about, before=value, after=now.get(case))
+def _paired(
+    kind: str, before: Sequence[TaskResult], after: Sequence[TaskResult], labels: Mapping[str, Any]
+) -> Iterator[Row]:
+    then = {(result.task, result.metric): result.values for result in after}
+    for result in before:
+        now = then.get((result.task, result.metric), {})
+        for case, value in result.values.items():
+            about: Any = {"case": case, "label": result.task, "kind": kind, "metric": result.metric}
+            yield Row(**labels, **about, mode=result.mode, before=value, after=now.get(case))

@@ -1,11 +1,11 @@
-"""A language model that says whether an answer is right, behind any address that speaks OpenAI's chat completions.
+"""A language model that decides whether an answer is right, behind any OpenAI-compatible chat completions address.
 
     judge = Judge("http://localhost:8000/v1", "some-model", cache="verdicts.sqlite")
     rows = evaluate(before, edited, cases, judge=judge)
 
-Never asked unless it is named, and never replaced: where it cannot be reached, or says neither word, that is an error.
-Its key is read from the environment (``OPENAI_API_KEY``). Verdicts are kept by content, so that nothing is asked twice
-and an interrupted run goes on; the name of the model stands in the rows.
+Used only where it is named, and never replaced: a judge that cannot be reached, or replies with neither word, is an
+error. The key is read from the environment (``OPENAI_API_KEY``). Verdicts are cached by content, so that nothing is
+asked twice and an interrupted run goes on; the name of the model stands in the rows.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ Reply with the one word CORRECT or INCORRECT."""
 VERDICT = re.compile(r"\W*(?:(?P<wrong>incorrect)|correct)\b", re.IGNORECASE)
 BUSY = (408, 409, 429, 500, 502, 503, 504)  # worth another try
 
-Asked = tuple[str, tuple[str, ...], str]  # question, accepted answers, the answer that was given
+GivenAnswer = tuple[str, tuple[str, ...], str]  # question, accepted answers, the answer that was given
 
 
 @dataclass(frozen=True)
 class Judge:
-    """``model`` at ``url``, asked ``parallel`` things at a time; each has ``timeout`` seconds and so many ``tries``."""
+    """``model`` at ``url``: ``parallel`` requests at a time, each with ``timeout`` seconds and so many ``tries``."""
 
     url: str
     model: str
@@ -58,21 +58,22 @@ class Judge:
 
     @property
     def name(self) -> str:
+        """The judge's model."""
         return self.model
 
-    def __call__(self, asked: Sequence[Asked]) -> list[bool]:
-        """Whether each answer is right. Raises :class:`Unreachable`; verdicts that were given by then are kept."""
-        keys = [self._key(its) for its in asked]
-        with self._kept() as kept:
-            known = {key: found for key in keys if (found := kept.get(key)) is not None}
-            left = {key: its for key, its in zip(keys, asked, strict=True) if key not in known}
+    def __call__(self, answers: Sequence[GivenAnswer]) -> list[bool]:
+        """Whether each answer is right. Raises :class:`Unreachable`; verdicts that were given by then are cached."""
+        keys = [self._key(answer) for answer in answers]
+        with self._opened() as cache:
+            known = {key: verdict for key in keys if (verdict := cache.get(key)) is not None}
+            left = {key: answer for key, answer in zip(keys, answers, strict=True) if key not in known}
             with ThreadPoolExecutor(self.parallel) as pool:
-                running = {pool.submit(self.ask, its): key for key, its in left.items()}
+                running = {pool.submit(self.ask, answer): key for key, answer in left.items()}
                 try:
                     for done in as_completed(running):
                         key = running[done]
                         known[key] = done.result()
-                        kept.put(key, known[key])
+                        cache.put(key, known[key])
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
@@ -82,16 +83,16 @@ class Judge:
         """Raises :class:`Unreachable` unless the judge answers now: before the work, not after it."""
         self.ask(("Which number comes after two?", ("three",), "three"))
 
-    def ask(self, asked: Asked) -> bool:
-        """One verdict, from the model and not from the cache."""
-        said = self._said(_question(asked))
-        found = VERDICT.match(said)
-        if found is None:
-            heard = f"the judge {self.model} said {said[:80]!r}, and neither CORRECT nor INCORRECT"
-            raise Unreachable(f"{heard}; take another --judge-model")
-        return found["wrong"] is None
+    def ask(self, answer: GivenAnswer) -> bool:
+        """One verdict, from the model and not from the cache. Raises :class:`Unreachable`."""
+        reply = self._reply(_question(answer))
+        verdict = VERDICT.match(reply)
+        if verdict is None:
+            found = f"the judge {self.model} said {reply[:80]!r}, and neither CORRECT nor INCORRECT"
+            raise Unreachable(f"{found}; take another --judge-model")
+        return verdict["wrong"] is None
 
-    def _said(self, question: str) -> str:
+    def _reply(self, question: str) -> str:
         messages = [{"role": "system", "content": RULES}, {"role": "user", "content": question}]
         body = json.dumps({"model": self.model, "messages": messages, "temperature": 0}).encode()
         headers = {"Content-Type": "application/json"}
@@ -100,15 +101,15 @@ class Judge:
         address = self.url.rstrip("/")
         address += "" if address.endswith("/chat/completions") else "/chat/completions"
         try:
-            record = self._sent(Request(address, body, headers))
+            record = self._send(Request(address, body, headers))
             return str(record["choices"][0]["message"]["content"])
         except (OSError, HTTPException, ValueError) as error:
-            why = f"the judge at {address} cannot be asked ({_told(error)})"
+            why = f"the judge at {address} cannot be asked ({_reason(error)})"
             raise Unreachable(f"{why}; start it, or leave out --judge") from error
         except (KeyError, IndexError, TypeError) as error:
             raise Unreachable(f"{address} does not answer as OpenAI's chat completions do; check --judge") from error
 
-    def _sent(self, request: Request) -> Any:
+    def _send(self, request: Request) -> Any:
         for number in range(1, self.tries + 1):
             try:
                 with urlopen(request, timeout=self.timeout) as reply:
@@ -119,13 +120,13 @@ class Judge:
                 time.sleep(_wait(error.headers.get("Retry-After"), self.pause * 2 ** (number - 1)))
         raise AssertionError("tries is at least 1")
 
-    def _key(self, asked: Asked) -> str:
-        content = json.dumps([self.model, RULES, *asked])
+    def _key(self, answer: GivenAnswer) -> str:
+        content = json.dumps([self.model, RULES, *answer])
         return hashlib.sha256(content.encode()).hexdigest()
 
     @contextmanager
-    def _kept(self) -> Iterator["_Verdicts"]:
-        """The cache; of this call alone where there is no file."""
+    def _opened(self) -> Iterator["_Verdicts"]:
+        """The cache; in memory, for one call, where there is no file."""
         path = ":memory:" if self.cache is None else Path(self.cache)
         if isinstance(path, Path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,31 +138,31 @@ class Judge:
 
 
 class _Verdicts:
-    """Verdicts by key; each is on disk once it is put."""
+    """A cache of verdicts by key; each is on disk once it is put."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
         connection.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, correct INTEGER NOT NULL)")
 
     def get(self, key: str) -> bool | None:
-        found = self.connection.execute("SELECT correct FROM verdicts WHERE key = ?", (key,)).fetchone()
-        return None if found is None else bool(found[0])
+        row = self.connection.execute("SELECT correct FROM verdicts WHERE key = ?", (key,)).fetchone()
+        return None if row is None else bool(row[0])
 
     def put(self, key: str, correct: bool) -> None:
         self.connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, int(correct)))
 
 
-def _question(asked: Asked) -> str:
-    question, answers, said = asked
-    return json.dumps({"question": question, "accepted": list(answers), "given": said.strip()}, ensure_ascii=False)
+def _question(answer: GivenAnswer) -> str:
+    question, accepted, given = answer
+    return json.dumps({"question": question, "accepted": list(accepted), "given": given.strip()}, ensure_ascii=False)
 
 
-def _wait(told: str | None, otherwise: float) -> float:
-    """Seconds, as the server asks for, a minute at most."""
-    return min(60.0, float(told)) if told and told.isdigit() else otherwise
+def _wait(retry_after: str | None, otherwise: float) -> float:
+    """Seconds to wait: those of the header Retry-After, a minute at most."""
+    return min(60.0, float(retry_after)) if retry_after and retry_after.isdigit() else otherwise
 
 
-def _told(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, HTTPError):
         return f"{error.code} {error.reason}: {error.read(200).decode(errors='replace').strip()}"
     return str(getattr(error, "reason", None) or error or type(error).__name__)

@@ -1,20 +1,21 @@
-"""By whose rules a model is asked and scored. A protocol is a value that evaluation takes; none is a branch in code.
+"""Protocols: which probes are asked, how answers are generated and matched, and how rows become a paper's numbers.
 
-Published numbers differ as much by how they were taken as by the method: fed or generated answers, whole answers or
-shares of tokens, where a text is cut, which text is searched. Each protocol here asks and scores as one paper's code
-does, so that its table can be checked; ``errata``, the default, is our own. ``docs/protocols.md`` shows how far they
-differ on one patch.
+Published numbers depend on the protocol as much as on the method: fed or generated answers, whole answers or shares of
+tokens, where a text is cut, which part of it is searched. Each protocol here asks and scores as one paper's code does,
+so that its table can be checked; ``errata``, the default, is our own. A protocol is a value that evaluation takes; no
+code branches on its name. ``docs/protocols.md`` shows how far they differ on one patch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from errata.errors import unknown
+from errata.evaluation.asking import Generation
 from errata.types import Mode
 
-NEW = ("accuracy",)  # the answer shall change, or shall follow from the change
-KEPT = ("accuracy", "agreement")  # it shall stay: as it is known, and as it was given before
-METRICS: Mapping[str, tuple[str, ...]] = {
+NEW = ("accuracy",)  # scorers where the answer should change, or follow from the change
+KEPT = ("accuracy", "agreement")  # scorers where it should stay: the known answer, and the answer given before
+METRICS: Mapping[str, tuple[str, ...]] = {  # kind of probe -> metrics of the protocol ``errata``
     "edit": NEW,
     "paraphrase": NEW,
     "question": NEW,
@@ -33,36 +34,18 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "other_task": KEPT,
     "in_context": KEPT,
 }
-CHANGED = tuple(kind for kind, its in METRICS.items() if its is NEW)
-STAYING = tuple(kind for kind, its in METRICS.items() if its is KEPT)
+CHANGED = tuple(kind for kind, scorers in METRICS.items() if scorers is NEW)
+STAYING = tuple(kind for kind, scorers in METRICS.items() if scorers is KEPT)
 IMPLIED = ("alias", "inverse", "logical", "one_hop", "multi_hop")  # portability
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speech:
-    """How a model is let speak, and what of it counts.
-
-    ``tokens`` new ones at most; or, with ``total``, so many that prompt and continuation together hold that many.
-    ``top_k`` above 1 draws among the k likeliest tokens and goes on past an end token, as ROME's generator does. The
-    text is cut before the first of ``stops`` and after the last of ``markers``; ``with_prompt`` puts the prompt in
-    front again.
-    """
-
-    tokens: int = 32
-    total: Callable[[str], int] | None = None
-    top_k: int = 1
-    until_answer: bool = True
-    stops: tuple[str, ...] = ()
-    markers: tuple[str, ...] = ()
-    with_prompt: bool = False
 
 
 @dataclass(frozen=True)
 class Line:
-    """A number by the name that the paper gives it: rows of some kinds, one metric and label, folded.
+    """A number that a paper prints, by its name there: rows of some kinds, one metric and label, folded.
 
-    ``fold``: ``mean`` within a case, then over cases; ``all``: 1 for a case whose rows all are right, then over cases;
-    ``kinds``: the mean of the kinds' own means. Printed times ``scale``.
+    ``fold``: ``mean`` within a case, then over cases; ``kinds``: the mean of the kinds' own means;
+    ``instance_wise`` and ``hop_wise``: those metrics of each case that has rows of all kinds, then the mean over cases
+    (of ``hop_wise`` the last kind is the question at the end of the chain). Printed times ``scale``.
     """
 
     name: str
@@ -75,38 +58,38 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Which probes are asked how, and what their answers are held against.
+    """Which probes are asked how, and what their answers are matched against.
 
-    ``asks`` maps a kind of probe to measures (``errata.evaluation.scorers``; with a mode in front asked in that
-    mode alone); ``question`` is what is made of a prompt that ends in a question mark. ``modes`` are asked where
-    nobody says otherwise, and those of ``also`` where somebody does. ``answer`` is how answers are given, ``text``
-    how longer texts are; ``match`` how an answer is held against the accepted ones (``errata.answers.MATCHES``).
+    ``scorers`` maps a kind of probe to names in ``errata.evaluation.scorers.SCORERS``; with a mode in front
+    ("forced accuracy") one is used in that mode alone. ``question`` is the template of a prompt that ends in a question
+    mark. ``modes`` are asked by default, those of ``also`` on request. ``answer`` and ``text`` say how answers and
+    longer texts are generated; ``match`` how an answer is compared with the accepted ones (``errata.answers.MATCHES``).
     ``lines`` are the numbers that the paper prints, ``score`` those whose harmonic mean is its score.
-    ``if_edited``: a case counts only where its edit is answered; ``executed``: it is also said whether the
-    conditions of a probe held.
+    ``if_edited``: a case counts only where its edit is answered; ``executed``: a row says of each test whether its
+    conditions held.
     """
 
     name: str
     source: str
-    asks: Mapping[str, tuple[str, ...]]
+    scorers: Mapping[str, tuple[str, ...]]
     modes: tuple[Mode, ...] = ("forced", "generated")
     also: tuple[Mode, ...] = ()
     question: str = "{}"
-    answer: Speech = Speech()
-    text: Speech = Speech(until_answer=False)
+    answer: Generation = Generation()
+    text: Generation = Generation(until_answer=False)
     match: str = "begins"
     lines: tuple[Line, ...] = ()
     score: tuple[str, ...] = ()
     if_edited: bool = False
     executed: bool = False
 
-    def asked_of(self, kind: str, mode: Mode) -> list[str]:
-        """The names of the measures of a kind of probe in a mode."""
-        wanted = (entry.rpartition(" ") for entry in self.asks.get(kind, ()))
-        return [name for its, _, name in wanted if its in ("", mode)]
+    def scorers_of(self, kind: str, mode: Mode) -> list[str]:
+        """The names of the scorers of a kind of probe in a mode."""
+        entries = (entry.rpartition(" ") for entry in self.scorers.get(kind, ()))
+        return [name for only_in, _, name in entries if only_in in ("", mode)]
 
-    def asks_in(self, prompt: str) -> str:
-        """The prompt as the protocol puts it."""
+    def formatted(self, prompt: str) -> str:
+        """The prompt in the protocol's template, if it is a question."""
         if not prompt.rstrip().endswith("?"):
             return prompt
         before, _, behind = self.question.rpartition("{}")
@@ -114,11 +97,13 @@ class Protocol:
 
 
 def _hundred(prompt: str) -> int:
-    return 100  # ROME's test_generation
+    """100 tokens in all: ROME's test_generation."""
+    return 100
 
 
 def _characters_and_thirty(prompt: str) -> int:
-    return len(prompt) + 30  # RippleEdits' execute_query: characters are counted, tokens are meant
+    """As many tokens in all as the prompt has characters, and 30: RippleEdits' execute_query."""
+    return len(prompt) + 30
 
 
 BOTH_OBJECTS = ("success", "magnitude", "forced accuracy")
@@ -134,14 +119,14 @@ CRITERIA = {
 ERRATA = Protocol(
     name="errata",
     source="the answer alone, generated; or fed, whole",
-    asks=METRICS,
+    scorers=METRICS,
     modes=("generated",),
     also=("forced",),
 )
 ROME = Protocol(
     name="rome",
     source="CounterFact: https://arxiv.org/abs/2202.05262, kmeng01/rome experiments/py/eval_utils_counterfact.py",
-    asks={
+    scorers={
         "edit": BOTH_OBJECTS,
         "paraphrase": BOTH_OBJECTS,
         "neighborhood": BOTH_OBJECTS,
@@ -149,7 +134,7 @@ ROME = Protocol(
         "distractor": (*BOTH_OBJECTS, "kl"),  # CounterFact+: https://arxiv.org/abs/2305.17553
         "generation": ("entropy", "reference"),
     },
-    text=Speech(total=_hundred, top_k=5, until_answer=False, with_prompt=True),
+    text=Generation(total=_hundred, top_k=5, until_answer=False, with_prompt=True),
     lines=(
         Line("ES", ("edit",), "success"),
         Line("PS", ("paraphrase",), "success"),
@@ -168,7 +153,7 @@ ROME = Protocol(
 ZSRE = Protocol(
     name="zsre",
     source="zsRE in ROME and MEMIT: kmeng01/rome experiments/py/eval_utils_zsre.py, ids compared directly",
-    asks=dict.fromkeys(("edit", "paraphrase", "neighborhood", "unrelated"), ("token_accuracy",)),
+    scorers=dict.fromkeys(("edit", "paraphrase", "neighborhood", "unrelated"), ("token_accuracy",)),
     modes=("forced",),
     lines=(
         Line("efficacy", ("edit",), "token_accuracy"),
@@ -176,15 +161,27 @@ ZSRE = Protocol(
         Line("specificity", ("neighborhood", "unrelated"), "token_accuracy"),
     ),
 )
+GRACE = Protocol(
+    name="grace",
+    source="zsRE in GRACE: https://arxiv.org/abs/2211.11031, thartvigsen/GRACE metrics.py F1; of words, not token ids",
+    scorers=dict.fromkeys(("edit", "paraphrase", "neighborhood", "unrelated"), ("token_f1",)),
+    modes=("generated",),
+    answer=Generation(tokens=20),
+    lines=(
+        Line("edit retention", ("edit",), "token_f1"),
+        Line("generalization", ("paraphrase",), "token_f1"),
+        Line("test retention", ("neighborhood", "unrelated"), "token_f1"),
+    ),
+)
 EASYEDIT = Protocol(
     name="easyedit",
     source="https://arxiv.org/abs/2305.13172, KnowEdit: https://arxiv.org/abs/2401.01286, zjunlp/EasyEdit evaluate/",
-    asks={
+    scorers={
         **dict.fromkeys(CHANGED, ("token_accuracy",)),
         **dict.fromkeys(STAYING, ("token_agreement",)),
         "edit": ("token_accuracy", "entropy"),
     },
-    text=Speech(total=_hundred, top_k=5, until_answer=False, with_prompt=True),
+    text=Generation(total=_hundred, top_k=5, until_answer=False, with_prompt=True),
     lines=(
         Line("reliability", ("edit",), "token_accuracy"),
         Line("generalization", ("paraphrase",), "token_accuracy"),
@@ -206,26 +203,26 @@ EASYEDIT = Protocol(
 MQUAKE = Protocol(
     name="mquake",
     source="MQuAKE: https://arxiv.org/abs/2305.14795, princeton-nlp/MQuAKE; Hop-Acc: https://arxiv.org/abs/2312.15194",
-    asks={"edit": NEW, "single_hop": NEW, "new_single_hop": NEW, "multi_hop": ("accuracy", "strict")},
+    scorers={"edit": NEW, "single_hop": NEW, "new_single_hop": NEW, "multi_hop": ("accuracy", "strict")},
     modes=("generated",),
     question="Q: {} A:",
-    answer=Speech(tokens=32, stops=("\n",), markers=("Final answer:", "Answer:")),
+    answer=Generation(tokens=32, stops=("\n",), markers=("Final answer:", "Answer:")),
     match="verbatim",
     lines=(
         Line("edit-wise", ("edit",), "accuracy"),
-        Line("instance-wise", ("new_single_hop",), "accuracy", fold="all"),
-        Line("instance-wise, old facts", ("single_hop",), "accuracy", fold="all"),
+        Line("instance-wise", ("new_single_hop",), "accuracy", fold="instance_wise"),
+        Line("instance-wise, old facts", ("single_hop",), "accuracy", fold="instance_wise"),
         Line("multi-hop", ("multi_hop",), "accuracy"),
         Line("multi-hop, all phrasings", ("multi_hop",), "strict"),
-        Line("hop-wise", ("new_single_hop", "multi_hop"), "accuracy", fold="all"),
+        Line("hop-wise", ("new_single_hop", "multi_hop"), "accuracy", fold="hop_wise"),
     ),
 )
 RIPPLEEDITS = Protocol(
     name="rippleedits",
     source="RippleEdits: https://arxiv.org/abs/2307.12976; only what is new is searched, for whole words, 30 tokens",
-    asks=dict.fromkeys(METRICS, NEW),
+    scorers=dict.fromkeys(METRICS, NEW),
     modes=("generated",),
-    answer=Speech(tokens=30, until_answer=False),
+    answer=Generation(tokens=30, until_answer=False),
     match="contains",
     lines=(
         Line("edited", ("edit",), "accuracy"),
@@ -238,9 +235,9 @@ RIPPLEEDITS = Protocol(
 RELEASED = Protocol(
     name="rippleedits-released",
     source="RippleEdits as released: edenbiran/RippleEdits src/queryexecutor.py, testrunner.py, evaluation.py",
-    asks=dict.fromkeys(METRICS, ("released",)),
+    scorers=dict.fromkeys(METRICS, ("released",)),
     modes=("generated",),
-    answer=Speech(total=_characters_and_thirty, until_answer=False, with_prompt=True),
+    answer=Generation(total=_characters_and_thirty, until_answer=False, with_prompt=True),
     match="substring",
     lines=tuple(replace(line, metric=line.metric.replace("accuracy", "released")) for line in RIPPLEEDITS.lines),
     if_edited=True,
@@ -249,9 +246,9 @@ RELEASED = Protocol(
 WILD = Protocol(
     name="wild",
     source="WILD: https://arxiv.org/abs/2502.11177, WanliYoung/Revisit-Editing-Evaluation evaluate_utils.py",
-    asks={**dict.fromkeys(CHANGED, NEW), **dict.fromkeys(STAYING, ("identity",))},
+    scorers={**dict.fromkeys(CHANGED, NEW), **dict.fromkeys(STAYING, ("identity",))},
     modes=("generated",),
-    answer=Speech(tokens=50, stops=(".", "\n")),
+    answer=Generation(tokens=50, stops=(".", "\n")),
     match="exact",
     lines=(
         Line("reliability", ("edit",), "accuracy"),
@@ -263,7 +260,7 @@ WILD = Protocol(
 BELIEF = Protocol(
     name="belief",
     source="multiple choice of the old and the new answer: does the model still rank the old one first?",
-    asks=dict.fromkeys(("edit", "paraphrase", "question", "alias"), ("old_first", "magnitude")),
+    scorers=dict.fromkeys(("edit", "paraphrase", "question", "alias"), ("old_first", "magnitude")),
     modes=("forced",),
     lines=tuple(
         Line(f"old answer first: {kind}", (kind,), "old_first") for kind in ("edit", "paraphrase", "question", "alias")
@@ -272,12 +269,13 @@ BELIEF = Protocol(
 CONVSENT = Protocol(
     name="convsent",
     source="sentiment: SERAC https://arxiv.org/abs/2206.06520, eric-mitchell/serac metrics.py",
-    asks={"generation": ("sentiment",), "unrelated": ("agreement",)},
+    scorers={"generation": ("sentiment",), "unrelated": ("agreement",)},
     modes=("forced", "generated"),
     lines=(Line("ES", ("generation",), "sentiment"), Line("locality", ("unrelated",), "agreement")),
 )
 PROTOCOLS: Mapping[str, Protocol] = {
-    its.name: its for its in (ERRATA, ROME, ZSRE, EASYEDIT, MQUAKE, RIPPLEEDITS, RELEASED, WILD, BELIEF, CONVSENT)
+    chosen.name: chosen
+    for chosen in (ERRATA, ROME, ZSRE, GRACE, EASYEDIT, MQUAKE, RIPPLEEDITS, RELEASED, WILD, BELIEF, CONVSENT)
 }
 
 

@@ -1,84 +1,74 @@
-"""What is asked for each measure, and what its value is: metrics brought to probes and to what was said to them."""
+"""Scorers: what a model must be asked about probes, and how replies before and after an edit become a number."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from errata.answers import MATCHES
 from errata.evaluation import metrics
+from errata.evaluation.asking import Pair, Replies, Requests
 from errata.evaluation.metrics import Tfidf
 from errata.types import Mode, Probe, Score
 
-if TYPE_CHECKING:
-    import numpy as np
-
-Asked = tuple[str, str]  # a prompt, and the answer that is fed; or "" where the model answers, or which text it writes
 Verdicts = Mapping[tuple[str, tuple[str, ...]], bool]  # (prompt, accepted answers) -> whether it was answered right
+Probes = Sequence[Probe]
 
 
 @dataclass(frozen=True)
-class Replies:
-    """What a model said: a text to each prompt, a score to each prompt and answer, what comes next after a prompt."""
-
-    texts: Mapping[Asked, str] = field(default_factory=dict[Asked, str])
-    scores: Mapping[Asked, Score] = field(default_factory=dict[Asked, Score])
-    nexts: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # log-probabilities (V,)
-
-
-@dataclass(frozen=True)
-class Heard:
-    """Replies, and how they are held against accepted answers: by a kind of match, or by a judge's verdicts."""
+class GradedReplies:
+    """Replies, and how answers are compared with the accepted ones: by a kind of match, or by a judge's verdicts."""
 
     replies: Replies
     match: str = "begins"
     verdicts: Verdicts | None = None
     tfidf: Tfidf | None = None
 
-    def text(self, probe: Probe) -> str:
-        return self.replies.texts[probe.prompt, ""]
+    def answer(self, probe: Probe) -> str:
+        """The answer that was generated."""
+        return self.replies.answers[probe.prompt]
 
-    def score(self, probe: Probe, answer: str) -> Score:
-        return self.replies.scores[probe.prompt, answer]
+    def score(self, probe: Probe, target: str | None = None) -> Score:
+        """The score of a target behind the probe's prompt; of the first accepted answer without one."""
+        return self.replies.scores[probe.prompt, probe.answers[0] if target is None else target]
 
-    def answered(self, probe: Probe) -> bool:
+    def right(self, probe: Probe) -> bool:
+        """Whether the generated answer is an accepted one."""
         if self.verdicts is not None:
             return self.verdicts[probe.prompt, probe.answers]
-        return MATCHES[self.match](self.text(probe), probe.answers)
+        return MATCHES[self.match](self.answer(probe), probe.answers)
 
 
-Probes = Sequence[Probe]
+Value = Callable[[Probes, GradedReplies, GradedReplies], float]  # (probes that count as one, before, after)
+OfProbe = Callable[[Probe, GradedReplies, GradedReplies], float]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One way to a number about probes that count as one.
+class Scorer:
+    """A number about probes that count as one.
 
-    ``needs`` are the fields that a probe must have to be looked at, ``hears`` tells what the model must be asked for
-    those; ``value`` is of (probes, before, now). ``match`` says in the row how an answer was held against others; "" is
-    the protocol's own.
+    ``requests`` are what the model must be asked, ``value`` is of (probes, replies before the edit, replies now), and
+    ``needs`` are the fields without which a probe is left out. ``match`` is what the row says of how an answer was
+    compared; "" stands for the protocol's own.
     """
 
-    value: Callable[[Probes, Heard, Heard], float]
-    hears: Callable[[Probes], Iterable[Asked]]
+    value: Value
+    requests: Callable[[Probes], Requests]
     needs: tuple[str, ...] = ("answers",)
     match: str = ""
-    next: bool = False  # asks what comes next, too
 
-    def of(self, probes: Probes) -> Probes:
+    def usable(self, probes: Probes) -> Probes:
         """Those of the probes that have what is needed."""
         return [probe for probe in probes if all(getattr(probe, name) for name in self.needs)]
 
 
-def _each(value: Callable[[Probe, Heard, Heard], float]) -> Callable[[Probes, Heard, Heard], float]:
-    """Of probes that count as one: the best of them, or the worst, by their rule; of one prompt's, the worst."""
+def _grouped(value: OfProbe) -> Value:
+    """The values of probes that count as one, combined by their rule; of those with one prompt the worst counts."""
 
-    def combined(probes: Probes, before: Heard, now: Heard) -> float:
-        values: dict[str, float] = {}
+    def combined(probes: Probes, before: GradedReplies, after: GradedReplies) -> float:
+        values: dict[str, list[float]] = {}
         for probe in probes:
-            found = value(probe, before, now)
-            values[probe.prompt] = min(found, values.get(probe.prompt, found))
-        return max(values.values()) if probes[0].rule == "any" else min(values.values())
+            values.setdefault(probe.prompt, []).append(value(probe, before, after))
+        return metrics.any_or_all([min(same_prompt) for same_prompt in values.values()], probes[0].rule)
 
     return combined
 
@@ -86,123 +76,140 @@ def _each(value: Callable[[Probe, Heard, Heard], float]) -> Callable[[Probes, He
 # What is asked -----------------------------------------------------------------------------------
 
 
-def answers(probes: Probes) -> list[Asked]:
-    return [(probe.prompt, "") for probe in probes]
+def _answers(probes: Probes) -> Requests:
+    return Requests(answers=tuple(probe.prompt for probe in probes))
 
 
-def fed(probes: Probes) -> list[Asked]:
-    return [(probe.prompt, answer) for probe in probes for answer in probe.answers]
+def _all_answers(probes: Probes) -> Requests:
+    return Requests(scores=tuple((probe.prompt, answer) for probe in probes for answer in probe.answers))
 
 
-def first(probes: Probes) -> list[Asked]:
-    return [(probe.prompt, answer) for probe in probes for answer in probe.answers[:1]]
+def _first_answers(probes: Probes) -> Requests:
+    return Requests(scores=tuple((probe.prompt, answer) for probe in probes for answer in probe.answers[:1]))
 
 
-def both(probes: Probes) -> list[Asked]:
-    return [
-        asked for probe in probes for asked in ((probe.prompt, probe.answers[0]), (probe.prompt, probe.rival or ""))
-    ]
+def _rivals(probes: Probes) -> Requests:
+    return Requests(scores=tuple((probe.prompt, probe.rival or "") for probe in probes))
 
 
-def choices(probes: Probes) -> list[Asked]:
-    return [*fed(probes), *((probe.prompt, probe.rival or "") for probe in probes)]
+def _first_and_rival(probes: Probes) -> Requests:
+    return Requests.joined([_first_answers(probes), _rivals(probes)])
 
 
-def replies(probes: Probes) -> list[Asked]:
-    return [(probe.prompt, text) for probe in probes for text in probe.references]
+def _all_and_rival(probes: Probes) -> Requests:
+    return Requests.joined([_all_answers(probes), _rivals(probes)])
 
 
-def nothing(probes: Probes) -> list[Asked]:
-    return []
+def _references(probes: Probes) -> Requests:
+    return Requests(scores=tuple((probe.prompt, text) for probe in probes for text in probe.references))
 
 
-def texts(probes: Probes) -> list[Asked]:
-    """A text to each probe; one that is asked again writes another text."""
+def _next_tokens(probes: Probes) -> Requests:
+    return Requests(next_logprobs=tuple(probe.prompt for probe in probes))
+
+
+def _texts(probes: Probes) -> Requests:
+    return Requests(texts=tuple(_numbered(probes)))
+
+
+def _numbered(probes: Probes) -> list[Pair]:
+    """A text for each probe; probes with the same prompt get different texts."""
     seen: Counter[str] = Counter()
-    asked: list[Asked] = []
+    pairs: list[Pair] = []
     for probe in probes:
         seen[probe.prompt] += 1
-        asked.append((probe.prompt, f"text {seen[probe.prompt]}"))
-    return asked
+        pairs.append((probe.prompt, f"text {seen[probe.prompt]}"))
+    return pairs
 
 
-# What it is worth --------------------------------------------------------------------------------
+# The values --------------------------------------------------------------------------------------
 
 
-def _against(measure: Callable[[Score, Score], float]) -> Callable[[Probes, Heard, Heard], float]:
-    """The first answer against the rival."""
-    return _each(lambda p, before, now: measure(now.score(p, p.answers[0]), now.score(p, p.rival or "")))
+def _of_score(metric: Callable[[Score], float]) -> Value:
+    """Of the first answer's score."""
+    return _grouped(lambda probe, before, after: metric(after.score(probe)))
 
 
-def _old_first(probe: Probe, before: Heard, now: Heard) -> float:
+def _of_two_scores(metric: Callable[[Score, Score], float]) -> Value:
+    """Of the first answer's scores before and after."""
+    return _grouped(lambda probe, before, after: metric(before.score(probe), after.score(probe)))
+
+
+def _against_rival(metric: Callable[[Score, Score], float]) -> Value:
+    """Of the first answer's score and its rival's."""
+    return _grouped(lambda probe, before, after: metric(after.score(probe), after.score(probe, probe.rival or "")))
+
+
+def _forced_accuracy(probe: Probe, before: GradedReplies, after: GradedReplies) -> float:
+    return metrics.forced_accuracy(after.score(probe, answer) for answer in probe.answers)
+
+
+def _old_first(probe: Probe, before: GradedReplies, after: GradedReplies) -> float:
     rival = probe.rival or ""
-    return metrics.ranks_first(rival, {option: now.score(probe, option) for option in (*probe.answers, rival)})
+    return metrics.ranks_first(rival, {option: after.score(probe, option) for option in (*probe.answers, rival)})
 
 
-def _entropy(probes: Probes, before: Heard, now: Heard) -> float:
-    return metrics.fluency(now.replies.texts[asked] for asked in texts(probes))
+def _strict(probes: Probes, before: GradedReplies, after: GradedReplies) -> float:
+    return metrics.any_or_all([float(after.right(probe)) for probe in probes], "all")
 
 
-def _reference(probes: Probes, before: Heard, now: Heard) -> float:
-    assert now.tfidf is not None
+def _entropy(probes: Probes, before: GradedReplies, after: GradedReplies) -> float:
+    return metrics.fluency(after.replies.texts[pair] for pair in _numbered(probes))
+
+
+def _reference(probes: Probes, before: GradedReplies, after: GradedReplies) -> float:
+    assert after.tfidf is not None
     references = dict.fromkeys(text for probe in probes for text in probe.references)
-    return metrics.reference_score([now.replies.texts[asked] for asked in texts(probes)], list(references), now.tfidf)
+    texts = [after.replies.texts[pair] for pair in _numbered(probes)]
+    return metrics.reference_score(texts, list(references), after.tfidf)
 
 
-def _sentiment(probes: Probes, before: Heard, now: Heard) -> float:
-    """Of the replies of probes labelled ``wanted`` against those of the others."""
-    wanted, opposite = ([p for p in probes if (p.label == "wanted") == of] for of in (True, False))
-    was, same, other = (
-        [heard.replies.scores[its] for its in replies(of)]
-        for heard, of in ((before, wanted), (now, wanted), (now, opposite))
+def _sentiment(probes: Probes, before: GradedReplies, after: GradedReplies) -> float:
+    """Of the references of probes labelled ``wanted`` against those of the others."""
+    same, opposite = (
+        _references([probe for probe in probes if (probe.label == "wanted") == side]).scores for side in (True, False)
     )
-    return metrics.sentiment(was, same, other)
+    return metrics.sentiment(
+        [before.replies.scores[pair] for pair in same],
+        [after.replies.scores[pair] for pair in same],
+        [after.replies.scores[pair] for pair in opposite],
+    )
 
 
-def _kl(probe: Probe, before: Heard, now: Heard) -> float:
-    return metrics.kl(now.replies.nexts[probe.prompt], before.replies.nexts[probe.prompt])
+def _kl(probe: Probe, before: GradedReplies, after: GradedReplies) -> float:
+    return metrics.kl(after.replies.next_logprobs[probe.prompt], before.replies.next_logprobs[probe.prompt])
 
 
-MEASURES: Mapping[tuple[str, Mode], Measure] = {
-    ("accuracy", "generated"): Measure(_each(lambda p, _, now: now.answered(p)), answers),
-    ("strict", "generated"): Measure(lambda ps, _, now: min(float(now.answered(p)) for p in ps), answers),
-    ("released", "generated"): Measure(  # as RippleEdits' scorer: a question without answers passes
-        _each(lambda p, _, now: float(not p.answers or now.answered(p))), answers, needs=()
+RIVALS = ("answers", "rival")
+SCORERS: Mapping[tuple[str, Mode], Scorer] = {
+    ("accuracy", "generated"): Scorer(_grouped(lambda p, _, after: after.right(p)), _answers),
+    ("accuracy", "forced"): Scorer(_grouped(_forced_accuracy), _all_answers, match="argmax"),
+    ("strict", "generated"): Scorer(_strict, _answers),
+    ("released", "generated"): Scorer(  # as RippleEdits' scorer: a question without answers passes
+        _grouped(lambda p, _, after: float(not p.answers or after.right(p))), _answers, needs=()
     ),
-    ("accuracy", "forced"): Measure(
-        _each(lambda p, _, now: metrics.forced_accuracy(now.score(p, a) for a in p.answers)), fed, match="argmax"
+    ("token_f1", "generated"): Scorer(
+        _grouped(lambda p, _, after: metrics.token_f1(after.answer(p), p.answers)), _answers, match="shared words"
     ),
-    ("agreement", "generated"): Measure(
-        _each(lambda p, before, now: metrics.generated_agreement(before.text(p), now.text(p))),
-        answers,
+    ("agreement", "generated"): Scorer(
+        _grouped(lambda p, before, after: metrics.generated_agreement(before.answer(p), after.answer(p))),
+        _answers,
         needs=(),
         match="agreement",
     ),
-    ("identity", "generated"): Measure(
-        _each(lambda p, before, now: float(before.text(p) == now.text(p))), answers, needs=(), match="identity"
+    ("agreement", "forced"): Scorer(_of_two_scores(metrics.forced_agreement), _first_answers, match="agreement"),
+    ("identity", "generated"): Scorer(
+        _grouped(lambda p, before, after: float(before.answer(p) == after.answer(p))), _answers, (), "identity"
     ),
-    ("agreement", "forced"): Measure(
-        _each(
-            lambda p, before, now: metrics.forced_agreement(before.score(p, p.answers[0]), now.score(p, p.answers[0]))
-        ),
-        first,
-        match="agreement",
+    ("token_accuracy", "forced"): Scorer(_of_score(metrics.token_accuracy), _first_answers, match="share of tokens"),
+    ("token_agreement", "forced"): Scorer(
+        _of_two_scores(metrics.token_agreement), _first_answers, match="share of tokens"
     ),
-    ("token_accuracy", "forced"): Measure(
-        _each(lambda p, _, now: metrics.token_accuracy(now.score(p, p.answers[0]))), first, match="share of tokens"
-    ),
-    ("token_agreement", "forced"): Measure(
-        _each(
-            lambda p, before, now: metrics.token_agreement(before.score(p, p.answers[0]), now.score(p, p.answers[0]))
-        ),
-        first,
-        match="share of tokens",
-    ),
-    ("success", "forced"): Measure(_against(metrics.success), both, ("answers", "rival"), "likelier"),
-    ("magnitude", "forced"): Measure(_against(metrics.magnitude), both, ("answers", "rival"), "likelier"),
-    ("old_first", "forced"): Measure(_each(_old_first), choices, ("answers", "rival"), "likeliest"),
-    ("kl", "forced"): Measure(_each(_kl), nothing, (), "next token", next=True),
-    ("sentiment", "forced"): Measure(_sentiment, replies, ("references",), "likelier"),
-    ("entropy", "generated"): Measure(_entropy, texts, (), "n-grams"),
-    ("reference", "generated"): Measure(_reference, texts, ("references",), "TF-IDF"),
+    ("success", "forced"): Scorer(_against_rival(metrics.success), _first_and_rival, RIVALS, "likelier"),
+    ("magnitude", "forced"): Scorer(_against_rival(metrics.magnitude), _first_and_rival, RIVALS, "likelier"),
+    ("old_first", "forced"): Scorer(_grouped(_old_first), _all_and_rival, RIVALS, "likeliest"),
+    ("kl", "forced"): Scorer(_grouped(_kl), _next_tokens, (), "next token"),
+    ("sentiment", "forced"): Scorer(_sentiment, _references, ("references",), "likelier"),
+    ("entropy", "generated"): Scorer(_entropy, _texts, (), "n-grams"),
+    ("reference", "generated"): Scorer(_reference, _texts, ("references",), "TF-IDF"),
 }

@@ -1,4 +1,4 @@
-"""Numbers from what models said. Pure functions of values, each with its formula and source; no model is asked here.
+"""Numbers from replies of models. Pure functions of values, each with its formula and source; no model is asked here.
 
 May import the plain data of ``types`` and ``answers``, and of ``patch`` what a change of weights is.
 """
@@ -6,7 +6,6 @@ May import the plain data of ``types`` and ``answers``, and of ``patch`` what a 
 from errata.evaluation.metrics.accuracy import (
     forced_accuracy,
     forced_agreement,
-    generated_accuracy,
     generated_agreement,
     token_accuracy,
     token_agreement,
@@ -14,7 +13,7 @@ from errata.evaluation.metrics.accuracy import (
 )
 from errata.evaluation.metrics.change import Change, change_of
 from errata.evaluation.metrics.choice import choice, magnitude, nll, ranks_first, success
-from errata.evaluation.metrics.hops import criterion, hop_wise, instance_wise, multi_hop, ripple_test
+from errata.evaluation.metrics.hops import any_or_all, hop_wise, instance_wise
 from errata.evaluation.metrics.means import Mean, harmonic_mean, mean, mean_over_cases, score
 from errata.evaluation.metrics.sequence import (
     backward_transfer,
@@ -38,11 +37,11 @@ from errata.evaluation.metrics.texts import (
 
 __all__ = [
     "Mean", "mean", "mean_over_cases", "harmonic_mean", "score",
-    "generated_accuracy", "generated_agreement", "forced_accuracy", "forced_agreement",
+    "generated_agreement", "forced_accuracy", "forced_agreement",
     "token_accuracy", "token_agreement", "token_f1",
     "nll", "success", "magnitude", "choice", "ranks_first",
     "retainability", "backward_transfer", "scalability", "deterioration", "drawdown", "efficacy", "relapse",
-    "instance_wise", "multi_hop", "hop_wise", "ripple_test", "criterion",
+    "any_or_all", "instance_wise", "hop_wise",
     "words", "ngram_entropy", "fluency", "Tfidf", "reference_score", "perplexity", "kl", "sentiment",
     "Change", "change_of",
 ]  # fmt: skip

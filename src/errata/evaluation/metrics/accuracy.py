@@ -1,19 +1,13 @@
-"""Whether an answer is right, and whether it is the one that was given before: whole, or token by token."""
+"""Whether an answer is right, and whether it is the one that was given before: whole, or token by token.
+
+Whether a generated answer is right is a match of texts: ``errata.answers``.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
 
-from errata.answers import answer_of, begins_with_answer, normalise
+from errata.answers import answer_of, normalise
 from errata.types import Score
-
-
-def generated_accuracy(text: str, answers: Iterable[str]) -> float:
-    """1{what was generated begins with an accepted answer}.
-
-    Greedy decoding from the question alone: the protocol of "The Mirage of Model Editing"
-    (https://arxiv.org/abs/2502.11177), with the match stated in ``errata.answers``.
-    """
-    return float(begins_with_answer(text, answers))
 
 
 def generated_agreement(before: str, after: str) -> float:
@@ -54,15 +48,16 @@ def token_agreement(before: Score, after: Score) -> float:
 def token_f1(text: str, answers: Iterable[str]) -> float:
     """2pr/(p + r) over the words that a generated answer and an accepted one share; the best over the answers.
 
-    SQuAD's F1 (https://arxiv.org/abs/1606.05250), by which GRACE scores zsRE (https://arxiv.org/abs/2211.11031).
+    SQuAD's F1 (https://arxiv.org/abs/1606.05250) in words; GRACE scores zsRE by the F1 of token ids
+    (https://arxiv.org/abs/2211.11031).
     """
-    said = normalise(answer_of(text)).split()
-    return max((_f1(said, normalise(answer).split()) for answer in answers), default=0.0)
+    given = normalise(answer_of(text)).split()
+    return max((_f1(given, normalise(answer).split()) for answer in answers), default=0.0)
 
 
-def _f1(said: list[str], wanted: list[str]) -> float:
-    shared = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
+def _f1(given: list[str], expected: list[str]) -> float:
+    shared = sum((Counter(given) & Counter(expected)).values())
+    return 2 * shared / (len(given) + len(expected)) if shared else 0.0
 
 
 def _share(a: tuple[int, ...], b: tuple[int, ...]) -> float:

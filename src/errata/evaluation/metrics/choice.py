@@ -1,7 +1,7 @@
 """Which of two answers a model finds more likely: CounterFact's measures, and belief over several choices.
 
 ℓ(o | p) = -(1/|o|) Σ_t log P(o_t | p, o_<t) is the mean over an answer's tokens, so that long answers lose nothing.
-One pair of functions serves efficacy, paraphrase and neighbourhood: what differs is which object ought to win.
+The same functions serve edit, paraphrase and neighbourhood prompts: they differ in which object is expected.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ def nll(score: Score) -> float:
     return -score.total / len(score.tokens)
 
 
-def success(wanted: Score, rival: Score) -> float:
-    """1{ℓ(wanted) < ℓ(rival)}: ES on the edit's prompt, PS on paraphrases, NS on neighbours.
+def success(expected: Score, rival: Score) -> float:
+    """1{ℓ(expected) < ℓ(rival)}: ES on the edit's prompt, PS on paraphrases, NS on neighbours.
 
-    Wanted is o* and the rival o^c on the edit and its paraphrases, and the other way round on neighbours; a tie is
-    lost (ROME, https://arxiv.org/abs/2202.05262, eval_utils_counterfact.py and summarize.py).
+    Expected is o* and the rival o^c on the edit and its paraphrases, and the other way round on neighbours; a tie
+    counts 0 (ROME, https://arxiv.org/abs/2202.05262, eval_utils_counterfact.py and summarize.py).
     """
-    return float(nll(wanted) < nll(rival))
+    return float(nll(expected) < nll(rival))
 
 
-def magnitude(wanted: Score, rival: Score) -> float:
-    """e^(-ℓ(wanted)) - e^(-ℓ(rival)): EM, PM and NM. Geometric means of token probabilities, not probabilities."""
-    return exp(-nll(wanted)) - exp(-nll(rival))
+def magnitude(expected: Score, rival: Score) -> float:
+    """e^(-ℓ(expected)) - e^(-ℓ(rival)): EM, PM and NM. Geometric means of token probabilities, not probabilities."""
+    return exp(-nll(expected)) - exp(-nll(rival))
 
 
 def choice(options: Mapping[str, Score]) -> str:
@@ -35,5 +35,5 @@ def choice(options: Mapping[str, Score]) -> str:
 
 
 def ranks_first(option: str, options: Mapping[str, Score]) -> float:
-    """1{the option is ahead of all others}: of the old answer, whether the model still believes it after the edit."""
+    """1{the option is likelier than all others}: of the old answer, whether it is still believed after the edit."""
     return float(choice(options) == option)

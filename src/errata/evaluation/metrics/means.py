@@ -14,7 +14,7 @@ class Mean:
     count: int
 
     def times(self, scale: float) -> "Mean":
-        """The same in other units."""
+        """The mean in other units."""
         return Mean(self.mean * scale, None if self.error is None else self.error * scale, self.count)
 
     def __str__(self) -> str:
@@ -32,16 +32,16 @@ def mean(values: Iterable[float]) -> Mean | None:
     return Mean(m, sqrt(sum((value - m) ** 2 for value in x) / (n - 1) / n) if n > 1 else None, n)
 
 
-def mean_over_cases(values: Iterable[tuple[Hashable, float]]) -> Mean | None:
-    """The mean of the cases' own means; ``values`` are pairs of a case and a value.
+def mean_over_cases(pairs: Iterable[tuple[Hashable, float]]) -> Mean | None:
+    """The mean of the cases' own means; ``pairs`` are a case and a value.
 
     ROME's order (https://arxiv.org/abs/2202.05262, experiments/summarize.py): a case with ten neighbours
     weighs as much as one with two. The error is over cases: values within a case depend on each other.
     """
     of_case: dict[Hashable, list[float]] = {}
-    for case, value in values:
+    for case, value in pairs:
         of_case.setdefault(case, []).append(value)
-    return mean(sum(its) / len(its) for its in of_case.values())
+    return mean(sum(values) / len(values) for values in of_case.values())
 
 
 def harmonic_mean(values: Iterable[float]) -> float:

@@ -1,6 +1,6 @@
-"""What becomes of edits and knowledge as edits go on: curves, forgetting, scale."""
+"""Change of accuracy by an edit, along a sequence of edits, and with their number: damage, forgetting, scale."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
 from errata.evaluation.metrics.means import Mean, mean
@@ -23,7 +23,7 @@ def backward_transfer(right_after: Mapping[Edited, float], at_the_end: Mapping[E
     """The mean over edits of (accuracy at the end - accuracy right after that edit); negative is forgetting.
 
     Backward transfer of continual learning (Lopez-Paz and Ranzato 2017, https://arxiv.org/abs/1706.08840), per edit.
-    The last edit has nothing behind it; leave it out of ``right_after``, or it counts as kept.
+    No edit follows the last one; leave it out of ``right_after``, or it counts as kept.
     """
     return mean(at_the_end[edit] - value for edit, value in right_after.items() if edit in at_the_end)
 
@@ -43,16 +43,11 @@ def deterioration(before: float, after: float) -> float:
     return 1 - after / before if before else 0.0
 
 
-def efficacy(before: Sequence[bool], after: Sequence[bool]) -> float | None:
+def efficacy(before: Sequence[bool], after: Sequence[bool]) -> Mean | None:
     """The share of wrong answers that became right (MEMIT_CSK, https://arxiv.org/abs/2305.14956); None without any."""
-    return _share(after_ for was, after_ in zip(before, after, strict=True) if not was)
+    return mean(float(now) for was, now in zip(before, after, strict=True) if not was)
 
 
-def relapse(before: Sequence[bool], after: Sequence[bool]) -> float | None:
+def relapse(before: Sequence[bool], after: Sequence[bool]) -> Mean | None:
     """The share of right answers that became wrong (MEMIT_CSK); None without any."""
-    return _share(not after_ for was, after_ in zip(before, after, strict=True) if was)
-
-
-def _share(values: Iterable[bool]) -> float | None:
-    found = mean(map(float, values))
-    return None if found is None else found.mean
+    return mean(float(not now) for was, now in zip(before, after, strict=True) if was)

@@ -1,4 +1,4 @@
-"""Texts that a model wrote, and texts that it reads: fluency, consistency, sentiment, perplexity, divergence."""
+"""Texts that a model generates, and texts that it reads: fluency, consistency, sentiment, perplexity, divergence."""
 
 import re
 from collections import Counter
@@ -30,8 +30,8 @@ def words(text: str) -> list[str]:
 
 def ngram_entropy(text: str, n: int) -> float:
     """H_n = -Σ f log2 f over the frequencies of a text's n-grams of words, in bits; 0 of a text that is too short."""
-    said = words(text)
-    counts = Counter(zip(*(said[i:] for i in range(n)), strict=False))
+    tokens = words(text)
+    counts = Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
     total = sum(counts.values())
     return -sum(c / total * log2(c / total) for c in counts.values())
 
@@ -42,8 +42,8 @@ def fluency(texts: Iterable[str]) -> float:
     Texts are prompt and continuation together, at most 100 tokens (ROME, https://arxiv.org/abs/2202.05262,
     eval_utils_counterfact.py: weights 2/3 and 4/3, then the plain mean over n). Repetition lowers it.
     """
-    found = [sum(w * ngram_entropy(text, n) for n, w in WEIGHTS.items()) / len(WEIGHTS) for text in texts]
-    return sum(found) / len(found)
+    entropies = [sum(w * ngram_entropy(text, n) for n, w in WEIGHTS.items()) / len(WEIGHTS) for text in texts]
+    return sum(entropies) / len(entropies)
 
 
 class Tfidf:
@@ -85,7 +85,7 @@ def reference_score(texts: Sequence[str], references: Sequence[str], tfidf: Tfid
 
 
 def perplexity(scores: Iterable[Score]) -> float:
-    """exp(-(1/T) Σ log P(token | what came before)) over all tokens of all texts (scored behind an empty prompt)."""
+    """exp(-(1/T) Σ log P(token | its prefix)) over all T tokens of all texts (scored behind an empty prompt)."""
     logprobs = [logprob for score in scores for logprob in score.logprobs]
     return exp(-sum(logprobs) / len(logprobs))
 

@@ -1,0 +1,111 @@
+"""What a model is asked and what it replied: the only module here that calls the verbs of an :class:`LM`."""
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from errata.answers import cut
+from errata.errors import Unsupported
+from errata.types import Score
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from errata.model.lm import LM
+
+Pair = tuple[str, str]  # a prompt with a target, or with the number of a text ("text 2") that continues it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How a reply is generated, and which part of it is kept.
+
+    At most ``tokens`` new tokens; or, with ``total``, as many as make prompt and continuation that long together.
+    ``top_k`` above 1 samples among the k likeliest tokens and goes on past an end token, as ROME's generator does. The
+    text is cut before the first of ``stops`` and after the last of ``markers``; ``with_prompt`` prepends the prompt.
+    """
+
+    tokens: int = 32
+    total: Callable[[str], int] | None = None
+    top_k: int = 1
+    until_answer: bool = True
+    stops: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
+    with_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What to ask a model, each entry once: prompts to answer, texts to write, targets to score, next tokens."""
+
+    answers: tuple[str, ...] = ()
+    texts: tuple[Pair, ...] = ()
+    scores: tuple[Pair, ...] = ()
+    next_logprobs: tuple[str, ...] = ()
+
+    @classmethod
+    def joined(cls, several: Iterable["Requests"]) -> "Requests":
+        """All of them as one, without repetitions."""
+        several = list(several)
+        return cls(*(tuple(dict.fromkeys(key for one in several for key in getattr(one, name))) for name in KINDS))
+
+
+KINDS = tuple(entry.name for entry in fields(Requests))
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What a model replied, by request. ``unsupported`` maps a kind of request to the reason why it has no replies."""
+
+    answers: Mapping[str, str] = field(default_factory=dict[str, str])
+    texts: Mapping[Pair, str] = field(default_factory=dict[Pair, str])
+    scores: Mapping[Pair, Score] = field(default_factory=dict[Pair, Score])
+    next_logprobs: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # natural log-probabilities (V,)
+    unsupported: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __or__(self, other: "Replies") -> "Replies":
+        return Replies(*({**mine, **new} for mine, new in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def error(self, requests: Requests) -> str | None:
+        """Why some of the requests have no reply; None where nothing that they need is unsupported."""
+        return next((why for kind, why in self.unsupported.items() if getattr(requests, kind)), None)
+
+    def missing(self, requests: Requests) -> list[str]:
+        """Prompts of supported requests that were not asked."""
+        supported = [(kind, key) for kind in KINDS if kind not in self.unsupported for key in getattr(requests, kind)]
+        return [key if isinstance(key, str) else key[0] for kind, key in supported if key not in getattr(self, kind)]
+
+
+def ask(lm: "LM", requests: Requests, answer: Generation, text: Generation) -> Replies:
+    """The model's replies, with ``answer`` and ``text`` for the two kinds of generation.
+
+    A verb that is :class:`Unsupported` gives no replies of its kind, and a reason.
+    """
+    verbs: Mapping[str, Callable[[Sequence[Any]], Iterable[Any]]] = {
+        "answers": lambda prompts: generate(lm, [(prompt, "") for prompt in prompts], answer),
+        "texts": lambda pairs: generate(lm, pairs, text),
+        "scores": lambda pairs: lm.score([prompt for prompt, _ in pairs], [target for _, target in pairs]),
+        "next_logprobs": lambda prompts: lm.next_logprobs(prompts).astype("float32"),
+    }
+    replies: dict[str, dict[Any, Any]] = {}
+    unsupported: dict[str, str] = {}
+    for kind in KINDS:
+        keys = getattr(requests, kind)
+        try:
+            replies[kind] = dict(zip(keys, verbs[kind](keys), strict=True)) if keys else {}
+        except Unsupported as error:
+            unsupported[kind] = str(error) or "unsupported"
+    return Replies(**replies, unsupported=unsupported)
+
+
+def generate(lm: "LM", pairs: Sequence[Pair], how: Generation) -> list[str]:
+    """A text for each pair of prompt and number, cut; a sampled one depends on that pair alone, not on the batch."""
+    prompts = [prompt for prompt, _ in pairs]
+    if how.total is None:
+        texts = lm.generate(prompts, how.tokens, until_answer=how.until_answer)
+    else:
+        seeds = [zlib.crc32("\n".join(pair).encode()) for pair in pairs]
+        texts = lm.prolong(prompts, [how.total(prompt) for prompt in prompts], top_k=how.top_k, seeds=seeds)
+    front = prompts if how.with_prompt else [""] * len(prompts)
+    return [before + cut(text, how.stops, how.markers) for before, text in zip(front, texts, strict=True)]
