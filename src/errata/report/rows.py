@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 from errata.errors import BadInput
+from errata.evaluation import metrics
 from errata.evaluation.metrics import Mean, backward_transfer, mean, mean_over_cases, retainability, score
-from errata.evaluation.protocols import PROTOCOLS, Line, Protocol
+from errata.evaluation.protocols import CHANGED, PROTOCOLS, STAYING, Line, Protocol
 from errata.types import Row
 
 if TYPE_CHECKING:
@@ -152,12 +153,15 @@ def _line(line: Line, rows: Iterable[Row], end: str) -> Mean | None:
         means = [mean_over_cases(its[1:] for its in found if its[0] == kind) for kind in line.kinds]
         known = [its.mean for its in means if its is not None]
         return Mean(sum(known) / len(known), None, len(known)) if known else None
-    if line.fold == "all":
-        kinds: dict[object, set[str]] = {}
-        for kind, case, _ in found:
-            kinds.setdefault(case, set()).add(kind)
-        whole = [case for case, its in kinds.items() if its == set(line.kinds)]
-        return mean(min(value for _, its, value in found if its == case) for case in whole)
+    if line.fold in ("instance_wise", "hop_wise"):
+        by_case: dict[object, dict[str, bool]] = {}
+        for kind, case, value in found:
+            kinds = by_case.setdefault(case, {})
+            kinds[kind] = kinds.get(kind, True) and bool(value)
+        whole = [[kinds[kind] for kind in line.kinds] for kinds in by_case.values() if set(kinds) == set(line.kinds)]
+        if line.fold == "hop_wise":
+            return mean(metrics.hop_wise(hops, final) for *hops, final in whole)
+        return mean(metrics.instance_wise(hops) for hops in whole)
     return mean_over_cases(its[1:] for its in found)
 
 
@@ -194,6 +198,67 @@ def retention(rows: Iterable[Row], kind: str = "edit", metric: str = "accuracy")
         retainability([its.mean for its in curve.values()]) if len(curve) > 1 else None,
         backward_transfer(first, found[points[-1]]) if first else None,
     )
+
+
+DERIVED = (  # names of :func:`derived`, in the order in which they are shown
+    "drawdown",
+    "deterioration",
+    "wrong made right",
+    "right made wrong",
+    "scalability",
+    "backward transfer",
+    "retainability",
+)
+
+
+def derived(rows: Sequence[Row], sequence: Sequence[Row] = (), alone: Iterable[Row] = ()) -> dict[str, Mean]:
+    """Numbers that compare accuracies of one method in one setting and mode, by their names in :data:`DERIVED`.
+
+    ``rows`` are those after the last edit. Of what should stay: drawdown (MEND) and deterioration (KnowledgeEditor). Of
+    what should change, the share of wrong answers made right (MEMIT_CSK's efficacy); of all answers that were right,
+    the share made wrong (its relapse). Scalability (the survey) is against rows of the same edits made ``alone``, and
+    :func:`retention` of the rows of a whole ``sequence``. What cannot be computed is left out.
+    """
+    accuracies = [row for row in rows if row.metric == "accuracy" and row.after is not None]
+    both = [row for row in accuracies if row.before is not None]
+    staying, changed = ([row for row in both if row.kind in kinds] for kinds in (STAYING, CHANGED))
+    found: dict[str, Mean | None] = {
+        "drawdown": mean_over_cases((case_key(row), metrics.drawdown(*_ends(row))) for row in staying),
+        "wrong made right": metrics.efficacy(*_right(changed)),
+        "right made wrong": metrics.relapse(*_right(both)),
+    }
+    if staying:
+        before, after = (_mean_of(staying, end) for end in ("before", "after"))
+        found["deterioration"] = Mean(metrics.deterioration(before.mean, after.mean), None, before.count)
+    together = {(case_key(row), row.probe): _ends(row)[1] for row in accuracies if row.kind == "edit"}
+    single = {(case_key(row), row.probe): row.after for row in alone if _is_edit(row)}
+    if shared := [key for key in together if single.get(key) is not None]:
+        values = metrics.scalability([cast(float, single[key]) for key in shared], [together[key] for key in shared])
+        found["scalability"] = Mean(values, None, len(shared))
+    if sequence:
+        over = retention(sequence)
+        found["backward transfer"] = over.backward_transfer
+        if over.retainability is not None:
+            found["retainability"] = Mean(over.retainability, None, len(over.curve))
+    return {name: value for name in DERIVED if (value := found.get(name)) is not None}
+
+
+def _is_edit(row: Row) -> bool:
+    return (row.kind, row.metric) == ("edit", "accuracy")
+
+
+def _ends(row: Row) -> tuple[float, float]:
+    return cast(float, row.before), cast(float, row.after)
+
+
+def _mean_of(rows: Iterable[Row], end: str) -> Mean:
+    return cast(Mean, mean_over_cases((case_key(row), getattr(row, end)) for row in rows))
+
+
+def _right(rows: Iterable[Row]) -> tuple[list[bool], list[bool]]:
+    """Whether each was right before, and is now."""
+    ends = [_ends(row) for row in rows]
+    return [before == 1.0 for before, _ in ends], [after == 1.0 for _, after in ends]
 
 
 def to_jsonl(rows: Iterable[Row], compact: bool = False) -> str:

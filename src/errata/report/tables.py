@@ -9,7 +9,7 @@ from errata.types import Row
 
 if TYPE_CHECKING:
     from rich.table import Table
-from errata.report.rows import published, summary
+from errata.report.rows import DERIVED, derived, published, summary
 
 COLUMNS = (  # of a table of methods: heading, kind, metric
     ("reliability", "edit", "accuracy"),
@@ -26,8 +26,9 @@ COLUMNS = (  # of a table of methods: heading, kind, metric
     ("two hops", "multi_hop", "accuracy"),
     ("facts in context", "in_context", "accuracy"),
     ("loss on text", "text", "loss"),
+    ("perplexity on text", "text", "perplexity"),
     ("‖Δ‖ / ‖W‖", "drift", "norm"),
-    ("felt by inputs", "drift", "felt"),
+    ("change of outputs", "drift", "relative_output_change"),
     ("low-variance share", "drift", "low"),
     ("effective rank", "drift", "effective"),
     ("edits endured", "cost", "edits_endured"),
@@ -42,7 +43,7 @@ CURVES = ("reliability", "paraphrases", "neighbours: agreement", "unrelated: agr
 
 WHY = (
     "‖Δ‖ / ‖W‖",
-    "felt by inputs",
+    "change of outputs",
     "loss on text",
     "facts in context",
 )  # drawn first, where a run asks for the model's ability
@@ -97,12 +98,14 @@ class Section:
 
     ``lines`` begin with the unedited model; a sequence is shown at its end, and ``course`` holds the table at each
     checkpoint: (method, edits) -> a mean for each of ``COURSE``, what was asked of the model itself also at 0 edits.
+    ``derived`` holds the numbers of :func:`errata.report.rows.derived` of each method.
     """
 
     title: str
     columns: tuple[str, ...]
     lines: tuple[tuple[str, tuple[Mean | None, ...]], ...]
     course: dict[tuple[str, int], tuple[Mean | None, ...]]
+    derived: dict[str, dict[str, Mean]]
     errors: tuple[str, ...]
 
 
@@ -112,13 +115,20 @@ def sections(rows: Iterable[Row]) -> list[Section]:
     for row in rows:
         protocol = "" if row.protocol == "errata" else row.protocol
         grouped.setdefault((row.setting, row.model, row.data, protocol, row.mode), []).append(row)
-    return [_section(" · ".join(filter(None, of)), its) for of, its in grouped.items()]
+    made: list[Section] = []
+    for of, its in grouped.items():
+        alone = [
+            row for (setting, *key), found in grouped.items() for row in found
+            if setting.split(",")[0] == "single" != of[0].split(",")[0] and key == [*of[1:]]
+        ]  # fmt: skip
+        made.append(_section(" · ".join(filter(None, of)), its, alone))
+    return made
 
 
-def _section(title: str, rows: list[Row]) -> Section:
+def _section(title: str, rows: list[Row], alone: list[Row]) -> Section:
     by_method: dict[str, list[Row]] = {}
     for row in rows:
-        by_method.setdefault(" ".join(filter(None, (row.method, row.settings))), []).append(row)
+        by_method.setdefault(_method_of(row), []).append(row)
     last = {name: _at_the_end(its) for name, its in by_method.items()}
     cells = {name: _cells(its) for name, its in last.items()}
     told = [column for column, _, _ in COLUMNS if any(its[column] for its in cells.values())]
@@ -136,7 +146,15 @@ def _section(title: str, rows: list[Row]) -> Section:
             start = _cells((row for row in its if row.after_edits == n), "before")  # the same at every checkpoint
             course[name, 0] = tuple(None if column in CURVES else start[column] for column in COURSE)
     shown = tuple((name, tuple(its[column] for column in told)) for name, its in lines)
-    return Section(title, tuple(told), shown, course, tuple(errors))
+    numbers = {
+        name: derived(last[name], its if sequence else (), [row for row in alone if _method_of(row) == name])
+        for name, its in by_method.items()
+    }
+    return Section(title, tuple(told), shown, course, numbers, tuple(errors))
+
+
+def _method_of(row: Row) -> str:
+    return " ".join(filter(None, (row.method, row.settings)))
 
 
 def _at_the_end(rows: list[Row]) -> list[Row]:
@@ -168,6 +186,10 @@ def tables_of(section: Section) -> list[tuple[str, list[list[str]]]]:
     """A section's tables as (caption, rows of text): the heads first."""
     body = [[name, *map(_cell, section.columns, its)] for name, its in section.lines]
     made = [("", [["method", *section.columns], *body])]
+    names = [name for name in DERIVED if any(name in numbers for numbers in section.derived.values())]
+    if names:
+        body = [[method, *(shown(its.get(name)) for name in names)] for method, its in section.derived.items()]
+        made.append(("changes of accuracy", [["method", *names], *body]))
     for place, column in enumerate(COURSE):
         its = {key: found[place] for key, found in section.course.items() if found[place]}
         if its:
