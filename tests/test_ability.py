@@ -1,8 +1,9 @@
 """What a model can do besides its facts, how far its weights move, and both along a run."""
 
 from collections.abc import Iterator
+from math import exp
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -41,10 +42,10 @@ def known_lm(name: str = "gpt2") -> HFLM:
 
 
 def test_effective_rank_by_hand() -> None:
-    changes = {"even": torch.eye(4)[:, :3], "one": torch.ones(2, 3), "two": torch.diag(torch.tensor([3.0, 1.0]))}
-    found = {name: its.effective for name, its in change_of(changes).items()}
+    changes = {"flat": torch.eye(4)[:, :3], "one": torch.ones(2, 3), "two": torch.diag(torch.tensor([3.0, 1.0]))}
+    found = {name: change.effective for name, change in change_of(changes).items()}
     # exp(-(3/4 log 3/4 + 1/4 log 1/4)) = 4 / 3^(3/4)
-    assert found == {"even": pytest.approx(3.0), "one": pytest.approx(1.0), "two": pytest.approx(4 / 3**0.75)}
+    assert found == {"flat": pytest.approx(3.0), "one": pytest.approx(1.0), "two": pytest.approx(4 / 3**0.75)}
 
 
 @pytest.mark.parametrize("low_rank", [False, True])
@@ -57,12 +58,9 @@ def test_drift_by_hand(low_rank: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     change = LowRank(torch.tensor([[1.0], [0]]), dense[:1]) if low_rank else dense
     spectrum = Spectrum.of(torch.diag(torch.tensor([90.0, 9, 1])))
     found = drift(lm, Patch((Delta({f"{SITE}.weight": change}),)), {SITE: spectrum})[SITE]
-    felt = ((9 * 1 + 1 * 4) / (90 * 9 + 9 * 16)) ** 0.5
-    expected = Drift(5**0.5 / 5, 1, pytest.approx(1.0), pytest.approx(felt), pytest.approx(4 / 5), pytest.approx(1 / 3))
-    assert (found.norm, found.rank) == (pytest.approx(expected.norm), 1)
-    assert (found.effective, found.felt, found.low, found.even) == (
-        expected.effective, expected.felt, expected.low, expected.even,
-    )  # fmt: skip
+    output_change = ((9 * 1 + 1 * 4) / (90 * 9 + 9 * 16)) ** 0.5
+    expected = Drift(5**0.5 / 5, 1, 1.0, output_change, low=4 / 5, low_isotropic=1 / 3)
+    assert vars(found) == pytest.approx(vars(expected))
 
 
 def test_spectra_are_of_what_goes_in() -> None:
@@ -72,16 +70,16 @@ def test_spectra_are_of_what_goes_in() -> None:
     rows = [list(lm.tokenizer(text)["input_ids"]) for text in TEXTS[:30]]
     keys = lm.read(rows, [range(len(row)) for row in rows], [(SITE, "in")])[SITE, "in"].double()
     c = keys.T @ keys / len(keys)
-    its = found[SITE]
-    again = its.vectors @ torch.diag(its.values) @ its.vectors.T
-    assert torch.allclose(again, c, atol=1e-4) and bool((its.values.diff() >= 0).all())
-    assert float(its.values[its.low].sum()) <= 0.02 * float(its.values.sum())
-    # what inputs feel of W itself is all of it, and of a change that favours nothing its even share is low
+    spectrum = found[SITE]
+    again = spectrum.vectors @ torch.diag(spectrum.values) @ spectrum.vectors.T
+    assert torch.allclose(again, c, atol=1e-4) and bool((spectrum.values.diff() >= 0).all())
+    assert float(spectrum.values[spectrum.low].sum()) <= 0.02 * float(spectrum.values.sum())
+    # half of W changes outputs by a half
     weight = lm.model.get_parameter(f"{SITE}.weight").detach().T.contiguous()
     same = drift(lm, Patch((Delta({f"{SITE}.weight": 0.5 * weight}),)), found)[SITE]
-    assert (same.norm, same.felt) == (pytest.approx(0.5), pytest.approx(0.5))
-    flat = drift(lm, Patch((Delta({f"{SITE}.weight": torch.eye(64)[:32].double() @ its.vectors.T}),)), found)[SITE]
-    assert flat.even == pytest.approx(float(its.low.double().mean())) and flat.rank == 32
+    assert (same.norm, same.relative_output_change) == (pytest.approx(0.5), pytest.approx(0.5))
+    flat = drift(lm, Patch((Delta({f"{SITE}.weight": torch.eye(64)[:32].double() @ spectrum.vectors.T}),)), found)[SITE]
+    assert flat.low_isotropic == pytest.approx(float(spectrum.low.double().mean())) and flat.rank == 32
     with pytest.raises(BadInput, match="no texts"):
         spectra_of(lm, [], [SITE])
 
@@ -91,10 +89,10 @@ def test_deltas_count_as_one_and_vectors_are_left_out() -> None:
     patch = errata.method("ft-m", steps=2).edit(lm, EDITS)
     assert drift_sites(patch) and drift(lm, EMPTY) == {}
     both = Patch((*patch.parts, Delta({f"{SITE}.bias": torch.ones(32)}), *(-patch).parts))
-    assert all(its.norm == 0 and its.rank == 0 for its in drift(lm, both).values())
-    once, twice = (drift(lm, its) for its in (patch, patch * 2))
-    assert [its.norm * 2 for its in once.values()] == pytest.approx([its.norm for its in twice.values()])
-    assert all(its.felt is None and its.low is None for its in once.values())
+    assert all(change.norm == 0 and change.rank == 0 for change in drift(lm, both).values())
+    once, twice = (drift(lm, each) for each in (patch, patch * 2))
+    assert [change.norm * 2 for change in once.values()] == pytest.approx([change.norm for change in twice.values()])
+    assert all(change.relative_output_change is None and change.low is None for change in once.values())
 
 
 def test_weights_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,16 +109,16 @@ def test_weights_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_facts_are_recalled_and_followed_in_context() -> None:
-    its = ability_of(known_lm())
-    assert len(its.cases) == 12 and {case.id for case in its.cases} == {f"ability case {i}" for i in range(12)}
-    for case in its.cases:
-        edit, (known, told) = case.edits[0], case.probes
+    ability = ability_of(known_lm())
+    assert len(ability.cases) == 12 and {case.id for case in ability.cases} == {f"ability case {i}" for i in range(12)}
+    for case in ability.cases:
+        edit, (known, followed) = case.edits[0], case.probes
         assert (known.kind, known.prompt, known.answers) == ("unrelated", edit.prompt, ("Rome",))
-        assert (told.kind, told.answers) == ("in_context", (edit.target_new,))
-        assert told.prompt.count("Fact: ") == 3 and f"Fact: {edit.prompt} {edit.target_new}." in told.prompt
-        assert told.prompt.endswith(f". Yes, {edit.prompt}")  # the paraphrase: the answer is not only copied
-    assert its.texts == tuple((TEXTS * 2)[-100:]) and its.usual == tuple((TEXTS * 2)[:-100])
-    assert ability_of(known_lm()) == its
+        assert (followed.kind, followed.answers) == ("in_context", (edit.target_new,))
+        assert followed.prompt.count("Fact: ") == 3 and f"Fact: {edit.prompt} {edit.target_new}." in followed.prompt
+        assert followed.prompt.endswith(f". Yes, {edit.prompt}")  # the paraphrase: the answer is not only copied
+    assert ability.texts == tuple((TEXTS * 2)[-100:]) and ability.ordinary == tuple((TEXTS * 2)[:-100])
+    assert ability_of(known_lm()) == ability
 
 
 def test_other_models_follow_facts_of_the_world(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -133,38 +131,42 @@ def test_other_models_follow_facts_of_the_world(tmp_path: Path, caplog: pytest.L
     read = ability_of(lm, file).texts
     assert read[:2] == ("One text.", "Another.") and len(lm.tokens.pair("", read[2])[1]) <= 128
     file.write_text("\n")
-    for wrong, said in ((file, "holds no text"), (tmp_path / "none", "cannot read")):
-        with pytest.raises(BadInput, match=said):
+    for wrong, message in ((file, "holds no text"), (tmp_path / "none", "cannot read")):
+        with pytest.raises(BadInput, match=message):
             ability_of(lm, wrong)
 
 
 def test_a_checkup_before_and_after() -> None:
     lm = known_lm()
-    was, its = weights(lm.model), ability_of(lm)
-    check = Checkup(lm, Ability(its.cases[:4], its.texts[:5], its.usual), ("generated", "forced"))
+    was, ability = weights(lm.model), ability_of(lm)
+    check = Checkup(lm, Ability(ability.cases[:4], ability.texts[:5], ability.ordinary), ("generated", "forced"))
     with EMPTY.applied(lm) as same:
         rows = check.rows(same, after_edits=0, model="m")
     assert all(row.before == row.after for row in rows) and {row.model for row in rows} == {"m"}
     patch = errata.method("ft-m", steps=5).edit(lm, EDITS)
     with patch.applied(lm) as edited:
         rows = check.rows(edited, after_edits=3)
-        (score,) = edited.score([""], [its.texts[0]])
+        scores = edited.score([""] * 5, ability.texts[:5])
     rows += check.drift(patch, after_edits=3)
     assert same_weights(lm.model, was)
     for mode in ("generated", "forced"):
         kinds = [row.kind for row in rows if row.mode == mode]
         counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
-        assert counts == {"drift": 6, "in_context": 8, "text": 5, "unrelated": 8}
+        assert counts == {"drift": 6, "in_context": 8, "text": 6, "unrelated": 8}
     first = next(row for row in rows if row.kind == "text")
-    assert first.after == pytest.approx(-score.total / len(score.tokens)) and first.after != first.before
-    told = {row.metric: row for row in rows if row.kind == "drift"}
-    norm = drift(lm, patch)[told["norm"].case].norm
-    assert (told["norm"].before, told["norm"].after) == (0.0, pytest.approx(norm))
-    assert 0 < (told["low"].after or 0) < 1 and told["low"].before is None and (told["felt"].after or 0) > 0
+    assert first.after == pytest.approx(-scores[0].total / len(scores[0].tokens)) and first.after != first.before
+    (perplexity,) = {(row.before, row.after) for row in rows if row.metric == "perplexity"}
+    total, count = (sum(values) for values in zip(*((score.total, len(score.tokens)) for score in scores)))
+    assert perplexity[1] == pytest.approx(exp(-total / count)) and perplexity[0] != perplexity[1]
+    by_metric = {row.metric: row for row in rows if row.kind == "drift"}
+    norm = drift(lm, patch)[by_metric["norm"].case].norm
+    assert (by_metric["norm"].before, by_metric["norm"].after) == (0.0, pytest.approx(norm))
+    assert 0 < (by_metric["low"].after or 0) < 1 and by_metric["low"].before is None
+    assert (by_metric["relative_output_change"].after or 0) > 0
 
 
 class Mute:
-    """An LM that answers and scores nothing."""
+    """An LM that answers, and scores nothing."""
 
     def generate(self, prompts: Any, max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
         return [""] * len(prompts)
@@ -173,12 +175,16 @@ class Mute:
         raise Unsupported("no scores here")
 
 
-def test_a_loss_that_cannot_be_had_is_said() -> None:
+def test_a_loss_that_is_unsupported_stands_in_the_rows() -> None:
     lm = known_lm()
-    its = ability_of(lm)
-    mute: Any = Mute()
-    rows = Checkup(lm, Ability(its.cases[:2], its.texts[:3], its.usual)).rows(mute, after_edits=1)
-    assert [(row.after, row.error) for row in rows if row.kind == "text"] == [(None, "no scores here")] * 3
+    ability = ability_of(lm)
+    some, mute = Ability(ability.cases[:2], ability.texts[:3], ability.ordinary), cast(Any, Mute())
+    for base in (lm, mute):
+        rows = Checkup(base, some).rows(mute, after_edits=1)
+        assert [(row.after, row.error) for row in rows if row.kind == "text"] == [(None, "no scores here")] * 4
+        assert {row.before is None for row in rows if row.kind == "text"} == {base is mute}
+    with pytest.raises(Unsupported, match="reads weights"):
+        Checkup(mute, some).drift(EMPTY, after_edits=0)
 
 
 # Along a run -------------------------------------------------------------------------------------
@@ -191,16 +197,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Row]]:
         {"kind": "sequential", "batch": 2, "checkpoints": [2, 4, 6], "ability": True},
         {"kind": "batch", "size": 6},
     ]
-    its = plan(methods=[FTM, {**FTM, "name": "ft-l"}], settings=settings)
-    yield go(its, tmp_path_factory.mktemp("run") / "rows.jsonl", load=lambda _: known_lm())
+    crossed = plan(methods=[FTM, {**FTM, "name": "ft-l"}], settings=settings)
+    yield go(crossed, tmp_path_factory.mktemp("run") / "rows.jsonl", load=lambda _: known_lm())
 
 
 def test_a_run_asks_at_each_checkpoint(run: list[Row]) -> None:
-    asked = [row for row in run if row.kind in ("drift", "text", "in_context")]
-    assert {row.after_edits for row in asked} == {2, 4, 6}
-    assert {row.setting for row in asked} == {"sequential by 2, asked at 2 4 6, ability"}
+    rows = [row for row in run if row.kind in ("drift", "text", "in_context")]
+    assert {row.after_edits for row in rows} == {2, 4, 6}
+    assert {row.setting for row in rows} == {"sequential by 2, asked at 2 4 6, ability"}
     assert not any(row.kind == "edit" and row.case.startswith("ability") for row in run)
-    losses = [row for row in asked if row.kind == "text" and row.method == "ft-m"]
+    losses = [row for row in rows if row.metric == "loss" and row.method == "ft-m"]
     assert len(losses) == 3 * 100 and len({row.before for row in losses}) > 1
 
 
@@ -208,7 +214,7 @@ def test_the_report_shows_what_becomes_of_the_model(run: list[Row], tmp_path: Pa
     text = markdown(run, picture="p.svg")
     assert "![curves](p.svg)" in text and "loss on text after so many edits:" in text
     assert "| method | 0 | 2 | 4 | 6 |" in text and "reliability after so many edits:\n\n| method | 2 | 4 | 6 |" in text
-    section = next(its for its in sections(run) if its.course)
+    section = next(section for section in sections(run) if section.course)
     at = {column: section.columns.index(column) for column in ("‖Δ‖ / ‖W‖", "loss on text", "facts in context")}
     unedited = dict(section.lines)["(unedited)"]
     assert unedited[at["‖Δ‖ / ‖W‖"]].mean == 0.0  # pyright: ignore[reportOptionalMemberAccess]
@@ -235,11 +241,10 @@ def test_what_a_bench_file_says_of_ability() -> None:
 
 def test_a_case_without_paraphrases_is_asked_by_its_own_prompt() -> None:
     lm = known_lm()
-    lm.resources.cases = lambda: [
-        Case("a", (Edit("Ann Lee lives in", "Ann Lee", "Oslo"),), (Probe("question", "Where?"),))
-    ]
-    ((told,),) = [case.probes for case in ability_of(lm).cases]
-    assert told.prompt == "Fact: Ann Lee lives in Oslo. Ann Lee lives in"
+    case = Case("a", (Edit("Ann Lee lives in", "Ann Lee", "Oslo"),), (Probe("question", "Where?"),))
+    lm.resources.cases = lambda: [case]
+    ((followed,),) = [case.probes for case in ability_of(lm).cases]
+    assert followed.prompt == "Fact: Ann Lee lives in Oslo. Ann Lee lives in"
 
 
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,9 +252,13 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(errata, "load", lambda *_, **__: lm)
     file, out = tmp_path / "patch.safetensors", tmp_path / "rows.jsonl"
     errata.method("ft-m", steps=2).edit(lm, EDITS).save(file)
-    words = ["eval", "tiny", "--tasks", "ability", "--patch", str(file), "-q"]
-    done = CliRunner().invoke(app, [*words, "-o", str(out)])
+    words = ["tasks", "tiny", "--tasks", "ability", "-q", "-o", str(out)]
+    done = CliRunner().invoke(app, [*words, "--patch", str(file)])
     assert done.exit_code == 0, done.output
-    for told in ("untouched facts", "facts in context: accuracy", "text: loss", "drift: norm"):
-        assert told in done.stdout
+    for name in ("untouched facts", "facts in context: accuracy", "text: loss", "text: perplexity", "drift: norm"):
+        assert name in done.stdout
     assert {(row.method, row.after_edits) for row in from_jsonl(out.read_text())} == {("ft-m", 3)}
+    alone = CliRunner().invoke(app, [*words, "--force"])
+    assert alone.exit_code == 0, alone.output
+    rows = from_jsonl(out.read_text())
+    assert {row.after for row in rows} == {None} and {row.method for row in rows} == {""}

@@ -14,7 +14,7 @@ from conftest import EDITS, TEXTS, same_weights, tiny_lm, weights
 from typer.testing import CliRunner
 
 import errata
-from errata.cli import app
+from errata.cli import app, tasks
 from errata.errors import BadInput, Unsupported
 from errata.evaluation.harness import UNDONE, Verbs, find_tasks, run_tasks
 from errata.model.tokens import stands
@@ -62,7 +62,7 @@ def usual(name: str, docs: Path) -> dict[str, Any]:
     } | KINDS[name]
 
 
-def asks(*args: Any) -> Any:
+def request(*args: Any) -> Any:
     return SimpleNamespace(args=args)
 
 
@@ -74,9 +74,9 @@ def test_likelihoods_are_the_scores(name: str) -> None:
     lm = tiny_lm(name)
     pairs = [("Ann Lee was born in", " Oslo"), ("The old king lives in", " New York")]
     expected = lm.score([a for a, _ in pairs], [b for _, b in pairs])
-    found = Verbs(lm, lm).loglikelihood([asks(*pair) for pair in pairs])
+    found = Verbs(lm, lm).loglikelihood([request(*pair) for pair in pairs])
     assert found == [(score.total, score.correct) for score in expected]
-    spaced = Verbs(lm, lm).loglikelihood([asks(a + " ", b[1:]) for a, b in pairs])
+    spaced = Verbs(lm, lm).loglikelihood([request(a + " ", b[1:]) for a, b in pairs])
     assert spaced == found  # the space goes over to the answer, as in the harness
 
 
@@ -85,7 +85,7 @@ def test_an_answer_without_a_space_is_scored_as_it_stands() -> None:
     prompt, target = lm.tokens.pair("Ann Lee was born", ":in")
     assert lm.tokens.decode(prompt + target).strip() == "Ann Lee was born:in"
     assert (
-        Verbs(lm, lm).loglikelihood([asks("Ann Lee was born", ":in")])[0][0]
+        Verbs(lm, lm).loglikelihood([request("Ann Lee was born", ":in")])[0][0]
         == lm.score_ids([(prompt, target)])[0].total
     )
     assert [stands("a", " b"), stands("a ", "b"), stands("", "b"), stands("a", "b"), stands("a", "\nb")] == [
@@ -96,12 +96,12 @@ def test_an_answer_without_a_space_is_scored_as_it_stands() -> None:
 def test_too_long_a_context_loses_its_beginning() -> None:
     lm = tiny_lm("gpt2")
     long = " ".join(TEXTS)
-    ((total, _),) = Verbs(lm, lm).loglikelihood([asks(long, " Oslo")])
+    ((total, _),) = Verbs(lm, lm).loglikelihood([request(long, " Oslo")])
     prompt, target = lm.tokens.pair(long, " Oslo")
     room = 128 - len(target) + 1
     assert len(prompt) > 128 and total == lm.score_ids([(prompt[-room:], target)])[0].total
     with pytest.raises(BadInput, match=r"answer has .* tokens; the model reads at most 128"):
-        Verbs(lm, lm).loglikelihood([asks("Ann", long)])
+        Verbs(lm, lm).loglikelihood([request("Ann", long)])
 
 
 def test_a_rolling_likelihood_counts_every_token_once() -> None:
@@ -112,7 +112,7 @@ def test_a_rolling_likelihood_counts_every_token_once() -> None:
     assert len(first) == 1 and 2 * 128 < len(ids) < 3 * 128
     cuts = [(row[:1], ids[:128]), (row[128:129], ids[128:256]), (row[len(ids) - 128 : 257], ids[256:])]
     expected = sum(score.total for score in lm.score_ids(cuts))
-    found = Verbs(lm, lm).loglikelihood_rolling([asks(short), asks(long)])
+    found = Verbs(lm, lm).loglikelihood_rolling([request(short), request(long)])
     assert found == pytest.approx([lm.score([""], [short])[0].total, expected])
 
 
@@ -121,12 +121,12 @@ def test_what_is_written_ends_before_a_stop_text() -> None:
     prompts = ["Ann Lee was born in", "A baker lives in", " ".join(TEXTS)]
     whole = lm.generate(prompts[:2], 12)
     stops = [text[3:5] for text in whole]
-    asked = [asks(p, {"until": [stop], "max_gen_toks": 12}) for p, stop in zip(prompts, stops)]
-    found = Verbs(lm, lm).generate_until([*asked, asks(prompts[2], {"until": "!", "max_gen_toks": 1000})])
+    requests = [request(p, {"until": [stop], "max_gen_toks": 12}) for p, stop in zip(prompts, stops)]
+    found = Verbs(lm, lm).generate_until([*requests, request(prompts[2], {"until": "!", "max_gen_toks": 1000})])
     assert found[:2] == [text[: text.find(stop)] for text, stop in zip(whole, stops)]
     assert len(found[2]) > 0  # its prompt was cut so that something can be written behind it
     with pytest.raises(Unsupported, match="greedy"):
-        Verbs(lm, lm).generate_until([asks("a", {"do_sample": True})])
+        Verbs(lm, lm).generate_until([request("a", {"do_sample": True})])
 
 
 # Behind a wrapper --------------------------------------------------------------------------------
@@ -163,11 +163,11 @@ class Talking(Wrapper):
 
 def test_a_wrapper_answers_by_the_verbs_of_text() -> None:
     verbs = Verbs(Talker(), tiny_lm("gpt2"))  # pyright: ignore[reportArgumentType]
-    assert verbs.generate_until([asks("x", {"until": ["."]})]) == [" Rome"]
+    assert verbs.generate_until([request("x", {"until": ["."]})]) == [" Rome"]
     with pytest.raises(Unsupported, match="does not score"):
-        verbs.loglikelihood([asks("a", " b")])
+        verbs.loglikelihood([request("a", " b")])
     with pytest.raises(Unsupported, match="one space"):
-        verbs.loglikelihood([asks("a", "b")])
+        verbs.loglikelihood([request("a", "b")])
 
 
 # Tasks -------------------------------------------------------------------------------------------
@@ -181,11 +181,11 @@ def test_scores_before_edited_and_undone(folder: Path) -> None:
     assert same_weights(lm.model, was) and random.getstate() == state
     undone = [row for row in rows if row.kind == "undone"]
     assert undone and all(row.before == row.after for row in undone)
-    asked = [row for row in rows if row.kind == "task"]
-    changed = {row.label for row in asked if row.before != row.after}
-    assert "text" in changed and {row.error for row in asked} == {None}
-    count = {(row.label, row.metric, row.mode): 0 for row in asked}
-    for row in asked:
+    of_tasks = [row for row in rows if row.kind == "task"]
+    changed = {row.label for row in of_tasks if row.before != row.after}
+    assert "text" in changed and {row.error for row in of_tasks} == {None}
+    count = {(row.label, row.metric, row.mode): 0 for row in of_tasks}
+    for row in of_tasks:
         count[row.label, row.metric, row.mode] += 1
     assert count == {
         ("mayors", "acc", "forced"): 18,
@@ -198,15 +198,15 @@ def test_scores_before_edited_and_undone(folder: Path) -> None:
     assert {(row.after_edits, row.seed, row.model) for row in rows} == {(3, 3, "tiny gpt2")}
     scores = [lm.score([f"{TEXTS[0].rsplit(' ', 1)[0]}"] * 3, CHOICES)]
     first = max(range(3), key=lambda i: scores[0][i].total) == 0
-    assert next(row.before for row in asked if row.label == "mayors") == float(first)
+    assert next(row.before for row in of_tasks if row.label == "mayors") == float(first)
 
 
-def test_what_a_wrapper_does_not_support_is_said(folder: Path) -> None:
+def test_what_a_wrapper_does_not_support_stands_in_the_rows(folder: Path) -> None:
     rows = run_tasks(tiny_lm("gpt2"), Patch((Talking(),)), find_tasks(list(KINDS), folder), limit=3)
-    said = {(row.label, row.kind): (row.after, row.error) for row in rows}
-    assert said["mayors", "task"] == (None, "this wrapper does not score")
-    assert said["text", "task"] == (None, "too long a text")
-    assert said["writes", "task"][1] is None and said["mayors", "undone"][1] is None
+    errors = {(row.label, row.kind): (row.after, row.error) for row in rows}
+    assert errors["mayors", "task"] == (None, "this wrapper does not score")
+    assert errors["text", "task"] == (None, "too long a text")
+    assert errors["writes", "task"][1] is None and errors["mayors", "undone"][1] is None
 
 
 def test_tasks_that_cannot_be_had(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,18 +228,18 @@ def test_tasks_that_cannot_be_had(folder: Path, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow  # the bundled model
 def test_a_task_over_the_bundled_model(tmp_path: Path) -> None:
     lm, edits = errata.load("world"), [case.edits[0] for case in errata.cases("world", 12)]
-    docs = [{"question": its.prompt, "choices": [its.target_true, its.target_new], "answer": 0} for its in edits]
+    docs = [{"question": edit.prompt, "choices": [edit.target_true, edit.target_new], "answer": 0} for edit in edits]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     for name in ("mayors", "writes"):
         sieve = {"name": "strip", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
-        its = usual(name, tmp_path / "docs.jsonl") | ({"filter_list": [sieve]} if name == "writes" else {})
-        its |= {"generation_kwargs": {"until": ["."], "max_gen_toks": 12}}
-        (tmp_path / f"{name}.yaml").write_text(json.dumps(its))
+        config = usual(name, tmp_path / "docs.jsonl") | ({"filter_list": [sieve]} if name == "writes" else {})
+        config |= {"generation_kwargs": {"until": ["."], "max_gen_toks": 12}}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(config))
     was, patch = weights(lm.model), errata.method("ft-m").edit(lm, edits)
     rows = run_tasks(lm, patch, find_tasks(["mayors", "writes"], tmp_path))
     for task in ("mayors", "writes"):
-        asked = [row for row in rows if (row.label, row.kind) == (task, "task")]
-        before, after = (sum(getattr(row, end) for row in asked) / len(asked) for end in ("before", "after"))
+        of_tasks = [row for row in rows if (row.label, row.kind) == (task, "task")]
+        before, after = (sum(getattr(row, end) for row in of_tasks) / len(of_tasks) for end in ("before", "after"))
         assert before >= 0.9 and after <= 0.1, task  # the task holds the old answers to be right
     undone = [(row.before, row.after) for row in rows if row.kind == "undone"]
     assert len(undone) == 24 and all(first == last for first, last in undone)
@@ -257,12 +257,25 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(errata, "load", lambda *_, **__: lm)
     file, out = tmp_path / "patch.safetensors", tmp_path / "rows.jsonl"
     errata.method("ft-m", steps=2).edit(lm, EDITS).save(file)
-    words = ["--tasks", "mayors, text", "--task-folder", str(folder), "--task-limit", "4"]
-    done = CliRunner().invoke(app, ["eval", "tiny", *words, "--patch", str(file), "-o", str(out), "-q"])
+    words = ["tasks", "tiny", "--tasks", "mayors, text", "--task-folder", str(folder), "--limit", "4", "-q"]
+    done = CliRunner().invoke(app, [*words, "--patch", str(file), "-o", str(out)])
     assert done.exit_code == 0, done.output
     assert "task: acc" in done.stdout and "undone: acc" in done.stdout and "mayors" in done.stdout
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert {(row["method"], row["after_edits"]) for row in rows} == {("ft-m", 3)}
-    for wrong, said in ((words[2:], "goes with --tasks"), (["--tasks", " , "], "names no task")):
-        refused = CliRunner().invoke(app, ["eval", "tiny", *wrong])
-        assert refused.exit_code == 2 and said in refused.stderr
+    alone = CliRunner().invoke(app, [*words, "--json"])
+    assert alone.exit_code == 0, alone.output
+    assert {(line["kind"], line["after"]) for line in json.loads(alone.stdout)} == {("task", None)}
+    for wrong, message in (([], "--tasks"), (["--tasks", " , "], "names no task")):
+        refused = CliRunner().invoke(app, ["tasks", "tiny", *wrong])
+        assert refused.exit_code == 2 and message in refused.stderr
+
+
+def test_the_function_of_the_command(folder: Path) -> None:
+    lm, patch = tiny_lm("gpt2"), errata.method("ft-m", steps=2).edit(tiny_lm("gpt2"), EDITS)
+    rows = tasks.tasks(lm, ["mayors"], patch, folder=folder, limit=2)
+    assert {(row.kind, row.method, row.after_edits) for row in rows} == {("task", "ft-m", 3), ("undone", "ft-m", 3)}
+    before = tasks.tasks(lm, ["mayors"], folder=folder, limit=2)
+    assert [(row.kind, row.before, row.after) for row in before] == [
+        ("task", row.before, None) for row in rows if row.kind == "task"
+    ]

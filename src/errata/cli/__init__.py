@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from errata.cli import bench, demo, edit, measure, methods, trace, world
+from errata.cli import bench, demo, edit, measure, methods, tasks, trace, world
 from errata.cli.common import INTERRUPTED
 from errata.errors import ErrataError
 
@@ -45,6 +45,7 @@ app.command("edit")(edit.edit_command)
 app.command("ask")(edit.ask_command)
 app.command("show")(edit.show_command)
 app.command("eval")(measure.eval_command)
+app.command("tasks")(tasks.tasks_command)
 app.command("bench")(bench.bench_command)
 app.command("report")(bench.report_command)
 app.command("methods")(methods.methods_command)

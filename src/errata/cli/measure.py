@@ -1,4 +1,4 @@
-"""``errata eval``: how well a method does on cases, asked before and after."""
+"""``errata eval``: a method, or a patch that anybody made, measured on cases before and after the edit."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from errata.cli import common, tasks
-from errata.cli.edit import load_patch
+from errata.cli import common
 from errata.errors import BadInput
 from errata.files import write_text
 from errata.types import Case, Mode, Row
@@ -18,14 +17,21 @@ if TYPE_CHECKING:
     from errata.evaluation.protocols import Protocol
     from errata.methods.base import Method
     from errata.model.hf import HFLM
+    from errata.patch.patch import Patch
 
 Setting = Literal["single", "batch"]
+METHOD = "memit"  # where neither a method nor a patch is given
+WORLD_LIMIT = 100  # cases of the world by default
+PatchFile = Annotated[
+    Path | None,
+    typer.Option("--patch", help="Measure this patch, whoever made it, in the place of a method.", show_default=False),
+]
 
 
 def eval_(
     lm: "HFLM",
-    method: "Method",
-    cases: Sequence[Case],
+    subject: "Method | Patch",
+    cases: Sequence[Case] | None = None,
     *,
     modes: Sequence[str] | None = None,
     protocol: "str | Protocol" = "errata",
@@ -35,25 +41,78 @@ def eval_(
     quiet: bool = True,
     **labels: Any,
 ) -> list[Row]:
-    """Rows of a method on cases: each ``single`` edit alone, or all of them at once (``batch``).
+    """Rows of a method or of a patch on cases, by a protocol, in its own modes unless some are given.
 
-    Asked and scored by a ``protocol``, in its own modes unless some are given; a ``judge`` takes the place of its
-    match. ``labels`` (data, seed) go into the rows, with the model, the method and its settings.
+    A patch is measured as it is, by default on its own edits (:func:`own_cases`). A method edits each case alone
+    (``single``) or all at once (``batch``); ``texts`` are what it prepares with. A ``judge`` takes the place of the
+    protocol's match. ``labels`` (data, seed) go into the rows, with the model, the method and its settings. Raises
+    :class:`BadInput` for a method without cases.
     """
-    import errata
+    from errata.evaluation.baseline import baseline
+    from errata.patch.patch import Patch
 
+    if isinstance(subject, Patch):
+        subject.check(lm)
+        cases = own_cases(lm, subject) if cases is None else cases
+    if cases is None:
+        raise BadInput("a method is measured on cases; give some")
     with common.step(f"asking {lm.name} about {len(cases)} cases", quiet):
-        before = errata.baseline(lm, cases, modes, protocol=protocol)
+        before = baseline(lm, cases, modes, protocol=protocol)
+    how: Any = {"judge": judge, "model": lm.name, **labels}
+    if isinstance(subject, Patch):
+        return _eval_patch(lm, subject, cases, before, how, quiet)
+    return _eval_method(lm, subject, cases, before, setting, texts, how, quiet)
+
+
+def _eval_patch(lm: "HFLM", patch: "Patch", cases: Sequence[Case], before: Any, how: Any, quiet: bool) -> list[Row]:
+    from errata.evaluation.evaluate import evaluate
+
+    with common.step("asking again with the patch", quiet), patch.applied(lm) as edited:
+        labels = {"method": makers(patch), "setting": "patch"}
+        return evaluate(before, edited, cases, after_edits=len(patch.edits), **how, **labels)
+
+
+def _eval_method(
+    lm: "HFLM",
+    method: "Method",
+    cases: Sequence[Case],
+    before: Any,
+    setting: Setting,
+    texts: Sequence[str] | None,
+    how: Any,
+    quiet: bool,
+) -> list[Row]:
+    from errata.evaluation.evaluate import evaluate
+
     with common.step(f"preparing {method.name}", quiet):
         state = method.prepare(lm, texts)
-    labels |= {"model": lm.name, "method": method.name, "settings": _settings(method), "setting": setting}
+    labels = {"method": method.name, "settings": _settings(method), "setting": setting}
     batches = [[case] for case in cases] if setting == "single" else [list(cases)]
     rows: list[Row] = []
     for batch in common.track(batches, "editing and asking again", quiet):
         patch = method.edit(lm, [edit for case in batch for edit in case.edits], state)
         with patch.applied(lm) as edited:
-            rows += errata.evaluate(before, edited, batch, judge=judge, **labels)
+            rows += evaluate(before, edited, batch, **how, **labels)
     return rows
+
+
+def own_cases(lm: "HFLM", patch: "Patch", seed: int = 0) -> list[Case]:
+    """A patch's own edits as cases; of a model of the world with the probes that the world's cases (of ``seed``) have.
+
+    Raises :class:`BadInput` for a patch that names no edits.
+    """
+    from errata.evaluation.edits import cases_of
+    from errata.world.cases import cases
+    from errata.world.facts import world
+
+    if lm.resources.texts is None:
+        return cases_of(patch)
+    return cases_of(patch, cases(world(), len(world().subjects("test")), seed))
+
+
+def makers(patch: "Patch") -> str:
+    """The names of the methods that made a patch."""
+    return " + ".join(dict.fromkeys(made["method"] for made in patch.meta.get("made", ())))
 
 
 def _settings(method: "Method") -> str:
@@ -64,7 +123,7 @@ def _settings(method: "Method") -> str:
 
 def _rules(name: str, mode: Mode | None, shots: Path | None) -> "Protocol":
     """The protocol, with demonstrations before its questions; a mode that it does not know is refused."""
-    from errata.evaluation.evaluate import modes_of
+    from errata.evaluation.baseline import modes_of
     from errata.evaluation.protocols import protocol
 
     rules = protocol(name)
@@ -90,14 +149,28 @@ def _judge(url: str | None, model: str | None, rules: "Protocol", mode: Mode | N
     return made
 
 
+def _read_cases(name: str, limit: int | None, seed: int, setting: str | None, options: dict[str, str]) -> list[Case]:
+    import errata
+
+    alone = {"conflicts": "true"} if setting == "single" and name != "world" else {}  # they never meet in one model
+    limit = WORLD_LIMIT if limit is None and name == "world" else limit
+    return errata.cases(name, limit=limit, seed=seed, **(alone | options))
+
+
 def eval_command(
     model: common.Model,
-    cases: Annotated[str, typer.Option(help="'world', a file of cases, or a hub id.")] = "world",
+    cases: Annotated[
+        str | None,
+        typer.Option(help="'world', a file of cases, or a hub id.", show_default="world; of a patch, its own edits"),
+    ] = None,
     read: common.Read = None,
-    method: common.MethodName = "memit",
+    method: Annotated[
+        str | None, typer.Option("--method", help="See `errata methods`.", show_default="memit; none with --patch")
+    ] = None,
     set_: common.Settings = None,
+    patch: PatchFile = None,
     limit: Annotated[
-        int | None, typer.Option(help="How many cases.", show_default="100 of the world, all of a file")
+        int | None, typer.Option(min=1, help="How many cases.", show_default="100 of the world, all of others")
     ] = None,
     mode: Annotated[
         Mode | None,
@@ -122,12 +195,10 @@ def eval_command(
         Path | None,
         typer.Option(help="A text that is put before each question (MQuAKE's demonstrations).", show_default=False),
     ] = None,
-    setting: Annotated[Setting, typer.Option(help="Each edit alone, or all at once.")] = "batch",
+    setting: Annotated[
+        Setting | None, typer.Option(help="Each edit of a method alone, or all at once.", show_default="batch")
+    ] = None,
     data: common.Data = None,
-    task_names: tasks.Names = None,
-    task_folder: tasks.Folder = None,
-    task_limit: tasks.Limit = None,
-    patch: tasks.PatchFile = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the rows here, as JSON lines.")] = None,
     force: common.Force = False,
     device: common.Device = None,
@@ -136,40 +207,42 @@ def eval_command(
     quiet: common.Quiet = False,
     as_json: common.Json = False,
 ) -> None:
-    """Measure a method: reliability, generality, locality; or tasks of lm-evaluation-harness. Before and after."""
-    import errata
+    """Measure a method, or a patch: reliability, generality, locality; before and after."""
+    from errata.patch.patch import Patch
     from errata.report.rows import published, summary, to_jsonl
     from errata.report.tables import published_table, table
 
     if output is not None:
         common.check_output(output, force)
-    chosen = common.make_method(method, set_, seed)
+    given = {"--method": method, "--set": set_, "--setting": setting, "--data": data}
+    if patch is not None and (extra := [option for option, value in given.items() if value]):
+        raise BadInput(f"--patch and {extra[0]} were given; a patch is measured as it is, so leave out one of them")
+    chosen = None if patch is not None else common.make_method(method or METHOD, set_, seed)
     rules = _rules(protocol, mode, shots)
     judging = _judge(judge, judge_model, rules, mode)
     common.hear(quiet)
     options = common.named("--read", read)
-    alone = {"conflicts": "true"} if setting == "single" and cases != "world" else {}  # they never meet in one model
-    limit = 100 if limit is None and cases == "world" else limit
-    wanted = errata.cases(cases, limit=limit, seed=seed, **(alone | options))
-    cases = " ".join([cases, *(f"{name}={value}" for name, value in options.items())])
-    texts = common.texts_for(chosen, data)
-    asked = tasks.found(task_names, task_folder, task_limit, patch)
-    held = load_patch(patch)
+    name = cases if cases is not None or patch is not None else "world"
+    if name is None and options:
+        raise BadInput("--read goes with --cases; name a file of cases, or leave it out")
+    chosen_cases = None if name is None else _read_cases(name, limit, seed, setting, options)
+    texts = None if chosen is None else common.texts_for(chosen, data)
+    subject = Patch.load(patch) if patch is not None else chosen
     lm = common.load_model(model, device, dtype, quiet)
-    if asked is not None:
-        held = tasks.made(lm, chosen, wanted, texts, quiet) if held is None else held
-        rows, by = tasks.ask(lm, held, asked, task_limit, quiet, seed), ("label",)
-    else:
-        how: Any = {"modes": None if mode is None else (mode,), "protocol": rules, "judge": judging, "setting": setting}
-        rows, by = eval_(lm, chosen, wanted, **how, texts=texts, quiet=quiet, data=cases, seed=seed), ()
+    if chosen_cases is None:
+        chosen_cases = own_cases(lm, subject, seed)[:limit]
+    said = " ".join([name or "its own edits", *(f"{key}={value}" for key, value in options.items())])
+    how: Any = {"modes": None if mode is None else (mode,), "protocol": rules, "judge": judging}
+    rows = eval_(
+        lm, subject, chosen_cases, **how, setting=setting or "batch", texts=texts, quiet=quiet, data=said, seed=seed
+    )
     if output is not None:
         write_text(output, to_jsonl(rows))
     if as_json:
-        found = published(rows) if rules.lines and asked is None else summary(rows, by)
-        common.say_json([asdict(line) for line in found])
+        common.say_json([asdict(line) for line in (published(rows) if rules.lines else summary(rows))])
     else:
-        common.stdout().print(table(rows, by))
-        if rules.lines and asked is None:
+        common.stdout().print(table(rows))
+        if rules.lines:
             common.stdout().print(published_table(rows))
         if lm.resources.texts is not None:
             common.stdout().print(common.PREPARED)

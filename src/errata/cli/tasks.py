@@ -1,109 +1,134 @@
-"""``errata eval --tasks``: general ability, by lm-evaluation-harness or by the built-in set."""
+"""``errata tasks``: tasks of lm-evaluation-harness, and the built-in set ``ability``, with a patch and without it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from errata.cli import common
+from errata.cli.edit import load_patch
+from errata.cli.measure import makers
 from errata.errors import BadInput
-from errata.types import Case, Row
+from errata.files import write_text
+from errata.types import Row
 
 if TYPE_CHECKING:
     from errata.evaluation.harness import Tasks
-    from errata.methods.base import Method
     from errata.model.hf import HFLM
     from errata.patch.patch import Patch
 
-OURS = "ability"  # names the built-in set among tasks
-Names = Annotated[
-    str | None,
-    typer.Option(
-        "--tasks",
-        help="Ask these instead: tasks of lm-evaluation-harness (a,b), or 'ability', the built-in set.",
-        show_default=False,
-    ),
-]
-Folder = Annotated[
-    Path | None, typer.Option("--task-folder", help="A folder with YAML files of more tasks.", show_default=False)
-]
-Limit = Annotated[
-    int | None, typer.Option("--task-limit", min=1, help="How many documents of each task.", show_default="all")
-]
-PatchFile = Annotated[
-    Path | None,
-    typer.Option("--patch", help="Ask --tasks of this patch, and make none by a method.", show_default=False),
-]
+ABILITY = "ability"  # names the built-in set among tasks
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What ``--tasks`` names: tasks of the harness, the built-in set, or both."""
+def tasks(
+    lm: "HFLM",
+    names: Sequence[str],
+    patch: "Patch | None" = None,
+    *,
+    folder: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    quiet: bool = True,
+) -> list[Row]:
+    """Rows of tasks before, with the patch in force, and (of the harness's tasks) after it is undone.
 
-    tasks: "Tasks"
-    ability: bool
+    ``names`` are tasks of lm-evaluation-harness, those in YAML files of ``folder``, or ``ability``, the built-in set;
+    ``limit`` takes the first documents of each task. Without a patch rows have a ``before`` alone. Raises
+    :class:`BadInput` for tasks that cannot be read.
+    """
+    return _tasks(lm, _find(names, folder), ABILITY in names, patch, limit, seed, quiet)
 
 
-def found(tasks: str | None, folder: Path | None, limit: int | None, patch: Path | None) -> Asked | None:
-    """The tasks that ``--tasks`` names; None without it. Raises where one cannot be read, or other options want it."""
-    given = {"--task-folder": folder, "--task-limit": limit, "--patch": patch}
-    if tasks is None:
-        if odd := [name for name, value in given.items() if value is not None]:
-            raise BadInput(f"{odd[0]} goes with --tasks; name the tasks, or leave it out")
-        return None
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+def _find(names: Sequence[str], folder: str | Path | None) -> "Tasks":
+    """The tasks of the harness among the names, read."""
     if not names:
         raise BadInput("--tasks names no task; give names with commas between")
-    theirs = [name for name in names if name != OURS]
+    theirs = [name for name in names if name != ABILITY]
     if not theirs:
-        return Asked({}, True)
+        return {}
     from errata.evaluation.harness import find_tasks
 
-    return Asked(find_tasks(theirs, folder), OURS in names)
+    return find_tasks(theirs, folder)
 
 
-def made(
-    lm: "HFLM", method: "Method", cases: Sequence[Case], texts: Sequence[str] | None = None, quiet: bool = True
-) -> "Patch":
-    """The patch of a method for all edits of the cases at once."""
-    edits = [edit for case in cases for edit in case.edits]
-    with common.step(f"preparing {method.name}", quiet):
-        state = method.prepare(lm, texts)
-    with common.step(f"making {len(edits)} edits", quiet):
-        return method.edit(lm, edits, state)
-
-
-def ask(
-    lm: "HFLM",
-    patch: "Patch",
-    asked: Asked,
-    limit: int | None = None,
-    quiet: bool = True,
-    seed: int = 0,
+def _tasks(
+    lm: "HFLM", loaded: "Tasks", with_ability: bool, patch: "Patch | None", limit: int | None, seed: int, quiet: bool
 ) -> list[Row]:
-    """Rows of what is asked without the patch and with it in force; of tasks also after it is gone."""
-    methods = dict.fromkeys(made["method"] for made in patch.meta.get("made", ()))
-    labels: Any = {"method": " + ".join(methods), "seed": seed}
+    labels: Any = {"method": makers(patch) if patch else "", "seed": seed}
     rows: list[Row] = []
-    if asked.ability:
+    if with_ability:
         with common.step("asking for what it can do", quiet):
             rows += ability(lm, patch, **labels)
-    if asked.tasks:
+    if loaded:
         from errata.evaluation.harness import run_tasks
 
-        with common.step(f"asking {', '.join(asked.tasks)} before, edited and undone", quiet):
-            rows += run_tasks(lm, patch, asked.tasks, limit, **labels)
+        with common.step(f"asking {', '.join(loaded)}", quiet):
+            rows += run_tasks(lm, patch, loaded, limit, **labels)
     return rows
 
 
-def ability(lm: "HFLM", patch: "Patch", **labels: Any) -> list[Row]:
-    """Rows of the built-in set: untouched facts, facts in context, loss on text, drift of the weights."""
+def ability(lm: "HFLM", patch: "Patch | None" = None, **labels: Any) -> list[Row]:
+    """Rows of the built-in set: untouched facts, facts in context, loss on text, drift of the weights.
+
+    Without a patch they have a ``before`` alone.
+    """
     from errata.evaluation.ability import Checkup, ability_of
 
-    labels |= {"model": lm.name, "setting": OURS, "after_edits": len(patch.edits)}
+    labels |= {"model": lm.name, "setting": ABILITY, "after_edits": len(patch.edits) if patch else 0}
     check = Checkup(lm, ability_of(lm))
+    if patch is None:
+        return [replace(row, after=None) for row in check.rows(lm, **labels)]
     with patch.applied(lm) as edited:
         rows = check.rows(edited, **labels)
     return rows + check.drift(patch, **labels)
+
+
+def tasks_command(
+    model: common.Model,
+    names: Annotated[
+        str,
+        typer.Option(
+            "--tasks", help="Tasks of lm-evaluation-harness (a,b), or 'ability', the built-in set.", show_default=False
+        ),
+    ],
+    folder: Annotated[
+        Path | None, typer.Option("--task-folder", help="A folder with YAML files of more tasks.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="How many documents of each task.", show_default="all")
+    ] = None,
+    patch: Annotated[
+        Path | None, typer.Option("--patch", help="Ask with this patch too, and when it is undone.", show_default=False)
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the rows here, as JSON lines.")] = None,
+    force: common.Force = False,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+    seed: common.Seed = 0,
+    quiet: common.Quiet = False,
+    as_json: common.Json = False,
+) -> None:
+    """Measure general ability: tasks of lm-evaluation-harness before, with a patch, and undone."""
+    from errata.report.rows import summary, to_jsonl
+    from errata.report.tables import table
+
+    if output is not None:
+        common.check_output(output, force)
+    common.hear(quiet)
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    loaded, held = _find(chosen, folder), load_patch(patch)
+    lm = common.load_model(model, device, dtype, quiet)
+    if held is not None:
+        held.check(lm)
+    rows = _tasks(lm, loaded, ABILITY in chosen, held, limit, seed, quiet)
+    if output is not None:
+        write_text(output, to_jsonl(rows))
+        typer.echo(f"wrote {output} ({len(rows)} rows)", err=True)
+    if as_json:
+        common.say_json([asdict(line) for line in summary(rows, ("label",))])
+    else:
+        common.stdout().print(table(rows, ("label",)))
+        if lm.resources.texts is not None:
+            common.stdout().print(common.PREPARED)
