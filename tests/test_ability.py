@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from math import exp
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from conftest import EDITS, TEXTS, same_weights, tiny_lm, weights
 from test_bench import FTM, cases, go, plan
 from typer.testing import CliRunner
+from typing_extensions import override
 
 import errata
 from errata.bench.units import units_of
@@ -20,6 +21,7 @@ from errata.evaluation.ability import Ability, Checkup, ability_of
 from errata.evaluation.drift import Drift, Spectrum, drift, drift_sites, spectra_of
 from errata.evaluation.metrics import change_of
 from errata.model.hf import HFLM
+from errata.model.lm import LM
 from errata.model.resources import Resources
 from errata.patch.delta import Delta, LowRank
 from errata.patch.patch import EMPTY, Patch
@@ -165,12 +167,16 @@ def test_a_checkup_before_and_after() -> None:
     assert (by_metric["relative_output_change"].after or 0) > 0
 
 
-class Mute:
-    """An LM that answers, and scores nothing."""
+class Mute(LM):
+    """A model that answers, and scores nothing."""
 
-    def generate(self, prompts: Any, max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
+    @override
+    def generate(
+        self, prompts: Any, max_new_tokens: int = 32, *, until_answer: bool = False, until: Any = ()
+    ) -> list[str]:
         return [""] * len(prompts)
 
+    @override
     def score(self, prompts: Any, targets: Any) -> Any:
         raise Unsupported("no scores here")
 
@@ -178,7 +184,7 @@ class Mute:
 def test_a_loss_that_is_unsupported_stands_in_the_rows() -> None:
     lm = known_lm()
     ability = ability_of(lm)
-    some, mute = Ability(ability.cases[:2], ability.texts[:3], ability.ordinary), cast(Any, Mute())
+    some, mute = Ability(ability.cases[:2], ability.texts[:3], ability.ordinary), Mute()
     for base in (lm, mute):
         rows = Checkup(base, some).rows(mute, after_edits=1)
         assert [(row.after, row.error) for row in rows if row.kind == "text"] == [(None, "no scores here")] * 4

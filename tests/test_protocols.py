@@ -15,12 +15,13 @@ from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import Tfidf
 from errata.evaluation.protocols import METRICS, PROTOCOLS, protocol
 from errata.evaluation.scorers import SCORERS
+from errata.model.lm import LM
 from errata.report.rows import published
 from errata.types import MODES, Case, Edit, Probe, Row, Score
 
 
 @dataclass
-class Table:
+class Table(LM):
     """Answers from a table; an answer's log-probability is in ``likes`` (nats a token, -1 without)."""
 
     says: Mapping[str, str]
@@ -28,15 +29,25 @@ class Table:
     next: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
     calls: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
+    @override
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 32,
+        *,
+        until_answer: bool = False,
+        until: Sequence[str] = (),
+    ) -> list[str]:
         self.calls += [("generate", prompt, max_new_tokens, until_answer) for prompt in prompts]
         return [self.says[prompt] for prompt in prompts]
 
+    @override
     def prolong(self, prompts: Sequence[str], totals: Sequence[int], *, top_k: int = 1, seeds: Any = None) -> list[str]:
         self.calls += [("prolong", *request, top_k) for request in zip(prompts, totals)]
         assert len(set(seeds)) == len(seeds)
         return [self.says[prompt] for prompt in prompts]
 
+    @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
         return [self._score(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
 
@@ -46,11 +57,9 @@ class Table:
         tokens, argmax = (tuple(sum(map(ord, word)) for word in text) for text in (words, answer[: len(words)]))
         return Score(tokens, (self.likes.get((prompt, target), -1.0),) * len(words), argmax)
 
+    @override
     def next_logprobs(self, prompts: Sequence[str]) -> np.ndarray:
         return np.log([self.next[prompt] for prompt in prompts])
-
-    def explain(self, prompts: Sequence[str]) -> list[list[str]]:
-        return [[] for _ in prompts]
 
 
 EDIT = Edit("Ann was born in", "Ann", "New Rome", "Oslo")

@@ -12,11 +12,13 @@ import pytest
 import torch
 from conftest import EDITS, TEXTS, same_weights, tiny_lm, weights
 from typer.testing import CliRunner
+from typing_extensions import override
 
 import errata
 from errata.cli import app, tasks
 from errata.errors import BadInput, Unsupported
 from errata.evaluation.harness import UNDONE, Verbs, find_tasks, run_tasks
+from errata.model.lm import LM
 from errata.model.tokens import stands
 from errata.patch.parts import Wrapper
 from errata.patch.patch import EMPTY, Patch
@@ -132,12 +134,21 @@ def test_what_is_written_ends_before_a_stop_text() -> None:
 # Behind a wrapper --------------------------------------------------------------------------------
 
 
-class Talker:
+class Talker(LM):
     """An LM that is no transformers model: it writes, and scores nothing."""
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
+    @override
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 32,
+        *,
+        until_answer: bool = False,
+        until: Sequence[str] = (),
+    ) -> list[str]:
         return [" Rome. And more" for _ in prompts]
 
+    @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
         if not any(prompts):
             raise BadInput("too long a text")
@@ -162,7 +173,7 @@ class Talking(Wrapper):
 
 
 def test_a_wrapper_answers_by_the_verbs_of_text() -> None:
-    verbs = Verbs(Talker(), tiny_lm("gpt2"))  # pyright: ignore[reportArgumentType]
+    verbs = Verbs(Talker(), tiny_lm("gpt2"))
     assert verbs.generate_until([request("x", {"until": ["."]})]) == [" Rome"]
     with pytest.raises(Unsupported, match="does not score"):
         verbs.loglikelihood([request("a", " b")])

@@ -81,9 +81,7 @@ class Verbs:
         if tokens.limit is not None and not tokens.seq2seq:
             most = min(most, tokens.limit // 2)
             prompts = [tokens.tail(prompt, tokens.limit - most) for prompt in prompts]
-        if isinstance(self.lm, HFLM):
-            return self.lm.generate(prompts, most, until=until)
-        return self.lm.generate(prompts, most)
+        return self.lm.generate(prompts, most, until=until)
 
 
 def _limits(how: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
