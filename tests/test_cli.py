@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 import errata
 from errata import types
-from errata.cli import app, common, demo, edit, measure, methods, world
+from errata.answers import begins_with_answer
+from errata.cli import app, common, demo, edit, measure, methods, tasks, world
 from errata.errors import Refused
 from errata.methods.registry import METHODS
 from errata.model.resources import Resources
@@ -87,7 +88,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_each_command_has_a_function_of_its_name() -> None:
     for module, name in [(demo, "demo"), (edit, "edit"), (edit, "ask"), (edit, "show"), (world, "world")]:
         assert callable(getattr(module, name))
-    assert callable(measure.eval_) and callable(methods.methods) and callable(world.train)
+    assert callable(measure.eval_) and callable(tasks.tasks) and callable(methods.methods) and callable(world.train)
 
 
 # What works --------------------------------------------------------------------------------------
@@ -186,6 +187,70 @@ def test_eval_by_the_rules_of_a_paper(model: str, here: Path) -> None:
     assert found["ES"]["after"]["mean"] in (0.0, 100.0)
     assert "did you mean rome" in refused("eval", model, "--protocol", "roma")
     assert "asks nothing forced" in refused("eval", model, "--protocol", "wild", "--mode", "forced")
+
+
+def test_a_patch_is_measured_on_its_own_edits_or_on_cases(model: str, here: Path) -> None:
+    from errata.report.rows import from_jsonl
+
+    edits = lines(here / "edits.jsonl", [e.to_json() for e in EDITS])
+    run("edit", model, "--edits", edits, "--method", "ft-m", "--set", "steps=100", "-o", "p.safetensors", "-q")
+    result = run("eval", model, "--patch", "p.safetensors", "-o", "own.jsonl")
+    assert "reliability" in result.stdout and "generated" in result.stdout
+    own = from_jsonl((here / "own.jsonl").read_text())
+    assert [(row.kind, row.probe, row.case) for row in own] == [("edit", e.prompt, e.id) for e in EDITS]
+    assert {(row.method, row.setting, row.data, row.after_edits) for row in own} == {
+        ("ft-m", "patch", "its own edits", len(EDITS))
+    }
+    lm = errata.load(model)
+    with errata.Patch.load("p.safetensors").applied(lm) as edited:
+        texts = edited.generate([e.prompt for e in EDITS])
+    assert [row.after for row in own] == [
+        float(begins_with_answer(t, [e.target_new])) for t, e in zip(texts, EDITS, strict=True)
+    ]
+    probe = {"kind": "neighborhood", "prompt": "Bob Ray was born in", "answers": ["Rome"]}
+    cases = lines(here / "cases.jsonl", [{"id": "1", "edits": [EDITS[0].to_json()], "probes": [probe]}])
+    words = ("eval", model, "--patch", "p.safetensors", "--cases", cases, "--mode", "forced", "-q")
+    summaries = json.loads(run(*words, "--json").stdout)
+    assert [(line["kind"], line["metric"], line["mode"]) for line in summaries] == [
+        ("edit", "accuracy", "forced"), ("neighborhood", "accuracy", "forced"), ("neighborhood", "agreement", "forced"),
+    ]  # fmt: skip
+    assert (
+        json.loads(run("eval", model, "--patch", "p.safetensors", "--limit", 2, "--json", "-q").stdout)[0]["before"][
+            "count"
+        ]
+        == 2
+    )
+
+
+def test_what_a_wrapper_does_not_support_is_a_dash(model: str, here: Path) -> None:
+    run("edit", model, *ONE, "--method", "mello", "--set", "encoder=tfidf", "-o", "p.safetensors", "-q")
+    table = run("eval", model, "--patch", "p.safetensors", "--mode", "forced", "-q").stdout
+    (line,) = [line for line in table.splitlines() if "reliability" in line]
+    assert line.replace("│", " ").split()[-1] == "-"
+
+
+def test_a_patch_is_measured_as_it_is(model: str, here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    errata.EMPTY.save(here / "empty.safetensors")
+    measured = ("eval", model, "--patch", "empty.safetensors")
+    for words in (("--method", "ft"), ("--set", "steps=1"), ("--setting", "single"), ("--data", "texts.txt")):
+        assert f"--patch and {words[0]} were given" in refused(*measured, *words)
+    assert "names no edits of its own" in refused(*measured, "-q")
+    assert "--read goes with --cases" in refused(*measured, "--read", "strict=true")
+    assert "there is no patch at none" in refused("eval", model, "--patch", "none")
+    run("edit", model, *FTM, "-o", "p.safetensors")
+    other = saved("llama", tmp_path_factory.mktemp("other"))
+    assert "this patch is of the model" in refused("eval", other, "--patch", "p.safetensors", "-q")
+
+
+def test_of_a_model_of_the_world_the_worlds_probes_are_asked(model: str) -> None:
+    lm, case = errata.load(model), errata.cases("world", limit=3)[2]
+    patch = errata.Patch(meta={"made": [{"method": "any", "edits": [case.edits[0].to_json()]}]})
+    assert measure.own_cases(lm, patch)[0].probes == ()
+    lm.resources = Resources(texts=lambda: iter(TEXTS))
+    (own,) = measure.own_cases(lm, patch)
+    kinds = {probe.kind for probe in own.probes}
+    assert {"paraphrase", "neighborhood"} <= kinds and own.edits == case.edits
+    assert [p for p in own.probes if p.kind == "paraphrase"] == [p for p in case.probes if p.kind == "paraphrase"]
 
 
 def test_a_judge_is_never_replaced(model: str) -> None:

@@ -13,10 +13,12 @@ from typing_extensions import override
 from errata import evaluation
 from errata.errors import BadInput, Unsupported
 from errata.evaluation.baseline import Baseline, baseline
+from errata.evaluation.edits import cases_of
 from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import Mean
 from errata.evaluation.protocols import PROTOCOLS
 from errata.model.lm import LM
+from errata.patch.patch import Patch
 from errata.report.rows import from_jsonl, summary, to_jsonl
 from errata.report.tables import table
 from errata.types import MODES, Case, Edit, Probe, Row, Score
@@ -267,6 +269,38 @@ def test_a_baseline_survives_its_file(tmp_path: Path) -> None:
     (tmp_path / "before.json").write_text("[]")
     with pytest.raises(BadInput, match="holds no baseline"):
         Baseline.load(tmp_path / "before.json")
+
+
+# A patch's own edits -----------------------------------------------------------------------------
+
+
+def patch_of(*edits: Edit) -> Patch:
+    return Patch(meta={"made": [{"method": "any", "edits": [edit.to_json() for edit in edits]}]})
+
+
+def test_a_patchs_edits_become_cases() -> None:
+    first, other = Edit("Ann lives in", "Ann", "Oslo"), Edit("Bo lives in", "Bo", "Rome")
+    last = Edit("Ann lives in", "Ann", "Lima")
+    found = cases_of(patch_of(first, other, last))
+    assert [(case.id, case.edits, case.probes) for case in found] == [(last.id, (last,), ()), (other.id, (other,), ())]
+    with pytest.raises(BadInput, match="names no edits of its own; give cases"):
+        cases_of(patch_of())
+
+
+def test_known_cases_lend_their_probes() -> None:
+    kept = Probe("neighborhood", "Cid was born in", ("Oslo",), rival="New Rome")
+    implied = Probe("one_hop", "Ann's land is", ("Italy",))
+    known = Case("known", CASE.edits, (CASE.probes[0], kept, implied))
+    two = Case("two", (*CASE.edits, Edit("Bo is", "Bo", "in")), (implied,))
+    (same,) = cases_of(patch_of(*CASE.edits), [known, two])
+    assert same == Case(CASE.edits[0].id, CASE.edits, known.probes)
+    (near,) = cases_of(patch_of(Edit("Ann was born in", "Ann", "Bonn")), [known, two])
+    assert near.probes == (  # what followed from the other target is left out
+        Probe("paraphrase", "Ann comes from", ("Bonn",)),
+        Probe("neighborhood", "Cid was born in", ("Oslo",), rival="Bonn"),
+    )
+    (strange,) = cases_of(patch_of(Edit("Bo is", "Bo", "in")), [known, two])
+    assert strange.probes == ()
 
 
 # Folds ---------------------------------------------------------------------------------------------

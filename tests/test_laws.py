@@ -10,6 +10,7 @@ import torch
 from conftest import ARCHITECTURES, EDIT, EDITS, data_for, quick, same_weights, tiny_lm, weights
 
 import errata
+from errata.cli.measure import eval_
 from errata.errors import InForce, NeedsPrepare, Unsupported, WrongModel
 from errata.methods.base import Method, State
 from errata.methods.registry import METHODS, method
@@ -102,6 +103,23 @@ def test_undo_survives_an_exception(edited: Edited, error: type[BaseException]) 
         raise error
     assert same_weights(lm.model, before)
     lm.generate(PROMPTS, 2)
+
+
+def test_a_patch_is_measured_on_its_own_edits(edited: Edited) -> None:
+    made, lm, _, patch = edited
+    rows = eval_(lm, patch, modes=("generated", "forced"))
+    assert [(row.mode, row.kind, row.probe) for row in rows] == [
+        (mode, "edit", EDIT.prompt) for mode in ("generated", "forced")
+    ]
+    assert {(row.method, row.setting, row.after_edits) for row in rows} == {(made.name, "patch", 1)}
+    generated, forced = rows
+    assert generated.before is not None and generated.after is not None and forced.before is not None
+    with patch.applied(lm) as changed:
+        try:
+            score, error = float(changed.score([EDIT.prompt], [EDIT.target_new])[0].correct), None
+        except Unsupported as unsupported:
+            score, error = None, str(unsupported)
+    assert (forced.after, forced.error) == (score, error)
 
 
 def test_no_edits_is_prior(edited: Edited) -> None:
