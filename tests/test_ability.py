@@ -1,6 +1,7 @@
 """What a model can do besides its facts, how far its weights move, and both along a run."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -248,7 +249,7 @@ def test_what_a_bench_file_says_of_ability() -> None:
 def test_a_case_without_paraphrases_is_asked_by_its_own_prompt() -> None:
     lm = known_lm()
     case = Case("a", (Edit("Ann Lee lives in", "Ann Lee", "Oslo"),), (Probe("question", "Where?"),))
-    lm.resources.cases = lambda: [case]
+    lm.resources = replace(lm.resources, cases=lambda: [case])
     ((followed,),) = [case.probes for case in ability_of(lm).cases]
     assert followed.prompt == "Fact: Ann Lee lives in Oslo. Ann Lee lives in"
 

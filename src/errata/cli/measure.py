@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 Setting = Literal["single", "batch"]
 METHOD = "memit"  # where neither a method nor a patch is given
 WORLD_LIMIT = 100  # cases of the world by default
-PatchFile = Annotated[
-    Path | None,
-    typer.Option("--patch", help="Measure this patch, whoever made it, in the place of a method.", show_default=False),
-]
 
 
 def eval_(
@@ -68,7 +64,7 @@ def _eval_patch(lm: "HFLM", patch: "Patch", cases: Sequence[Case], before: Any, 
     from errata.evaluation.evaluate import evaluate
 
     with common.step("asking again with the patch", quiet), patch.applied(lm) as edited:
-        labels = {"method": makers(patch), "setting": "patch"}
+        labels: Any = {"method": makers(patch), "setting": "patch"}
         return evaluate(before, edited, cases, after_edits=len(patch.edits), **how, **labels)
 
 
@@ -86,7 +82,7 @@ def _eval_method(
 
     with common.step(f"preparing {method.name}", quiet):
         state = method.prepare(lm, texts)
-    labels = {"method": method.name, "settings": _settings(method), "setting": setting}
+    labels: Any = {"method": method.name, "settings": _settings(method), "setting": setting}
     batches = [[case] for case in cases] if setting == "single" else [list(cases)]
     rows: list[Row] = []
     for batch in common.track(batches, "editing and asking again", quiet):
@@ -168,7 +164,10 @@ def eval_command(
         str | None, typer.Option("--method", help="See `errata methods`.", show_default="memit; none with --patch")
     ] = None,
     set_: common.Settings = None,
-    patch: PatchFile = None,
+    patch: Annotated[
+        Path | None,
+        typer.Option(help="Measure this patch, whoever made it, in the place of a method.", show_default=False),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="How many cases.", show_default="100 of the world, all of others")
     ] = None,
@@ -217,7 +216,7 @@ def eval_command(
     given = {"--method": method, "--set": set_, "--setting": setting, "--data": data}
     if patch is not None and (extra := [option for option, value in given.items() if value]):
         raise BadInput(f"--patch and {extra[0]} were given; a patch is measured as it is, so leave out one of them")
-    chosen = None if patch is not None else common.make_method(method or METHOD, set_, seed)
+    subject = common.make_method(method or METHOD, set_, seed) if patch is None else Patch.load(patch)
     rules = _rules(protocol, mode, shots)
     judging = _judge(judge, judge_model, rules, mode)
     common.hear(quiet)
@@ -225,17 +224,14 @@ def eval_command(
     name = cases if cases is not None or patch is not None else "world"
     if name is None and options:
         raise BadInput("--read goes with --cases; name a file of cases, or leave it out")
-    chosen_cases = None if name is None else _read_cases(name, limit, seed, setting, options)
-    texts = None if chosen is None else common.texts_for(chosen, data)
-    subject = Patch.load(patch) if patch is not None else chosen
+    measured_on = None if name is None else _read_cases(name, limit, seed, setting, options)
+    texts = None if isinstance(subject, Patch) else common.texts_for(subject, data)
     lm = common.load_model(model, device, dtype, quiet)
-    if chosen_cases is None:
-        chosen_cases = own_cases(lm, subject, seed)[:limit]
-    said = " ".join([name or "its own edits", *(f"{key}={value}" for key, value in options.items())])
-    how: Any = {"modes": None if mode is None else (mode,), "protocol": rules, "judge": judging}
-    rows = eval_(
-        lm, subject, chosen_cases, **how, setting=setting or "batch", texts=texts, quiet=quiet, data=said, seed=seed
-    )
+    if isinstance(subject, Patch) and measured_on is None:
+        measured_on = own_cases(lm, subject, seed)[:limit]
+    label = " ".join([name or "its own edits", *(f"{key}={value}" for key, value in options.items())])
+    how: Any = {"modes": None if mode is None else (mode,), "protocol": rules, "judge": judging, "texts": texts}
+    rows = eval_(lm, subject, measured_on, **how, setting=setting or "batch", quiet=quiet, data=label, seed=seed)
     if output is not None:
         write_text(output, to_jsonl(rows))
     if as_json:
