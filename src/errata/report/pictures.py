@@ -15,8 +15,8 @@ SHARES = (*CURVES, "facts in context")  # between 0 and 1
 def curves(rows: Iterable[Row], path: "str | Path | IO[str]", form: str | None = None) -> None:
     """Draws how sequences go: a line for each method, ± standard error, against the number of edits.
 
-    Each section has a row of pictures of what becomes of the model (how far its weights move and how much of it inputs
-    feel, its loss on text, facts it follows in its context), where that was asked, and a row of what becomes of the
+    Each section has a row of pictures of what becomes of the model (how far its weights and its
+    outputs change, its loss on text, facts that it follows in its context), where that was asked, and a row of what becomes of the
     edits. Raises :class:`BadInput` where no sequence was asked twice, without matplotlib, and where nothing can be
     written.
     """

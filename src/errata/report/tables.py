@@ -188,7 +188,7 @@ def tables_of(section: Section) -> list[tuple[str, list[list[str]]]]:
     made = [("", [["method", *section.columns], *body])]
     names = [name for name in DERIVED if any(name in numbers for numbers in section.derived.values())]
     if names:
-        body = [[method, *(shown(its.get(name)) for name in names)] for method, its in section.derived.items()]
+        body = [[method, *(shown(numbers.get(name)) for name in names)] for method, numbers in section.derived.items()]
         made.append(("changes of accuracy", [["method", *names], *body]))
     for place, column in enumerate(COURSE):
         its = {key: found[place] for key, found in section.course.items() if found[place]}
