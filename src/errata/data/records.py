@@ -10,7 +10,7 @@ from errata.errors import BadInput
 
 MAX_RECORD = 16 * 2**20  # bytes of one record; the longest published ones hold a few hundred KiB
 CHUNK = 2**20  # bytes read at a time where a line is passed over, or a list is taken apart
-STARTS = {  # what a file begins with that is no text, or not yet
+SIGNATURES = {  # what a file begins with that is no text, or not yet
     b"\xff\xfe": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
     b"\xfe\xff": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
     b"\x1f\x8b": "compressed; unpack it first (gunzip)",
@@ -18,10 +18,10 @@ STARTS = {  # what a file begins with that is no text, or not yet
     b"version https://git-lfs": "a pointer of Git LFS and not the data; fetch the data with git lfs pull",
 }
 
-Found = tuple[str, Any]  # where a record stands, and the record: a BadInput in its place where it cannot be read
+RecordAt = tuple[str, Any]  # the position of a record in its file, and the record: a BadInput where it cannot be read
 
 
-def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[Found]:
+def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[RecordAt]:
     """Each record of a file and where it stands: JSON lines, one JSON list, or one JSON object over many lines.
 
     A line that cannot be read comes as the :class:`BadInput` that says why. No more than ``limit`` bytes of a record
@@ -31,7 +31,7 @@ def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[Found]:
         raise BadInput(f"there is no data set and no file {str(path)!r}; give 'world' or the path of a file of cases")
     with path.open("rb") as file:
         start = file.read(64)
-        for mark, what in STARTS.items():
+        for mark, what in SIGNATURES.items():
             if start.startswith(mark):
                 raise BadInput(f"{path} is {what}")
         file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
@@ -54,7 +54,7 @@ def _first_line(file: BinaryIO, limit: int) -> bytes:
     return line
 
 
-def _of_lines(file: BinaryIO, limit: int) -> Iterator[Found]:
+def _of_lines(file: BinaryIO, limit: int) -> Iterator[RecordAt]:
     number = 0
     while line := file.readline(limit + 1):
         number += 1
@@ -126,7 +126,7 @@ class _Window:
                 self.more()
 
 
-def _of_list(file: BinaryIO, path: Path, limit: int) -> Iterator[Found]:
+def _of_list(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
     """The elements of one JSON list, one after the other: a file of any size takes the memory of a record."""
     window, decode = _Window(file, path), json.JSONDecoder().raw_decode
     window.next_sign()
