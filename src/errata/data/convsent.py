@@ -21,25 +21,25 @@ def reader(path: Path | None, *, sentiment: str = "pos") -> MakeCase:
     Every question is a ``generation`` probe twice, with the replies of the ``wanted`` sentiment as references and with
     those of the ``opposite`` one (labels). The topic of the record before must stay as it is (``unrelated``).
     """
-    wanted = choice("sentiment", sentiment, SENTIMENTS)
-    (opposite,) = set(SENTIMENTS) - {wanted}
+    choice("sentiment", sentiment, SENTIMENTS)
+    (opposite,) = set(SENTIMENTS) - {sentiment}
     previous_topic = ""
 
     def case(record: Record, id: str) -> Case:
         nonlocal previous_topic
         topic, replies = text(record, "ent"), {key: texts(record, key) for key in SENTIMENTS}
-        if not replies[wanted]:
-            raise BadInput(f"{wanted} holds no reply; one is the target")
+        if not replies[sentiment]:
+            raise BadInput(f"{sentiment} holds no reply; one is the target")
         questions = [question.replace("{}", topic) for question in QUESTIONS]
         probes = [
             Probe("generation", question, references=replies[key], label=label)
-            for label, key in (("wanted", wanted), ("opposite", opposite))
+            for label, key in (("wanted", sentiment), ("opposite", opposite))
             for question in questions
         ]
         if previous_topic and previous_topic != topic:
             probes.append(Probe("unrelated", QUESTIONS[0].replace("{}", previous_topic)))
         previous_topic = topic
-        return Case(id, (make_edit(questions[0], topic, replies[wanted][0]),), tuple(probes))
+        return Case(id, (make_edit(questions[0], topic, replies[sentiment][0]),), tuple(probes))
 
     return case
 

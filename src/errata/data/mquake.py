@@ -19,8 +19,8 @@ REMASTERED_KEYS = "split 6334_split edit_triples orig_triples orig_triples_label
 
 def relations(record: Record) -> list[str]:
     """The relation's id of each of the record's rewrites that has one."""
-    found = [optional_text(rewrite, "relation_id") for rewrite in objects(record, REWRITES)]
-    return [relation for relation in found if relation]
+    ids = [optional_text(rewrite, "relation_id") for rewrite in objects(record, REWRITES)]
+    return [relation for relation in ids if relation]
 
 
 def _case(record: Record, id: str) -> Case:

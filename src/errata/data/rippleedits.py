@@ -110,8 +110,8 @@ def _edit(record: Record, tests: Iterable[tuple[str, Record]]) -> Edit:
     shared = _shared_start(sentence, old) if old else sentence
     if old is None and (name := _target_name(record, tests)) and _bare(sentence).endswith(" " + name):
         cut = len(_bare(sentence)) - len(name)
-    elif after and (found := (shared.rfind if old else shared.find)(f"{after} ", start)) >= 0:
-        cut = found + len(after) + 1
+    elif after and (index := (shared.rfind if old else shared.find)(f"{after} ", start)) >= 0:
+        cut = index + len(after) + 1
     elif old:
         cut = shared.rfind(" ") + 1
     else:
