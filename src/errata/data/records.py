@@ -1,24 +1,14 @@
-"""Files as records, one after the other, with a bound on the memory that a record takes.
-
-JSON lines are parsed line by line, so that an unreadable line costs that line alone. One JSON list is parsed by ijson,
-which cannot go on behind a mistake (NaN and integers above 64 bits are mistakes to it). :class:`_Pieces` mends where it
-differs from ``json`` otherwise: it gives no positions, it decodes half a surrogate pair as "?" or as another character,
-and its memory grows with the square of the nesting.
-"""
+"""Files as records: read with a bound, and named where they cannot be read."""
 
 import codecs
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ijson
-
 from errata.errors import BadInput
 
 MAX_RECORD = 16 * 2**20  # bytes of one record; the longest published ones hold a few hundred KiB
-MAX_DEPTH = 500  # brackets of one record that may be open at once; half of what json takes
 CHUNK = 2**20  # bytes read at a time where a line is passed over, or a list is taken apart
 SIGNATURES = {  # what a file begins with that is no text, or not yet
     b"\xff\xfe": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
@@ -32,39 +22,39 @@ RecordAt = tuple[str, Any]  # the position of a record in its file, and the reco
 
 
 def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[RecordAt]:
-    """Each record of a file with its position: JSON lines, one JSON list, or one JSON object over many lines.
+    """Each record of a file and where it stands: JSON lines, one JSON list, or one JSON object over many lines.
 
-    A line that cannot be parsed yields the :class:`BadInput` that says why. No more than ``limit`` bytes of a record
-    are held. Raises :class:`BadInput` where nothing behind a position can be read.
+    A line that cannot be read comes as the :class:`BadInput` that says why. No more than ``limit`` bytes of a record
+    are held. Raises :class:`BadInput` where nothing behind a place can be read.
     """
     if not path.is_file():
         raise BadInput(f"there is no data set and no file {str(path)!r}; give 'world' or the path of a file of cases")
     with path.open("rb") as file:
         start = file.read(64)
-        for signature, what in SIGNATURES.items():
-            if start.startswith(signature):
+        for mark, what in SIGNATURES.items():
+            if start.startswith(mark):
                 raise BadInput(f"{path} is {what}")
         file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-        first = _first_line(file)
+        first = _first_line(file, limit)
         if first.startswith(b"["):
-            yield from _list_records(file, path, limit)
+            yield from _of_list(file, path, limit)
         elif first == b"{":
-            yield "the file", _whole_file(file, path, limit)
+            yield "the file", _whole(file, path, limit)
         else:
-            yield from _line_records(file, limit)
+            yield from _of_lines(file, limit)
 
 
-def _first_line(file: BinaryIO) -> bytes:
-    """The beginning of the first line that is not empty, stripped; the file's position is unchanged."""
+def _first_line(file: BinaryIO, limit: int) -> bytes:
+    """What the first line that is not empty says; the file stands where it stood."""
     begin = file.tell()
     line = b""
-    while not line and (read := file.readline(4096)):
+    while not line and (read := file.readline(limit)):
         line = read.strip()
     file.seek(begin)
     return line
 
 
-def _line_records(file: BinaryIO, limit: int) -> Iterator[RecordAt]:
+def _of_lines(file: BinaryIO, limit: int) -> Iterator[RecordAt]:
     number = 0
     while line := file.readline(limit + 1):
         number += 1
@@ -87,7 +77,7 @@ def _parsed(line: bytes) -> Any:
         return BadInput(f"not JSON ({error}); expected one JSON object on each line")
 
 
-def _whole_file(file: BinaryIO, path: Path, limit: int) -> Any:
+def _whole(file: BinaryIO, path: Path, limit: int) -> Any:
     text = file.read(limit + 1)
     if len(text) > limit:
         raise BadInput(
@@ -99,97 +89,76 @@ def _whole_file(file: BinaryIO, path: Path, limit: int) -> Any:
     return value
 
 
-# One JSON list -----------------------------------------------------------------------------------
+class _Window:
+    """The part of a text file that is looked at: ``text`` from ``at`` on, with ``line`` the line that stands there."""
 
-# An escape: a surrogate pair, half of one (the group), or any other. Read from left to right, so that the second of two
-# backslashes begins none.
-ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|(u[dD][89a-fA-F][\da-fA-F]{2})|.)", re.DOTALL
-)
-MARK = r"\ufdd0"  # in the place of half a pair while ijson reads: a code point that is no character
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file, self.path = file, path
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.text, self.at, self.line, self.ended = "", 0, 1, False
 
-
-def _list_records(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
-    """The elements of one JSON list: a file of any size takes the memory of a record."""
-    pieces = _Pieces(file, limit)
-    records = ijson.items(pieces, "item", use_float=True)
-    number = 1
-    while True:
+    def more(self) -> None:
+        """Reads on: as much again as is held, so that a long record is tried a few times only."""
+        raw = self.file.read(max(CHUNK, len(self.text) - self.at))
+        self.ended = not raw
         try:
-            record = next(records)
-        except StopIteration:
-            return
-        except (ijson.JSONError, ValueError) as error:  # BadInput of the pieces is one
-            raise BadInput(
-                f"{path}, record {number} (line {pieces.first_line}): {_reason(error, pieces)}; nothing behind it can "
-                "be read: mend it there, or write one record on each line"
-            ) from error
-        if pieces.marked:
-            record = json.loads(json.dumps(record).replace(MARK, r"\ud800"))
-        yield f"record {number} (line {pieces.first_line})", record
+            self.text, self.at = self.text[self.at :] + self.decoder.decode(raw, final=self.ended), 0
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{self.path} is not UTF-8 text ({error.reason}, behind line {self.line})") from error
+
+    def pass_over(self, end: int) -> None:
+        self.line += self.text.count("\n", self.at, end)
+        self.at = end
+
+    def next_sign(self) -> str:
+        """The first character that is no space, or "" at the end; the window moves to it."""
+        while True:
+            rest = self.text[self.at : self.at + 200].lstrip()
+            if rest:
+                self.pass_over(self.text.index(rest[0], self.at))
+                return rest[0]
+            if self.at + 200 < len(self.text):
+                self.pass_over(self.at + 200)
+            elif self.ended:
+                return ""
+            else:
+                self.pass_over(len(self.text))
+                self.more()
+
+
+def _of_list(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
+    """The elements of one JSON list, one after the other: a file of any size takes the memory of a record."""
+    window, decode = _Window(file, path), json.JSONDecoder().raw_decode
+    window.next_sign()
+    window.pass_over(window.at + 1)
+    number = 0
+    while (sign := window.next_sign()) != "]":
+        if number and sign == ",":
+            window.pass_over(window.at + 1)
+            window.next_sign()
         number += 1
-        pieces.start_record()
-
-
-def _reason(error: Exception, pieces: "_Pieces") -> str:
-    """Why ijson stopped, on one line."""
-    if isinstance(error, BadInput):
-        return str(error)
-    if pieces.ended:
-        return "the list is cut off here"
-    if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
-        return f"not UTF-8 text (up to line {pieces.line}); save the file as UTF-8"
-    what, _, excerpt = str(error).partition("\n")  # of yajl: the excerpt, then an arrow below it
-    excerpt = " ".join(excerpt.partition("(right here)")[0].split())
-    return f"not JSON (up to line {pieces.line}: {what}{', near ' if excerpt else ''}{excerpt})"
-
-
-class _Pieces:
-    """A file of one JSON list as ijson reads it, in pieces that end behind a "}" where one is near.
-
-    ijson yields a record before it reads on: an object is complete where reading stands, which gives its line and the
-    number of its bytes. Raises :class:`BadInput` for a record that is too long or too deep. Half a surrogate pair is
-    replaced by ``MARK``.
-    """
-
-    def __init__(self, file: BinaryIO, limit: int) -> None:
-        self.file, self.limit = file, limit
-        self.buffer, self.start, self.line = b"", 0, 1
-        self.marked = self.ended = False
-        self.start_record()
-
-    def start_record(self) -> None:
-        """Begin to count anew: what has been read belongs to records that are complete."""
-        self.bytes, self.depth, self.first_line, self.in_record = 0, 0, self.line, False
-
-    def read(self, size: int) -> bytes:
-        """The next piece, checked; empty at the end of the file, or for a ``size`` of 0."""
-        if not size:
-            return b""
-        piece = self._next_piece()
-        self.ended = not piece
-        if not self.in_record and (record := piece.lstrip(b" \t\r\n,[")):
-            self.in_record = True
-            self.first_line = self.line + piece.count(b"\n", 0, len(piece) - len(record))
-        self.line += piece.count(b"\n")
-        self.bytes += len(piece)
-        if self.bytes > self.limit:
-            raise BadInput(f"longer than {self.limit:,} bytes")
-        self.depth += piece.count(b"{") + piece.count(b"[") - piece.count(b"}") - piece.count(b"]")
-        if self.depth > MAX_DEPTH:
-            raise BadInput("nested too deeply to be a record")
-        return ESCAPE.sub(self._mark, piece) if b"\\ud" in piece or b"\\uD" in piece else piece
-
-    def _next_piece(self) -> bytes:
-        """The bytes up to the next "}"; without one in a chunk, up to the last quote: no escape is cut in two."""
-        end = self.buffer.find(b"}", self.start) + 1
-        while not end and len(self.buffer) - self.start <= self.limit and (chunk := self.file.read(CHUNK)):
-            self.buffer, self.start = self.buffer[self.start :] + chunk, 0
-            end = self.buffer.find(b"}") + 1 or self.buffer.rfind(b'"') + 1
-        piece = self.buffer[self.start : end or None]
-        self.start += len(piece)
-        return piece
-
-    def _mark(self, escape: re.Match[bytes]) -> bytes:
-        self.marked = self.marked or escape[1] is not None
-        return MARK.encode() if escape[1] else escape[0]
+        place = f"record {number} (line {window.line})"
+        if number > 1 and sign != ",":
+            raise BadInput(f"{path}, {place}: {'a comma is missing' if sign else 'the list is cut off'} here")
+        while True:
+            try:
+                value, end = decode(window.text, window.at)
+                behind = window.text[end : end + 1]
+                if window.ended or not isinstance(value, int | float) or (behind and behind in ",] \t\r\n"):
+                    break
+                why = ""  # a number may go on behind the window
+            except RecursionError as error:
+                raise BadInput(f"{path}, {place}: nested too deeply to be a record") from error
+            except json.JSONDecodeError as error:
+                line = window.line + window.text.count("\n", window.at, error.pos)
+                why = f"not JSON (line {line}: {error.msg})"
+            except ValueError as error:
+                raise BadInput(f"{path}, {place}: {error}") from error
+            if not window.ended and len(window.text) - window.at > limit:
+                why = f"longer than {limit:,} bytes"
+            elif not window.ended:
+                window.more()
+                continue
+            raise BadInput(f"{path}, {place}: {why}; nothing behind it can be read: mend it there")
+        window.pass_over(end)
+        yield place, value
