@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from errata.errors import BadInput
 
 MAX_RECORD = 16 * 2**20  # bytes of one record; the longest published ones hold a few hundred KiB
+FIRST = 4096  # bytes that tell a list from lines
 CHUNK = 2**20  # bytes read at a time where a line is passed over, or a list is taken apart
 SIGNATURES = {  # what a file begins with that is no text, or not yet
     b"\xff\xfe": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
@@ -35,7 +36,7 @@ def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[RecordAt]:
             if start.startswith(mark):
                 raise BadInput(f"{path} is {what}")
         file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-        first = _first_line(file, limit)
+        first = _first_line(file)
         if first.startswith(b"["):
             yield from _of_list(file, path, limit)
         elif first == b"{":
@@ -44,11 +45,11 @@ def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[RecordAt]:
             yield from _of_lines(file, limit)
 
 
-def _first_line(file: BinaryIO, limit: int) -> bytes:
-    """What the first line that is not empty says; the file stands where it stood."""
+def _first_line(file: BinaryIO) -> bytes:
+    """The beginning of the first line that is not empty; the file's position stays as it was."""
     begin = file.tell()
     line = b""
-    while not line and (read := file.readline(limit)):
+    while not line and (read := file.readline(FIRST)):
         line = read.strip()
     file.seek(begin)
     return line
