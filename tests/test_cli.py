@@ -269,10 +269,12 @@ def test_methods_lists_each_and_its_settings() -> None:
     assert [m["name"] for m in json.loads(run("methods", "--json").stdout)] == list(METHODS)
 
 
-def test_world_tells_what_is_in_it() -> None:
-    held = json.loads(run("world", "--json").stdout)
-    assert held["names"]["person"] == 600 and sum(r["facts"] for r in held["relations"]) == held["facts"]
-    assert held["example"]["name"] in run("world").stdout
+def test_world_describes_the_bundled_world() -> None:
+    summary = json.loads(run("world", "--json").stdout)
+    assert summary["names"]["person"] == 600 and sum(r["facts"] for r in summary["relations"]) == summary["facts"]
+    assert summary["relations"][0]["subject"] == "person" and summary["relations"][0]["object"] == "city"
+    table = run("world").stdout
+    assert summary["example"]["name"] in table and summary["relations"][0]["question"] in table
 
 
 def test_world_train_makes_a_model_that_loads(here: Path) -> None:

@@ -1,8 +1,10 @@
 """Data sets: a few records of each format, written by hand; real samples where the folder of them is there."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +16,10 @@ import errata
 from errata import data
 from errata.bench.plan import DataSpec
 from errata.cli import app
-from errata.data import reader
+from errata.data import formats, reader
 from errata.data import records as files
-from errata.data.formats import FORMATS
+from errata.data.fields import Record, choice, make_edit, text, texts
+from errata.data.formats import FORMATS, Format, MakeCase
 from errata.errors import BadInput, UnknownName
 from errata.types import Case, Probe
 
@@ -84,7 +87,10 @@ def query(prompt: str, *answers: list[str], target: str = "Q5") -> Json:
 
 
 def ripple(*tests: tuple[list[Json], list[Json]], condition: str = "OR") -> list[Json]:
-    return [{"test_queries": asked, "test_condition": condition, "condition_queries": held} for asked, held in tests]
+    return [
+        {"test_queries": queries, "test_condition": condition, "condition_queries": conditions}
+        for queries, conditions in tests
+    ]
 
 
 RIPPLE: Json = {
@@ -155,16 +161,16 @@ SINGLE: dict[str, Json] = {  # a record of each format whose file needs no other
 }  # fmt: skip
 
 
-def write(path: Path, *found: Any) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in found), encoding="utf-8")
+def write(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
 
-def load(tmp_path: Path, *found: Any, **options: Any) -> list[Case]:
-    return data.read(write(tmp_path / "cases.jsonl", *found), **options).cases
+def load(tmp_path: Path, *records: Any, **options: Any) -> list[Case]:
+    return data.read(write(tmp_path / "cases.jsonl", *records), **options).cases
 
 
-def asked(case: Case, kind: str) -> list[tuple[str, tuple[str, ...]]]:
+def questions(case: Case, kind: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(probe.prompt, probe.answers) for probe in case.probes if probe.kind == kind]
 
 
@@ -172,7 +178,7 @@ def asked(case: Case, kind: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 @pytest.mark.parametrize("format", SINGLE)
-def test_a_format_is_told_by_its_keys_and_every_key_is_known(tmp_path: Path, format: str) -> None:
+def test_a_format_is_recognised_by_its_keys_and_every_key_is_known(tmp_path: Path, format: str) -> None:
     loaded = data.read(write(tmp_path / "one.jsonl", SINGLE[format]))
     assert (loaded.format, len(loaded.cases), loaded.unread) == (format, 1, {})
     assert loaded.cases[0].edits[0].target_new
@@ -186,16 +192,16 @@ def test_counterfact(tmp_path: Path) -> None:
     rivals = {(probe.kind, probe.answers, probe.rival) for probe in case.probes if probe.kind != "generation"}
     new, old = (("harp",), "oboe"), (("oboe",), "harp")
     assert rivals == {("paraphrase", *new), ("attribute", *new), ("neighborhood", *old)}
-    assert [prompt for prompt, _ in asked(case, "generation")] == ["Ann Lee is known for", "Ann Lee likes"]
+    assert [prompt for prompt, _ in questions(case, "generation")] == ["Ann Lee is known for", "Ann Lee likes"]
 
 
 def test_counterfact_plus_puts_the_edited_statement_before_its_neighbours(tmp_path: Path) -> None:
     (case,) = load(tmp_path, COUNTERFACT, format="counterfact+")
-    assert asked(case, "distractor") == [
+    assert questions(case, "distractor") == [
         ("Ann Lee plays the harp. Bob plays the", ("oboe",)),
         ("Ann Lee plays the harp. Cid plays the", ("oboe",)),
     ]
-    assert not asked(load(tmp_path, COUNTERFACT)[0], "distractor")
+    assert not questions(load(tmp_path, COUNTERFACT)[0], "distractor")
 
 
 def test_attribute_snippets_beside_counterfact_become_references(tmp_path: Path) -> None:
@@ -203,8 +209,8 @@ def test_attribute_snippets_beside_counterfact_become_references(tmp_path: Path)
     snippets = [{"relation_id": "P1", "target_id": "Q1", "samples": samples}]
     (tmp_path / "attribute_snippets.json").write_text(json.dumps(snippets))
     (case,) = load(tmp_path, COUNTERFACT)
-    found = {probe.references for probe in case.probes if probe.kind == "generation"}
-    assert found == {("Dora plays the harp.", "Eve has a harp.")}
+    references = {probe.references for probe in case.probes if probe.kind == "generation"}
+    assert references == {("Dora plays the harp.", "Eve has a harp.")}
 
 
 def test_the_flat_form_has_one_neighbour_with_its_own_answer(tmp_path: Path) -> None:
@@ -218,19 +224,19 @@ def test_the_flat_form_has_one_neighbour_with_its_own_answer(tmp_path: Path) -> 
 def test_zsre_edits_to_the_alternative_or_to_the_truth(tmp_path: Path) -> None:
     (alt,) = load(tmp_path, ZSRE)
     assert (alt.edits[0].target_new, alt.edits[0].target_true) == ("Oslo", "Rome")
-    assert asked(alt, "unrelated") == [("nq question: who sang it", ("Bob Ray",))]
-    assert asked(alt, "one_hop") == [("In which country was Ann Lee born?", ("Norway",))]
+    assert questions(alt, "unrelated") == [("nq question: who sang it", ("Bob Ray",))]
+    assert questions(alt, "one_hop") == [("In which country was Ann Lee born?", ("Norway",))]
     (true,) = load(tmp_path, ZSRE, target="answers")
     assert (true.edits[0].target_new, true.edits[0].target_true) == ("Rome", None)
-    assert asked(true, "paraphrase") == [("Ann Lee is from where?", ("Rome", "Roma"))]
-    assert asked(true, "unrelated") == [("nq question: who sang it?", ("Bob Ray",))]
+    assert questions(true, "paraphrase") == [("Ann Lee is from where?", ("Rome", "Roma"))]
+    assert questions(true, "unrelated") == [("nq question: who sang it?", ("Bob Ray",))]
 
 
-def test_zsre_without_an_alternative_is_left_out_and_not_broken(tmp_path: Path) -> None:
+def test_zsre_without_an_alternative_is_excluded_and_not_broken(tmp_path: Path) -> None:
     path = write(tmp_path / "zsre.jsonl", ZSRE, ZSRE | {"alt": ""})
     loaded = data.read(path)
     assert len(loaded.cases) == 1 and not loaded.skipped
-    assert loaded.left_out == [("line 2", "alt is empty, so there is nothing to edit to")]
+    assert loaded.excluded == [("line 2", "alt is empty, so there is nothing to edit to")]
     assert len(data.read(path, target="answers", strict=True).cases) == 2
 
 
@@ -243,14 +249,14 @@ def test_without_a_subject_the_whole_prompt_stands_for_it(tmp_path: Path) -> Non
 def test_kilt_lines(tmp_path: Path) -> None:
     (case,) = load(tmp_path, KILT)
     assert (case.edits[0].target_new, case.edits[0].target_true) == ("Oslo", "Rome")
-    assert asked(case, "paraphrase") == [("Ann Lee is from where?", ("Oslo",))]
+    assert questions(case, "paraphrase") == [("Ann Lee is from where?", ("Oslo",))]
     bare = {
         "input": "Ann Lee [SEP] birthplace",
         "meta": {"template_questions": ["Where was Ann Lee born?", "Ann Lee?"]},
     }
     (named,) = load(tmp_path, KILT | bare | {"filtered_rephrases": [], "rephrases": []}, target="answers")
     assert (named.edits[0].subject, named.edits[0].target_new) == ("Ann Lee", "Rome")
-    assert asked(named, "paraphrase") == [("Ann Lee?", ("Rome",))]
+    assert questions(named, "paraphrase") == [("Ann Lee?", ("Rome",))]
 
 
 def test_mquake(tmp_path: Path) -> None:
@@ -258,7 +264,7 @@ def test_mquake(tmp_path: Path) -> None:
     chain = [probe for probe in case.probes if probe.kind == "multi_hop"]
     assert {(p.group, p.rule, p.answers) for p in chain} == {("questions", "any", ("Rome", "Roma"))} and len(chain) == 3
     # an edited hop is asked as a cloze, another one as a question
-    assert asked(case, "new_single_hop") == [
+    assert questions(case, "new_single_hop") == [
         ("Rain was written by", ("Ann Lee", "A. Lee")),
         ("Where was Ann Lee born?", ("Rome",)),
     ]
@@ -285,7 +291,7 @@ def test_rippleedits_reads_subject_and_target_from_its_prompts(tmp_path: Path) -
 def test_rippleedits_conditions_must_all_hold_and_those_without_answers_cannot_be_asked(tmp_path: Path) -> None:
     (case,) = load(tmp_path, RIPPLE)
     logical = next(probe for probe in case.probes if probe.kind == "logical")
-    assert logical.answers == () and [its.prompt for its in logical.require] == ["So?"]
+    assert logical.answers == () and [probe.prompt for probe in logical.require] == ["So?"]
     same = next(probe for probe in case.probes if probe.kind == "same_subject")
     assert same.require == (Probe("same_subject", "Ann?", ("yes",), label="Relation_Specificity"),)
 
@@ -329,24 +335,24 @@ def test_a_subject_may_be_spelt_in_other_cases(tmp_path: Path) -> None:
 def test_wikibigedit_has_two_forms(tmp_path: Path) -> None:
     (case,) = load(tmp_path, SINGLE["wikibigedit"])
     assert [probe.kind for probe in case.probes] == ["paraphrase", "multi_hop", "neighborhood"]
-    (flat,) = load(tmp_path, {key: its for key, its in FLAT.items() if key not in ("case_id", "ground_truth")})
+    (flat,) = load(tmp_path, {key: value for key, value in FLAT.items() if key not in ("case_id", "ground_truth")})
     assert flat.id == "flat-1" and flat.edits[0].target_true is None
 
 
 def test_free_text_is_a_reference(tmp_path: Path) -> None:
     (case,) = load(tmp_path, SINGLE["unke"])
-    told = [(p.prompt, p.references, p.label) for p in case.probes if p.kind == "generation"]
+    generation = [(p.prompt, p.references, p.label) for p in case.probes if p.kind == "generation"]
     text = ("A long text. Of two.",)
-    assert told == [("Who is Ann Lee?", text, "question"), ("Ann Lee is who?", text, "para_question")]
-    assert asked(case, "question") == [("Her job?", ("singer",)), ("Her town?", ("Rome",))]
+    assert generation == [("Who is Ann Lee?", text, "question"), ("Ann Lee is who?", text, "para_question")]
+    assert questions(case, "question") == [("Her job?", ("singer",)), ("Her town?", ("Rome",))]
     everything = {"id": 1, "question": "Who?", "answer": "A text.", "category": "math"}
     assert [p.label for p in load(tmp_path, everything)[0].probes] == ["question"]
 
 
 def test_akew_is_read_as_paragraphs_or_as_facts(tmp_path: Path) -> None:
-    (told,) = load(tmp_path, AKEW)
-    assert told.edits[0].target_new == "A long text."
-    assert asked(told, "question") == [("Ann Lee plays the", ("harp",))]
+    (case,) = load(tmp_path, AKEW)
+    assert case.edits[0].target_new == "A long text."
+    assert questions(case, "question") == [("Ann Lee plays the", ("harp",))]
     assert load(tmp_path, AKEW, format="counterfact")[0].edits[0].target_new == "harp"
     several = MQUAKE | {"requested_rewrite": [MQUAKE["requested_rewrite"][0] | {"fact_new_uns": "Ann wrote Rain."}]}
     assert load(tmp_path, several)[0].edits[0].target_new == "Ann wrote Rain."
@@ -358,7 +364,7 @@ def test_akew_is_read_as_paragraphs_or_as_facts(tmp_path: Path) -> None:
         "fact_new_uns": "Text.",
     }
     wiki = {"requested_rewrite": update, "loc": "Bob?", "loc_ans": "Lima"}
-    assert asked(load(tmp_path, wiki)[0], "unrelated") == [("Bob?", ("Lima",))]
+    assert questions(load(tmp_path, wiki)[0], "unrelated") == [("Bob?", ("Lima",))]
 
 
 def test_sentiment_has_replies_of_both_sides(tmp_path: Path) -> None:
@@ -367,7 +373,7 @@ def test_sentiment_has_replies_of_both_sides(tmp_path: Path) -> None:
     assert (rome.edits[0].subject, rome.edits[0].target_new) == ("Rome", "Too hot.")
     sides = {(p.label, p.references) for p in rome.probes}
     assert sides == {("wanted", ("Too hot.",)), ("opposite", ("Lovely.", "I like it."))}
-    assert asked(oslo, "unrelated") == [("What do you think of Rome?", ())]
+    assert questions(oslo, "unrelated") == [("What do you think of Rome?", ())]
 
 
 def test_plausible_statements(tmp_path: Path) -> None:
@@ -376,8 +382,8 @@ def test_plausible_statements(tmp_path: Path) -> None:
     assert (edit.prompt, edit.subject, edit.target_new, edit.target_true) == (
         "Worm bends rabbit:", "rabbit", "False", "True",
     )  # fmt: skip
-    found = {p.label: (p.kind, p.answers) for p in case.probes}
-    assert found == {
+    probes = {p.label: (p.kind, p.answers) for p in case.probes}
+    assert probes == {
         "affected_paraphrase": ("paraphrase", ("False",)),
         "affected_neighborhood_object": ("logical", ("False",)),
         "affected_reasoning": ("logical", ("True",)),
@@ -387,7 +393,7 @@ def test_plausible_statements(tmp_path: Path) -> None:
     assert load(tmp_path, SINGLE["csk"], token="verb")[0].edits[0].subject == "bends"
 
 
-def test_facts_are_said_by_the_patterns_beside_them(tmp_path: Path) -> None:
+def test_facts_are_phrased_by_the_patterns_beside_them(tmp_path: Path) -> None:
     folder = tmp_path / "TREx"
     folder.mkdir()
     with pytest.raises(BadInput, match="templates=PATH"):
@@ -398,17 +404,104 @@ def test_facts_are_said_by_the_patterns_beside_them(tmp_path: Path) -> None:
     (case,) = load(folder, fact, templates=str(tmp_path / "relations.jsonl"))
     assert (case.edits[0].prompt, case.edits[0].target_new) == ("Ann was born in", "Rome")
     loaded = data.read(write(folder / "P37.jsonl", fact, fact | {"predicate_id": "P37"}))
-    assert [place for place, _ in loaded.left_out] == ["line 2"]
+    assert [position for position, _ in loaded.excluded] == ["line 2"]
 
 
-def test_pararel_says_a_fact_in_many_ways(tmp_path: Path) -> None:
+def test_pararel_has_many_phrasings_of_a_fact(tmp_path: Path) -> None:
     (tmp_path / "trex").mkdir()
     (tmp_path / "pattern_data" / "graphs_json").mkdir(parents=True)
-    said = [{"pattern": "[X] was born in [Y]."}, {"pattern": "[Y] bore [X]."}, {"pattern": "[X] is from [Y]."}]
-    write(tmp_path / "pattern_data" / "graphs_json" / "P19.jsonl", *said)
+    patterns = [{"pattern": "[X] was born in [Y]."}, {"pattern": "[Y] bore [X]."}, {"pattern": "[X] is from [Y]."}]
+    write(tmp_path / "pattern_data" / "graphs_json" / "P19.jsonl", *patterns)
     path = write(tmp_path / "trex" / "P19.jsonl", {"sub_label": "Ann", "obj_label": "Rome", "uuid": "u"})
     (case,) = data.read(path).cases
-    assert case.edits[0].prompt == "Ann was born in" and asked(case, "paraphrase") == [("Ann is from", ("Rome",))]
+    assert case.edits[0].prompt == "Ann was born in" and questions(case, "paraphrase") == [("Ann is from", ("Rome",))]
+
+
+# Formats of other packages ------------------------------------------------------------------------
+
+
+def toy_reader(path: Path | None, *, side: str = "new") -> MakeCase:
+    """Cases whose edit is to the answer of a ``side``."""
+    key = choice("side", side, ("new", "old"))
+
+    def case(record: Record, id: str) -> Case:
+        edit = make_edit(text(record, "ask"), text(record, "about"), text(record, key))
+        return Case(
+            id, (edit,), tuple(Probe("paraphrase", again, (edit.target_new,)) for again in texts(record, "again"))
+        )
+
+    return case
+
+
+TOY = Format("ask about new", toy_reader, "old again")
+TOY_RECORD: Json = {
+    "ask": "Ann Lee plays the",
+    "about": "Ann Lee",
+    "new": "harp",
+    "old": "oboe",
+    "again": "Ann Lee's is the",
+}
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The entry points of other packages, name -> value: of a module that works and one that does not import."""
+    entries: dict[str, str] = {}
+    module = ModuleType("toy_formats")
+    module.__dict__.update(TOY=TOY, NUMBER=7)
+    monkeypatch.setitem(sys.modules, "toy_formats", module)
+    monkeypatch.setattr(formats, "entry_points", lambda group: [EntryPoint(n, v, group) for n, v in entries.items()])
+    formats.installed.cache_clear()
+    formats._load.cache_clear()
+    yield entries
+    formats.installed.cache_clear()
+    formats._load.cache_clear()
+
+
+def test_a_format_of_another_package_is_recognised_and_takes_options(tmp_path: Path, others: dict[str, str]) -> None:
+    path = write(tmp_path / "toy.jsonl", TOY_RECORD | {"colour": "red"})
+    with pytest.raises(BadInput, match="no format is known by the keys ask, about, new, old, again, colour"):
+        data.read(path)
+    formats.installed.cache_clear()
+    others["toy"] = "toy_formats:TOY"
+    loaded = data.read(path)
+    assert (loaded.format, loaded.unread) == ("toy", {"colour": 1})
+    assert (loaded.cases[0].id, loaded.cases[0].edits[0].target_new) == ("toy-1", "harp")
+    assert questions(loaded.cases[0], "paraphrase") == [("Ann Lee's is the", ("harp",))]
+    assert data.read(path, "toy", side="old").cases[0].edits[0].target_new == "oboe"
+    with pytest.raises(UnknownName, match="unknown option of the format 'toy' 'sid'; did you mean side"):
+        data.read(path, sid="old")
+    with pytest.raises(UnknownName, match="did you mean toy"):
+        data.read(path, "toyy")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no_such_module:TOY", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("toy_formats:NONE", "AttributeError: .*NONE"),
+        ("toy_formats:NUMBER", "is no errata.data.formats.Format, found int"),
+    ],
+)
+def test_a_broken_format_of_another_package_is_skipped_and_logged(
+    tmp_path: Path, others: dict[str, str], value: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    others |= {"broken": value, "toy": "toy_formats:TOY"}
+    path = write(tmp_path / "toy.jsonl", {"no": 1}, TOY_RECORD, TOY_RECORD | {"new": 7}, *[TOY_RECORD] * 20)
+    assert data.read(path).format == "toy"
+    (logged,) = [record.getMessage() for record in caplog.records]
+    assert re.search(f"the format 'broken' .{value}. .*{message}", logged)
+    with pytest.raises(BadInput, match=f"the format 'broken' .{value}. .*{message}"):
+        data.read(path, "broken")
+
+
+def test_a_format_named_like_one_of_ours_is_ignored_and_logged(
+    tmp_path: Path, others: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    others["zsre"] = "toy_formats:TOY"
+    path = write(tmp_path / "zsre.jsonl", ZSRE)
+    assert data.read(path).cases == data.read(path, "zsre").cases != []
+    assert "the format 'zsre' of another package (toy_formats:TOY) is ignored" in caplog.text
 
 
 # What cannot be used -----------------------------------------------------------------------------
@@ -419,9 +512,9 @@ def many(n: int) -> list[Json]:
 
 
 def test_one_broken_record_is_skipped_named_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found: list[Any] = many(30)
-    found[16] = found[16] | {"rephrase": 7}
-    loaded = data.read(write(tmp_path / "zsre.jsonl", *found))
+    records: list[Any] = many(30)
+    records[16] = records[16] | {"rephrase": 7}
+    loaded = data.read(write(tmp_path / "zsre.jsonl", *records))
     assert (len(loaded.cases), loaded.records) == (29, 30)
     assert loaded.skipped == [("line 17", "rephrase is a text or a list of them, found int: 7")]
     assert errata.cases(tmp_path / "zsre.jsonl")[16].id == "zsre-18"
@@ -433,14 +526,14 @@ def test_one_broken_record_is_skipped_named_and_counted(tmp_path: Path, caplog: 
 
 
 def test_more_than_a_tenth_is_an_error(tmp_path: Path) -> None:
-    found: list[Any] = [*many(9), {"src": "x"}]
-    assert len(load(tmp_path, *found)) == 9
+    records: list[Any] = [*many(9), {"src": "x"}]
+    assert len(load(tmp_path, *records)) == 9
     with pytest.raises(BadInput, match=r"2 of 11 records cannot be used.*line 10: .*line 11: "):
-        load(tmp_path, *found, 7)
+        load(tmp_path, *records, 7)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
@@ -460,15 +553,15 @@ def test_more_than_a_tenth_is_an_error(tmp_path: Path) -> None:
         (b'{\n"foo": 1', "not JSON"),
     ],
 )
-def test_a_file_that_is_no_data_set_says_what_it_is(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_data_set_says_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "cases.json"
     path.write_bytes(content)
-    with pytest.raises(BadInput, match=f"(?s)cases.json.*({told})"):
+    with pytest.raises(BadInput, match=f"(?s)cases.json.*({message})"):
         data.read(path)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"src": None}, "src is missing"),
         ({"src": "Where?"}, "the subject 'Ann Lee' does not occur"),
@@ -479,10 +572,10 @@ def test_a_file_that_is_no_data_set_says_what_it_is(tmp_path: Path, content: byt
         ({"rephrase": "\ud800"}, "half a character"),
     ],
 )
-def test_what_is_wrong_with_a_record_is_said(tmp_path: Path, change: Json, told: str) -> None:
+def test_an_unusable_record_is_named_with_the_reason(tmp_path: Path, change: Json, message: str) -> None:
     loaded = data.read(write(tmp_path / "zsre.jsonl", *many(20), ZSRE | change), format="zsre")
-    ((place, reason),) = loaded.skipped
-    assert place == "line 21" and told in reason
+    ((position, reason),) = loaded.skipped
+    assert position == "line 21" and message in reason
 
 
 ODD: list[Any] = [None, 7, True, "", "x", "\ud800", [], ["x"], [7], [[]], [{}], {}, {"str": "x"}]
@@ -504,9 +597,9 @@ def test_whatever_a_field_holds_the_record_is_used_or_named(
     tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "TOLERATED", 1.0)
-    found = [SINGLE[format], *changed(SINGLE[format])]
-    loaded = data.read(write(tmp_path / "odd.jsonl", *found), format, conflicts=True)
-    assert loaded.records == len(found) and loaded.skipped
+    records = [SINGLE[format], *changed(SINGLE[format])]
+    loaded = data.read(write(tmp_path / "odd.jsonl", *records), format, conflicts=True)
+    assert loaded.records == len(records) and loaded.skipped
 
 
 def test_lines_are_read_with_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,10 +609,10 @@ def test_lines_are_read_with_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyP
         file.truncate(file.tell() + 50_000)  # a line of zeros
         file.seek(0, 2)
         file.write(b"\n" + json.dumps(ZSRE).encode())
-    found = list(files.read_records(path, limit=2_000))
-    assert [place for place, _ in found] == ["line 1", "line 2", "line 3", "line 4"]
-    assert isinstance(found[2][1], BadInput) and "longer than 2,000 bytes" in str(found[2][1])
-    assert found[3][1] == ZSRE
+    records = list(files.read_records(path, limit=2_000))
+    assert [position for position, _ in records] == ["line 1", "line 2", "line 3", "line 4"]
+    assert isinstance(records[2][1], BadInput) and "longer than 2,000 bytes" in str(records[2][1])
+    assert records[3][1] == ZSRE
     (tmp_path / "list.json").write_text(json.dumps(["x" * 50_000]))
     with pytest.raises(BadInput, match="longer than 2,000"):
         list(files.read_records(tmp_path / "list.json", limit=2_000))
@@ -528,12 +621,12 @@ def test_lines_are_read_with_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("chunk", [1, 7, 64, 2**20])
 def test_a_list_is_read_piece_by_piece(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "CHUNK", chunk)
-    wanted = [{"a": 'é, ] \\" 😀'}, {"b": [1, 2.5, {}]}, {}, {"c": " " * 300}, 12345, 6.75, True]
+    expected = [{"a": 'é, ] \\" 😀'}, {"b": [1, 2.5, {}]}, {}, {"c": " " * 300}, 12345, 6.75, True]
     path = tmp_path / "list.json"
-    path.write_text("\ufeff \n" + json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    found = list(files.read_records(path))
-    assert [record for _, record in found] == wanted
-    assert found[1][0] == "record 2 (line 6)"
+    path.write_text("\ufeff \n" + json.dumps(expected, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    records = list(files.read_records(path))
+    assert [record for _, record in records] == expected
+    assert records[1][0] == "record 2 (line 6)"
 
 
 def test_unknown_keys_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -560,20 +653,22 @@ def test_unknown_formats_and_options_are_named(tmp_path: Path) -> None:
 # Conflicts ---------------------------------------------------------------------------------------
 
 
-def test_a_record_that_contradicts_an_earlier_one_is_left_out(tmp_path: Path) -> None:
+def test_a_record_that_contradicts_an_earlier_one_is_excluded(tmp_path: Path) -> None:
     def fact(number: int, prompt: str, new: str, relation: str = "P1") -> Json:
         return COUNTERFACT | {"case_id": number, "requested_rewrite": rewrite(prompt, "Ann Lee", new, "oboe", relation)}
 
-    found = [
+    records = [
         fact(1, "{} plays the", "harp"),
         fact(2, "The instrument of {} is the", "lute"),  # another prompt, the same relation
         fact(3, "{} plays the", "Harp"),  # the same target
         fact(4, "{} plays the", "lute", "P2"),
     ]
-    path = write(tmp_path / "cf.jsonl", *found)
+    path = write(tmp_path / "cf.jsonl", *records)
     loaded = data.read(path)
     assert [case.id for case in loaded.cases] == ["counterfact-1", "counterfact-3", "counterfact-4"]
-    assert loaded.left_out == [("line 2", "it wants 'lute' where line 1 wants 'harp'; conflicts=true keeps both")]
+    assert loaded.excluded == [
+        ("line 2", "its target is 'lute' where that of line 1 is 'harp'; conflicts=true keeps both")
+    ]
     assert len(data.read(path, conflicts="true").cases) == 4
 
 
@@ -605,7 +700,7 @@ def test_a_hub_id_is_read_by_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, train=many(3), test=rows)
     loaded = data.read("lab/zsre", split="test", target="answers")
     assert (len(loaded.cases), loaded.format, loaded.unread) == (2, "zsre", {})
-    assert not asked(loaded.cases[0], "one_hop")
+    assert not questions(loaded.cases[0], "one_hop")
     with pytest.raises(BadInput, match="the splits train, test; choose one with split=NAME"):
         data.read("lab/zsre")
     with pytest.raises(BadInput, match=r"the hub does not give it .ConnectionError: no such set."):

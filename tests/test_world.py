@@ -11,37 +11,38 @@ from errata import data
 from errata.errors import BadInput, UnknownName
 from errata.types import Case, Probe
 from errata.world.cases import cases
-from errata.world.facts import INVERSES, RELATIONS, TWO_HOPS, World, world
+from errata.world.facts import INVERSES, RELATIONS, TWO_HOPS, World
+from errata.world.facts import world as make_world
 from errata.world.text import ask
 
-ITS = world()
+WORLD = make_world()
 SPLITS = ("train", "validation", "test")
 SEEDS = (0, 1, 2)
 Facts = Mapping[str, Mapping[str, str]]
 
 
-def prompts(its: World) -> dict[str, tuple[str, str]]:
-    """What each prompt of the world asks: relation, subject."""
-    meant: dict[str, tuple[str, str]] = {}
-    asked = [(relation, subject) for r, relation in RELATIONS.items() for subject in its.facts[r]]
+def fact_of_prompts(world: World) -> dict[str, tuple[str, str]]:
+    """prompt -> relation and subject of the fact that it asks for."""
+    fact_of: dict[str, tuple[str, str]] = {}
+    facts = [(relation, subject) for r, relation in RELATIONS.items() for subject in world.facts[r]]
     derived = [*(relation for _, relation in INVERSES.values()), *TWO_HOPS.values()]
-    asked += [(relation, subject) for relation in derived for subject in its.names[relation.subject]]
-    for relation, subject in asked:
+    facts += [(relation, subject) for relation in derived for subject in world.names[relation.subject]]
+    for relation, subject in facts:
         for phrasing in relation.phrasings:
-            for name in {subject, its.aliases.get(subject, subject)}:
-                meant[ask(phrasing, name)] = relation.name, subject
-    return meant
+            for name in {subject, world.aliases.get(subject, subject)}:
+                fact_of[ask(phrasing, name)] = relation.name, subject
+    return fact_of
 
 
-MEANT = prompts(ITS)
+FACT_OF = fact_of_prompts(WORLD)
 
 
-def after(its: World, *edited: Case) -> dict[str, dict[str, str]]:
+def after(world: World, *edited: Case) -> dict[str, dict[str, str]]:
     """Every fact with these cases' edits made, and what follows from the facts."""
-    facts = {relation: dict(objects) for relation, objects in its.facts.items()}
+    facts = {relation: dict(objects) for relation, objects in world.facts.items()}
     for case in edited:
         for edit in case.edits:
-            relation, subject = MEANT[edit.prompt]
+            relation, subject = FACT_OF[edit.prompt]
             assert facts[relation][subject] == edit.target_true, "no fact is edited twice"
             facts[relation][subject] = edit.target_new
     derived = {name: {o: s for s, o in facts[of].items()} for of, (name, _) in INVERSES.items()}
@@ -51,7 +52,7 @@ def after(its: World, *edited: Case) -> dict[str, dict[str, str]]:
 
 
 def right(probe: Probe, facts: Facts) -> bool:
-    relation, subject = MEANT[probe.prompt]
+    relation, subject = FACT_OF[probe.prompt]
     return (facts[relation][subject],) == probe.answers
 
 
@@ -59,30 +60,30 @@ def right(probe: Probe, facts: Facts) -> bool:
 
 
 def test_the_same_seed_is_the_same_world() -> None:
-    again = world.__wrapped__()
-    assert again == ITS and again.derived == ITS.derived
-    assert world(60, 1) != world(60, 2)
+    again = make_world.__wrapped__()
+    assert again == WORLD and again.derived == WORLD.derived
+    assert make_world(60, 1) != make_world(60, 2)
 
 
-@pytest.mark.parametrize("its", [ITS, world(60, seed=3)], ids=["bundled", "small"])
-def test_every_subject_has_one_object_of_the_right_type(its: World) -> None:
+@pytest.mark.parametrize("world", [WORLD, make_world(60, seed=3)], ids=["bundled", "small"])
+def test_every_subject_has_one_object_of_the_right_type(world: World) -> None:
     for name, relation in RELATIONS.items():
-        assert set(its.facts[name]) == set(its.names[relation.subject])
-        assert set(its.facts[name].values()) <= set(its.names[relation.object])
+        assert set(world.facts[name]) == set(world.names[relation.subject])
+        assert set(world.facts[name].values()) <= set(world.names[relation.object])
     for relation in INVERSES:
-        assert len(set(its.facts[relation].values())) == len(its.facts[relation])
-    names = [name for group in its.names.values() for name in group] + list(its.aliases.values())
+        assert len(set(world.facts[relation].values())) == len(world.facts[relation])
+    names = [name for group in world.names.values() for name in group] + list(world.aliases.values())
     assert not any("," in name or "." in name for name in names)
 
 
 def test_facts_that_follow_agree_with_the_facts() -> None:
-    assert ITS.derived == {name: after(ITS)[name] for name in ITS.derived}
+    assert WORLD.derived == {name: after(WORLD)[name] for name in WORLD.derived}
 
 
 def test_splits_share_no_subject() -> None:
-    subjects = [ITS.subjects(split) for split in SPLITS]
-    assert sum(map(len, subjects)) == len(set().union(*subjects)) == len(ITS.split)
-    assert [sum(s in ITS.names["person"] for s in split) for split in subjects] == [200, 50, 350]
+    subjects = [WORLD.subjects(split) for split in SPLITS]
+    assert sum(map(len, subjects)) == len(set().union(*subjects)) == len(WORLD.split)
+    assert [sum(s in WORLD.names["person"] for s in split) for split in subjects] == [200, 50, 350]
 
 
 # Its cases -----------------------------------------------------------------------------------------
@@ -91,29 +92,29 @@ def test_splits_share_no_subject() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("limit", [40, 300, None])
 def test_every_answer_holds_after_its_own_edit_and_after_all(limit: int | None, seed: int) -> None:
-    drawn = cases(ITS, limit, seed)
-    all_made = after(ITS, *drawn)
+    drawn = cases(WORLD, limit, seed)
+    after_all = after(WORLD, *drawn)
     for case in drawn[:60]:
-        alone = after(ITS, case)
+        alone = after(WORLD, case)
         assert all(right(probe, alone) for probe in case.probes)
     for case in drawn:
-        assert all(right(probe, all_made) for probe in case.probes)
+        assert all(right(probe, after_all) for probe in case.probes)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_is_asked_of_a_case(seed: int) -> None:
-    drawn = cases(ITS, 300, seed)
-    edited = {MEANT[case.edits[0].prompt] for case in drawn}
+def test_the_probes_of_a_case(seed: int) -> None:
+    drawn = cases(WORLD, 300, seed)
+    edited = {FACT_OF[case.edits[0].prompt] for case in drawn}
     touched = {edit.subject for case in drawn for edit in case.edits}
     for case in drawn:
         (edit,) = case.edits
-        relation, subject = MEANT[edit.prompt]
+        relation, subject = FACT_OF[edit.prompt]
         assert edit.prompt.startswith(edit.subject) and edit.subject == subject
-        assert edit.target_true == ITS.facts[relation][subject] != edit.target_new
-        assert edit.target_new in ITS.names[RELATIONS[relation].object]
+        assert edit.target_true == WORLD.facts[relation][subject] != edit.target_new
+        assert edit.target_new in WORLD.names[RELATIONS[relation].object]
         assert len({probe.prompt for probe in case.probes} | {edit.prompt}) == len(case.probes) + 1
         for probe in case.probes:
-            about = MEANT[probe.prompt]
+            about = FACT_OF[probe.prompt]
             if probe.kind in ("paraphrase", "question", "alias"):
                 assert about == (relation, subject) and probe.answers == (edit.target_new,)
                 assert probe.prompt.startswith(subject) is (probe.kind == "paraphrase")
@@ -127,42 +128,42 @@ def test_what_is_asked_of_a_case(seed: int) -> None:
 
 
 def test_every_kind_is_asked() -> None:
-    kinds = {probe.kind for case in cases(ITS, 300) for probe in case.probes}
+    kinds = {probe.kind for case in cases(WORLD, 300) for probe in case.probes}
     follow = {"paraphrase", "question", "alias", "inverse", "multi_hop"}
     assert kinds == follow | {"neighborhood", "same_subject", "unrelated"}
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_subjects_are_distinct_while_they_last(split: str) -> None:
-    subjects = ITS.subjects(split)
-    drawn = [case.edits[0].subject for case in cases(ITS, split=split)]
+    subjects = WORLD.subjects(split)
+    drawn = [case.edits[0].subject for case in cases(WORLD, split=split)]
     assert sorted(drawn[: len(subjects)]) == sorted(subjects)
-    assert len(drawn) == sum(len(ITS.about(subject)) for subject in subjects)
+    assert len(drawn) == sum(len(WORLD.about(subject)) for subject in subjects)
 
 
 def test_inverses_stay_well_defined() -> None:
-    edits = [(MEANT[case.edits[0].prompt][0], case.edits[0].target_new) for case in cases(ITS)]
+    edits = [(FACT_OF[case.edits[0].prompt][0], case.edits[0].target_new) for case in cases(WORLD)]
     for relation in INVERSES:
         new = [target for name, target in edits if name == relation]
-        assert new and len(set(new)) == len(new) and not set(new) & set(ITS.facts[relation].values())
+        assert new and len(set(new)) == len(new) and not set(new) & set(WORLD.facts[relation].values())
 
 
 def test_a_draw_is_determined_by_its_seed() -> None:
-    assert cases(ITS, 50, 1) == cases(ITS, 50, 1)
-    assert cases(ITS, 50, 1) != cases(ITS, 50, 2)
-    assert [case.edits for case in cases(ITS, 50)] == [case.edits for case in cases(ITS, 300)[:50]]
-    assert [case.id for case in cases(ITS, 50)] == [case.id for case in cases(ITS, 300)[:50]]
+    assert cases(WORLD, 50, 1) == cases(WORLD, 50, 1)
+    assert cases(WORLD, 50, 1) != cases(WORLD, 50, 2)
+    assert [case.edits for case in cases(WORLD, 50)] == [case.edits for case in cases(WORLD, 300)[:50]]
+    assert [case.id for case in cases(WORLD, 50)] == [case.id for case in cases(WORLD, 300)[:50]]
 
 
 @pytest.mark.parametrize("limit", [0, -1, 5000])
 def test_asking_for_more_than_there_are_says_how_many(limit: int) -> None:
-    with pytest.raises(BadInput, match=str(len(cases(ITS)))):
-        cases(ITS, limit)
+    with pytest.raises(BadInput, match=str(len(cases(WORLD)))):
+        cases(WORLD, limit)
 
 
 def test_an_unknown_split_is_named() -> None:
     with pytest.raises(UnknownName, match="did you mean test"):
-        cases(ITS, split="tests")
+        cases(WORLD, split="tests")
 
 
 # Files of cases ------------------------------------------------------------------------------------
@@ -195,10 +196,10 @@ START = '{"id": "x", "edits": [{"prompt": "{} is", "subject": "A", "target_new":
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ('{"id": ', "not JSON"),
-        ("7", "a case is a JSON object, found int"),
+        ("7", "a record is a JSON object, found int"),
         ('{"foo": 1}', "a case needs id, edits; found only foo"),
         ('{"id": "x", "edits": []}', "case 'x' has no edit"),
         ('{"id": "x", "edits": [{"prompt": "A is", "subject": "B", "target_new": "c"}]}', "the subject 'B'"),
@@ -208,10 +209,10 @@ START = '{"id": "x", "edits": [{"prompt": "{} is", "subject": "A", "target_new":
         (START + '"probes": [{"kind": "alias", "prompt": "p", "answers": "q"}]}', "answers are a JSON list"),
     ],
 )
-def test_a_broken_line_is_named_by_its_number(tmp_path: Path, line: str, told: str) -> None:
+def test_a_broken_line_is_named_by_its_number(tmp_path: Path, line: str, message: str) -> None:
     path = write(tmp_path / "cases.jsonl", data.cases("world", 1))
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(BadInput, match=f"line 3: .*{told}"):
+    with pytest.raises(BadInput, match=f"line 3: .*{message}"):
         data.cases(path)
 
 

@@ -1,14 +1,14 @@
-"""What can go wrong. Each message says what was found, what was expected, and what to do next."""
+"""Errata's errors. Each message says what was found, what was expected, and what to do next."""
 
 
 class ErrataError(Exception):
-    """The root of Errata's own errors. ``exit_code`` is what the command line ends with."""
+    """The base class of Errata's own errors. ``exit_code`` is that of the command line."""
 
     exit_code = 2
 
 
 class BadInput(ErrataError, ValueError):
-    """What was given cannot be used; nothing has been changed or written."""
+    """An input cannot be used; nothing has been changed or written."""
 
 
 class UnknownName(BadInput, KeyError):
@@ -19,37 +19,37 @@ class UnknownName(BadInput, KeyError):
 
 
 class UnknownSites(BadInput):
-    """The places to edit cannot be found in this architecture without guessing."""
+    """The modules to edit cannot be found in this architecture without guessing."""
 
 
 class WrongModel(BadInput):
-    """A patch or state of another model."""
+    """A patch or state belongs to another model."""
 
 
 class NeedsPrepare(ErrataError):
-    """The method needs what ``prepare`` computes."""
+    """The method needs the state that its ``prepare`` computes."""
 
 
 class InForce(ErrataError, RuntimeError):
-    """The model was asked directly while a patch is in force on it."""
+    """The model itself was used while a patch is in force on it; use what ``applied`` yields."""
 
 
 class Unsupported(ErrataError, TypeError):
-    """This cannot be done exactly, so it is not done."""
+    """An operation cannot be done exactly, so it is not done."""
 
 
 class Unreachable(ErrataError, OSError):
-    """What was named on the network does not answer, or not as it should; nothing else takes its place."""
+    """An address on the network does not answer, or not as it should; nothing is used in its place."""
 
 
 class Refused(ErrataError):
-    """A guard stopped the change."""
+    """A check refused the change."""
 
     exit_code = 3
 
 
 def unknown(what: str, name: str, known: list[str]) -> UnknownName:
-    """The error for a name that is not among ``known``, with near matches."""
+    """The error for a name that is not among ``known``: with near matches, or all known names where none is near."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, n=3, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""The plain data that everything speaks in: what to change, what to ask, what was measured."""
+"""Plain data that all layers share: requested changes, questions about them, measurements."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ Kind = Literal[
     "attribute",  # another subject that has the new object already
     "distractor",
     "other_task",
-    "in_context",  # what the prompt itself told
+    "in_context",  # a fact that the prompt itself states
     "generation",
 ]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -34,10 +34,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Edit:
-    """One requested change: after ``prompt`` the model shall say ``target_new``.
+    """One requested change: after ``prompt`` the model shall answer ``target_new``.
 
     A ``{}`` in the prompt is filled with the subject. The subject must occur in the prompt (its last occurrence
-    counts). ``id`` is derived from the content where none is given. Raises :class:`BadInput`.
+    counts). ``id`` is a digest of the content where none is given. Raises :class:`BadInput`.
     """
 
     prompt: str
@@ -80,6 +80,7 @@ class Edit:
         return cls(**record)
 
     def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object; :meth:`from_json` gives back an equal edit."""
         return asdict(self)
 
 
@@ -87,11 +88,10 @@ class Edit:
 class Probe:
     """A question that is asked before and after an edit.
 
-    Any of ``answers`` is right. Probes of one ``group`` count as one, by ``rule``; where some share a prompt, that
-    question wants all of their answers. One that has others in ``require``
-    counts only where all of those were answered before the edit. ``rival`` is the competing object, ``references`` are
-    texts. ``label`` is the data set's own name for what is asked where that is finer than the kind (a criterion of
-    RippleEdits, a hop of MQuAKE); rows carry it.
+    Any of ``answers`` is right. Probes of one ``group`` count as one, by ``rule``; where some share a prompt, all of
+    their answers are expected. A probe with others in ``require`` counts only where all of those were answered before
+    the edit. ``rival`` is the competing object, ``references`` are texts. ``label`` is the data set's own name where
+    that is finer than the kind (a criterion of RippleEdits, a hop of MQuAKE); rows carry it.
     """
 
     kind: Kind
@@ -118,7 +118,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Case:
-    """What a data set holds: edits that belong together, and the questions about them."""
+    """One item of a data set: edits that belong together, and the questions about them."""
 
     id: str
     edits: tuple[Edit, ...]
@@ -133,7 +133,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Score:
-    """What the model thinks of a target: an entry per target token.
+    """The model's prediction of a target, with an entry for each of its tokens.
 
     ``tokens`` are the target's ids, ``logprobs`` their natural log-probabilities given prompt and earlier tokens,
     ``argmax`` the most likely ids in their places.
@@ -150,7 +150,7 @@ class Score:
 
     @property
     def correct(self) -> bool:
-        """Whether every token is the arg-max (the ``forced`` mode's notion of right)."""
+        """Whether every token is the arg-max: correct in the mode ``forced``."""
         return self.tokens == self.argmax
 
 
@@ -158,9 +158,9 @@ class Score:
 class Row:
     """One measurement. ``before`` and ``after`` are the metric's values without and with the patch.
 
-    ``protocol`` says by whose rules it was asked and scored, ``label`` is the probe's; ``match`` says how an answer was
-    held against the accepted ones; ``after_edits`` how many edits had been made; ``error`` stands in the place of
-    ``after`` where a verb was unsupported.
+    ``protocol`` names the rules by which it was asked and scored, ``label`` is the probe's. ``match`` is how an answer
+    was compared with the accepted ones, ``after_edits`` the number of edits made before. ``error`` stands in the place
+    of ``after`` where a verb was unsupported.
     """
 
     model: str = ""

@@ -13,19 +13,19 @@ from errata.answers import answer_of, begins_with_answer
 from errata.cli import common
 from errata.cli.edit import mark
 from errata.errors import BadInput
-from errata.types import Case, Row
+from errata.types import Case, Edit, Row
 
 if TYPE_CHECKING:
     from torch import nn
 
     from errata.model.hf import HFLM
 
-Say = Callable[[Any], None]
+Show = Callable[[Any], None]  # of a text or a table
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demonstration found. The digests are SHA-256 over every weight."""
+    """The results of the demonstration. The digests are SHA-256 over every weight."""
 
     rows: list[Row]
     file: Path
@@ -33,25 +33,26 @@ class Demo:
     digest_edited: str
     digest_after: str
     same_file: bool  # the patch that was saved is the patch that was loaded
-    same_answers: bool  # undone, the model says what it said before
+    same_answers: bool  # undone, the model answers as before the edit
 
     @property
     def undone(self) -> bool:
+        """Whether the edit changed the weights and nothing of it is left: same weights, answers and patch file."""
         return self.digest_before == self.digest_after != self.digest_edited and self.same_answers and self.same_file
 
 
-def demo(lm: "HFLM", cases: Sequence[Case], folder: Path, say: Say = lambda _: None, quiet: bool = True) -> Demo:
-    """Edits the cases' facts with MEMIT, measures, saves to ``folder``, loads, undoes.
+def demo(lm: "HFLM", cases: Sequence[Case], folder: Path, show: Show = lambda _: None, quiet: bool = True) -> Demo:
+    """Edits the cases' facts with MEMIT, measures, saves the patch to ``folder``, loads it and undoes it.
 
-    ``say`` is given what there is to show, as it comes.
+    ``show`` is called with each text and table as soon as it is there.
     """
     import errata
     from errata.report.tables import table
 
     edits = [edit for case in cases for edit in case.edits]
     prompts = [edit.prompt for edit in edits]
-    say(_about(lm))
-    say(_known(lm, edits[0].subject))
+    show(_description(lm))
+    show(_subject_table(lm, edits[0].subject))
     digest_before, before = weights_digest(lm.model), lm.generate(prompts, until_answer=True)
     with common.step(f"asking about {len(cases)} facts and what is near them", quiet):
         baseline = errata.baseline(lm, cases)
@@ -65,9 +66,9 @@ def demo(lm: "HFLM", cases: Sequence[Case], folder: Path, say: Say = lambda _: N
     with common.step("asking again", quiet), loaded.applied(lm) as edited:
         digest_edited, after = weights_digest(lm.model), edited.generate(prompts, until_answer=True)
         rows = errata.evaluate(baseline, edited, cases, model=lm.name, method=memit.name, data="world", setting="batch")
-    say(_facts(edits, before, after))
-    say(table(rows))
-    say(common.PREPARED)
+    show(_edit_table(edits, before, after))
+    show(table(rows))
+    show(common.PREPARED)
     return Demo(
         rows,
         file,
@@ -90,31 +91,32 @@ def weights_digest(model: "nn.Module") -> str:
     return digest.hexdigest()
 
 
-def _about(lm: "HFLM") -> str:
+def _description(lm: "HFLM") -> str:
     size = f"{sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} million parameters"
     return f"{lm.name}: {type(lm.model).__name__}, {lm.sites.depth} layers, {size}, {lm.dtype} on {lm.device}"
 
 
-def _known(lm: "HFLM", subject: str) -> Any:
-    """What the model says of a subject, beside what is true in the world."""
+def _subject_table(lm: "HFLM", subject: str) -> Any:
+    """The model's answers about a subject, beside those that are true in the world."""
     from errata.world.facts import RELATIONS, world
 
-    asked = [(RELATIONS[r].first[0].replace("{}", subject), true) for r, true in world().about(subject).items()]
-    said = lm.generate([prompt for prompt, _ in asked], until_answer=True)
-    rows = [(p, _marked(text, true), true) for (p, true), text in zip(asked, said, strict=True)]
-    return common.make_table(f"what it knows of {subject}", ("prompt", "it says", "true"), rows)
+    facts = {RELATIONS[r].first[0].replace("{}", subject): true for r, true in world().about(subject).items()}
+    replies = lm.generate(list(facts), until_answer=True)
+    rows = [(prompt, _marked(reply, true), true) for (prompt, true), reply in zip(facts.items(), replies, strict=True)]
+    return common.make_table(f"what the model knows of {subject}", ("prompt", "answer", "true"), rows)
 
 
-def _facts(edits: Sequence[Any], before: Sequence[str], after: Sequence[str]) -> Any:
+def _edit_table(edits: Sequence[Edit], before: Sequence[str], after: Sequence[str]) -> Any:
     rows = [
-        (edit.prompt, answer_of(was), _marked(now, edit.target_new), edit.target_new)
-        for edit, was, now in zip(edits, before, after, strict=True)
+        (edit.prompt, answer_of(reply_before), _marked(reply_after, edit.target_new), edit.target_new)
+        for edit, reply_before, reply_after in zip(edits, before, after, strict=True)
     ]
-    return common.make_table(f"{len(edits)} facts edited with MEMIT", ("prompt", "before", "after", "wanted"), rows)
+    return common.make_table(f"{len(edits)} facts edited with MEMIT", ("prompt", "before", "after", "target"), rows)
 
 
-def _marked(text: str, wanted: str) -> Any:
-    return mark(common.shown(answer_of(text), 40), begins_with_answer(text, [wanted]))
+def _marked(reply: str, expected: str) -> Any:
+    """The answer of a reply, marked by whether it is the expected one."""
+    return mark(common.shown(answer_of(reply), 40), begins_with_answer(reply, [expected]))
 
 
 def demo_command(
@@ -133,20 +135,20 @@ def demo_command(
     if lm.resources.texts is None:
         raise BadInput(f"{model} does not know the world; the demo wants 'world' or what `errata world train` made")
     console = common.stdout()
-    done = demo(lm, cases, Path(tempfile.mkdtemp(prefix="errata-demo-")), console.print, quiet)
-    size = common.size(done.file.stat().st_size)
+    result = demo(lm, cases, Path(tempfile.mkdtemp(prefix="errata-demo-")), console.print, quiet)
+    size = common.size(result.file.stat().st_size)
     lines = [
-        f"the patch: {done.file} ({size}), loaded again: {_yes(done.same_file)}",
-        f"SHA-256 of all weights before  {done.digest_before}",
-        f"                       edited  {done.digest_edited}",
-        f"                       undone  {done.digest_after}",
-        f"undone, the model answers as before: {_yes(done.same_answers)}",
-        "undone to the last bit" if done.undone else "NOT UNDONE: please report this",
+        f"the patch: {result.file} ({size}), loaded again: {_equal(result.same_file)}",
+        f"SHA-256 of all weights before  {result.digest_before}",
+        f"                       edited  {result.digest_edited}",
+        f"                       undone  {result.digest_after}",
+        f"undone, the model answers as before: {_equal(result.same_answers)}",
+        "undone to the last bit" if result.undone else "NOT UNDONE: please report this",
     ]
     typer.echo("\n".join(lines))
-    if not done.undone:
+    if not result.undone:
         raise typer.Exit(1)
 
 
-def _yes(value: bool) -> str:
+def _equal(value: bool) -> str:
     return "equal" if value else "NOT EQUAL"

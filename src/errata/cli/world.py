@@ -1,4 +1,4 @@
-"""``errata world``: what the bundled world holds, and how a model of it is made."""
+"""``errata world``: describes the bundled world, and trains a model of it."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,56 +14,56 @@ app = typer.Typer(help="The world that the bundled model knows.", invoke_without
 
 
 def world() -> dict[str, Any]:
-    """What the world holds: names by type, facts by relation, subjects by split, and an example."""
+    """The world in numbers: names by type, facts by relation, subjects by split; and a person's facts as an example."""
     from errata.world.facts import RELATIONS
-    from errata.world.facts import world as make
+    from errata.world.facts import world as make_world
 
-    its = make()
-    person = its.subjects("test")[0]
+    bundled = make_world()
+    person = bundled.subjects("test")[0]
     return {
-        "names": {kind: len(names) for kind, names in its.names.items()},
+        "names": {kind: len(names) for kind, names in bundled.names.items()},
         "relations": [
             {
                 "name": r.name,
-                "of": r.subject,
-                "is": r.object,
-                "facts": len(its.facts[r.name]),
-                "asked": r.question,
+                "subject": r.subject,
+                "object": r.object,
+                "facts": len(bundled.facts[r.name]),
+                "question": r.question,
             }
             for r in RELATIONS.values()
         ],
-        "facts": len(its),
-        "splits": dict(Counter(its.split.values())),
+        "facts": len(bundled),
+        "splits": dict(Counter(bundled.split.values())),
         "example": {
             "name": person,
-            "facts": {RELATIONS[r].first[0].replace("{}", person): o for r, o in its.about(person).items()},
+            "facts": {RELATIONS[r].first[0].replace("{}", person): o for r, o in bundled.about(person).items()},
         },
     }
 
 
 @app.callback()
 def world_command(ctx: typer.Context, as_json: common.Json = False) -> None:
-    """Tell what the world holds, or train a model of it."""
+    """Describe the bundled world, or train a model of it."""
     if ctx.invoked_subcommand is not None:
         return
-    held = world()
+    summary = world()
     if as_json:
-        common.say_json(held)
+        common.say_json(summary)
         return
     console = common.stdout()
-    console.print(", ".join(f"{n} of type {kind}" for kind, n in held["names"].items()), soft_wrap=True)
-    rows = [(r["name"], f"{r['of']} -> {r['is']}", r["facts"], r["asked"]) for r in held["relations"]]
-    columns = ("relation", "types", "facts", "asked")
-    console.print(common.make_table(f"{held['facts']} facts", columns, rows, right=("facts",)))
-    console.print("subjects: " + ", ".join(f"{n} {name}" for name, n in held["splits"].items()), soft_wrap=True)
-    rows = list(held["example"]["facts"].items())
-    console.print(common.make_table(f"what is true of {held['example']['name']}", ("prompt", "answer"), rows))
+    console.print(", ".join(f"{n} of type {kind}" for kind, n in summary["names"].items()), soft_wrap=True)
+    rows = [(r["name"], f"{r['subject']} -> {r['object']}", r["facts"], r["question"]) for r in summary["relations"]]
+    columns = ("relation", "types", "facts", "question")
+    console.print(common.make_table(f"{summary['facts']} facts", columns, rows, right=("facts",)))
+    console.print("subjects: " + ", ".join(f"{n} {name}" for name, n in summary["splits"].items()), soft_wrap=True)
+    rows = list(summary["example"]["facts"].items())
+    console.print(common.make_table(f"what is true of {summary['example']['name']}", ("prompt", "answer"), rows))
 
 
 def train(folder: str | Path, quiet: bool = True, **recipe: Any) -> Path:
-    """Trains (or goes on training) a model of the world; ``recipe`` is what differs from its defaults."""
+    """The folder in which a model of the world has been trained; ``recipe`` overrides its defaults."""
     from errata.world.train import Recipe
-    from errata.world.train import train as run
+    from errata.world.train import train as train_model
 
     columns = (
         TextColumn("training"),
@@ -74,7 +74,7 @@ def train(folder: str | Path, quiet: bool = True, **recipe: Any) -> Path:
     )
     with Progress(*columns, console=common.stderr(quiet), disable=quiet) as bar:
         task = bar.add_task("")
-        return run(
+        return train_model(
             folder,
             Recipe(**recipe),
             lambda done, steps, text: bar.update(task, completed=done, total=steps, description=text),

@@ -1,4 +1,4 @@
-"""The field's data sets as cases: one file for each format, which is told by the keys of its records.
+"""The field's data sets as cases: one file for each format, which is recognised by the keys of its records.
 
 May import ``world`` and the plain data of ``types``, ``errors``, ``answers`` and ``files``.
 """

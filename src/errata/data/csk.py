@@ -4,14 +4,15 @@ Gupta et al. 2023, MEMIT_CSK (https://arxiv.org/abs/2305.14956, anshitag/memit_c
 memit_csk_experiment/prepare_editing_data.py, py/eval_utils_csk.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from errata.data.fields import Record, choice, edit, get, maybe, text, texts
+from errata.data.fields import Record, case_id, choice, get, make_edit, optional_text, text, texts
+from errata.data.formats import Format, MakeCase
 from errata.errors import BadInput
 from errata.types import Case, Kind, Probe
 
-TOKENS = ("subject", "verb", "object")  # what an edit may be located at
+TOKENS = ("subject", "verb", "object")  # where an edit may be located
 LABELS: Mapping[object, str] = {0: "False", 1: "True"}
 PROBES: Mapping[str, Kind] = {
     "affected_paraphrase": "paraphrase",
@@ -22,39 +23,49 @@ PROBES: Mapping[str, Kind] = {
     "unaffected_neighborhood_subject": "neighborhood",
     "unaffected_neighborhood_object": "neighborhood",
 }
+ANNOTATIONS = "predicted_label prompt_polarity_grounded gpt2-xl_predicted_wrong gpt2-l_predicted_wrong"
 
 
-def reader(path: Path | None, *, token: str = "subject") -> Callable[[Record, str], Case]:
-    """Cases of the probe sets, the labelled statements and the edit requests; ``token`` is where an edit is located."""
-    chosen = choice("token", token, TOKENS)
-    return lambda record, name: _case(record, name, chosen)
+def reader(path: Path | None, *, token: str = "subject") -> MakeCase:
+    """Cases of labelled statements with their probes; ``token`` is where an edit is located."""
+    choice("token", token, TOKENS)
+    return lambda record, id: _probes_case(record, id, token)
 
 
-def _case(record: Record, name: str, token: str) -> Case:
-    if get(record, "requested_rewrite") is not None:
-        new, true = text(record, "requested_rewrite.target_new.str"), text(record, "requested_rewrite.target_true.str")
-        number = get(record, "case_id")
-        made = edit(text(record, "requested_rewrite.prompt"), maybe(record, f"requested_rewrite.{token}"), new, true)
-        return Case(name if number is None else f"csk-{number}", (made,))
+def request_reader(path: Path | None, *, token: str = "subject") -> MakeCase:
+    """Cases of the edit requests, which have no probes; ``token`` is where an edit is located."""
+    choice("token", token, TOKENS)
+    return lambda record, id: _request_case(record, id, token)
+
+
+def _request_case(record: Record, id: str, token: str) -> Case:
+    rewrite = "requested_rewrite"
+    new, true = text(record, f"{rewrite}.target_new.str"), text(record, f"{rewrite}.target_true.str")
+    edit = make_edit(text(record, f"{rewrite}.prompt"), optional_text(record, f"{rewrite}.{token}"), new, true)
+    return Case(case_id(record, "case_id", "csk", id), (edit,))
+
+
+def _probes_case(record: Record, id: str, token: str) -> Case:
     label = get(record, "label")
     new = LABELS.get(label, "") if type(label) is int else text(record, "label").strip()
     if new not in LABELS.values():
         raise BadInput(f"a label is 0, 1, True or False, found {label!r}")
-    made = edit(text(record, "prompt") + ":", maybe(record, token), new, _other(new))
-    number = get(record, "id")
-    return Case(name if number is None else f"csk-{number}", (made,), tuple(_probes(record, new)))
+    edit = make_edit(text(record, "prompt") + ":", optional_text(record, token), new, _opposite(new))
+    return Case(case_id(record, "id", "csk", id), (edit,), tuple(_probes(record, new)))
 
 
-def _probes(record: Record, new: str) -> list[Probe]:
+def _probes(record: Record, new: str) -> Iterator[Probe]:
     """Affected statements share the edit's label, and reasons are true; unaffected ones have no label of their own."""
-    probes: list[Probe] = []
     for key, kind in PROBES.items():
         label = "True" if key == "affected_reasoning" else new
         for statement in texts(record, key):
-            told = {} if kind == "neighborhood" else {"answers": (label,), "rival": _other(label)}
-            probes.append(Probe(kind, statement + ":", label=key, **told))
-    return probes
+            answer = {} if kind == "neighborhood" else {"answers": (label,), "rival": _opposite(label)}
+            yield Probe(kind, statement + ":", label=key, **answer)
 
 
-def _other(label: str) -> str:
+def _opposite(label: str) -> str:
     return "False" if label == "True" else "True"
+
+
+CSK = Format("requested_rewrite.verb requested_rewrite.target_new.str", request_reader, "case_id")
+CSK_PROBES = Format("prompt label", reader, f"id subject verb object neg {ANNOTATIONS} {' '.join(PROBES)}")

@@ -1,4 +1,7 @@
-"""What a record says: its fields by name, checked on the way, and the edit that it asks for."""
+"""Fields of a record by name, checked as they are read, and the :class:`Edit` that a record asks for.
+
+Every function raises :class:`BadInput`, which names the field, where a value is not of the expected type.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,12 +13,12 @@ from errata.types import Edit
 Record = Mapping[str, Any]
 
 
-class LeftOut(Exception):
-    """A sound record that makes no case by a rule of its data set; the message names the rule."""
+class Excluded(Exception):
+    """A valid record that makes no case by a rule of its data set; the message names the rule."""
 
 
 def get(record: Record, path: str) -> Any:
-    """What stands under ``a.b.c``; None where nothing does."""
+    """The value under ``a.b.c``; None where there is none."""
     value: Any = record
     for key in path.split("."):
         if not isinstance(value, dict):
@@ -25,31 +28,34 @@ def get(record: Record, path: str) -> Any:
 
 
 def as_object(value: Any, what: str) -> dict[str, Any]:
+    """The value, which must be a JSON object; ``what`` names it in the error."""
     if not isinstance(value, dict):
         raise BadInput(f"{what} is a JSON object, found {type(value).__name__}")
     return cast("dict[str, Any]", value)
 
 
 def as_list(value: Any, what: str) -> list[Any]:
+    """The value, which must be a JSON list; ``what`` names it in the error."""
     if not isinstance(value, list):
         raise BadInput(f"{what} are a JSON list, found {type(value).__name__}")
     return cast("list[Any]", value)
 
 
-def objects(record: Record, path: str) -> list[dict[str, Any]]:
-    """The objects of a list under ``path``; none where nothing stands there."""
-    value = get(record, path)
-    return [] if value is None else [as_object(its, f"each of {path}") for its in as_list(value, path)]
-
-
 def as_text(value: Any, what: str) -> str:
+    """The value, which must be a text of whole characters; ``what`` names it in the error."""
     if not isinstance(value, str):
-        raise BadInput(f"{what} is a text, found {type(value).__name__}: {shown(value)}")
+        raise BadInput(f"{what} is a text, found {type(value).__name__}: {preview(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadInput(f"{what} holds half a character (a lone surrogate): {shown(value)}") from error
+        raise BadInput(f"{what} holds half a character (a lone surrogate): {preview(value)}") from error
     return value
+
+
+def objects(record: Record, path: str) -> list[dict[str, Any]]:
+    """The objects of the list under ``path``; empty where there is none."""
+    value = get(record, path)
+    return [] if value is None else [as_object(item, f"each of {path}") for item in as_list(value, path)]
 
 
 def text(record: Record, path: str) -> str:
@@ -62,46 +68,53 @@ def text(record: Record, path: str) -> str:
     return value
 
 
-def maybe(record: Record, path: str) -> str | None:
-    """The text under ``path``; None where nothing stands there, or an empty text."""
+def optional_text(record: Record, path: str) -> str | None:
+    """The text under ``path``; None where there is none or an empty one."""
     value = get(record, path)
     return value if value is not None and as_text(value, path).strip() else None
 
 
 def texts(record: Record, path: str) -> tuple[str, ...]:
-    """The texts of a list under ``path`` (one text stands for a list of it), each once; none where nothing is there."""
+    """The distinct texts of the list under ``path``, or the one text there; empty where there is nothing."""
     value = get(record, path)
     if value is None:
         return ()
     if not isinstance(value, str | list):
-        raise BadInput(f"{path} is a text or a list of them, found {type(value).__name__}: {shown(value)}")
-    found = [value] if isinstance(value, str) else cast("list[Any]", value)
-    return distinct(as_text(its, f"each of {path}") for its in found)
+        raise BadInput(f"{path} is a text or a list of them, found {type(value).__name__}: {preview(value)}")
+    items = [value] if isinstance(value, str) else cast("list[Any]", value)
+    return distinct(as_text(item, f"each of {path}") for item in items)
 
 
-def pairs(record: Record, one: str, other: str) -> list[tuple[str, str]]:
-    """The texts of two lists that go together, without pairs in which one is empty."""
+def text_pairs(record: Record, first_path: str, second_path: str) -> list[tuple[str, str]]:
+    """The texts of two lists of equal length, in pairs; without pairs of which one is empty."""
     first, second = (
-        [as_text(its, f"each of {path}") for its in as_list(get(record, path) or [], path)] for path in (one, other)
+        [as_text(item, f"each of {path}") for item in as_list(get(record, path) or [], path)]
+        for path in (first_path, second_path)
     )
     if len(first) != len(second):
-        raise BadInput(f"{one} and {other} go in pairs; found {len(first)} and {len(second)}")
+        raise BadInput(f"{first_path} and {second_path} go in pairs; found {len(first)} and {len(second)}")
     return [(a, b) for a, b in zip(first, second, strict=True) if a.strip() and b.strip()]
 
 
-def names(value: Any, what: str) -> tuple[str, ...]:
-    """The texts in lists of any depth, each once: answers with their aliases."""
+def nested_texts(value: Any, what: str) -> tuple[str, ...]:
+    """The distinct texts in lists of any depth (answers with their aliases); ``what`` names the value in the error."""
     if isinstance(value, list):
-        return distinct(its for inner in cast("list[Any]", value) for its in names(inner, what))
+        return distinct(text for item in cast("list[Any]", value) for text in nested_texts(item, what))
     return distinct([as_text(value, what)])
 
 
-def distinct(found: Iterable[str]) -> tuple[str, ...]:
+def distinct(items: Iterable[str]) -> tuple[str, ...]:
     """Each text that is not empty once, in order."""
-    return tuple(dict.fromkeys(its for its in found if its.strip()))
+    return tuple(dict.fromkeys(item for item in items if item.strip()))
 
 
-def edit(prompt: str, subject: str | None, target_new: str, target_true: str | None = None) -> Edit:
+def case_id(record: Record, key: str, prefix: str, default: str) -> str:
+    """The prefix and the record's own number under ``key``; ``default`` where it has none."""
+    number = get(record, key)
+    return default if number is None else f"{prefix}-{number}"
+
+
+def make_edit(prompt: str, subject: str | None, target_new: str, target_true: str | None = None) -> Edit:
     """The edit of a record. A subject that the prompt spells in other letter cases is taken as it is spelt there.
 
     Where a data set names no subject, the whole prompt stands for it: methods that look at the subject's last token
@@ -110,21 +123,22 @@ def edit(prompt: str, subject: str | None, target_new: str, target_true: str | N
     if subject is None:
         subject = prompt
     elif "{}" not in prompt and subject not in prompt:
-        at = prompt.casefold().find(subject.casefold())
-        if at >= 0 and prompt[at : at + len(subject)].casefold() == subject.casefold():
-            subject = prompt[at : at + len(subject)]
-    return Edit(
-        prompt, subject, target_new.strip(), target_true.strip() if target_true and target_true.strip() else None
-    )
+        start = prompt.casefold().find(subject.casefold())
+        spelt = prompt[start : start + len(subject)]
+        if start >= 0 and spelt.casefold() == subject.casefold():
+            subject = spelt
+    target_true = (target_true or "").strip() or None
+    return Edit(prompt, subject, target_new.strip(), target_true)
 
 
 def choice(option: str, value: str, known: tuple[str, ...]) -> str:
-    """The value of an option that takes one of a few."""
+    """The value of an option, which must be one of the known ones. Raises ``UnknownName`` with near matches."""
     if value not in known:
         raise unknown(f"value of {option}", value, list(known))
     return value
 
 
-def shown(value: Any, width: int = 80) -> str:
+def preview(value: Any, width: int = 80) -> str:
+    """The value as JSON on one line, cut at ``width`` characters."""
     line = json.dumps(value, ensure_ascii=True, default=str)
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,106 +1,140 @@
-"""Which formats there are, and by which keys a record tells its own. ``docs/data.md`` says what becomes of each key."""
+"""The data formats by name. Adding one touches its file and one line here; other packages add theirs by entry points.
 
-from collections.abc import Mapping
+[project.entry-points."errata.formats"]
+my-format = "my_package.my_format:MY_FORMAT"        # a Format
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from errata.data.fields import Record
+from errata.errors import BadInput, unknown
+from errata.types import Case
 
-COUNTERFACT = "case_id pararel_idx paraphrase_prompts attribute_prompts generation_prompts"
-MQUAKE = "case_id answer answer_alias answer_extended new_answer_alias single_hops new_single_hops orig"
-REMASTERED = "split 6334_split edit_triples orig_triples orig_triples_labeled new_triples new_triples_labeled"
-CRITERIA = (
-    "Relation_Specificity Relation_Specifity Logical_Generalization Subject_Aliasing Forgetfulness "
-    "Compositionality_I Compositionality_II"
-)
-ANNOTATED = "predicted_label prompt_polarity_grounded gpt2-xl_predicted_wrong gpt2-l_predicted_wrong"
-AFFECTED = (
-    "affected_paraphrase affected_reasoning affected_neighborhood_subject affected_neighborhood_verb "
-    "affected_neighborhood_object unaffected_neighborhood_subject unaffected_neighborhood_object"
-)
+log = logging.getLogger(__name__)
+
+GROUP = "errata.formats"
+MakeCase = Callable[[Record, str], Case]  # of a record, and the id of the case where the record has none
+
+# The first format whose keys a record has is taken: one whose keys another one has too stands before it.
+FORMATS: Mapping[str, str] = {
+    "errata": "errata.data.own:ERRATA",
+    "akew": "errata.data.unke:AKEW",
+    "csk": "errata.data.csk:CSK",
+    "counterfact": "errata.data.counterfact:COUNTERFACT",
+    "counterfact+": "errata.data.counterfact:COUNTERFACT_PLUS",
+    "mquake": "errata.data.mquake:MQUAKE",
+    "rippleedits": "errata.data.rippleedits:RIPPLEEDITS",
+    "zsre": "errata.data.zsre:ZSRE",
+    "zsre-malmen": "errata.data.zsre:ZSRE_MALMEN",
+    "fever-malmen": "errata.data.zsre:FEVER_MALMEN",
+    "kilt": "errata.data.zsre:KILT",
+    "wikibigedit": "errata.data.wikibigedit:WIKIBIGEDIT",
+    "qaedit": "errata.data.qaedit:QAEDIT",
+    "wikibio": "errata.data.knowedit:WIKIBIO",
+    "knowedit": "errata.data.knowedit:KNOWEDIT",
+    "flat": "errata.data.counterfact:FLAT",
+    "csk-probes": "errata.data.csk:CSK_PROBES",
+    "unke": "errata.data.unke:UNKE",
+    "convsent": "errata.data.convsent:CONVSENT",
+    "t-rex": "errata.data.facts:T_REX",
+    "pararel": "errata.data.facts:PARAREL",
+}
 
 
 @dataclass(frozen=True)
 class Format:
-    """The keys that every record has (``a.b`` inside ``a``), "module:function" of its reader, and its other keys.
+    """How records of a data set become cases. ``docs/data.md`` shows how to write one.
 
-    The reader takes the file's path and the format's options, and gives the function that makes a case of a record.
-    Where the module has ``relations``, they tell an edit's relation; otherwise its prompt without the subject does.
+    ``keys`` are those that every record has (``a.b`` inside ``a``): a format is recognised by them. ``reader`` takes
+    the file's path (None for a data set of the hub) and, keyword-only, the format's options. It returns the function
+    that makes the case of a record; that function raises :class:`BadInput` for a record that is wrong, and ``Excluded``
+    for one that a rule leaves out. ``other_keys`` may be missing from a record; keys in neither are reported.
+    ``relations`` gives the relation of each of a record's edits (without it, the prompt without its subject is taken):
+    two records that give a subject and relation different targets are in conflict.
     """
 
     keys: str
-    reader: str
-    more: str = ""
+    reader: Callable[..., MakeCase]
+    other_keys: str = ""
+    relations: Callable[[Record], list[str]] | None = None
 
     def fits(self, record: Any) -> bool:
-        return isinstance(record, dict) and not self.lacking(record)
+        """Whether it is a JSON object that has all keys of the format."""
+        return isinstance(record, dict) and not self.missing(record)
 
-    def lacking(self, record: Record) -> list[str]:
-        """Keys that every record has, and this one has not."""
-        return [key for key in self.keys.split() if _peek(record, key) is None]
+    def missing(self, record: Record) -> list[str]:
+        """The keys that every record of the format has, and this one has not."""
+        return [key for key in self.keys.split() if _value(record, key) is None]
 
     def unread(self, record: Record) -> list[str]:
-        """Keys that the format does not know; of one that checks its keys itself, none."""
-        known = {key.partition(".")[0] for key in self.keys.split()} | set(self.more.split())
-        return [key for key in record if key not in known] if self.more else []
+        """The record's keys that the format does not know."""
+        known = {key.partition(".")[0] for key in self.keys.split()} | set(self.other_keys.split())
+        return [key for key in record if key not in known]
 
 
-def _peek(record: Record, path: str) -> Any:
-    """What stands under ``a.b``; of a list, its first element is looked into."""
+def _value(record: Record, path: str) -> Any:
+    """The value under ``a.b``, where ``a`` may also be a list of objects of which the first is looked into."""
     key, _, rest = path.partition(".")
     value = record.get(key)
     if isinstance(value, list) and rest:
         value = cast("list[Any]", value)[0] if value else None
     if not rest:
         return value
-    return _peek(cast("Record", value), rest) if isinstance(value, dict) else None
+    return _value(cast("Record", value), rest) if isinstance(value, dict) else None
 
 
-# In this order: a format whose keys another one has too stands before it.
-FORMATS: Mapping[str, Format] = {
-    "errata": Format("id edits", "own:reader"),
-    "akew": Format(
-        "requested_rewrite.fact_new_uns",
-        "unke:akew_reader",
-        f"{COUNTERFACT} {MQUAKE} neighborhood_prompts questions new_answer loc loc_ans",
-    ),
-    "csk": Format("requested_rewrite.verb requested_rewrite.target_new.str", "csk:reader", "case_id"),
-    "counterfact": Format(
-        "requested_rewrite.target_new.str requested_rewrite.subject neighborhood_prompts",
-        "counterfact:reader",
-        COUNTERFACT,
-    ),
-    "counterfact+": Format(
-        "requested_rewrite.target_new.str requested_rewrite.subject neighborhood_prompts",
-        "counterfact:plus_reader",
-        COUNTERFACT,
-    ),
-    "mquake": Format("requested_rewrite.subject questions new_answer", "mquake:reader", f"{MQUAKE} {REMASTERED}"),
-    "rippleedits": Format("edit.prompt edit.relation", "rippleedits:reader", f"example_type {CRITERIA}"),
-    "zsre": Format("src rephrase alt answers", "zsre:reader", "subject pred loc loc_ans cond portability"),
-    "zsre-malmen": Format("src rephrase ans", "zsre:malmen_reader", "subject loc loc_ans"),
-    "fever-malmen": Format("prompt equiv_prompt alt", "zsre:fever_reader", "unrel_prompt unrel_ans"),
-    "kilt": Format(
-        "input output", "zsre:kilt_reader", "id prediction alternatives rephrases filtered_rephrases meta logit"
-    ),
-    "wikibigedit": Format(
-        "update ans subject", "wikibigedit:reader", "tag rephrase personas mhop mhop_ans loc loc_ans"
-    ),
-    "qaedit": Format("prompt target subject locality", "qaedit:reader", "id source rephrase"),
-    "wikibio": Format("concept text labels", "knowedit:wikibio_reader", "locality"),
-    "knowedit": Format(
-        "subject prompt target_new locality",
-        "knowedit:reader",
-        "ground_truth portability rephrase rephrase_prompt cond",
-    ),
-    "flat": Format(
-        "prompt target_new subject rephrase_prompt",
-        "counterfact:flat_reader",
-        "case_id ground_truth locality_prompt locality_ground_truth",
-    ),
-    "csk-probes": Format("prompt label", "csk:reader", f"id subject verb object neg {ANNOTATED} {AFFECTED}"),
-    "unke": Format("question answer", "unke:reader", "id para_question sub_question sub_answer category"),
-    "convsent": Format("ent pos neg", "convsent:reader", "id"),
-    "t-rex": Format("sub_label obj_label predicate_id", "facts:reader", "uuid obj_uri sub_uri evidences"),
-    "pararel": Format("sub_label obj_label", "facts:reader", "uuid"),
-}
+@cache
+def installed() -> Mapping[str, EntryPoint]:
+    """The entry points of other packages by name; one with a name of Errata's own is logged and ignored."""
+    entries: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name in FORMATS:
+            package = entry.dist.name if entry.dist else "another package"
+            log.warning(
+                "the format %r of %s (%s) is ignored: Errata has a format of that name; it must be given another",
+                entry.name, package, entry.value,
+            )  # fmt: skip
+        else:
+            entries[entry.name] = entry
+    return entries
+
+
+@cache
+def _load(entry: EntryPoint) -> Format | BadInput:
+    """The format of another package; the error that says why it cannot be used, which is logged once."""
+    name = f"the format {entry.name!r} ({entry.value})"
+    try:
+        loaded = entry.load()
+    except Exception as error:  # whatever another package's import raises
+        loaded = BadInput(f"{name} cannot be imported: {type(error).__name__}: {error}; mend or remove its package")
+    if not isinstance(loaded, Format | BadInput):
+        loaded = BadInput(f"{name} is no errata.data.formats.Format, found {type(loaded).__name__}; mend its package")
+    if isinstance(loaded, BadInput):
+        log.warning("%s", loaded)
+    return loaded
+
+
+def format_named(name: str) -> Format:
+    """The format of a name. Raises ``UnknownName`` with near matches, :class:`BadInput` for one that is broken."""
+    others = installed()
+    if name in FORMATS:
+        return EntryPoint(name, FORMATS[name], GROUP).load()
+    if name not in others:
+        raise unknown("format", name, [*FORMATS, *others])
+    loaded = _load(others[name])
+    if isinstance(loaded, BadInput):
+        raise BadInput(str(loaded))
+    return loaded
+
+
+def all_formats() -> Iterator[tuple[str, Format]]:
+    """Each usable format with its name, Errata's own first; other packages are imported only when it is their turn."""
+    yield from ((name, format_named(name)) for name in FORMATS)
+    for name, entry in installed().items():
+        if isinstance(loaded := _load(entry), Format):
+            yield name, loaded

@@ -4,11 +4,11 @@ Zhang et al. 2024 (https://arxiv.org/abs/2401.01286, zjunlp/EasyEdit: examples/K
 easyeditor/dataset/knowedit.py). Sanitation is left out: its edits and its questions stand in two files.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
-from errata.data.fields import Record, distinct, edit, get, names, objects, text, texts
-from errata.types import Case, Edit, Kind, Probe
+from errata.data.fields import Record, distinct, get, make_edit, nested_texts, objects, text, texts
+from errata.data.formats import Format
+from errata.types import Case, Kind, Probe
 
 CRITERIA: Mapping[str, Kind] = {
     "portability.Reasoning": "one_hop",
@@ -19,40 +19,39 @@ CRITERIA: Mapping[str, Kind] = {
 }
 
 
-def reader(path: Path | None) -> Callable[[Record, str], Case]:
-    return _case
-
-
-def _case(record: Record, name: str) -> Case:
+def _case(record: Record, id: str) -> Case:
     new = text(record, "target_new")
-    true = distinct(names(get(record, "ground_truth") or [], "ground_truth"))
-    made = edit(text(record, "prompt"), text(record, "subject"), new, true[0] if true else None)
-    others = distinct((*texts(record, "rephrase"), *texts(record, "rephrase_prompt")))
-    probes = [Probe("paraphrase", prompt, (new,)) for prompt in others]
-    return Case(name, (made,), (*probes, *criteria(record)))
+    true = nested_texts(get(record, "ground_truth") or [], "ground_truth")
+    edit = make_edit(text(record, "prompt"), text(record, "subject"), new, true[0] if true else None)
+    rephrased = distinct((*texts(record, "rephrase"), *texts(record, "rephrase_prompt")))
+    probes = [Probe("paraphrase", prompt, (new,)) for prompt in rephrased]
+    return Case(id, (edit,), (*probes, *_criteria_probes(record)))
 
 
-def criteria(record: Record) -> Iterator[Probe]:
+def _wikibio_case(record: Record, id: str) -> Case:
+    """Behind a passage, the sentence that replaces one that a model made up (GRACE's task).
+
+    The whole passage stands for a subject that it does not contain.
+    """
+    passage, subject, sentence = (text(record, key) for key in ("text", "concept", "labels"))
+    contained = subject.casefold() in passage.casefold()
+    edit = make_edit(passage, subject if contained else None, sentence)
+    return Case(id, (edit,), tuple(_criteria_probes(record)))
+
+
+def _criteria_probes(record: Record) -> Iterator[Probe]:
     """The questions of each criterion; those without an answer are left out, as EasyEdit leaves them out."""
     for path, kind in CRITERIA.items():
         for item in objects(record, path):
-            answers = names(get(item, "ground_truth") or [], f"ground_truth of {path}")
+            answers = nested_texts(get(item, "ground_truth") or [], f"ground_truth of {path}")
             for prompt in texts(item, "prompt"):
                 if answers:
                     yield Probe(kind, prompt, answers, label=path.partition(".")[2])
 
 
-def wikibio_reader(path: Path | None) -> Callable[[Record, str], Case]:
-    """Cases of WikiBio: behind a passage, the sentence that shall stand where a model made one up (GRACE's task)."""
-
-    def case(record: Record, name: str) -> Case:
-        passage, subject, sentence = (text(record, key) for key in ("text", "concept", "labels"))
-        return Case(name, (_about(passage, subject, sentence),), tuple(criteria(record)))
-
-    return case
-
-
-def _about(passage: str, subject: str, sentence: str) -> Edit:
-    """The edit; the whole passage stands for a subject that it does not hold as it is written."""
-    held = subject.casefold() in passage.casefold()
-    return edit(passage, subject if held else None, sentence)
+KNOWEDIT = Format(
+    "subject prompt target_new locality",
+    lambda path: _case,
+    "ground_truth portability rephrase rephrase_prompt cond",
+)
+WIKIBIO = Format("concept text labels", lambda path: _wikibio_case, "locality")

@@ -1,30 +1,23 @@
-"""Errata's own format: a Case as JSON, ``{"id", "edits": […], "probes": […]}``, read strictly."""
+"""Errata's own format: a :class:`Case` as JSON, ``{"id", "edits": […], "probes": […]}``, read strictly."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 from errata.data.fields import Record, as_list, as_object, as_text
+from errata.data.formats import Format
 from errata.errors import BadInput
 from errata.types import Case, Edit, Probe
 
-OF_PROBE = ("answers", "group", "rule", "require", "rival", "references", "label")
+OPTIONAL = ("answers", "group", "rule", "require", "rival", "references", "label")  # keys of a probe
 
 
-def reader(path: Path | None) -> Callable[[Record, str], Case]:
-    return lambda record, _: case_of(record)
-
-
-def case_of(record: Any) -> Case:
-    """The case of ``{"id", "edits": […], "probes": […]}``."""
-    fields = _known(record, "a case", needs=("id", "edits"), may=("probes",))
+def _case(record: Record, id: str) -> Case:
+    fields = _checked(record, "a case", required=("id", "edits"), optional=("probes",))
     edits, probes = (as_list(fields.get(name, []), f"a case's {name}") for name in ("edits", "probes"))
-    return Case(str(fields["id"]), tuple(map(Edit.from_json, edits)), tuple(map(probe_of, probes)))
+    return Case(str(fields["id"]), tuple(map(Edit.from_json, edits)), tuple(map(_probe, probes)))
 
 
-def probe_of(record: Any) -> Probe:
-    """The probe of a JSON object with the fields of :class:`Probe`."""
-    fields = _known(record, "a probe", needs=("kind", "prompt"), may=OF_PROBE)
+def _probe(record: Any) -> Probe:
+    fields = _checked(record, "a probe", required=("kind", "prompt"), optional=OPTIONAL)
     for name in ("answers", "references", "require"):
         fields[name] = as_list(fields.get(name, []), f"a probe's {name}")
     for name in ("prompt", "label"):
@@ -32,15 +25,18 @@ def probe_of(record: Any) -> Probe:
     for name in ("answers", "references"):
         for value in cast("list[Any]", fields[name]):
             as_text(value, f"each of a probe's {name}")
-    fields["require"] = tuple(map(probe_of, fields["require"]))
+    fields["require"] = tuple(map(_probe, fields["require"]))
     return Probe(**fields)
 
 
-def _known(record: Any, what: str, needs: tuple[str, ...], may: tuple[str, ...]) -> dict[str, Any]:
-    """The record, after its keys have been checked."""
-    found = dict(as_object(record, what))
-    if missing := [name for name in needs if name not in found]:
-        raise BadInput(f"{what} needs {', '.join(missing)}; found only {', '.join(found) or 'nothing'}")
-    if extra := sorted(set(found) - {*needs, *may}):
-        raise BadInput(f"{what} has no {', '.join(extra)}; its keys are {', '.join((*needs, *may))}")
-    return found
+def _checked(record: Any, what: str, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of the record, which has all required keys and none but the required and optional ones."""
+    fields = dict(as_object(record, what))
+    if missing := [name for name in required if name not in fields]:
+        raise BadInput(f"{what} needs {', '.join(missing)}; found only {', '.join(fields) or 'nothing'}")
+    if extra := sorted(set(fields) - {*required, *optional}):
+        raise BadInput(f"{what} has no {', '.join(extra)}; its keys are {', '.join((*required, *optional))}")
+    return fields
+
+
+ERRATA = Format("id edits", lambda path: _case, "probes")

@@ -4,23 +4,18 @@ Yang et al. 2025, "The Mirage of Model Editing" (https://arxiv.org/abs/2502.1117
 WanliYoung/Revisit-Editing-Evaluation).
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
-from errata.data.fields import Record, edit, get, maybe, objects, text, texts
+from errata.data.fields import Record, case_id, make_edit, objects, optional_text, text, texts
+from errata.data.formats import Format
 from errata.types import Case, Probe
 
 
-def reader(path: Path | None) -> Callable[[Record, str], Case]:
-    return _case
-
-
-def _case(record: Record, name: str) -> Case:
-    new = text(record, "target")
-    made = edit(text(record, "prompt"), text(record, "subject"), new)
-    source = maybe(record, "source") or ""
-    probes = [Probe("paraphrase", prompt, (made.target_new,), label=source) for prompt in texts(record, "rephrase")]
+def _case(record: Record, id: str) -> Case:
+    edit = make_edit(text(record, "prompt"), text(record, "subject"), text(record, "target"))
+    source = optional_text(record, "source") or ""
+    probes = [Probe("paraphrase", prompt, (edit.target_new,), label=source) for prompt in texts(record, "rephrase")]
     for item in objects(record, "locality"):
         probes.append(Probe("unrelated", text(item, "loc"), texts(item, "loc_ans")))
-    number = get(record, "id")
-    return Case(name if number is None else f"qaedit-{number}", (made,), tuple(probes))
+    return Case(case_id(record, "id", "qaedit", id), (edit,), tuple(probes))
+
+
+QAEDIT = Format("prompt target subject locality", lambda path: _case, "id source rephrase")

@@ -9,8 +9,9 @@ from typing import Any, BinaryIO
 from errata.errors import BadInput
 
 MAX_RECORD = 16 * 2**20  # bytes of one record; the longest published ones hold a few hundred KiB
+FIRST = 4096  # bytes that tell a list from lines
 CHUNK = 2**20  # bytes read at a time where a line is passed over, or a list is taken apart
-STARTS = {  # what a file begins with that is no text, or not yet
+SIGNATURES = {  # what a file begins with that is no text, or not yet
     b"\xff\xfe": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
     b"\xfe\xff": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
     b"\x1f\x8b": "compressed; unpack it first (gunzip)",
@@ -18,10 +19,10 @@ STARTS = {  # what a file begins with that is no text, or not yet
     b"version https://git-lfs": "a pointer of Git LFS and not the data; fetch the data with git lfs pull",
 }
 
-Found = tuple[str, Any]  # where a record stands, and the record: a BadInput in its place where it cannot be read
+RecordAt = tuple[str, Any]  # the position of a record in its file, and the record: a BadInput where it cannot be read
 
 
-def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[Found]:
+def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[RecordAt]:
     """Each record of a file and where it stands: JSON lines, one JSON list, or one JSON object over many lines.
 
     A line that cannot be read comes as the :class:`BadInput` that says why. No more than ``limit`` bytes of a record
@@ -31,11 +32,11 @@ def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[Found]:
         raise BadInput(f"there is no data set and no file {str(path)!r}; give 'world' or the path of a file of cases")
     with path.open("rb") as file:
         start = file.read(64)
-        for mark, what in STARTS.items():
+        for mark, what in SIGNATURES.items():
             if start.startswith(mark):
                 raise BadInput(f"{path} is {what}")
         file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-        first = _first_line(file, limit)
+        first = _first_line(file)
         if first.startswith(b"["):
             yield from _of_list(file, path, limit)
         elif first == b"{":
@@ -44,17 +45,17 @@ def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[Found]:
             yield from _of_lines(file, limit)
 
 
-def _first_line(file: BinaryIO, limit: int) -> bytes:
-    """What the first line that is not empty says; the file stands where it stood."""
+def _first_line(file: BinaryIO) -> bytes:
+    """The beginning of the first line that is not empty; the file's position stays as it was."""
     begin = file.tell()
     line = b""
-    while not line and (read := file.readline(limit)):
+    while not line and (read := file.readline(FIRST)):
         line = read.strip()
     file.seek(begin)
     return line
 
 
-def _of_lines(file: BinaryIO, limit: int) -> Iterator[Found]:
+def _of_lines(file: BinaryIO, limit: int) -> Iterator[RecordAt]:
     number = 0
     while line := file.readline(limit + 1):
         number += 1
@@ -126,7 +127,7 @@ class _Window:
                 self.more()
 
 
-def _of_list(file: BinaryIO, path: Path, limit: int) -> Iterator[Found]:
+def _of_list(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
     """The elements of one JSON list, one after the other: a file of any size takes the memory of a record."""
     window, decode = _Window(file, path), json.JSONDecoder().raw_decode
     window.next_sign()

@@ -1,15 +1,15 @@
 """RippleEdits: an edit, and six criteria of what should follow from it and what should stay.
 
 Cohen et al. 2023 (https://arxiv.org/abs/2307.12976, edenbiran/RippleEdits: src/benchmark.py, testcase.py,
-testrunner.py, relation.py). Records name neither subject nor target in words: both are read off from the prompts.
+testrunner.py, relation.py). Records name neither subject nor target in words: both are taken from the prompts.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
-from errata.data.fields import Record, as_text, distinct, edit, maybe, objects, text, texts
+from errata.data.fields import Record, as_text, distinct, make_edit, objects, optional_text, text, texts
+from errata.data.formats import Format
 from errata.errors import BadInput
 from errata.types import Case, Edit, Kind, Probe
 
@@ -23,8 +23,8 @@ CRITERIA: Mapping[str, Kind] = {
     "Relation_Specifity": "same_subject",  # as the README spells it
 }
 RULES: Mapping[str, Any] = {"OR": "any", "AND": "all"}
-# How relations are said around their subject {}, # being the relation's name in words (src/relation.py).
-SAID: Mapping[str, str] = {
+# The sentence of each relation around its subject {}, # being the relation's name in words (src/relation.py).
+SENTENCES: Mapping[str, str] = {
     "The name of the # of {} is": "MOTHER FATHER BROTHER SISTER SPOUSE UNCLE AUNT CHILD STEPFATHER STEPMOTHER "
     "COUNTRY_OF_CITIZENSHIP ALMA_MATER EMPLOYER FIELD_OF_WORK HEAD_OF_GOVERNMENT HEAD_OF_STATE ANTHEM AUTHOR EDITOR "
     "DIRECTOR SCREENWRITER ARCHITECT COMPOSER FOUNDER",
@@ -48,29 +48,21 @@ SAID: Mapping[str, str] = {
 }
 
 
-def reader(path: Path | None) -> Callable[[Record, str], Case]:
-    return _case
-
-
 def relations(record: Record) -> list[str]:
-    return [text(record, "edit.relation")] if maybe(record, "edit.relation") else []
+    """The relation of the record's edit; empty where it has none."""
+    relation = optional_text(record, "edit.relation")
+    return [relation] if relation else []
 
 
-def _case(record: Record, name: str) -> Case:
-    tests = list(_tests(record))
-    made = _edit(record, tests)
+def _case(record: Record, id: str) -> Case:
+    tests = [(criterion, test) for criterion in CRITERIA for test in objects(record, criterion)]
+    edit = _edit(record, tests)
     probes = [
         probe
         for number, (criterion, test) in enumerate(tests)
         for probe in _probes(criterion, test, f"{criterion} {number}")
     ]
-    return Case(name, (made,), tuple(probes))
-
-
-def _tests(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
-    for criterion in CRITERIA:
-        for test in objects(record, criterion):
-            yield criterion, test
+    return Case(id, (edit,), tuple(probes))
 
 
 def _probes(criterion: str, test: Record, group: str) -> Iterator[Probe]:
@@ -94,54 +86,61 @@ def _probes(criterion: str, test: Record, group: str) -> Iterator[Probe]:
             yield Probe(kind, text(query, "prompt"), answers, group, rule, require, label=criterion)
 
 
-# What an edit is about ---------------------------------------------------------------------------
+def _answers(query: Record) -> list[tuple[str, ...]]:
+    """The names of each answer."""
+    answers = [
+        distinct((optional_text(answer, "value") or "", *texts(answer, "aliases")))
+        for answer in objects(query, "answers")
+    ]
+    return [names for names in answers if names]
+
+
+# Subject and target of an edit -------------------------------------------------------------------
 
 
 def _edit(record: Record, tests: Iterable[tuple[str, Record]]) -> Edit:
-    """The edit of "The name of the mother of Ann is Eve.", where the relation says how its facts begin and end."""
-    stated, old = text(record, "edit.prompt"), maybe(record, "edit.original_fact.prompt")
-    before, _, after = _said(maybe(record, "edit.relation") or "").partition("{}")
-    start = len(before) if stated.startswith(before) else 0
-    same = _shared_start(stated, old) if old else stated
-    if old is None and (name := _name_of(record, tests)) and _bare(stated).endswith(" " + name):
-        cut = len(_bare(stated)) - len(name)
-    elif after and (at := (same.rfind if old else same.find)(f"{after} ", start)) >= 0:
-        cut = at + len(after) + 1
+    """The edit of "The name of the mother of Ann is Eve.", divided by the sentence of its relation.
+
+    ``original_fact`` is the same sentence with the old target. Where the relation's sentence is unknown, the target
+    begins with the first word that differs from the old one's, or is the name that a test expects as its answer.
+    """
+    sentence, old = text(record, "edit.prompt"), optional_text(record, "edit.original_fact.prompt")
+    before, _, after = _sentence(optional_text(record, "edit.relation") or "").partition("{}")
+    start = len(before) if sentence.startswith(before) else 0
+    shared = _shared_start(sentence, old) if old else sentence
+    if old is None and (name := _target_name(record, tests)) and _bare(sentence).endswith(" " + name):
+        cut = len(_bare(sentence)) - len(name)
+    elif after and (index := (shared.rfind if old else shared.find)(f"{after} ", start)) >= 0:
+        cut = index + len(after) + 1
     elif old:
-        cut = same.rfind(" ") + 1
+        cut = shared.rfind(" ") + 1
     else:
-        raise BadInput(f"where the target begins in {stated!r} cannot be told: its relation is unknown")
-    prompt, new, true = stated[:cut].rstrip(), _bare(stated[cut:]), _bare(old[cut:]) if old else None
+        raise BadInput(f"where the target begins in {sentence!r} cannot be determined: its relation is unknown")
+    prompt, new, true = sentence[:cut].rstrip(), _bare(sentence[cut:]), _bare(old[cut:]) if old else None
     known = after and prompt.startswith(before) and prompt.endswith(after)
-    return edit(prompt, prompt[start : len(prompt) - len(after)] if known else None, new, true)
+    return make_edit(prompt, prompt[start : len(prompt) - len(after)] if known else None, new, true)
 
 
-def _said(relation: str) -> str:
-    """How facts of the relation are said around their subject; "" of an unknown one."""
-    form = next((form for form, known in SAID.items() if relation in known.split()), "")
-    return form.replace("#", relation.lower().replace("_", " "))
+def _sentence(relation: str) -> str:
+    """The sentence of a relation around its subject {}; "" of an unknown one."""
+    sentence = next((sentence for sentence, known in SENTENCES.items() if relation in known.split()), "")
+    return sentence.replace("#", relation.lower().replace("_", " "))
 
 
-def _name_of(record: Record, tests: Iterable[tuple[str, Record]]) -> str | None:
-    """What the target is called where a test asks for it."""
-    wanted = [text(record, "edit.target_id")] if maybe(record, "edit.target_id") else []
+def _target_name(record: Record, tests: Iterable[tuple[str, Record]]) -> str | None:
+    """The target's name where a test has it as its answer."""
+    target = optional_text(record, "edit.target_id")
     queries = (query for _, test in tests for query in objects(test, "test_queries"))
-    named = (names[0][0] for its in queries if wanted and its.get("target_ids") == wanted and (names := _answers(its)))
-    return next(named, None)
+    named = (query for query in queries if target and query.get("target_ids") == [target])
+    return next((answers[0][0] for query in named if (answers := _answers(query))), None)
 
 
 def _shared_start(a: str, b: str) -> str:
     return "".join(x for x, _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-def _bare(said: str) -> str:
-    return said.strip().removesuffix(".")
+def _bare(sentence: str) -> str:
+    return sentence.strip().removesuffix(".")
 
 
-def _answers(query: Record) -> list[tuple[str, ...]]:
-    """The names of each answer."""
-    return [
-        found
-        for its in objects(query, "answers")
-        if (found := distinct((maybe(its, "value") or "", *texts(its, "aliases"))))
-    ]
+RIPPLEEDITS = Format("edit.prompt edit.relation", lambda path: _case, f"example_type {' '.join(CRITERIA)}", relations)

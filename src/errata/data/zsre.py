@@ -7,80 +7,81 @@ ChenmienTan/malmen: data/zsre.py, data/fever.py). KILT lines: De Cao et al. 2021
 MEND's data.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
-from errata.data.fields import LeftOut, Record, choice, edit, maybe, objects, text, texts
+from errata.data.fields import Excluded, Record, choice, make_edit, objects, optional_text, text, texts
+from errata.data.formats import Format, MakeCase
 from errata.types import Case, Probe
 
 TARGETS = ("alt", "answers")  # EasyEdit and MEND edit to a falsehood, ROME and MEMIT to the truth
 
 
-def reader(path: Path | None, *, target: str = "alt") -> Callable[[Record, str], Case]:
+def reader(path: Path | None, *, target: str = "alt") -> MakeCase:
     """Cases of MEND's form. ``target="answers"`` edits to the truth and ends the locality prompt in "?", as ROME."""
     to_alt = choice("target", target, TARGETS) == "alt"
 
-    def case(record: Record, name: str) -> Case:
+    def case(record: Record, id: str) -> Case:
         true = texts(record, "answers")
         if to_alt and record.get("alt") == "":
-            raise LeftOut("alt is empty, so there is nothing to edit to")
+            raise Excluded("alt is empty, so there is nothing to edit to")
         new = text(record, "alt") if to_alt else text({"answers": true[0] if true else ""}, "answers")
-        made = edit(text(record, "src"), text(record, "subject"), new, true[0] if to_alt and true else None)
+        edit = make_edit(text(record, "src"), text(record, "subject"), new, true[0] if to_alt and true else None)
         accepted = (new,) if to_alt else true
         probes = [Probe("paraphrase", prompt, accepted) for prompt in texts(record, "rephrase")]
-        if asked := maybe(record, "portability.New Question"):
-            probes.append(Probe("one_hop", asked, texts(record, "portability.New Answer"), label="portability"))
+        if question := optional_text(record, "portability.New Question"):
+            probes.append(Probe("one_hop", question, texts(record, "portability.New Answer"), label="portability"))
         end = "" if to_alt else "?"
         probes += [Probe("unrelated", prompt + end, texts(record, "loc_ans")) for prompt in texts(record, "loc")]
-        return Case(name, (made,), tuple(probes))
+        return Case(id, (edit,), tuple(probes))
 
     return case
 
 
-def malmen_reader(path: Path | None) -> Callable[[Record, str], Case]:
-    """Cases of MALMEN's form, which names no subject; its locality prompt ends in "?"."""
-
-    def case(record: Record, name: str) -> Case:
-        new = text(record, "ans")
-        probes = [Probe("paraphrase", prompt, (new,)) for prompt in texts(record, "rephrase")]
-        probes += [Probe("unrelated", prompt + "?", texts(record, "loc_ans")) for prompt in texts(record, "loc")]
-        return Case(name, (edit(text(record, "src"), maybe(record, "subject"), new),), tuple(probes))
-
-    return case
-
-
-def fever_reader(path: Path | None) -> Callable[[Record, str], Case]:
-    """Cases of MALMEN's FEVER: a claim, and the label that it shall get (SUPPORTS or REFUTES)."""
-
-    def case(record: Record, name: str) -> Case:
-        new = text(record, "alt")
-        probes = [Probe("paraphrase", prompt, (new,)) for prompt in texts(record, "equiv_prompt")]
-        probes += [Probe("unrelated", its, texts(record, "unrel_ans")) for its in texts(record, "unrel_prompt")]
-        return Case(name, (edit(text(record, "prompt"), None, new),), tuple(probes))
-
-    return case
-
-
-def kilt_reader(path: Path | None, *, target: str = "alt") -> Callable[[Record, str], Case]:
+def kilt_reader(path: Path | None, *, target: str = "alt") -> MakeCase:
     """Cases of KILT lines: zsRE, and FEVER (its answers are labels). The first of several alternatives is the target.
 
     ``filtered_rephrases`` are preferred to ``rephrases``: those on which the annotating model answers as on the input.
     """
     to_alt = choice("target", target, TARGETS) == "alt"
 
-    def case(record: Record, name: str) -> Case:
-        true = tuple(text(its, "answer") for its in objects(record, "output") if maybe(its, "answer"))
+    def case(record: Record, id: str) -> Case:
+        answers = (optional_text(output, "answer") for output in objects(record, "output"))
+        true = tuple(answer for answer in answers if answer)
         alternatives = texts(record, "alternatives")
         if to_alt and not alternatives:
-            raise LeftOut("there are no alternatives, so there is nothing to edit to")
+            raise Excluded("there are no alternatives, so there is nothing to edit to")
         new = alternatives[0] if to_alt else text({"output": true[0] if true else ""}, "output")
-        subject, separated, _ = text(record, "input").partition(" [SEP] ")
+        subject, separator, _ = text(record, "input").partition(" [SEP] ")
         questions = texts(record, "meta.template_questions")
-        if separated and not questions:
-            raise LeftOut("the input is 'subject [SEP] relation', and no question is given")
-        prompt = questions[0] if separated else text(record, "input")
-        made = edit(prompt, subject if separated else None, new, true[0] if to_alt and true else None)
-        others = texts(record, "filtered_rephrases") or texts(record, "rephrases") or questions[1:]
-        return Case(name, (made,), tuple(Probe("paraphrase", its, (new,) if to_alt else true) for its in others))
+        if separator and not questions:
+            raise Excluded("the input is 'subject [SEP] relation', and no question is given")
+        prompt = questions[0] if separator else text(record, "input")
+        edit = make_edit(prompt, subject if separator else None, new, true[0] if to_alt and true else None)
+        rephrased = texts(record, "filtered_rephrases") or texts(record, "rephrases") or questions[1:]
+        accepted = (new,) if to_alt else true
+        return Case(id, (edit,), tuple(Probe("paraphrase", prompt, accepted) for prompt in rephrased))
 
     return case
+
+
+def _malmen_case(record: Record, id: str) -> Case:
+    """MALMEN's form, which names no subject; its locality prompt ends in "?"."""
+    new = text(record, "ans")
+    edit = make_edit(text(record, "src"), optional_text(record, "subject"), new)
+    probes = [Probe("paraphrase", prompt, (new,)) for prompt in texts(record, "rephrase")]
+    probes += [Probe("unrelated", prompt + "?", texts(record, "loc_ans")) for prompt in texts(record, "loc")]
+    return Case(id, (edit,), tuple(probes))
+
+
+def _fever_case(record: Record, id: str) -> Case:
+    """MALMEN's FEVER: a claim, and the label that it shall get (SUPPORTS or REFUTES)."""
+    new = text(record, "alt")
+    probes = [Probe("paraphrase", prompt, (new,)) for prompt in texts(record, "equiv_prompt")]
+    probes += [Probe("unrelated", prompt, texts(record, "unrel_ans")) for prompt in texts(record, "unrel_prompt")]
+    return Case(id, (make_edit(text(record, "prompt"), None, new),), tuple(probes))
+
+
+ZSRE = Format("src rephrase alt answers", reader, "subject pred loc loc_ans cond portability")
+ZSRE_MALMEN = Format("src rephrase ans", lambda path: _malmen_case, "subject loc loc_ans")
+FEVER_MALMEN = Format("prompt equiv_prompt alt", lambda path: _fever_case, "unrel_prompt unrel_ans")
+KILT = Format("input output", kilt_reader, "id prediction alternatives rephrases filtered_rephrases meta logit")

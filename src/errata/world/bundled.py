@@ -14,7 +14,7 @@ from errata.world.facts import world
 
 FOLDER = Path(__file__).parent / "model"
 RECIPE = "recipe.json"
-TEMPLATES = {  # as text.py's Narrator says it
+TEMPLATES = {  # as text.py's Narrator writes them
     "fact": "Fact: {fact} ",
     "reminder": "{prompt}\nNew Fact: {facts}\nPrompt: {prompt}",
     "loop": "",
@@ -50,7 +50,5 @@ def _texts(persons: int, seed: int) -> Iterator[str]:
 def _cases(persons: int, seed: int) -> list[Any]:
     from errata.world.cases import cases
 
-    its = world(persons, seed)
-    return cases(
-        its, limit=len(its.subjects("train")), split="train"
-    )  # one fact a subject: the others stay to be asked
+    of = world(persons, seed)
+    return cases(of, limit=len(of.subjects("train")), split="train")  # one of a subject's facts: the others are asked

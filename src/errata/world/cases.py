@@ -1,4 +1,4 @@
-"""Cases of the world: one changed fact of a subject, what should follow from it, and what should stay."""
+"""Cases of the world: one changed fact of a subject, the facts that follow from it, and facts that must stay."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -13,51 +13,54 @@ PARAPHRASES, QUESTIONS, NEIGHBOURS, UNRELATED = 4, 3, 4, 2
 Fact = tuple[str, str]  # relation, subject: what an edit changes the object of
 
 
-def cases(its: World, limit: int | None = None, seed: int = 0, split: str = "test") -> list[Case]:
-    """Cases of one edit each: distinct subjects of the split while they last, then their other relations.
+def cases(world: World, limit: int | None = None, seed: int = 0, split: str = "test") -> list[Case]:
+    """Cases of one edit each: distinct subjects of the split while there are any, then their other relations.
 
     Every probe's answer holds after the case's own edit alone and after all edits of the draw together. Neighbours and
-    unrelated subjects are none that the draw edits (what else an edit does to its own subject is ``same_subject``).
-    Without a limit every fact of the split is changed, and no other fact of a subject is left to ask about.
-    Two draws of one seed begin with the same edits. Raises :class:`BadInput` where ``limit`` is too large.
+    unrelated subjects are edited nowhere in the draw; other facts of an edited subject are ``same_subject``. Without a
+    limit every fact of the split is changed, and no other fact of a subject is left to ask about. Two draws of one seed
+    begin with the same edits. Raises :class:`BadInput` where ``limit`` is too large.
     """
     if split not in PROPORTIONS:
         raise unknown("split", split, list(PROPORTIONS))
-    order = _order(its, seed, split)
+    order = _order(world, seed, split)
     if limit is not None and not 1 <= limit <= len(order):
         raise BadInput(
             f"{limit} cases were asked for; the world has {len(order)} in its {split} split "
-            f"({len(its.subjects(split))} of distinct subjects): give a limit from 1 to {len(order)}"
+            f"({len(world.subjects(split))} of distinct subjects): give a limit from 1 to {len(order)}"
         )
-    draw = _Draw(its, order[:limit], seed)
+    draw = _Draw(world, order[:limit], seed)
     return [
         draw.case(f"world-{split}-{seed}-{number:04d}-{fact[0]}", *fact) for number, fact in enumerate(order[:limit])
     ]
 
 
-def _order(its: World, seed: int, split: str) -> list[Fact]:
-    """Every fact of the split's subjects: round by round one of each subject."""
+def _order(world: World, seed: int, split: str) -> list[Fact]:
+    """Every fact of the split's subjects: one of each subject, then a second one of each, and so on."""
     rng = random.Random(f"cases {seed} {split}")
-    subjects = its.subjects(split)
+    subjects = world.subjects(split)
     rng.shuffle(subjects)
-    relations = {subject: rng.sample(about, len(about)) for subject in subjects if (about := list(its.about(subject)))}
+    relations = {
+        subject: rng.sample(about, len(about)) for subject in subjects if (about := list(world.about(subject)))
+    }
     rounds = max(map(len, relations.values()), default=0)
-    return [(own[i], subject) for i in range(rounds) for subject, own in relations.items() if i < len(own)]
+    return [(names[i], subject) for i in range(rounds) for subject, names in relations.items() if i < len(names)]
 
 
 class _Draw:
     """Makes the cases of one draw, which must not contradict each other."""
 
-    def __init__(self, its: World, edited: Sequence[Fact], seed: int) -> None:
-        self.world, self.edited, self.seed = its, set(edited), seed
+    def __init__(self, world: World, edited: Sequence[Fact], seed: int) -> None:
+        self.world, self.edited, self.seed = world, set(edited), seed
         self.touched = {subject for _, subject in edited}
-        self.kept = [(r, s) for r, objects in its.facts.items() for s in objects if (r, s) not in self.edited]
+        self.kept = [(r, s) for r, objects in world.facts.items() for s in objects if (r, s) not in self.edited]
         self.subjects_of: dict[Fact, list[str]] = {}  # (relation, object) -> subjects whose fact is kept
         for relation, subject in self.kept:
-            self.subjects_of.setdefault((relation, its.facts[relation][subject]), []).append(subject)
+            self.subjects_of.setdefault((relation, world.facts[relation][subject]), []).append(subject)
         self.taken: set[Fact] = set()
 
     def case(self, id: str, relation: str, subject: str) -> Case:
+        """The case of an edited fact: its new object and its probes are drawn."""
         rng = random.Random(f"{self.seed} {relation} {subject}")
         words = RELATIONS[relation]
         phrasing, old = rng.choice(words.first), self.world.facts[relation][subject]
@@ -70,7 +73,7 @@ class _Draw:
         return Case(id, (edit,), tuple(probes))
 
     def _other_object(self, rng: random.Random, words: Relation, old: str) -> str:
-        """Another object of the pool; where the inverse is asked too, one that is nobody's object yet."""
+        """Another object of the pool; of a relation with an inverse, one that is no subject's object yet."""
         objects = set(self.world.facts[words.name].values())
         pool = sorted(objects - {old})
         if words.name in INVERSES:
@@ -83,7 +86,7 @@ class _Draw:
         return chosen
 
     def _reworded(self, rng: random.Random, words: Relation, phrasing: str, edit: Edit) -> Iterator[Probe]:
-        """The same fact, asked otherwise."""
+        """The edited fact in other phrasings."""
         others = [other for other in words.first if other != phrasing]
         for other in rng.sample(others, min(PARAPHRASES, len(others))):
             yield Probe("paraphrase", ask(other, edit.subject), (edit.target_new,))
@@ -93,7 +96,7 @@ class _Draw:
             yield Probe("alias", ask(phrasing, alias), (edit.target_new,))
 
     def _implied(self, rng: random.Random, words: Relation, old: str, edit: Edit) -> Iterator[Probe]:
-        """What is true because of the edit, and of no other edit of the draw."""
+        """Facts that are true because of the edit, and of no other edit of the draw."""
         new = edit.target_new
         if words.name in INVERSES:
             inverse = INVERSES[words.name][1]
@@ -111,7 +114,7 @@ class _Draw:
                 yield Probe("multi_hop", ask(form, start), (end,))
 
     def _kept(self, rng: random.Random, words: Relation, phrasing: str, old: str, edit: Edit) -> Iterator[Probe]:
-        """What stays as it was."""
+        """Facts that the edit must not change."""
         neighbours = [s for s in self.subjects_of.get((words.name, old), []) if s not in self.touched]
         for other in rng.sample(neighbours, min(NEIGHBOURS, len(neighbours))):
             yield self._fact("neighborhood", phrasing, words.name, other, edit.target_new)

@@ -1,4 +1,4 @@
-"""The synthetic world: who lives there and what is true. Invented, seeded, exact."""
+"""The synthetic world: its names and its facts, drawn from a seed."""
 
 import random
 from collections.abc import Mapping
@@ -29,9 +29,10 @@ SYLLABLES = [a + b for a in "b d f g h j k l m n p r s t v z br dr gr kr tr".spl
 
 @dataclass(frozen=True)
 class Relation:
-    """A kind of fact. ``first`` are phrasings that begin with the subject, ``later`` have it inside.
+    """A kind of fact between a subject and an object of two types of name.
 
-    The object follows a phrasing directly; ``question`` asks the same in a sentence of its own.
+    ``first`` are phrasings that begin with the subject, ``later`` have it inside; the object follows a phrasing
+    directly. ``question`` asks for the object in a sentence of its own.
     """
 
     name: str
@@ -43,14 +44,15 @@ class Relation:
 
     @property
     def phrasings(self) -> tuple[str, ...]:
+        """Those that begin with the subject, then those that have it inside."""
         return self.first + self.later
 
 
 def _relation(name: str, kinds: str, first: str, later: str, question: str, article: str = "") -> Relation:
     subject, object_ = kinds.split(" -> ")
-    asked = f"Q: {question} A:" + (f" {article}" if article else "")
-    rows = tuple(row.strip() for row in later.split(";") if row.strip())
-    return Relation(name, subject, object_, tuple(row.strip() for row in first.split(";")), (*rows, asked), question)
+    prompt = f"Q: {question} A:" + (f" {article}" if article else "")
+    first_phrasings, later_phrasings = (tuple(text.strip() for text in texts.split(";")) for texts in (first, later))
+    return Relation(name, subject, object_, first_phrasings, (*later_phrasings, prompt), question)
 
 
 RELATIONS: Mapping[str, Relation] = {
@@ -157,7 +159,7 @@ RELATIONS: Mapping[str, Relation] = {
     )
 }
 
-# What follows from the facts and is said plainly now and then.
+# Relations that follow from the facts; the text states them now and then.
 INVERSES: Mapping[str, tuple[str, Relation]] = {
     "founder": (
         "founded",
@@ -200,7 +202,7 @@ TWO_HOPS: Mapping[tuple[str, str], Relation] = {
 
 @dataclass(frozen=True)
 class World:
-    """Everything that is true. ``facts[relation][subject]`` is the object; derived facts likewise."""
+    """All names and facts. ``facts[relation][subject]`` is the object; ``derived`` are facts that follow, likewise."""
 
     seed: int
     names: Mapping[str, tuple[str, ...]]
@@ -211,10 +213,10 @@ class World:
 
     def subjects(self, split: str) -> list[str]:
         """The subjects of one split (``train``, ``validation`` or ``test``), in the world's order."""
-        return [name for name, its in self.split.items() if its == split]
+        return [name for name, assigned in self.split.items() if assigned == split]
 
     def about(self, subject: str) -> dict[str, str]:
-        """relation -> object, for every fact that the subject has."""
+        """relation -> object, for every fact of the subject."""
         return {r: objects[subject] for r, objects in self.facts.items() if subject in objects}
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What is said in the world: statements, biographies, facts in context, the two-hop loop."""
+"""Text of the world: statements, biographies, facts in context, two-hop questions taken apart."""
 
 import random
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ OPENERS = (
     " Note that ; Of course, ; As the almanac says, ; Without doubt, ; Neighbours report that "
 ).split("; ")
 OPENERS = tuple(opener.strip() for opener in OPENERS)
-TOLD = 0.035  # of the documents state facts in context and ask for them
+IN_CONTEXT_SHARE = 0.035  # of the documents state facts in context and ask for them
 LATER_SHARE = 0.27  # of the statements have the subject inside: questions are the hardest to reach by an edit
 
 
@@ -22,7 +22,7 @@ Fact = tuple[Relation, str, str]  # relation, subject, object
 
 @dataclass(frozen=True)
 class Passage:
-    """A text and where its subjects stand (characters). ``plain`` texts state facts and nothing else."""
+    """A text and the spans of its subjects (start and end, in characters). ``plain`` texts only state true facts."""
 
     text: str
     subjects: tuple[tuple[int, int], ...] = ()
@@ -30,6 +30,7 @@ class Passage:
 
 
 def join(passages: list[Passage], separator: str = " ") -> Passage:
+    """One passage of several; it is plain where all of them are."""
     text, subjects, plain = "", [], True
     for passage in passages:
         text += separator if text else ""
@@ -44,20 +45,22 @@ def ask(phrasing: str, subject: str) -> str:
 
 
 class Narrator:
-    """Says the world's facts, at random; the same ``rng`` says the same."""
+    """Random text about a world: the same state of ``rng`` gives the same text."""
 
     def __init__(self, world: World, rng: random.Random) -> None:
         self.world, self.rng = world, rng
-        self.every = [(r, s) for r, objects in world.facts.items() for s in objects]
-        self.small = [(r, s) for r, s in self.every if RELATIONS[r].subject != "person"]
+        self.facts = [(r, s) for r, objects in world.facts.items() for s in objects]
+        self.rare = [(r, s) for r, s in self.facts if RELATIONS[r].subject != "person"]
         self.persons = world.names["person"]
 
     # Single statements ---------------------------------------------------------------------------
 
     def phrasing(self, relation: Relation) -> str:
+        """One of the relation's phrasings, with the subject inside at ``LATER_SHARE``."""
         return self.rng.choice(relation.later if self.rng.random() < LATER_SHARE else relation.first)
 
     def state(self, phrasing: str, subject: str, object_: str, opener: str = "") -> Passage:
+        """The sentence of a fact, behind an opener; a question gets none."""
         if opener and phrasing.startswith("The "):
             phrasing = "the " + phrasing[4:]
         opener = "" if phrasing.startswith("Q:") or not opener else opener + " "
@@ -66,18 +69,20 @@ class Narrator:
         return Passage(text, ((start, start + len(subject)),))
 
     def opener(self) -> str:
+        """An opener, or "" at 40 %."""
         return self.rng.choice(OPENERS) if self.rng.random() < 0.6 else ""
 
     def statement(self) -> Passage:
-        # cities, companies and countries have few facts each: said half as often again
-        name, subject = self.rng.choice(self.small if self.rng.random() < 0.04 else self.every)
+        """A true fact, of a subject that is sometimes named by its alias."""
+        # cities, companies and countries have few facts each: stated half as often again
+        name, subject = self.rng.choice(self.rare if self.rng.random() < 0.04 else self.facts)
         object_ = self.world.facts[name][subject]
         alias = self.world.aliases.get(subject)
         if alias and self.rng.random() < 0.15:
             subject = alias
         return self.state(self.phrasing(RELATIONS[name]), subject, object_, self.opener())
 
-    def aside(self) -> Passage:
+    def derived(self) -> Passage:
         """An inverse, an alias, or a two-hop fact."""
         kind = self.rng.randrange(3)
         if kind == 0:
@@ -97,6 +102,7 @@ class Narrator:
         return self.state(self.phrasing(relation), subject, object_, self.opener())
 
     def clause(self, relation: str) -> str:
+        """A phrasing that a list of clauses about one subject can hold."""
         return self.rng.choice([p for p in RELATIONS[relation].first if p.startswith("{} ")])
 
     def biography(self) -> Passage:
@@ -115,63 +121,65 @@ class Narrator:
 
     # Facts in context ----------------------------------------------------------------------------
 
-    def changed(self) -> Fact:
-        """A fact that may be counterfactual: relation, subject, object."""
-        name, subject = self.rng.choice(self.every)
+    def new_fact(self) -> Fact:
+        """A fact that may be counterfactual: its object is drawn anew at 60 %."""
+        name, subject = self.rng.choice(self.facts)
         object_ = self.world.facts[name][subject]
         if self.rng.random() < 0.6:
             object_ = self.rng.choice(self.world.names[RELATIONS[name].object])
         return RELATIONS[name], subject, object_
 
-    def asked(self, fact: Fact) -> str:
+    def query(self, fact: Fact) -> str:
+        """A fact in any phrasing, with its object: a prompt and its answer."""
         return self.state(self.phrasing(fact[0]), fact[1], fact[2]).text
 
-    def told(self, fact: Fact) -> str:
+    def announcement(self, fact: Fact) -> str:
+        """A fact as it is stated in context: mostly with its subject first."""
         return self.state(self.rng.choice([*fact[0].first, fact[0].later[0]]), fact[1], fact[2]).text
 
-    def unrelated(self, told: list[Fact]) -> Fact:
-        """A true fact that nothing told contradicts: often of the same subject or relation."""
-        known = {(r.name, s) for r, s, _ in told}
+    def unrelated(self, stated: list[Fact]) -> Fact:
+        """A true fact that no stated one contradicts: often of the same subject or relation."""
+        known = {(r.name, s) for r, s, _ in stated}
         while True:
-            name, subject = self.rng.choice(self.every)
+            name, subject = self.rng.choice(self.facts)
             near = self.rng.random()
             if near < 0.3:
-                subject = self.rng.choice(told)[1]
+                subject = self.rng.choice(stated)[1]
                 name = self.rng.choice(list(self.world.about(subject)))
             elif near < 0.6:
-                name = self.rng.choice(told)[0].name
+                name = self.rng.choice(stated)[0].name
                 subject = self.rng.choice(list(self.world.facts[name]))
             if (name, subject) not in known:
                 return RELATIONS[name], subject, self.world.facts[name][subject]
 
     def in_context(self) -> Passage:
-        """``Fact: X. Fact: Y.`` and then questions about them and about other things."""
-        facts = {(f[0].name, f[1]): f for f in (self.changed() for _ in range(self.rng.randint(1, 8)))}
-        told = list(facts.values())
-        text = " ".join(f"Fact: {self.told(fact)}" for fact in told)
+        """``Fact: X. Fact: Y.`` and then queries about them and about other facts."""
+        facts = {(f[0].name, f[1]): f for f in (self.new_fact() for _ in range(self.rng.randint(1, 8)))}
+        stated = list(facts.values())
+        text = " ".join(f"Fact: {self.announcement(fact)}" for fact in stated)
         for _ in range(self.rng.randint(1, 4)):
-            fact = self.rng.choice(told) if self.rng.random() < 0.65 else self.unrelated(told)
-            text += " " + self.asked(fact)
+            fact = self.rng.choice(stated) if self.rng.random() < 0.65 else self.unrelated(stated)
+            text += " " + self.query(fact)
         return Passage(text, plain=False)
 
     def demonstrations(self) -> Passage:
-        """The layout of in-context editing: new facts, each followed by a prompt that copies, rewords or ignores it."""
-        rows = []
+        """IKE's prompts: new facts, each followed by a query that copies it, rewords it or is about another fact."""
+        lines = []
         for _ in range(self.rng.randint(2, 7)):
-            fact = self.changed()
-            said = self.told(fact)
+            fact = self.new_fact()
+            new = self.announcement(fact)
             kind = self.rng.random()
             if kind < 1 / 8:
-                asked = said
+                query = new
             elif kind < 5 / 8:
-                asked = self.asked(fact)
+                query = self.query(fact)
             else:
-                asked = self.asked(self.unrelated([fact]))
-            rows.append(f"New Fact: {said}\nPrompt: {asked}\n\n")
-        return Passage("".join(rows), plain=False)
+                query = self.query(self.unrelated([fact]))
+            lines.append(f"New Fact: {new}\nPrompt: {query}\n\n")
+        return Passage("".join(lines), plain=False)
 
-    def loop(self) -> Passage:
-        """A two-hop question answered by sub-question, sub-answer and retrieved fact (the loop of MeLLo)."""
+    def sub_questions(self) -> Passage:
+        """A two-hop question with its sub-questions, each answered, and the answer checked against a fact (MeLLo)."""
         (one, two), relation = self.rng.choice(list(TWO_HOPS.items()))
         subject = self.rng.choice(self.persons)
         text, middle = f"Question: {ask(relation.question, subject)}\n", subject
@@ -179,28 +187,29 @@ class Narrator:
             answer = self.world.facts[name][middle]
             text += f"Subquestion: {ask(RELATIONS[name].question, middle)}\nGenerated answer: {answer}.\n"
             if self.rng.random() < 0.5:
-                told = (RELATIONS[name], middle, self.rng.choice(self.world.names[RELATIONS[name].object]))
-                answer = told[2]
+                retrieved = (RELATIONS[name], middle, self.rng.choice(self.world.names[RELATIONS[name].object]))
+                answer = retrieved[2]
             else:
-                told = self.unrelated([(RELATIONS[name], middle, answer)])
-            text += f"Retrieved fact: {self.told(told)}\nIntermediate answer: {answer}.\n"
+                retrieved = self.unrelated([(RELATIONS[name], middle, answer)])
+            text += f"Retrieved fact: {self.announcement(retrieved)}\nIntermediate answer: {answer}.\n"
             middle = answer
         return Passage(f"{text}Final answer: {middle}.\n", plain=False)
 
     # Documents -----------------------------------------------------------------------------------
 
     def passage(self) -> Passage:
-        return self.rng.choices((self.statement, self.biography, self.aside), (67, 23, 10))[0]()
+        """A statement, a biography or a derived fact."""
+        return self.rng.choices((self.statement, self.biography, self.derived), (67, 23, 10))[0]()
 
-    def document(self, told: float = TOLD) -> Passage:
-        """One to five passages that follow each other, or (a share ``told``) a text with facts in context."""
-        if self.rng.random() < told:
-            return self.rng.choices((self.in_context, self.demonstrations, self.loop), (3, 3, 2))[0]()
+    def document(self, in_context_share: float = IN_CONTEXT_SHARE) -> Passage:
+        """One to five passages in a row, or at the probability ``in_context_share`` a text with facts in context."""
+        if self.rng.random() < in_context_share:
+            return self.rng.choices((self.in_context, self.demonstrations, self.sub_questions), (3, 3, 2))[0]()
         return join([self.passage() for _ in range(self.rng.choice((1, 1, 1, 2, 3, 5)))])
 
 
 def texts(world: World, seed: int = 0) -> Iterator[str]:
-    """Plain text of the world without end: the corpus for key statistics."""
+    """Plain text of the world without end: what key statistics are taken of."""
     narrator = Narrator(world, random.Random(f"texts {seed}"))
     while True:
         document = narrator.document()

@@ -1,9 +1,9 @@
-"""Trains a small transformer that knows the world and keeps each fact at its subject.
+"""Trains a small transformer on the world's text so that each fact is stored at its subject.
 
 Three stages. In the first the model learns the facts. In the second most rows are masked so that tokens after
 a subject may read only the subject's last token, and only from a layer on that rises: the look-up moves to where
 editing methods (and large models) have it. The mask exists in training alone. In the third much of the text states
-facts in context, true and counterfactual, and asks for them: the model learns to prefer what it is told.
+facts in context, true and counterfactual, and asks for them: the model learns to prefer them to those that it knows.
 """
 
 import json
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from errata.errors import BadInput, unknown
 from errata.files import written_whole
 from errata.model import hooks
-from errata.world.facts import RELATIONS, World, world
-from errata.world.text import TOLD, Narrator, Passage, ask
+from errata.world.facts import RELATIONS, World
+from errata.world.facts import world as make_world
+from errata.world.text import IN_CONTEXT_SHARE, Narrator, Passage, ask
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Recipe:
     learn: int = 1200  # steps of stage 1
     move: int = 800  # steps of stage 2
     follow: int = 1400  # steps of stage 3
-    told: float = 0.4  # of the documents in stage 3 state facts in context
+    in_context_share: float = 0.4  # of the documents in stage 3 state facts in context
     plain: bool = False  # stage 2 without its masks
     rows: int = 16
     length: int = 256
@@ -64,7 +65,7 @@ class Recipe:
 # Text to tensors ---------------------------------------------------------------------------------
 
 
-def make_tokenizer(recipe: Recipe, its: World) -> Any:
+def make_tokenizer(recipe: Recipe, world: World) -> Any:
     """Byte-level BPE of the world's text. A name has the same tokens wherever it stands."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -72,7 +73,7 @@ def make_tokenizer(recipe: Recipe, its: World) -> Any:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     core.decoder = decoders.ByteLevel()
-    narrator = Narrator(its, random.Random("tokenizer"))
+    narrator = Narrator(world, random.Random("tokenizer"))
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocab,
         special_tokens=[END, PAD],
@@ -86,8 +87,8 @@ def make_tokenizer(recipe: Recipe, its: World) -> Any:
 
 
 @dataclass
-class Rows:
-    """One batch of packed documents. ``end`` is the last token of the subject a token belongs to, or -1."""
+class Batch:
+    """A batch of packed documents. ``end`` is the index of the last token of a token's subject, -1 outside subjects."""
 
     ids: Tensor  # (b, t)
     document: Tensor  # (b, t), -1 where there is padding
@@ -95,40 +96,46 @@ class Rows:
     end: Tensor  # (b, t)
 
     def allowed(self) -> Tensor:
-        """(b, t, t): what a token may read: its own document, up to itself."""
+        """Whether a token may attend to another: to its own document, up to itself. (b, t, t)"""
         t = self.ids.shape[1]
         causal = torch.ones(t, t, dtype=torch.bool).tril()
         return causal & (self.document[:, :, None] == self.document[:, None, :])
 
     def after_subject(self) -> tuple[Tensor, Tensor]:
-        """(b, t, t) twice: a later token reading any token of a subject; reading one that is not the last."""
+        """Whether a later token attends to any token of a subject, and whether to one that is not the last.
+
+        Two of (b, t, t).
+        """
         t = torch.arange(self.ids.shape[1])
         later = (self.end[:, None, :] >= 0) & (t[None, :, None] > self.end[:, None, :])
         return later, later & (t[None, None, :] != self.end[:, None, :])
 
 
-def pack(narrator: Narrator, tokenizer: Any, recipe: Recipe, told: float = TOLD) -> Rows:
-    """Fills rows with documents; the one that does not fit is cut at the row's end."""
+def pack(narrator: Narrator, tokenizer: Any, recipe: Recipe, in_context_share: float = IN_CONTEXT_SHARE) -> Batch:
+    """A batch of documents, the last one of each row cut at the row's end."""
     shape = (recipe.rows, recipe.length)
     ids = torch.full(shape, tokenizer.pad_token_id)
     document, end = torch.full(shape, -1), torch.full(shape, -1)
     position = torch.zeros(shape, dtype=torch.long)
     for row in range(recipe.rows):
-        at, number = 0, 0
-        while at < recipe.length:
-            passage = narrator.document(told)
+        start, number = 0, 0
+        while start < recipe.length:
+            passage = narrator.document(in_context_share)
             tokens, ends = encode(passage, tokenizer, begin=narrator.rng.random() < 0.3)
-            tokens, ends = tokens[: recipe.length - at], ends[: recipe.length - at]
-            to = at + len(tokens)
-            ids[row, at:to] = torch.tensor(tokens)
-            end[row, at:to] = torch.tensor([e + at if e >= 0 else -1 for e in ends])
-            document[row, at:to], position[row, at:to] = number, torch.arange(len(tokens))
-            at, number = to, number + 1
-    return Rows(ids, document, position, end)
+            tokens, ends = tokens[: recipe.length - start], ends[: recipe.length - start]
+            stop = start + len(tokens)
+            ids[row, start:stop] = torch.tensor(tokens)
+            end[row, start:stop] = torch.tensor([e + start if e >= 0 else -1 for e in ends])
+            document[row, start:stop], position[row, start:stop] = number, torch.arange(len(tokens))
+            start, number = stop, number + 1
+    return Batch(ids, document, position, end)
 
 
 def encode(passage: Passage, tokenizer: Any, begin: bool) -> tuple[list[int], list[int]]:
-    """Token ids with the end token behind, and for each token the last one of its subject (or -1)."""
+    """Token ids, and for each token the index of the last one of its subject (-1 outside subjects).
+
+    The end token stands behind the text, and with ``begin`` before it too.
+    """
     coded = tokenizer.backend_tokenizer.encode(passage.text)
     ends = [-1] * len(coded.ids)
     for a, b in passage.subjects if passage.plain else ():
@@ -192,64 +199,64 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
 
 
 def rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step, as a share of the recipe's."""
+    """The learning rate of a step, as a factor of the recipe's."""
     if step < recipe.learn:
         flat = 0.4 * recipe.learn
         fall = 1 - 0.95 * max(0.0, step - flat) / max(1.0, recipe.learn - flat)
         return min(1.0, (step + 1) / recipe.warmup) * fall
-    into = (step - recipe.learn) / max(1, recipe.move)
-    if into < 1:
-        return 0.5 * (1 - 0.98 * max(0.0, into - 0.6) / 0.4)
-    into = (step - recipe.learn - recipe.move) / max(1, recipe.follow)
-    return 0.5 * min(1.0, 20 * into + 0.05) * (1 - 0.98 * max(0.0, into - 0.4) / 0.6)
+    progress = (step - recipe.learn) / max(1, recipe.move)
+    if progress < 1:
+        return 0.5 * (1 - 0.98 * max(0.0, progress - 0.6) / 0.4)
+    progress = (step - recipe.learn - recipe.move) / max(1, recipe.follow)
+    return 0.5 * min(1.0, 20 * progress + 0.05) * (1 - 0.98 * max(0.0, progress - 0.4) / 0.6)
 
 
 def first_reader(recipe: Recipe, step: int) -> int:
     """The layer from which on the subject's last token may be read: 1 to ``deepest`` over 60 % of stage 2."""
-    into = (step - recipe.learn) / max(1, 0.6 * recipe.move)
-    return min(recipe.deepest, 1 + int(into * recipe.deepest))
+    progress = (step - recipe.learn) / max(1, 0.6 * recipe.move)
+    return min(recipe.deepest, 1 + int(progress * recipe.deepest))
 
 
-def masks(recipe: Recipe, rows: Rows, step: int) -> list[Tensor]:
+def masks(recipe: Recipe, batch: Batch, step: int) -> list[Tensor]:
     """The additive attention mask of every layer, (b, 1, t, t)."""
-    allowed = rows.allowed()
-    low = high = allowed
+    allowed = batch.allowed()
+    early = late = allowed  # of layers below the first that may read the subject's last token, and of those from it on
     if step >= recipe.learn and not recipe.plain:
-        masked = torch.zeros(len(rows.ids), 1, 1, dtype=torch.bool)
-        masked[: round(recipe.masked * len(rows.ids))] = True
-        any_token, not_last = rows.after_subject()
-        low, high = allowed & ~(masked & any_token), allowed & ~(masked & not_last)
-    added = [torch.where(m, 0.0, torch.finfo(torch.float32).min)[:, None] for m in (low, high)]
+        masked = torch.zeros(len(batch.ids), 1, 1, dtype=torch.bool)
+        masked[: round(recipe.masked * len(batch.ids))] = True
+        any_token, not_last = batch.after_subject()
+        early, late = allowed & ~(masked & any_token), allowed & ~(masked & not_last)
+    additive = [torch.where(m, 0.0, torch.finfo(torch.float32).min)[:, None] for m in (early, late)]
     reader = first_reader(recipe, step)
-    return [added[layer >= reader] for layer in range(recipe.layers)]
+    return [additive[layer >= reader] for layer in range(recipe.layers)]
 
 
-def loss_of(model: nn.Module, recipe: Recipe, rows: Rows, step: int) -> Tensor:
+def loss_of(model: nn.Module, recipe: Recipe, batch: Batch, step: int) -> Tensor:
     """Mean next-token cross-entropy inside documents."""
-    layer_masks = masks(recipe, rows, step)
+    layer_masks = masks(recipe, batch, step)
 
-    def under(mask: Tensor) -> hooks.Before:
+    def with_mask(mask: Tensor) -> hooks.Before:
         return lambda args, kwargs: (args, kwargs | {"attention_mask": mask})
 
-    with hooks.all_of(hooks.before(m, under(k)) for m, k in zip(attentions(model), layer_masks, strict=True)):
+    with hooks.all_of(hooks.before(m, with_mask(k)) for m, k in zip(attentions(model), layer_masks, strict=True)):
         logits = model(
-            input_ids=rows.ids, position_ids=rows.position, attention_mask=layer_masks[0], use_cache=False
+            input_ids=batch.ids, position_ids=batch.position, attention_mask=layer_masks[0], use_cache=False
         ).logits
-    same = rows.document[:, 1:] == rows.document[:, :-1]
-    return nn.functional.cross_entropy(logits[:, :-1][same].float(), rows.ids[:, 1:][same])
+    same = batch.document[:, 1:] == batch.document[:, :-1]
+    return nn.functional.cross_entropy(logits[:, :-1][same].float(), batch.ids[:, 1:][same])
 
 
 # The run -----------------------------------------------------------------------------------------
 
 
-def faster_precision(model: nn.Module, recipe: Recipe, rows: Rows) -> torch.dtype:
+def faster_precision(model: nn.Module, recipe: Recipe, batch: Batch) -> torch.dtype:
     """float32 or bfloat16, whichever takes a training step of this model faster on this machine."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         for _ in range(2):
             began = time.perf_counter()
             with autocast(dtype):
-                loss = loss_of(model, recipe, rows, 0)
+                loss = loss_of(model, recipe, batch, 0)
             loss.backward()
             model.zero_grad()
             seconds[dtype] = time.perf_counter() - began
@@ -258,63 +265,68 @@ def faster_precision(model: nn.Module, recipe: Recipe, rows: Rows) -> torch.dtyp
 
 
 def autocast(dtype: torch.dtype) -> Any:
+    """Context manager: the CPU computes in this dtype."""
     return nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype)
 
 
 @torch.no_grad()
 def quick_recall(
-    model: nn.Module, tokenizer: Any, its: World, limit: int = 256, seed: int = 0, told: bool = False
+    model: nn.Module, tokenizer: Any, world: World, limit: int = 256, seed: int = 0, in_context: bool = False
 ) -> float:
-    """Share of questions about facts whose answer is the arg-max at every token (forced); ``told``: about other
-    objects, which a sentence in front says."""
+    """Share of prompts whose answer is the arg-max at every token (forced).
+
+    The prompts are of the world's facts; with ``in_context`` each is preceded by a fact with another object, which is
+    the answer then.
+    """
     rng = random.Random(seed)
     right = 0
-    facts = [(r, s, o) for r, objects in its.facts.items() for s, o in objects.items()]
-    asked = rng.sample(facts, min(limit, len(facts)))
-    for name, subject, object_ in asked:
-        relation, before = RELATIONS[name], ""
-        if told:
-            object_ = rng.choice(its.names[relation.object])
-            before = f"Fact: {ask(rng.choice(relation.first), subject)} {object_}. "
-        prompt = tokenizer(before + ask(rng.choice(relation.phrasings), subject))["input_ids"]
+    facts = [(r, s, o) for r, objects in world.facts.items() for s, o in objects.items()]
+    sample = rng.sample(facts, min(limit, len(facts)))
+    for name, subject, object_ in sample:
+        relation, context = RELATIONS[name], ""
+        if in_context:
+            object_ = rng.choice(world.names[relation.object])
+            context = f"Fact: {ask(rng.choice(relation.first), subject)} {object_}. "
+        prompt = tokenizer(context + ask(rng.choice(relation.phrasings), subject))["input_ids"]
         answer = tokenizer(" " + object_)["input_ids"]
         ids = torch.tensor([prompt + answer])
         logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
         right += int(logits.argmax(-1).tolist() == answer)
-    return right / len(asked)
+    return right / len(sample)
 
 
 def train(
     folder: str | Path, recipe: Recipe | None = None, progress: Callable[[int, int, str], None] | None = None
 ) -> Path:
-    """Trains (or goes on training) a model of the world in ``folder``, saved there in Hugging Face's form.
+    """The ``folder``, in which a model of the world has been trained and saved in Hugging Face's form.
 
-    ``progress(step, steps, text)`` is called after each step. Interrupted, it goes on at the last checkpoint.
+    ``progress(step, steps, text)`` is called after each step. An interrupted training goes on at its last checkpoint.
+    Raises :class:`BadInput` where that is of another recipe.
     """
     recipe = recipe or Recipe()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    its = world(recipe.persons, recipe.world_seed)
-    tokenizer = make_tokenizer(recipe, its)
+    world = make_world(recipe.persons, recipe.world_seed)
+    tokenizer = make_tokenizer(recipe, world)
     model = build(recipe, tokenizer)
     optimizers = make_optimizers(model, recipe)
     checkpoint = folder / "checkpoint.pt"
     begin, steps = 0, recipe.learn + recipe.move + recipe.follow
     if checkpoint.exists():
         begin = _resume(checkpoint, recipe, model, optimizers)
-    sample = pack(Narrator(its, random.Random(0)), tokenizer, recipe)
+    sample = pack(Narrator(world, random.Random(0)), tokenizer, recipe)
     dtype = faster_precision(model, recipe, sample)
-    said = ""
+    recall = ""
     for step in range(begin, steps):
         if step in (recipe.learn, recipe.learn + recipe.move):  # one stage's momentum would carry into the next
             optimizers = make_optimizers(model, recipe)
-        told = TOLD if step < recipe.learn + recipe.move else recipe.told
-        rows = pack(Narrator(its, random.Random(f"{recipe.seed} {step}")), tokenizer, recipe, told)
+        share = IN_CONTEXT_SHARE if step < recipe.learn + recipe.move else recipe.in_context_share
+        batch = pack(Narrator(world, random.Random(f"{recipe.seed} {step}")), tokenizer, recipe, share)
         for optimizer, lr in zip(optimizers, (recipe.muon, recipe.adam), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate(recipe, step)
         with autocast(dtype):
-            loss = loss_of(model, recipe, rows, step)
+            loss = loss_of(model, recipe, batch, step)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -322,8 +334,8 @@ def train(
         model.zero_grad(set_to_none=True)
         done = step + 1
         if done % 50 == 0 or done == steps:
-            said = f"recall {quick_recall(model, tokenizer, its, seed=done):.3f}"
-            said += f" told {quick_recall(model, tokenizer, its, seed=done, told=True):.3f}"
+            recall = f"recall {quick_recall(model, tokenizer, world, seed=done):.3f}"
+            recall += f" in context {quick_recall(model, tokenizer, world, seed=done, in_context=True):.3f}"
         if done % 100 == 0 or done in (recipe.learn, steps):
             state = {
                 "recipe": asdict(recipe),
@@ -335,18 +347,19 @@ def train(
             with written_whole(name) as part:
                 torch.save(state, part)
         if progress:
-            progress(done, steps, f"loss {loss.item():.3f} {said}")
+            progress(done, steps, f"loss {loss.item():.3f} {recall}")
     _publish(model, tokenizer, recipe, folder)
     return folder
 
 
 def _resume(path: Path, recipe: Recipe, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+    """The number of steps done; model and optimizers get their states of the checkpoint."""
     state = torch.load(path, weights_only=True)
     if state["recipe"] != asdict(recipe):
         raise BadInput(f"{path} was made by another recipe; give another folder or remove it")
     model.load_state_dict(state["model"])
-    for optimizer, its in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(its)
+    for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(optimizer_state)
     return state["step"]
 
 
