@@ -8,7 +8,10 @@ import torch
 from conftest import EDITS, TEXTS, tiny_lm
 from torch import Tensor
 
-from errata.methods.closed_form import base, solve, targets
+from errata.methods.closed_form import base, solve
+from errata.methods.closed_form.objective import rows_of
+from errata.methods.closed_form.search import GroupSearch
+from errata.methods.closed_form.targets import find_deltas
 from errata.methods.registry import method
 from errata.methods.texts import contexts_of
 from errata.model.passes import InterventionSite
@@ -246,12 +249,12 @@ def test_fast_targets_are_the_plain_ones(arch: str, kind: str) -> None:
     site, contexts = settings.target_site(lm, 1), ["", "The king was in Rome. "]
     assert len(site.paths(lm.sites)) == (2 if kind == "pmet" else 1)
     limits, units = torch.full((3,), 60.0), torch.full((3,), 5.0)
-    tried = targets.find_deltas(lm, EDITS, site, contexts, replace(settings, steps=10, stop=0.0), limits, units)
+    tried = find_deltas(lm, EDITS, site, contexts, replace(settings, steps=10, stop=0.0), limits, units)
     settings = replace(settings, stop=float(tried.final_loss.median()) + 1e-6)  # so that they do not all stop together
     with_all = (lm, EDITS, site, contexts, settings, limits, units)
-    fast, plain = targets.find_deltas(*with_all), targets.find_deltas(*with_all, plain=True)
+    fast, plain = find_deltas(*with_all), find_deltas(*with_all, plain=True)
     lm.budget = 150  # two groups: what is left of the first is taken up again
-    split = targets.find_deltas(*with_all)
+    split = find_deltas(*with_all)
     assert torch.allclose(split.delta, plain.delta, atol=1e-8)
     assert fast.delta.dtype == torch.float64
     assert torch.equal(fast.steps, plain.steps)
@@ -264,10 +267,10 @@ def test_first_gradient_agrees_in_float32(arch: str) -> None:
     lm = tiny_lm(arch)
     settings = resolved_for(lm)
     site, contexts = InterventionSite(1), ["", "The king was in Rome. "]
-    rows = [targets.rows_of(lm, edit, contexts, settings) for edit in EDITS]
+    rows = [rows_of(lm, edit, contexts, settings) for edit in EDITS]
     grads: list[Tensor] = []
     for plain in (False, True):
-        search = targets.GroupSearch(lm, rows, site, settings, plain)
+        search = GroupSearch(lm, rows, site, settings, plain)
         search.losses(torch.zeros(3, 32), torch.ones(3))
         delta = torch.full((3, 32), 0.01, requires_grad=True)
         losses = search.losses(delta, torch.ones(3))
@@ -280,8 +283,8 @@ def test_the_search_is_adam_with_a_projection() -> None:
     lm = tiny_lm("gpt2", torch.float64)
     settings = resolved_for(lm, steps=8, stop=0.0)
     site, limit = InterventionSite(1), 3.0
-    rows = [targets.rows_of(lm, EDITS[0], [""], settings)]
-    search = targets.GroupSearch(lm, rows, site, settings, True)
+    rows = [rows_of(lm, EDITS[0], [""], settings)]
+    search = GroupSearch(lm, rows, site, settings, True)
     delta = torch.zeros(1, 32, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.lr)
     for _ in range(settings.steps - 1):
@@ -292,7 +295,7 @@ def test_the_search_is_adam_with_a_projection() -> None:
             if delta.norm() > limit:
                 delta *= limit / delta.norm()
     limits, units = torch.tensor([limit]), torch.ones(1)
-    result = targets.find_deltas(lm, EDITS[:1], site, [""], settings, limits, units, plain=True)
+    result = find_deltas(lm, EDITS[:1], site, [""], settings, limits, units, plain=True)
     assert torch.allclose(result.delta, delta.detach(), atol=1e-10)
 
 
@@ -300,8 +303,8 @@ def test_losses_by_hand() -> None:
     """The objective's terms against the model's own log-probabilities."""
     lm = tiny_lm("llama")
     settings = replace(resolved_for(lm), kl=0.5, decay=0.25)
-    rows = [targets.rows_of(lm, EDITS[1], ["", "Rome is old. "], settings)]
-    search = targets.GroupSearch(lm, rows, InterventionSite(1), settings, False)
+    rows = [rows_of(lm, EDITS[1], ["", "Rome is old. "], settings)]
+    search = GroupSearch(lm, rows, InterventionSite(1), settings, False)
     loss = search.losses(torch.zeros(1, 32), torch.ones(1))
     prompts = [EDITS[1].prompt, "Rome is old. " + EDITS[1].prompt]
     scores = lm.score(prompts, [EDITS[1].target_new] * 2)

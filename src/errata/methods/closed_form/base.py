@@ -1,8 +1,8 @@
 """Locate, then edit in closed form: what ROME, MEMIT and their kin have in common.
 
 Find the hidden states with which the model gives the new answers (``targets``), read the keys of the subjects
-(``keys``), and solve for the change of the down projections that maps the ones to the others (``solve``). A method is
-a choice of settings.
+(``keys``), and solve for the change of the down projections that maps the keys to them (``solve``). A method is a
+choice of settings.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +17,9 @@ from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.keys import Site, SubjectReadings, read_at_subjects
+from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.statistics import key_statistics
-from errata.methods.closed_form.targets import TargetSettings, find_deltas
+from errata.methods.closed_form.targets import find_deltas
 from errata.methods.defaults import critical_layers
 from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
