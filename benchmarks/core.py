@@ -48,7 +48,7 @@ def sequence(lm: Any, repeats: int) -> dict[str, Any]:
     factor = torch.linalg.cholesky(c + 1e-6 * c.diagonal().mean() * torch.eye(len(c)))
     found: list[list[float]] = []
     for _ in range(repeats):
-        running, memory, times = solve.Running(start), {}, []
+        running, memory, times = solve.RunningInverse(start), {}, []
         for _ in range(BATCHES):
             keys = (factor @ torch.randn(len(c), FACTS, dtype=torch.float64)).float()  # (f, n), distributed as C says
             residuals = torch.randn(width, FACTS)
@@ -58,7 +58,7 @@ def sequence(lm: Any, repeats: int) -> dict[str, Any]:
                 inverse = running.after(memory.get(KEYS + site), memory.get(GRAM + site), lam)
                 solve.least_squares(inverse, keys, residuals, lam)
                 memory = remember(memory, site, keys.T)
-                running.learn(keys.T, memory.get(GRAM + site, memory.get(KEYS + site)), lam)
+                running.add(keys.T, memory.get(GRAM + site, memory.get(KEYS + site)), lam)
 
             times.append(seconds(one_batch))
         found.append(times)

@@ -8,7 +8,10 @@ import torch
 from conftest import EDITS, TEXTS, tiny_lm
 from torch import Tensor
 
-from errata.methods.closed_form import base, solve, targets
+from errata.methods.closed_form import base, solve
+from errata.methods.closed_form.objective import rows_of
+from errata.methods.closed_form.search import GroupSearch
+from errata.methods.closed_form.targets import find_deltas
 from errata.methods.registry import method
 from errata.methods.texts import contexts_of
 from errata.model.passes import InterventionSite
@@ -97,7 +100,7 @@ def test_the_running_inverse_is_the_one_from_scratch(numbers: dict[str, Tensor])
     """Through a sequence that passes from keys to their Gram matrix, a rollback and another λ."""
     start = solve.inverse_of(numbers["X"] @ numbers["X"].T / 200)
     keys, lam = numbers["X"].T[:40].float(), 2.0
-    running, memory = solve.Running(start), {}
+    running, memory = solve.RunningInverse(start), {}
     memories = [memory]
     for batch in keys.split(5):
         now = running.after(memory.get("keys/w"), memory.get("gram/w"), lam)
@@ -106,9 +109,9 @@ def test_the_running_inverse_is_the_one_from_scratch(numbers: dict[str, Tensor])
             assert torch.allclose(now, solve.with_keys(start, past, lam), atol=1e-5)
         memory = remember(memory, "w", batch)
         memories.append(memory)
-        running.learn(batch, memory.get("gram/w", memory.get("keys/w")), lam)
+        running.add(batch, memory.get("gram/w", memory.get("keys/w")), lam)
     assert "gram/w" in memory
-    from_gram = solve.Running(start).after(None, memory["gram/w"], lam)
+    from_gram = solve.RunningInverse(start).after(None, memory["gram/w"], lam)
     assert torch.allclose(running.after(None, memory["gram/w"], lam), from_gram, atol=1e-5)
     back = running.after(memories[2]["keys/w"], None, lam)
     assert torch.allclose(back, solve.with_keys(start, keys[:10].T, lam), atol=1e-9)
@@ -151,18 +154,18 @@ def test_the_new_value_is_met(name: str, arch: str) -> None:
     resolved = made.resolve(lm, state)
     contexts = contexts_of(lm, 2, made.seed)
     edit, site = EDITS[0], lm.sites.mlp_out[1]
-    run = base.Run(lm, [edit], contexts, state, EMPTY, {})
-    delta, _ = resolved._targets(lm, [edit], run, resolved.place(lm, 1))
+    context = base.EditContext(lm, [edit], contexts, state, EMPTY, {})
+    delta = resolved._targets(lm, [edit], context, resolved.target_site(lm, 1)).delta
     sites = [(site, "in"), (site, "out")]
-    keys, values = resolved._seen(lm, run, sites, []).values()
+    keys, values = resolved._read(lm, context, sites, []).values()
     with made.edit(lm, [edit], state).applied(lm) as edited:
-        new_keys, new_values = resolved._seen(edited, run, sites, []).values()
-    wanted = delta[0] / (lm.sites.gain[1] or 1.0)
+        new_keys, new_values = resolved._read(edited, context, sites, []).values()
+    expected = delta[0] / (lm.sites.gain[1] or 1.0)
     if name == "r-rome":
-        wanted = wanted + (values.bare - values.mean)[0]
+        expected = expected + (values.bare - values.mean)[0]
     moved = new_values.bare - values.bare if name == "rome" else new_values.mean - values.mean
     assert torch.allclose(keys.mean, new_keys.mean, atol=1e-4)  # keys do not depend on this layer's weight
-    assert torch.allclose(moved[0], wanted, rtol=2e-2, atol=2e-2 * float(wanted.abs().max()))
+    assert torch.allclose(moved[0], expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox"])
@@ -216,22 +219,22 @@ def test_nas_gives_new_values_one_length() -> None:
     lm = tiny_lm("gpt2")
     made: Any = method("memit", layers=(1,), nas=True, contexts=0)
     state = made.prepare(lm, TEXTS)
-    resolved, place = made.resolve(lm, state), InterventionSite(1)
-    run = base.Run(lm, EDITS, [""], state, EMPTY, {})
-    delta, (_, value) = resolved._targets(lm, EDITS, run, place)
-    anchored = resolved._anchored(run, delta, value, place)
-    c = run.memory["anchor/" + lm.sites.mlp_out[1]].item()
-    kept = (value + delta).norm(dim=-1).sort().values[:2]  # of three, without the longest
+    resolved, site = made.resolve(lm, state), InterventionSite(1)
+    context = base.EditContext(lm, EDITS, [""], state, EMPTY, {})
+    free = resolved._targets(lm, EDITS, context, site)
+    anchored = resolved._anchored(context, free, site)
+    c = context.memory["anchor/" + lm.sites.mlp_out[1]].item()
+    kept = (free.value + free.delta).norm(dim=-1).sort().values[:2]  # of three, without the longest
     assert c == pytest.approx(kept.mean().item(), rel=1e-5)
-    assert torch.allclose((value + anchored).norm(dim=-1), torch.full((3,), c), rtol=1e-5)
-    far = resolved._anchored(run, delta * 100, value, place)
-    assert not far.any(), "a value of more than twice the length makes no edit"
+    assert torch.allclose((free.value + anchored.delta).norm(dim=-1), torch.full((3,), c), rtol=1e-5)
+    far = resolved._anchored(context, replace(free, delta=free.delta * 100), site)
+    assert not far.delta.any(), "a value of more than twice the length makes no edit"
     patch = made.edit(lm, EDITS, state)
     again = made.edit(lm, EDITS[:1], state, patch)
     assert torch.equal(again.memory["anchor/" + lm.sites.mlp_out[1]], patch.memory["anchor/" + lm.sites.mlp_out[1]])
 
 
-def goal(lm: Any, name: str = "memit", **settings: Any) -> Any:
+def resolved_for(lm: Any, name: str = "memit", **settings: Any) -> Any:
     made: Any = method(name, contexts=2, **settings)
     return made.resolve(lm, made.prepare(lm, TEXTS))
 
@@ -242,16 +245,16 @@ def test_fast_targets_are_the_plain_ones(arch: str, kind: str) -> None:
     """Float64: the whole optimisation agrees, facts leaving on their own included."""
     lm = tiny_lm(arch, torch.float64)
     name = "pmet" if kind == "pmet" else "memit"
-    settings = goal(lm, name, preserve=2.0 if kind == "preserve" else 0.0, steps=20, lr=0.3)
-    place, contexts = settings.place(lm, 1), ["", "The king was in Rome. "]
-    assert len(place.paths(lm.sites)) == (2 if kind == "pmet" else 1)
+    settings = resolved_for(lm, name, preserve=2.0 if kind == "preserve" else 0.0, steps=20, lr=0.3)
+    site, contexts = settings.target_site(lm, 1), ["", "The king was in Rome. "]
+    assert len(site.paths(lm.sites)) == (2 if kind == "pmet" else 1)
     limits, units = torch.full((3,), 60.0), torch.full((3,), 5.0)
-    tried = targets.find_deltas(lm, EDITS, place, contexts, replace(settings, steps=10, stop=0.0), limits, units)
-    settings = replace(settings, stop=float(tried.loss.median()) + 1e-6)  # so that they do not all stop together
-    with_all = (lm, EDITS, place, contexts, settings, limits, units)
-    fast, plain = targets.find_deltas(*with_all), targets.find_deltas(*with_all, plain=True)
+    tried = find_deltas(lm, EDITS, site, contexts, replace(settings, steps=10, stop=0.0), limits, units)
+    settings = replace(settings, stop=float(tried.final_loss.median()) + 1e-6)  # so that they do not all stop together
+    with_all = (lm, EDITS, site, contexts, settings, limits, units)
+    fast, plain = find_deltas(*with_all), find_deltas(*with_all, plain=True)
     lm.budget = 150  # two groups: what is left of the first is taken up again
-    split = targets.find_deltas(*with_all)
+    split = find_deltas(*with_all)
     assert torch.allclose(split.delta, plain.delta, atol=1e-8)
     assert fast.delta.dtype == torch.float64
     assert torch.equal(fast.steps, plain.steps)
@@ -262,12 +265,12 @@ def test_fast_targets_are_the_plain_ones(arch: str, kind: str) -> None:
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox"])
 def test_first_gradient_agrees_in_float32(arch: str) -> None:
     lm = tiny_lm(arch)
-    settings = goal(lm)
-    place, contexts = InterventionSite(1), ["", "The king was in Rome. "]
-    rows = [targets.rows_of(lm, edit, contexts, settings) for edit in EDITS]
+    settings = resolved_for(lm)
+    site, contexts = InterventionSite(1), ["", "The king was in Rome. "]
+    rows = [rows_of(lm, edit, contexts, settings) for edit in EDITS]
     grads: list[Tensor] = []
     for plain in (False, True):
-        search = targets._Search(lm, rows, place, settings, plain)
+        search = GroupSearch(lm, rows, site, settings, plain)
         search.losses(torch.zeros(3, 32), torch.ones(3))
         delta = torch.full((3, 32), 0.01, requires_grad=True)
         losses = search.losses(delta, torch.ones(3))
@@ -278,10 +281,10 @@ def test_first_gradient_agrees_in_float32(arch: str) -> None:
 def test_the_search_is_adam_with_a_projection() -> None:
     """Against torch's own Adam, written out for one fact."""
     lm = tiny_lm("gpt2", torch.float64)
-    settings = goal(lm, steps=8, stop=0.0)
-    place, limit = InterventionSite(1), 3.0
-    rows = [targets.rows_of(lm, EDITS[0], [""], settings)]
-    search = targets._Search(lm, rows, place, settings, True)
+    settings = resolved_for(lm, steps=8, stop=0.0)
+    site, limit = InterventionSite(1), 3.0
+    rows = [rows_of(lm, EDITS[0], [""], settings)]
+    search = GroupSearch(lm, rows, site, settings, True)
     delta = torch.zeros(1, 32, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.lr)
     for _ in range(settings.steps - 1):
@@ -291,19 +294,20 @@ def test_the_search_is_adam_with_a_projection() -> None:
         with torch.no_grad():
             if delta.norm() > limit:
                 delta *= limit / delta.norm()
-    found = targets.find_deltas(lm, EDITS[:1], place, [""], settings, torch.tensor([limit]), torch.ones(1), plain=True)
-    assert torch.allclose(found.delta, delta.detach(), atol=1e-10)
+    limits, units = torch.tensor([limit]), torch.ones(1)
+    result = find_deltas(lm, EDITS[:1], site, [""], settings, limits, units, plain=True)
+    assert torch.allclose(result.delta, delta.detach(), atol=1e-10)
 
 
 def test_losses_by_hand() -> None:
     """The objective's terms against the model's own log-probabilities."""
     lm = tiny_lm("llama")
-    settings = replace(goal(lm), kl=0.5, decay=0.25)
-    rows = [targets.rows_of(lm, EDITS[1], ["", "Rome is old. "], settings)]
-    search = targets._Search(lm, rows, InterventionSite(1), settings, False)
+    settings = replace(resolved_for(lm), kl=0.5, decay=0.25)
+    rows = [rows_of(lm, EDITS[1], ["", "Rome is old. "], settings)]
+    search = GroupSearch(lm, rows, InterventionSite(1), settings, False)
     loss = search.losses(torch.zeros(1, 32), torch.ones(1))
-    asked = [EDITS[1].prompt, "Rome is old. " + EDITS[1].prompt]
-    scores = lm.score(asked, [EDITS[1].target_new] * 2)
+    prompts = [EDITS[1].prompt, "Rome is old. " + EDITS[1].prompt]
+    scores = lm.score(prompts, [EDITS[1].target_new] * 2)
     by_hand = sum(-score.total / len(score.tokens) for score in scores) / 2
     assert loss.item() == pytest.approx(by_hand, abs=1e-4)  # no δ: no KL, no decay
     moved = torch.full((1, 32), 0.1)  # from here on the KL counts too

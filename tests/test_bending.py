@@ -202,7 +202,7 @@ def test_keys_behind_shared_contexts_are_those_of_whole_rows(kind: str) -> None:
     edits = [Edit(f"{who} was born in", who, "Oslo") for who in ("Ann Lee", "Bob", "The old king")]
     sites = [("transformer.h.3", "out")]
     with hooks.frozen(lm.model):
-        found = key_readings.at_subjects(lm, edits, contexts, sites)[sites[0]]
+        found = key_readings.read_at_subjects(lm, edits, contexts, sites)[sites[0]]
     for edit, mean in zip(edits, found.mean, strict=True):
         each = [plain.at_subject(context + edit.prompt, edit.subject, *sites[0]) for context in contexts]
         assert torch.allclose(mean, torch.stack(each).mean(0), atol=1e-9)

@@ -264,7 +264,8 @@ def test_methods_lists_each_and_its_settings() -> None:
     table = run("methods").stdout
     assert all(name in table for name in METHODS)
     its = {s["name"]: s for s in json.loads(run("methods", "ft", "--json").stdout)}
-    assert its["steps"] == {"name": "steps", "type": "int", "default": 25, "note": "ROME, appendix E.2"}
+    note = "ROME, appendix E.2; `num_steps` in released code"
+    assert its["steps"] == {"name": "steps", "type": "int", "default": 25, "note": note}
     assert "ROME, appendix E.2" in run("methods", "ft").stdout
     assert [m["name"] for m in json.loads(run("methods", "--json").stdout)] == list(METHODS)
 

@@ -11,9 +11,10 @@ import torch
 from conftest import ARCHITECTURES, EDIT, EDITS, TEXTS, same_weights, tiny_lm, weights
 
 from errata.errors import BadInput
-from errata.methods.finetune.ft import fisher, weight_of
+from errata.methods.finetune.base import weight_of
+from errata.methods.finetune.ewc import fisher
 from errata.methods.finetune.lora import injected
-from errata.methods.losses import token_losses, wanted
+from errata.methods.losses import smoothed_targets, token_losses
 from errata.methods.registry import method
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank, trainable
@@ -37,19 +38,20 @@ def test_overtone_by_hand() -> None:
     deviation = float(p.log().std())
     top_n = log(0.5 / 0.2) / deviation  # keeps what is above 0.2: the first two
     # π_flt = (5/8, 3/8), and with λ = 0.6 π_tar = (0.25, 0.75)
-    assert torch.allclose(wanted(p.log(), y, 0.6, top_n), torch.tensor([[0.25, 0.75, 0, 0]], dtype=torch.float64))
+    expected = torch.tensor([[0.25, 0.75, 0, 0]], dtype=torch.float64)
+    assert torch.allclose(smoothed_targets(p.log(), y, 0.6, top_n), expected)
     kl = 0.25 * log(0.25 / 0.5) + 0.75 * log(0.75 / 0.3)
     loss = token_losses(logits, y, smooth=0.6, top_n=top_n)
     assert loss.item() == pytest.approx(kl, abs=1e-12)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)  # π_θ − π_tar, as π_tar is no function of θ here
-    assert torch.allclose(gradient, p - torch.tensor([[0.25, 0.75, 0, 0]], dtype=torch.float64))
+    assert torch.allclose(gradient, p - expected)
 
 
 def test_overtone_falls_back_where_the_model_is_sure_of_another_token() -> None:
     logits = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64).log()
     sure = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
-    assert torch.equal(wanted(logits, torch.tensor([1]), 0.3, 100.0), sure)  # 0.7 · 0.7 beats 0.3 + 0.7 · 0.2
-    assert not torch.equal(wanted(logits, torch.tensor([1]), 0.5, 100.0), sure)
+    assert torch.equal(smoothed_targets(logits, torch.tensor([1]), 0.3, 100.0), sure)  # 0.7 · 0.7 beats 0.3 + 0.7 · 0.2
+    assert not torch.equal(smoothed_targets(logits, torch.tensor([1]), 0.5, 100.0), sure)
 
 
 def test_the_floor_is_held_against_the_divergence_and_stops_a_token() -> None:
@@ -68,10 +70,10 @@ def test_overtone_in_the_descent(name: str) -> None:
     plain, smooth, floored = (
         method(name, steps=40, lr=0.01, **kw).edit(lm, [EDIT]) for kw in ({}, {"smooth": 0.3}, {"floor": 1.0})
     )
-    said = [after(lm, patch) for patch in (plain, smooth, floored)]
+    scores = [after(lm, patch) for patch in (plain, smooth, floored)]
     before = lm.score([EDIT.prompt], [EDIT.target_new])[0].total
-    assert all(score > before for score in said) and len(set(said)) == 3
-    assert said[2] < said[0]  # it stopped early
+    assert all(score > before for score in scores) and len(set(scores)) == 3
+    assert scores[2] < scores[0]  # it stopped early
     with pytest.raises(BadInput, match="share"):
         method(name, smooth=1.5)
 
@@ -88,35 +90,36 @@ def test_gradients_gathered_over_passes_are_those_of_one_pass() -> None:
     made = method("ft-m")
     lm, small = tiny_lm("llama", torch.float64), tiny_lm("llama", torch.float64)
     small.budget = 8  # a fact at a time
-    asked = made.asked(lm, EDITS, [e.target_new for e in EDITS])
-    found = []
-    for its in (lm, small):
-        w = trainable(its, [weight_of(its, 2)])
-        found.append(made._gradients(its, partial(its.target_logits, weights=w), asked, list(w.values())))
-    assert found[0][0] == pytest.approx(found[1][0], abs=1e-12)
-    assert torch.allclose(found[0][1][0], found[1][1][0], atol=1e-12) and found[0][1][0].any()
+    examples = made.examples(lm, EDITS, [e.target_new for e in EDITS])
+    results = []
+    for model in (lm, small):
+        w = trainable(model, [weight_of(model, 2)])
+        results.append(made._gradients(model, partial(model.target_logits, weights=w), examples, list(w.values())))
+    (loss, (gradient,)), (small_loss, (small_gradient,)) = results
+    assert loss == pytest.approx(small_loss, abs=1e-12)
+    assert torch.allclose(gradient, small_gradient, atol=1e-12) and gradient.any()
 
 
-def test_the_end_is_learned_where_asked() -> None:
+def test_the_end_is_learned_where_set() -> None:
     lm = tiny_lm("gpt2")
     assert lm.tokens.end == 1
-    ((_, target),) = method("locft-bf").asked(lm, [EDIT], ["Oslo"])
-    assert target == [*method("ft-m").asked(lm, [EDIT], ["Oslo"])[0][1], 1]
+    ((_, target),) = method("locft-bf").examples(lm, [EDIT], ["Oslo"])
+    assert target == [*method("ft-m").examples(lm, [EDIT], ["Oslo"])[0][1], 1]
     patch = method("locft-bf", lr=0.02).edit(lm, [EDIT])
     with patch.applied(lm) as edited:
         assert edited.generate([EDIT.prompt], 8)[0].strip() == "Oslo"
 
 
 def test_each_round_has_an_order_of_its_own_and_sees_every_edit() -> None:
-    asked = [([i], [i]) for i in range(10)]
-    made = method("locft-bf", batch=4, parts=1)
+    examples = [([i], [i]) for i in range(10)]
+    made = method("locft-bf", batch=4, min_batches=1)
     torch.manual_seed(0)
-    rounds = [[one for batch in made._batches(asked) for one in batch] for _ in range(2)]
-    assert rounds[0] != rounds[1] and all(sorted(its) == asked for its in rounds)
-    assert [len(batch) for batch in made._batches(asked)] == [4, 4, 2]
-    assert [len(batch) for batch in method("locft-bf", parts=5)._batches(asked)] == [2] * 5
-    assert [len(batch) for batch in method("locft-bf", parts=5)._batches(asked[:3])] == [1] * 3
-    assert [one for batch in method("ft-m", batch=4)._batches(asked) for one in batch] == asked
+    rounds = [[one for batch in made._batches(examples) for one in batch] for _ in range(2)]
+    assert rounds[0] != rounds[1] and all(sorted(order) == examples for order in rounds)
+    assert [len(batch) for batch in made._batches(examples)] == [4, 4, 2]
+    assert [len(batch) for batch in method("locft-bf", min_batches=5)._batches(examples)] == [2] * 5
+    assert [len(batch) for batch in method("locft-bf", min_batches=5)._batches(examples[:3])] == [1] * 3
+    assert [one for batch in method("ft-m", batch=4)._batches(examples) for one in batch] == examples
 
 
 def test_the_box_holds() -> None:
@@ -129,12 +132,12 @@ def test_the_box_holds() -> None:
 @pytest.mark.parametrize("name", ["ft", "ft-l", "ft-m", "locft-bf", "ewc", "recadam", "f-learning", "lora"])
 def test_encoder_decoder(name: str) -> None:
     lm = tiny_lm("t5")
-    before, said = weights(lm.model), lm.score([EDIT.prompt], [EDIT.target_new])
+    before, scores = weights(lm.model), lm.score([EDIT.prompt], [EDIT.target_new])
     made = method(name)
     state = made.prepare(lm, TEXTS[:20]) if made.needs_prepare else None
     patch = made.edit(lm, [EDIT], state)
-    assert after(lm, patch) > said[0].total
-    assert same_weights(lm.model, before) and lm.score([EDIT.prompt], [EDIT.target_new]) == said
+    assert after(lm, patch) > scores[0].total
+    assert same_weights(lm.model, before) and lm.score([EDIT.prompt], [EDIT.target_new]) == scores
     both = made.edit(lm, EDITS[1:2], state, patch)
     assert after(lm, both, EDITS[1]) > lm.score([EDITS[1].prompt], [EDITS[1].target_new])[0].total
 
@@ -201,7 +204,7 @@ def test_recadam_step_by_hand() -> None:
     assert torch.allclose(w.detach(), expected, atol=1e-6)
 
 
-def test_recadam_refuses_what_is_not_stable() -> None:
+def test_recadam_refuses_an_unstable_pull() -> None:
     with pytest.raises(BadInput, match="below 2"):
         method("recadam", pull=2.0)
 
@@ -237,25 +240,25 @@ def look(model: torch.nn.Module) -> list[Any]:
 
 @pytest.fixture(params=[*ARCHITECTURES, "t5"])
 def lm(request: pytest.FixtureRequest) -> Iterator[HFLM]:
-    found = tiny_lm(request.param)
-    before, was = weights(found.model), look(found.model)
-    yield found
-    assert look(found.model) == was and same_weights(found.model, before)
+    lm = tiny_lm(request.param)
+    before, structure = weights(lm.model), look(lm.model)
+    yield lm
+    assert look(lm.model) == structure and same_weights(lm.model, before)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_lora_leaves_nothing_when_interrupted(lm: HFLM, error: type[BaseException], monkeypatch: Any) -> None:
-    seen: list[list[Any]] = []
+    inside: list[list[Any]] = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
-        seen.append(look(lm.model))
+        inside.append(look(lm.model))
         raise error
 
-    was = look(lm.model)
+    before = look(lm.model)
     monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
     with pytest.raises(error):
         method("lora").edit(lm, [EDIT])
-    assert seen and seen[0] != was  # it was in the model then
+    assert inside and inside[0] != before  # it was in the model then
 
 
 def test_lora_leaves_nothing_when_peft_fails_half_way(lm: HFLM, monkeypatch: Any) -> None:
@@ -276,29 +279,29 @@ def test_lora_leaves_nothing_when_peft_fails_half_way(lm: HFLM, monkeypatch: Any
     assert calls == 3
 
 
-def test_lora_says_as_a_patch_what_it_said_in_the_model(lm: HFLM, monkeypatch: Any) -> None:
+def test_lora_as_a_patch_predicts_what_it_predicted_in_the_model(lm: HFLM, monkeypatch: Any) -> None:
     from errata.methods.finetune import lora
 
     made = method("lora", steps=5, targets=("mlp_out", "mlp_in", "attn_out"), layers=(1, 3))
-    asked = made.asked(lm, EDITS, [e.target_new for e in EDITS])
-    said: list[torch.Tensor] = []
+    examples = made.examples(lm, EDITS, [e.target_new for e in EDITS])
+    in_model: list[torch.Tensor] = []
     read = lora.read
 
-    def heard(layer: Any) -> Any:
-        if not said:
+    def recording(layer: Any) -> Any:
+        if not in_model:
             for module in lm.model.modules():
                 module.eval()
-            said.append(lm.target_logits(asked).detach())
+            in_model.append(lm.target_logits(examples).detach())
         return read(layer)
 
-    monkeypatch.setattr(lora, "read", heard)
+    monkeypatch.setattr(lora, "read", recording)
     patch = made.edit(lm, EDITS)
     (delta,) = patch.of_kind(Delta)
     assert all(isinstance(w, LowRank) and w.rank == 8 for w in delta.weights.values())
     with patch.applied(lm) as edited, torch.no_grad():
-        now = edited.target_logits(asked)
-    base = lm.target_logits(asked).detach()
-    assert (now - said[0]).abs().max() < 1e-5 * said[0].abs().max() < (now - base).abs().max()
+        patched = edited.target_logits(examples)
+    base = lm.target_logits(examples).detach()
+    assert (patched - in_model[0]).abs().max() < 1e-5 * in_model[0].abs().max() < (patched - base).abs().max()
 
 
 def test_lora_targets_are_matched_whole(lm: HFLM) -> None:

@@ -15,6 +15,9 @@ from errata.methods.base import State
 from errata.methods.closed_form import keys as key_readings
 from errata.methods.closed_form import solve
 from errata.methods.closed_form import targets as target_search
+from errata.methods.closed_form.base import Targets
+from errata.methods.closed_form.objective import FactRows, rows_of
+from errata.methods.closed_form.search import GroupSearch
 from errata.methods.registry import method
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
@@ -41,7 +44,7 @@ def test_the_mean_key_weighs_the_empty_context(by_type: bool, architecture: str)
     plain = Plain(lm.model, tokenizer(), architecture)
     sites = [(plain.down(1), "in"), (plain.down(2), "out")]
     block = (plain.block(3), "out")
-    found = key_readings.at_subjects(lm, EDITS, CONTEXTS, sites, bare=[block], by_type=by_type)
+    found = key_readings.read_at_subjects(lm, EDITS, CONTEXTS, sites, bare=[block], by_context_type=by_type)
     weights = [1 / 2, 1 / 6, 1 / 6, 1 / 6] if by_type else [1 / 4] * 4
     for i, edit in enumerate(EDITS):
         for site in sites:
@@ -58,23 +61,23 @@ def test_the_mean_key_weighs_the_empty_context(by_type: bool, architecture: str)
 def test_without_other_contexts_the_mean_is_the_bare_key(by_type: bool) -> None:
     lm = tiny_lm("gpt2")
     site = (lm.sites.mlp_out[1], "in")
-    seen = key_readings.at_subjects(lm, EDITS, [""], [site], by_type=by_type)[site]
-    assert torch.equal(seen.mean, seen.bare) and len(seen.bare) == len(EDITS)
+    readings = key_readings.read_at_subjects(lm, EDITS, [""], [site], by_context_type=by_type)[site]
+    assert torch.equal(readings.mean, readings.bare) and len(readings.bare) == len(EDITS)
 
 
 def test_keys_are_read_some_facts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("gpt2")
     site = (lm.sites.mlp_out[1], "in")
-    together = key_readings.at_subjects(lm, EDITS, CONTEXTS, [site], by_type=True)[site]
+    together = key_readings.read_at_subjects(lm, EDITS, CONTEXTS, [site], by_context_type=True)[site]
     monkeypatch.setattr(key_readings, "CHUNK", 2)
-    apart = key_readings.at_subjects(lm, EDITS, CONTEXTS, [site], by_type=True)[site]
+    apart = key_readings.read_at_subjects(lm, EDITS, CONTEXTS, [site], by_context_type=True)[site]
     assert torch.allclose(together.bare, apart.bare, atol=1e-6)
     assert torch.allclose(together.mean, apart.mean, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "by_type"), [("memit", True), ("pmet", True), ("alphaedit", True), ("r-rome", False)])
 def test_methods_weigh_contexts_as_their_released_code(name: str, by_type: bool) -> None:
-    assert method(name).by_type is by_type  # pyright: ignore
+    assert method(name).by_context_type is by_type  # pyright: ignore
 
 
 def test_contexts_are_the_empty_one_and_first_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,12 +123,12 @@ def test_preserve_leaves_out_continuations_with_the_old_answer(monkeypatch: pyte
     edit = Edit("Ann Lee was born in", "Ann Lee", "Oslo", "Rome")
     texts = [" lives in New York", " was born in Rome", "", " is the mayor of ROME", " went by night"]
     asked = sampling(lm, texts, monkeypatch)
-    rows = target_search.rows_of(lm, edit, [""], settings)
+    rows = rows_of(lm, edit, [""], settings)
     assert asked == [(["Ann Lee"] * 4, 5, 11)]
     subject = lm.tokens.prompt("Ann Lee")
     kept = [lm.tokens._plain(text) for text in (texts[0], texts[4])]
     assert rows.ids[2:] == [subject + ids[:-1] for ids in kept]  # behind the prompt's row and that of "{} is a"
-    assert rows.at[2:] == [len(subject) - 1] * 2
+    assert rows.positions[2:] == [len(subject) - 1] * 2
     assert rows.columns[2:] == [list(range(len(ids))) for ids in kept]
     n, m = map(len, kept)
     assert rows.targets[-n - m :] == [-1] * (n + m)
@@ -138,7 +141,7 @@ def test_preserve_asks_the_model_for_an_old_answer_that_is_not_given(monkeypatch
     settings = settings_of(lm, preserve=1.0)
     sampling(lm, [" was born in Lima", " lives in Paris"], monkeypatch)
     monkeypatch.setattr(lm, "generate", lambda prompts, n, until_answer: [" Lima.\n"])
-    rows = target_search.rows_of(lm, Edit("Ann Lee was born in", "Ann Lee", "Oslo"), [""], settings)
+    rows = rows_of(lm, Edit("Ann Lee was born in", "Ann Lee", "Oslo"), [""], settings)
     assert rows.ids[2:] == [lm.tokens.prompt("Ann Lee") + lm.tokens._plain(" lives in Paris")[:-1]]
 
 
@@ -152,9 +155,7 @@ def test_preserve_keeps_what_the_model_says_forward(monkeypatch: pytest.MonkeyPa
     losses: list[float] = []
     for preserve in (0.0, 3.0):
         settings = settings_of(lm, preserve=preserve)
-        search = target_search._Search(
-            lm, [target_search.rows_of(lm, edit, [""], settings)], InterventionSite(1), settings, False
-        )
+        search = GroupSearch(lm, [rows_of(lm, edit, [""], settings)], InterventionSite(1), settings, False)
         search.losses(torch.zeros(1, 32, dtype=torch.float64), torch.ones(1))
         losses.append(search.losses(delta, torch.ones(1)).item())
     column, expected = len(plain.ids("Ann Lee")) - 1, 0.0
@@ -174,8 +175,8 @@ def test_the_essence_is_kept_backward_and_each_fact_has_its_own_terms() -> None:
     plain = Plain(lm.model, tokenizer(), "gpt2")
     settings = replace(settings_of(lm), kl=0.5, decay=0.25)
     edits, contexts = EDITS[1:], ["", "Rome is old. "]
-    rows = [target_search.rows_of(lm, edit, contexts, settings) for edit in edits]
-    search = target_search._Search(lm, rows, InterventionSite(2), settings, False)
+    rows = [rows_of(lm, edit, contexts, settings) for edit in edits]
+    search = GroupSearch(lm, rows, InterventionSite(2), settings, False)
     search.losses(torch.zeros(2, 32, dtype=torch.float64), torch.ones(2))
     delta = torch.randn(2, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     lengths = torch.tensor([2.0, 3.0], dtype=torch.float64)
@@ -201,20 +202,20 @@ def test_romes_update_has_the_direction_of_one_key_and_is_met_at_another(keys: s
     g = torch.Generator().manual_seed(0)
     x, bare, mean, r = (torch.randn(*shape, generator=g).double() for shape in ((6, 20), (1, 6), (1, 6), (1, 4)))
     made: Any = method("rome", keys=keys, lam=0.0)
-    change = made.change(torch.linalg.inv(x @ x.T), key_readings.Seen(bare, mean), r).dense()
+    change = made.change(torch.linalg.inv(x @ x.T), key_readings.SubjectReadings(bare, mean), r).dense()
     u = torch.linalg.solve(x @ x.T, (bare, mean)[direction][0])
     assert torch.allclose(change, torch.outer(r[0], u) / (u @ (bare, mean)[at][0]), atol=1e-8)
-    values = key_readings.Seen(2 * r, 5 * r)
+    values = key_readings.SubjectReadings(2 * r, 5 * r)
     missing = -3 * r if keys == "averaged" else 0 * r  # v* is the value of the bare prompt and δ
-    assert torch.allclose(made.residual(r, 7 * r, values, 2.0), r / 2 + missing)
+    assert torch.allclose(made.residual(Targets(r, 8 * r, r), r, values, 2.0), r / 2 + missing)
 
 
 # The search ------------------------------------------------------------------------------------------
 
 
-def answers_at(lm: HFLM, prompts: list[str], targets: list[list[int]], weight: float) -> target_search.Rows:
+def answers_at(lm: HFLM, prompts: list[str], targets: list[list[int]], weight: float) -> FactRows:
     """One fact's rows: what each prompt's next token shall be (or -1: as it was)."""
-    rows = target_search.Rows()
+    rows = FactRows()
     for prompt, target in zip(prompts, targets, strict=True):
         ids = lm.tokens.prompt(prompt)
         rows.add(ids, len(ids) - 2, [len(ids) - 1], target, weight)
@@ -231,20 +232,20 @@ def test_pmet_eases_an_answer_that_is_the_arg_max_and_ends_there() -> None:
     best, worst = logp.argmax(-1).tolist(), logp.argmin(-1).tolist()
     right = answers_at(lm, prompts, [[best[0]], [best[1]]], 0.5)
     half = answers_at(lm, prompts, [[best[0]], [worst[1]]], 0.5)
-    search = target_search._Search(lm, [right, half], settings.place(lm, 1), settings, False)
+    search = GroupSearch(lm, [right, half], settings.target_site(lm, 1), settings, False)
     zeros = torch.zeros(2, 64, dtype=torch.float64)
     losses = search.losses(zeros, torch.ones(2))
     expected = [-0.1 * logp[[0, 1], best].mean(), -(logp[0, best[0]] + logp[1, worst[1]]) / 2]
     assert torch.allclose(losses.detach(), torch.stack(expected), atol=1e-6)
-    assert search.settled is not None and search.settled.tolist() == [True, False]
-    assert search._unmet(torch.tensor([9.0, 9.0])).tolist() == [False, True]
+    assert search.reached is not None and search.reached.tolist() == [True, False]
+    assert search._missed(torch.tensor([9.0, 9.0])).tolist() == [False, True]
     moved, ids = answers_at(lm, prompts[:1], [[best[0]]], 1.0), lm.tokens.prompt("Rome is a")
     moved.add(ids, len(ids) - 2, [len(ids) - 1], [-1], 1e4)  # a KL that weighs much
-    search = target_search._Search(lm, [moved], settings.place(lm, 1), settings, False)
+    search = GroupSearch(lm, [moved], settings.target_site(lm, 1), settings, False)
     step = torch.randn(1, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for part, expected_settled in ((0.0, True), (0.05, False), (0.0, True)):
+    for part, expected_reached in ((0.0, True), (0.05, False), (0.0, True)):
         search.losses(part * step, torch.ones(1))
-        assert search.settled is not None and search.settled.tolist() == [expected_settled]
+        assert search.reached is not None and search.reached.tolist() == [expected_reached]
 
 
 @pytest.mark.parametrize(("part", "steps"), [(1.001, 1), (0.999, 2)])
@@ -256,15 +257,15 @@ def test_a_search_ends_where_its_loss_is_below_the_stop(part: float, steps: int)
     found = target_search.find_deltas(
         lm, EDITS[:1], InterventionSite(1), [""], replace(settings, stop=stop), torch.ones(1), torch.ones(1)
     )
-    assert found.steps.tolist() == [steps] and found.done.all()
+    assert found.steps.tolist() == [steps] and found.finished.all()
     assert bool(found.delta.any()) is (steps == 2)
-    assert found.loss.item() == pytest.approx(stop / part, rel=1e-3)
+    assert found.final_loss.item() == pytest.approx(stop / part, rel=1e-3)
 
 
 def test_facts_are_searched_in_groups_within_the_budget() -> None:
     lm = tiny_lm("gpt2")
     settings = settings_of(lm)
-    rows = [target_search.rows_of(lm, edit, CONTEXTS, settings) for edit in EDITS * 3]
+    rows = [rows_of(lm, edit, CONTEXTS, settings) for edit in EDITS * 3]
     cost = rows[0].cost
     groups = list(target_search._groups(rows, range(9), 2 * cost + 10))
     assert sorted(i for group in groups for i in group) == list(range(9)) and len(groups) > 2
@@ -365,7 +366,15 @@ def test_a_step_moves_a_share_of_the_hidden_states_length(name: str, rate: float
 
 PUBLISHED = {  # what does not depend on the model
     "memit": {"steps": 25, "clamp": 0.75, "kl": 0.0625, "decay": 0.5, "stop": 0.05, "contexts": 5, "history": False},
-    "pmet": {"steps": 30, "clamp": 0.75, "kl": 1.0, "decay": 0.5, "eased": 0.1, "kl_stop": 0.01, "history": False},
+    "pmet": {
+        "steps": 30,
+        "clamp": 0.75,
+        "kl": 1.0,
+        "decay": 0.5,
+        "argmax_weight": 0.1,
+        "kl_stop": 0.01,
+        "history": False,
+    },
     "alphaedit": {"steps": 25, "clamp": 0.75, "kl": 0.0625, "cut": 0.02, "history": True},
     "rome": {"steps": 20, "kl": 0.0625, "decay": 0.5, "stop": 0.05, "contexts": 20, "keys": "mixed"},
     "r-rome": {"steps": 20, "contexts": 20, "keys": "averaged"},

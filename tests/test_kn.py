@@ -16,7 +16,8 @@ from errata.cli import app
 from errata.errors import BadInput, NeedsPrepare, Unsupported, WrongModel
 from errata.locate.attribution import attributions, down_projection, shared, strongest
 from errata.methods.base import State
-from errata.methods.neurons.kn import KN, clozes, template_of, templates_of
+from errata.methods.neurons.kn import KN, token_changes
+from errata.methods.neurons.phrasings import template_of, templates_of
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank
 from errata.patch.patch import Patch
@@ -26,7 +27,7 @@ ALL = [*ARCHITECTURES, "opt", "gemma3_text", "falcon_alibi", "mistral"]
 PROMPTS = ["Ann Lee was born in", "Rome", "The old king of New York is the mayor of"]
 
 
-def asked_of(lm: HFLM) -> list[tuple[list[int], int]]:
+def questions_of(lm: HFLM) -> list[tuple[list[int], int]]:
     return [(lm.tokens.prompt(p), lm.tokens.target(p, t)[0]) for p, t in zip(PROMPTS, ("Oslo", "Lima", "Rome"))]
 
 
@@ -66,39 +67,39 @@ def plainly(lm: HFLM, ids: list[int], token: int, layer: int, points: int) -> Te
 @pytest.mark.parametrize("arch", ALL)
 def test_attribution_is_the_plain_loop(arch: str) -> None:
     lm = tiny_lm(arch, torch.float64)
-    asked = asked_of(lm)
-    its = attributions(lm, asked, 3)
-    assert its.shape == (len(asked), lm.sites.depth, 64) and its.dtype == torch.float64
-    for i, (ids, token) in enumerate(asked):
+    questions = questions_of(lm)
+    attribution = attributions(lm, questions, 3)
+    assert attribution.shape == (len(questions), lm.sites.depth, 64) and attribution.dtype == torch.float64
+    for i, (ids, token) in enumerate(questions):
         for layer in range(lm.sites.depth):
             expected = plainly(lm, ids, token, layer, 3)
             assert expected.abs().max() > 1e-12
-            torch.testing.assert_close(its[i, layer], expected, rtol=1e-6, atol=1e-12)
+            torch.testing.assert_close(attribution[i, layer], expected, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_small_batches_and_full_passes_give_the_same(arch: str) -> None:
     lm = tiny_lm(arch, torch.float64)
-    whole = attributions(lm, asked_of(lm), 4)
+    whole = attributions(lm, questions_of(lm), 4)
     lm.budget = 1
-    torch.testing.assert_close(attributions(lm, asked_of(lm), 4), whole, rtol=1e-8, atol=1e-14)
-    torch.testing.assert_close(attributions(lm, asked_of(lm), 4, plain=True), whole, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(attributions(lm, questions_of(lm), 4), whole, rtol=1e-8, atol=1e-14)
+    torch.testing.assert_close(attributions(lm, questions_of(lm), 4, plain=True), whole, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_layer_sums_to_what_it_adds(arch: str) -> None:
     lm = tiny_lm(arch, torch.float64)
-    asked = asked_of(lm)
-    its = attributions(lm, asked, 400).sum(-1)
-    for i, (ids, token) in enumerate(asked):
+    questions = questions_of(lm)
+    attribution = attributions(lm, questions, 400).sum(-1)
+    for i, (ids, token) in enumerate(questions):
         for layer in range(lm.sites.depth):
             full, none = (probability(lm, ids, token, layer, lambda w, s=s: w * s).item() for s in (1, 0))
-            assert abs(its[i, layer].item() - (full - none)) < 0.01 * abs(full - none) + 0.002 * max(full, none)
+            assert abs(attribution[i, layer].item() - (full - none)) < 0.01 * abs(full - none) + 0.002 * max(full, none)
 
 
 def test_attribution_leaves_the_model_as_it_was() -> None:
     lm = tiny_lm("llama")
-    attributions(lm, asked_of(lm), 2)
+    attributions(lm, questions_of(lm), 2)
     assert all(p.requires_grad and p.grad is None for p in lm.model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in lm.model.modules())
 
@@ -106,7 +107,7 @@ def test_attribution_leaves_the_model_as_it_was() -> None:
 def test_attribution_checks_what_it_is_given() -> None:
     lm = tiny_lm("gpt2")
     with pytest.raises(BadInput, match="at least one point"):
-        attributions(lm, asked_of(lm), 0)
+        attributions(lm, questions_of(lm), 0)
     for nothing in ([], [([], 3)]):
         with pytest.raises(BadInput, match="at least one question"):
             attributions(lm, nothing)
@@ -121,29 +122,29 @@ def of_rows(*rows: list[float]) -> Tensor:
 
 
 def test_refinement_by_hand() -> None:
-    its = of_rows(
+    attr = of_rows(
         [10, 2.0, 1.9, 0, 5, -9],  # holds (0,0) (0,1) (1,1): a fifth of the largest is 2
         [5.0, 0.9, 0, 4, 2, -9],  # holds (0,0) (1,0) (1,1)
         [0.3, 1.0, 0, 0, 0, -9],  # holds (0,0) (0,1)
         [1.0, 0.3, 0, 0, 0, -9],  # holds (0,0) (0,1)
     )  # fmt: skip
     # held by 4, 3, 0, 1, 2, 0 of the four
-    assert shared(its, share=0.7, wanted=(2, 5)) == [(0, 0), (0, 1)]  # 2.8: three of them
-    assert shared(its, share=1.0, wanted=(3, 5), least=1, step=0.25) == [(0, 0), (0, 1), (1, 1)]  # down to a half
-    assert shared(its, share=1.0, wanted=(3, 5), least=1, step=0.25, rounds=2) == [(0, 0), (0, 1)]  # not there yet
-    assert shared(its, share=1.0, wanted=(3, 5), least=3, step=0.25) == [(0, 0), (0, 1)]  # never fewer than three
-    assert shared(its[:2], share=0.5, wanted=(1, 9), least=3) == [(0, 0), (1, 1)]  # two phrasings: both
+    assert shared(attr, share=0.7, wanted=(2, 5)) == [(0, 0), (0, 1)]  # 2.8: three of them
+    assert shared(attr, share=1.0, wanted=(3, 5), least=1, step=0.25) == [(0, 0), (0, 1), (1, 1)]  # down to a half
+    assert shared(attr, share=1.0, wanted=(3, 5), least=1, step=0.25, rounds=2) == [(0, 0), (0, 1)]  # not there yet
+    assert shared(attr, share=1.0, wanted=(3, 5), least=3, step=0.25) == [(0, 0), (0, 1)]  # never fewer than three
+    assert shared(attr[:2], share=0.5, wanted=(1, 9), least=3) == [(0, 0), (1, 1)]  # two phrasings: both
 
 
 def test_too_many_are_told_apart_by_the_share_and_in_the_end_by_strength() -> None:
-    its = of_rows([1, 0.9, 1, 0, 0, 0], [1, 0.9, 1, 0, 0, 0], [1, 0.9, 1, 0, 0, 0], [0.1, 0.9, 0.9, 0, 0, 1])
+    attr = of_rows([1, 0.9, 1, 0, 0, 0], [1, 0.9, 1, 0, 0, 0], [1, 0.9, 1, 0, 0, 0], [0.1, 0.9, 0.9, 0, 0, 1])
     # held by 3, 4, 4 of the four: all at 0.7, two from 0.8 on
-    assert shared(its, share=0.7, wanted=(1, 2)) == [(0, 2), (0, 1)]
-    assert shared(its, share=0.7, wanted=(1, 1)) == [(0, 2)]
-    assert shared(its, share=0.7, wanted=(1, 2), rounds=1) == [(0, 2), (0, 1)]  # 0.975, 0.9, and 0.775 for (0, 0)
-    its[3, 0, 1] = 0.3
-    assert shared(its, share=0.7, wanted=(1, 2), rounds=1) == [(0, 2), (0, 0)]  # (0, 0) is stronger now: 0.775, 0.75
-    assert shared(its, share=0.7, wanted=(1, 2)) == [(0, 2), (0, 1)]  # but not in as many phrasings
+    assert shared(attr, share=0.7, wanted=(1, 2)) == [(0, 2), (0, 1)]
+    assert shared(attr, share=0.7, wanted=(1, 1)) == [(0, 2)]
+    assert shared(attr, share=0.7, wanted=(1, 2), rounds=1) == [(0, 2), (0, 1)]  # 0.975, 0.9, and 0.775 for (0, 0)
+    attr[3, 0, 1] = 0.3
+    assert shared(attr, share=0.7, wanted=(1, 2), rounds=1) == [(0, 2), (0, 0)]  # (0, 0) is stronger now: 0.775, 0.75
+    assert shared(attr, share=0.7, wanted=(1, 2)) == [(0, 2), (0, 1)]  # but not in as many phrasings
 
 
 def test_six_tenths_of_five_are_three() -> None:
@@ -152,17 +153,17 @@ def test_six_tenths_of_five_are_three() -> None:
 
 
 def test_what_only_weakens_an_answer_holds_nothing() -> None:
-    its = -torch.ones(3, 2, 4)
-    assert shared(its) == []
+    attr = -torch.ones(3, 2, 4)
+    assert shared(attr) == []
     assert shared(torch.zeros(3, 2, 4)) == []
 
 
 def test_strongest_weighs_phrasings_alike() -> None:
-    its = of_rows([100, 90, 0, 0, 0, 0], [0.0, 0.5, 0, 1.0, 0, 0])
-    assert strongest(its, 2) == [(0, 1), (0, 0)]  # 0.9 + 0.5, 1 + 0, 0 + 1: the first of equals
+    attr = of_rows([100, 90, 0, 0, 0, 0], [0.0, 0.5, 0, 1.0, 0, 0])
+    assert strongest(attr, 2) == [(0, 1), (0, 0)]  # 0.9 + 0.5, 1 + 0, 0 + 1: the first of equals
     free = torch.ones(2, 3, dtype=torch.bool)
     free[0, 1] = False
-    assert strongest(its, 2, free) == [(0, 0), (1, 0)]
+    assert strongest(attr, 2, free) == [(0, 0), (1, 0)]
 
 
 # Prompts and answers -----------------------------------------------------------------------------
@@ -188,19 +189,19 @@ def test_templates_that_share_one_belong_together() -> None:
     assert template_of("Ann Lee was born in", "Ann Lee") == "{} was born in"
 
 
-def test_clozes_are_where_the_answers_part() -> None:
+def test_token_changes_are_where_the_answers_differ() -> None:
     lm = tiny_lm("llama")
-    prompt, said = EDIT.prompt, lm.tokens.target
-    new, true = said(prompt, "New York Oslo"), said(prompt, "New York Rome")
-    n = len(said(prompt, "New York"))
+    prompt, target = EDIT.prompt, lm.tokens.target
+    new, true = target(prompt, "New York Oslo"), target(prompt, "New York Rome")
+    n = len(target(prompt, "New York"))
     assert new[:n] == true[:n] and new[n] != true[n]
-    first = clozes(lm, Edit(prompt, EDIT.subject, "New York Oslo", "New York Rome"))[0]
-    assert (first.given, first.old, first.new) == (tuple(new[:n]), true[n], new[n])
+    first = token_changes(lm, Edit(prompt, EDIT.subject, "New York Oslo", "New York Rome"))[0]
+    assert (first.prefix, first.old, first.new) == (tuple(new[:n]), true[n], new[n])
     own = lm.next_logprobs([prompt]).argmax()  # where no old answer is given, the model's own
-    assert clozes(lm, Edit(prompt, EDIT.subject, "Oslo"))[0].old == own
+    assert token_changes(lm, Edit(prompt, EDIT.subject, "Oslo"))[0].old == own
 
 
-def test_what_the_model_says_already_is_left(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_model_predicts_already_is_left(caplog: pytest.LogCaptureFixture) -> None:
     lm = tiny_lm("llama")
     ids = lm.tokens.prompt(EDIT.prompt)
     for word in ("Oslo", "Rome", "Lima", "Paris"):
@@ -214,8 +215,8 @@ def test_what_the_model_says_already_is_left(caplog: pytest.LogCaptureFixture) -
     turn = LowRank(swap, (head[best] - head[token[0]]).detach()[None])  # the two tokens change places
     with Patch((Delta({f"{lm.sites.lm_head}.weight": turn}),)).applied(lm) as turned:
         assert turned.next_logprobs([EDIT.prompt]).argmax() == token[0] and ids
-        assert clozes(turned, Edit(EDIT.prompt, EDIT.subject, word)) == []
-        assert KN()._find(turned, Edit(EDIT.prompt, EDIT.subject, word), [EDIT.prompt], None) == []
+        assert token_changes(turned, Edit(EDIT.prompt, EDIT.subject, word)) == []
+        assert KN()._locate(turned, Edit(EDIT.prompt, EDIT.subject, word), [EDIT.prompt], None) == []
     assert "already says" in caplog.text
 
 
@@ -228,20 +229,20 @@ def quick(**settings: Any) -> KN:
 
 def columns(lm: HFLM, patch: Patch) -> dict[tuple[int, int], Tensor]:
     """(layer, neuron) -> what its column gains."""
-    found: dict[tuple[int, int], Tensor] = {}
+    gains: dict[tuple[int, int], Tensor] = {}
     for part in patch.of_kind(Delta):
         for name, w in part.weights.items():
             full, layer = w.dense() if isinstance(w, LowRank) else w, lm.sites.mlp_out.index(name[: -len(".weight")])
-            found |= {(layer, i): full[:, i] for i in full.any(0).nonzero()[:, 0].tolist()}
-    return found
+            gains |= {(layer, i): full[:, i] for i in full.any(0).nonzero()[:, 0].tolist()}
+    return gains
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_terms_are_brought_to_the_column(arch: str) -> None:
     lm = tiny_lm(arch)
-    (cloze,) = clozes(lm, EDIT)
+    (change,) = token_changes(lm, EDIT)
     head: Any = lm.model.get_parameter(f"{lm.sites.lm_head}.weight")
-    for settings, token, times in (({"add": 3.0, "subtract": 0.0}, cloze.new, 3), ({"add": 0.0}, cloze.old, -1)):
+    for settings, token, times in (({"add": 3.0, "subtract": 0.0}, change.new, 3), ({"add": 0.0}, change.old, -1)):
         changed = columns(lm, quick(**settings).edit(lm, [EDIT]))
         assert changed
         rows = lm.tokens.prompt(EDIT.prompt)
@@ -256,7 +257,7 @@ def test_terms_are_brought_to_the_column(arch: str) -> None:
 def test_edits_that_meet_in_a_neuron_both_count() -> None:
     lm = tiny_lm("gpt2")
     same = [EDIT, Edit(EDIT.prompt, EDIT.subject, "Lima", "Rome")]
-    one, two, both = (columns(lm, quick().edit(lm, its)) for its in ([same[0]], [same[1]], same))
+    one, two, both = (columns(lm, quick().edit(lm, edits)) for edits in ([same[0]], [same[1]], same))
     assert one.keys() == two.keys() == both.keys()
     for neuron in both:
         torch.testing.assert_close(both[neuron], one[neuron] + two[neuron])
@@ -300,9 +301,9 @@ def test_prepare_learns_phrasings_and_is_cached(monkeypatch: pytest.MonkeyPatch)
     state = made.prepare(lm, cases)
     assert state.info["groups"] == [["{} was born in", "{} comes from", "{} hails from"]]
     assert state.tensors["common/0"].shape[1] == 2
-    monkeypatch.setattr(KN, "_common", None)  # not asked again, also with other weights of the update
+    monkeypatch.setattr(KN, "_common", None)  # not measured again, also with other weights of the update
     assert made.prepare(lm, cases).info == quick(phrasings=4, add=2.0).prepare(lm, iter(cases)).info == state.info
-    prompts, common = made._known(lm, [EDIT], state)
+    prompts, common = made._phrasings(lm, [EDIT], state)
     assert prompts == [["Ann Lee was born in", "Ann Lee comes from", "Ann Lee hails from"]]
     assert common[0] is not None and torch.equal(common[0], state.tensors["common/0"])
     assert not made.prepare(lm).info and not made.prepare(lm).tensors  # a model without cases
@@ -312,15 +313,15 @@ def test_prepare_learns_phrasings_and_is_cached(monkeypatch: pytest.MonkeyPatch)
 
 def test_openers_where_no_phrasing_is_known(caplog: pytest.LogCaptureFixture) -> None:
     lm = tiny_lm("gpt2")
-    prompts, common = quick(phrasings=3)._known(lm, [EDIT], State())
+    prompts, common = quick(phrasings=3)._phrasings(lm, [EDIT], State())
     assert len(prompts[0]) == 3 and prompts[0][0] == EDIT.prompt and common == [None]
     assert all(prompt.endswith(EDIT.prompt) for prompt in prompts[0])
     assert "1 of 1 prompts" in caplog.text
 
 
-def test_what_cannot_be_done_is_said() -> None:
-    with pytest.raises(BadInput, match="wanted"):
-        KN(wanted=(5, 2))
+def test_bad_settings_data_and_models_are_refused() -> None:
+    with pytest.raises(BadInput, match="fewest and the most"):
+        KN(neurons=(5, 2))
     with pytest.raises(BadInput, match="between 0 and 1"):
         KN(share=1.5)
     with pytest.raises(BadInput, match="paraphrase an edit"):
@@ -350,8 +351,8 @@ def test_show_names_the_neurons(tmp_path: Path) -> None:
     many = Delta({"w": LowRank(torch.ones(4, 1), (torch.arange(100) < 65).float()[None])})
     assert not any("columns" in line for line in (*spread.summary(), *many.summary()))
     file = patch.save(tmp_path / "p.safetensors")
-    said = CliRunner().invoke(app, ["show", str(file)]).stdout
-    assert "neurons" in said
+    output = CliRunner().invoke(app, ["show", str(file)]).stdout
+    assert "neurons" in output
     parts = json.loads(CliRunner().invoke(app, ["show", str(file), "--json"]).stdout)["parts"]
     assert parts == json.loads(json.dumps(patch.summary()))
 
@@ -381,12 +382,12 @@ def falls(lm: HFLM, edit: Edit, patch: Patch) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_erasing_found_neurons_costs_more_than_erasing_others() -> None:
+def test_erasing_located_neurons_costs_more_than_erasing_others() -> None:
     lm, state = world()
     generator = torch.Generator().manual_seed(0)
-    found = others = 0.0
-    for its in errata.cases("world", limit=5):
-        patch = KN(mode="erase", points=8).edit(lm, its.edits, state)
+    located = others = 0.0
+    for case in errata.cases("world", limit=5):
+        patch = KN(mode="erase", points=8).edit(lm, case.edits, state)
         erased = columns(lm, patch)
         weights: dict[str, Any] = {}
         for layer in {at for at, _ in erased}:
@@ -395,9 +396,9 @@ def test_erasing_found_neurons_costs_more_than_erasing_others() -> None:
             change = torch.zeros_like(weight)
             change[:, some] = -weight[:, some]
             weights[f"{lm.sites.mlp_out[layer]}.weight"] = change
-        found += falls(lm, its.edits[0], patch) / 5
-        others += falls(lm, its.edits[0], Patch((Delta(weights),))) / 5
-    assert found > 0.5 and found > 3 * abs(others)
+        located += falls(lm, case.edits[0], patch) / 5
+        others += falls(lm, case.edits[0], Patch((Delta(weights),))) / 5
+    assert located > 0.5 and located > 3 * abs(others)
 
 
 @pytest.mark.slow
@@ -405,8 +406,8 @@ def test_erasing_found_neurons_costs_more_than_erasing_others() -> None:
 def test_facts_of_the_world_change() -> None:
     lm, state = world()
     took = 0
-    for its in errata.cases("world", limit=5):
-        with KN(points=8).edit(lm, its.edits, state).applied(lm) as edited:
-            (said,) = edited.generate([its.edits[0].prompt], 8, until_answer=True)
-        took += said.strip().startswith(its.edits[0].target_new)
+    for case in errata.cases("world", limit=5):
+        with KN(points=8).edit(lm, case.edits, state).applied(lm) as edited:
+            (answer,) = edited.generate([case.edits[0].prompt], 8, until_answer=True)
+        took += answer.strip().startswith(case.edits[0].target_new)
     assert took >= 4

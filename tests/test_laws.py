@@ -36,13 +36,13 @@ Edited = tuple[Method, HFLM, State, Patch]
 PROMPTS = [EDIT.prompt, "Bob Ray lives in", "Rome"]
 
 
-def seen(lm: Any) -> Any:
-    """What a model says, and its scores; the text alone of one that cannot score."""
-    said = lm.generate(PROMPTS, 6)
+def answers_of(lm: Any) -> Any:
+    """A model's texts and scores; the texts alone of one that cannot score."""
+    texts = lm.generate(PROMPTS, 6)
     try:
-        return said, lm.score(PROMPTS, ["Oslo", "Rome", "New York"])
+        return texts, lm.score(PROMPTS, ["Oslo", "Rome", "New York"])
     except Unsupported:
-        return said, said
+        return texts, texts
 
 
 def test_edit_leaves_the_model_as_it_was(edited: Edited) -> None:
@@ -79,20 +79,20 @@ def test_edit_that_fails_leaves_the_model_as_it_was(edited: Edited, monkeypatch:
     assert same_weights(lm.model, before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
     assert all(p.requires_grad for p in lm.model.parameters())
-    lm.generate(PROMPTS, 2)  # and it may speak
+    lm.generate(PROMPTS, 2)  # and it can be asked again
 
 
 def test_undo_is_exact(edited: Edited) -> None:
     _, lm, _, patch = edited
-    before, said = weights(lm.model), seen(lm)
+    before, answers = weights(lm.model), answers_of(lm)
     storage = [p.data_ptr() for p in lm.model.parameters()]
     with patch.applied(lm) as changed:
-        assert seen(changed)[1] != said[1]
+        assert answers_of(changed)[1] != answers[1]
         with pytest.raises(InForce):
             lm.generate(PROMPTS)
     assert same_weights(lm.model, before)
     assert storage == [p.data_ptr() for p in lm.model.parameters()]
-    assert seen(lm) == said
+    assert answers_of(lm) == answers
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -133,9 +133,9 @@ def test_saved_and_loaded_is_equal(edited: Edited, tmp_path: Path) -> None:
     loaded = Patch.load(patch.save(tmp_path / "patch.safetensors"))
     assert loaded == patch and loaded.meta == patch.meta and loaded.edits == [EDIT]
     with patch.applied(lm) as one:
-        first = seen(one)
+        first = answers_of(one)
     with loaded.applied(lm) as two:
-        assert seen(two) == first
+        assert answers_of(two) == first
     settings = loaded.meta["made"][-1]["settings"]
     assert type(made)(**settings) == made
 
@@ -184,13 +184,13 @@ def test_no_edit_on_a_patch_in_force(edited: Edited) -> None:
 
 def test_the_empty_patch_is_the_base_model() -> None:
     lm = tiny_lm("llama")
-    said = seen(lm)
+    answers = answers_of(lm)
     with EMPTY.applied(lm) as same:
-        assert seen(same) == said
+        assert answers_of(same) == answers
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if method(name).needs_prepare])
-def test_what_needs_a_state_says_so(name: str) -> None:
+def test_a_missing_state_is_refused(name: str) -> None:
     lm = tiny_lm("gpt2")
     with pytest.raises(NeedsPrepare, match="prepare"):
         method(name).edit(lm, [EDIT])

@@ -1,4 +1,4 @@
-"""What a method is: hyper-parameters in the constructor, ``prepare`` and ``edit``, a patch in return."""
+"""What a method is: a frozen dataclass of hyper-parameters with ``prepare`` and ``edit``, which returns a patch."""
 
 import logging
 import time
@@ -29,40 +29,42 @@ class State:
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
-    _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, name: str, make: Any) -> Any:
-        """What ``make()`` gives, computed the first time (factors of a large matrix, say); never saved."""
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+        """The result of ``make()``, computed the first time (factors of a large matrix, say); never saved."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def check(self, lm: HFLM) -> None:
         """Raises :class:`WrongModel` if this was computed for another model."""
-        made_for = self.info.get("model")
-        if made_for and made_for["fingerprint"] != lm.fingerprint:
+        model = self.info.get("model")
+        if model and model["fingerprint"] != lm.fingerprint:
             raise WrongModel(
-                f"this state was prepared for {made_for['name'] or '?'} ({made_for['fingerprint']}), and the model is "
+                f"this state was prepared for {model['name'] or '?'} ({model['fingerprint']}), and the model is "
                 f"{lm.name or '?'} ({lm.fingerprint}); call prepare on this model"
             )
 
-    def check_for(self, **wanted: Any) -> None:
-        """Raises :class:`BadInput` unless this was prepared for what is wanted (a method, a layer), by its ``info``."""
-        for name, value in wanted.items():
+    def check_for(self, **expected: Any) -> None:
+        """Raises :class:`BadInput` unless ``info`` has these values (of a method, a layer)."""
+        for name, value in expected.items():
             if (found := self.info.get(name)) != value:
                 raise BadInput(f"this state was prepared for {name} = {found}, not {value}; prepare anew")
 
     def save(self, path: str | Path) -> None:
+        """Writes the tensors and ``info`` to one safetensors file."""
         write_tensors(Path(path), self.tensors, self.info)
 
     @classmethod
     def load(cls, path: str | Path) -> "State":
+        """The state that :meth:`save` wrote. Raises :class:`BadInput` where there is none, or it is damaged."""
         tensors, info = read_tensors(Path(path), "state")
         return cls(tensors, info)
 
 
 def cached_state(kind: str, content: Any, make: Callable[[], State]) -> State:
-    """The state that the cache holds for ``content`` (JSON), else what ``make`` gives, which is kept."""
+    """The state that the cache holds for ``content`` (JSON), else the result of ``make()``, which is cached."""
     file = cache_file(kind, content)
     if file.is_file():
         return State.load(file)
@@ -76,7 +78,7 @@ def cached_state(kind: str, content: Any, make: Callable[[], State]) -> State:
 
 @dataclass(frozen=True)
 class Tags:
-    """What code that runs every method must know of one, so that none holds a list of names (as scikit-learn's tags).
+    """What code that runs all methods must know of each, so that it holds no list of names (as scikit-learn's tags).
 
     ``quick``: settings under which an edit of a tiny random model takes seconds and raises the edit's own score.
     ``reads_context``: edits act through the context or the contrast of prompts, which a random model cannot use.
@@ -91,10 +93,10 @@ class Tags:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """A frozen dataclass of hyper-parameters with two verbs.
+    """A frozen dataclass of hyper-parameters with two verbs: ``prepare`` once per model, ``edit`` once per batch.
 
-    A setting that is None is resolved relative to the model when ``edit`` runs; ``patch.meta`` says to what. A wrong
-    type raises :class:`BadInput` when the method is made.
+    A setting that is None is resolved relative to the model when ``edit`` runs; its value stands in ``patch.meta``. A
+    setting of a wrong type or out of bounds raises :class:`BadInput` at construction.
     """
 
     name: ClassVar[str]
@@ -104,7 +106,7 @@ class Method(ABC):
     needs_prepare: ClassVar[bool] = False
     tags: ClassVar[Tags] = Tags()
 
-    seed: int = setting(0, "of everything that is drawn")
+    seed: int = setting(0, "of all random numbers")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -116,7 +118,7 @@ class Method(ABC):
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
-        """What the method needs to know of the model before the first edit; empty where it needs nothing."""
+        """What the method must compute once for a model before its first edit; an empty state where that is nothing."""
         return State()
 
     def resolve(self, lm: HFLM, state: State) -> Self:
@@ -129,10 +131,10 @@ class Method(ABC):
         Raises :class:`NeedsPrepare` without a state that the method needs, :class:`WrongModel` for the state or patch
         of another model, :class:`BadInput` for what is no edit.
         """
-        speaks = isinstance(cast(Any, lm), HFLM)  # what a wrapper in force makes of a model is none
-        if speaks:
+        is_hflm = isinstance(cast(Any, lm), HFLM)  # a wrapper in force is another LM
+        if is_hflm:
             lm.check()
-        if not speaks or not lm.bare:
+        if not is_hflm or not lm.bare:
             raise Unsupported("a patch is in force here; edit the model itself, with that patch as `prior`")
         edits = _edits(edits)
         prior.check(lm)
@@ -145,20 +147,20 @@ class Method(ABC):
                 )
             state = State()
         state.check(lm)
-        began = time.perf_counter()
+        start = time.perf_counter()
         with frozen_rng(self.seed):
             resolved = self.resolve(lm, state)
             patch = resolved._edit(lm, edits, state, prior)
-        return self._signed(patch, lm, resolved, edits, prior, time.perf_counter() - began)
+        return self._with_meta(patch, lm, resolved, edits, prior, time.perf_counter() - start)
 
     @abstractmethod
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         """``prior`` and these edits, with ``parts`` and ``memory``; the settings of ``self`` are resolved."""
 
-    def _signed(
+    def _with_meta(
         self, patch: Patch, lm: HFLM, resolved: "Method", edits: Sequence[Edit], prior: Patch, seconds: float
     ) -> Patch:
-        made = {
+        record = {
             "method": self.name,
             "settings": self.settings,
             "resolved": resolved.settings,
@@ -170,25 +172,25 @@ class Method(ABC):
         meta = {
             **prior.meta,
             "model": {"name": lm.name, "fingerprint": lm.fingerprint},
-            "made": [*prior.meta.get("made", ()), made],
+            "made": [*prior.meta.get("made", ()), record],
         }
         return replace(patch, meta=meta)
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a result depends on."""
-    found: dict[str, str] = {}
+    """Package -> version, of those that a result depends on."""
+    numbers: dict[str, str] = {}
     for package in ("errata", "torch", "transformers"):
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+            numbers[package] = "unknown"
+    return numbers
 
 
 @contextmanager
 def frozen_rng(seed: int) -> Iterator[None]:
-    """Draws inside the block depend on ``seed`` alone, and those outside do not notice."""
+    """Context manager: random numbers inside depend on ``seed`` alone, and those outside are as without it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -203,9 +205,9 @@ def _edits(edits: Sequence[Edit]) -> list[Edit]:
     return list(edits)
 
 
-CLOSE = 1e-2  # by how much two preparations of one model may differ
+CLOSE = 1e-2  # relative difference of two preparations of one model at most
 
 
 def close(a: Any, b: Any) -> bool:
-    """Whether two resolved settings are the same, but for the rounding of what they were resolved from."""
+    """Whether two resolved settings are equal within the rounding of what they were resolved from."""
     return abs(a - b) <= CLOSE * abs(a) if isinstance(a, float) and isinstance(b, float) else a == b

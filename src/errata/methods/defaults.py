@@ -1,11 +1,11 @@
-"""Which layers to edit: the published ones by model type and depth, else a rule relative to the depth."""
+"""Which layers to edit: those published for a model type and depth, else a rule relative to the depth."""
 
 from torch import nn
 
 from errata.model.sites import Sites
 
-# (model type, depth): ROME's layer, MEMIT's first and last. From the hparams of ROME and MEMIT, for
-# Llama and Mistral of EasyEdit. MEMIT's for the smaller GPT-2s as in XL: the five up to ROME's.
+# (model type, depth) -> ROME's layer, MEMIT's first and last. From the hparams of ROME and MEMIT, for Llama and
+# Mistral from EasyEdit's. MEMIT's of the smaller GPT-2s as in XL: the five up to ROME's.
 PUBLISHED: dict[tuple[str, int], tuple[int, tuple[int, int]]] = {
     ("gpt2", 48): (17, (13, 17)),
     ("gpt2", 36): (12, (8, 12)),
@@ -20,9 +20,9 @@ PUBLISHED: dict[tuple[str, int], tuple[int, tuple[int, int]]] = {
 def critical_layers(model: nn.Module, sites: Sites) -> tuple[int, ...]:
     """The layers that MEMIT changes: the published ones, else an eighth to a quarter of the depth.
 
-    From (depth + 4) // 8 to depth // 4, at least three layers, leaving the last block alone. That
-    is 4 to 8 of 32 layers (as published for Llama), 4 to 7 of 28 (for GPT-J: 3 to 8), 6 to 11 of 44
-    (for GPT-NeoX: 6 to 10), 1 to 3 of 8. GPT-2 XL's 13 to 17 of 48 lie deeper: in the table only.
+    From (depth + 4) // 8 to depth // 4, at least three layers, without the last block. That is 4 to 8 of 32 layers (as
+    published for Llama), 4 to 7 of 28 (for GPT-J: 3 to 8), 6 to 11 of 44 (for GPT-NeoX: 6 to 10), 1 to 3 of 8. GPT-2
+    XL's 13 to 17 of 48 lie deeper: in the table only.
     """
     if known := PUBLISHED.get(_kind(model, sites)):
         first, last = known[1]

@@ -17,17 +17,17 @@ from errata.errors import BadInput, unknown
 if TYPE_CHECKING:
     from errata.methods.base import Method
 
-
 log = logging.getLogger(__name__)
 
+GROUP = "errata.methods"  # of entry points
 METHODS: dict[str, str] = {
     "ft": "errata.methods.finetune.ft:FT",
     "ft-l": "errata.methods.finetune.ft:FTL",
     "ft-m": "errata.methods.finetune.ft:FTM",
-    "locft-bf": "errata.methods.finetune.ft:LocFTBF",
-    "ewc": "errata.methods.finetune.ft:EWC",
-    "recadam": "errata.methods.finetune.ft:RecAdam",
-    "f-learning": "errata.methods.finetune.ft:FLearning",
+    "locft-bf": "errata.methods.finetune.locft_bf:LocFTBF",
+    "ewc": "errata.methods.finetune.ewc:EWC",
+    "recadam": "errata.methods.finetune.recadam:RecAdam",
+    "f-learning": "errata.methods.finetune.f_learning:FLearning",
     "lora": "errata.methods.finetune.lora:LoRA",
     "grace": "errata.methods.codebook.grace:GRACE",
     "horen": "errata.methods.codebook.horen:HoReN",
@@ -39,11 +39,11 @@ METHODS: dict[str, str] = {
     "calinet": "errata.methods.neurons.calinet:CaliNet",
     "rome": "errata.methods.closed_form.rome:ROME",
     "r-rome": "errata.methods.closed_form.rome:RROME",
-    "emmet": "errata.methods.closed_form.rome:EMMET",
+    "emmet": "errata.methods.closed_form.emmet:EMMET",
     "memit": "errata.methods.closed_form.memit:MEMIT",
     "kn": "errata.methods.neurons.kn:KN",
-    "pmet": "errata.methods.closed_form.memit:PMET",
-    "alphaedit": "errata.methods.closed_form.memit:AlphaEdit",
+    "pmet": "errata.methods.closed_form.pmet:PMET",
+    "alphaedit": "errata.methods.closed_form.alphaedit:AlphaEdit",
     "ike": "errata.methods.prompting.ike:IKE",
     "ice": "errata.methods.prompting.ike:ICE",
     "rag": "errata.methods.prompting.rag:RAG",
@@ -54,7 +54,7 @@ METHODS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class About:
-    """What ``errata methods`` tells of one."""
+    """A line of ``errata methods``."""
 
     name: str
     family: str
@@ -63,20 +63,17 @@ class About:
     needs_prepare: bool
 
 
-GROUP = "errata.methods"
-
-
 @cache
 def installed() -> Mapping[str, EntryPoint]:
-    """name -> entry point, of the methods that other packages bring; a name of Errata's own stays Errata's."""
-    found: dict[str, EntryPoint] = {}
+    """Name -> entry point of each method of another package; one with a name of Errata's own is logged and left out."""
+    entries: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
         if entry.name in METHODS:
             package = entry.dist.name if entry.dist else entry.value
             log.warning("the method %s of %s is left out: Errata has one of that name", entry.name, package)
         else:
-            found[entry.name] = entry
-    return found
+            entries[entry.name] = entry
+    return entries
 
 
 def names() -> list[str]:
@@ -95,14 +92,14 @@ def method_class(name: str) -> "type[Method]":
 
     entry = installed()[name]
     try:
-        found: Any = entry.load()
+        cls: Any = entry.load()
     except Exception as error:  # whatever another package's import may raise
         raise BadInput(
             f"the method {name} ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Method) and getattr(found, "name", None) == name):
+    if not (isinstance(cls, type) and issubclass(cls, Method) and getattr(cls, "name", None) == name):
         raise BadInput(f"the entry point {name} = {entry.value!r} is no errata Method with `name = {name!r}`")
-    return found
+    return cls
 
 
 def import_all() -> None:
@@ -115,23 +112,23 @@ def import_all() -> None:
 
 
 def method(name: str, **settings: Any) -> "Method":
-    """The method of that name; an unknown name or setting answers with near matches."""
+    """The method of that name with these settings. Raises ``UnknownName`` with near matches for either."""
     cls = method_class(name)
-    names = [f.name for f in fields(cls)]
+    known = [f.name for f in fields(cls)]
     for setting in settings:
-        if setting not in names:
-            raise unknown(f"setting of {name}", setting, names)
+        if setting not in known:
+            raise unknown(f"setting of {name}", setting, known)
     return cls(**settings)
 
 
 def methods() -> Mapping[str, About]:
     """name -> family, paper, what it stores, whether it needs ``prepare``; one that cannot be imported is logged."""
-    found: dict[str, About] = {}
+    table: dict[str, About] = {}
     for name in names():
         try:
             cls = method_class(name)
         except BadInput as error:
             log.warning("%s", error)
             continue
-        found[name] = About(name, cls.family, cls.paper, cls.stores, cls.needs_prepare)
-    return found
+        table[name] = About(name, cls.family, cls.paper, cls.stores, cls.needs_prepare)
+    return table

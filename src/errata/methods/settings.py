@@ -23,16 +23,17 @@ def setting(
     *,
     key: str = "",
     above: float | None = None,
-    least: float = 0,
+    least: float | None = None,
     most: float | None = None,
 ) -> Any:
     """The dataclass field of a hyper-parameter.
 
     ``note`` says where the default comes from (paper and section) and what it is; ``key`` is its name in the released
-    code or in EasyEdit. Numbers are at least ``least`` (0 where nothing is said) or, with ``above``, greater than that,
-    and at most ``most``.
+    code or in EasyEdit where that is another. Numbers are at least ``least`` (by default 0) or, with ``above``, greater
+    than that, and at most ``most``. A sub-class that restates a setting keeps the bounds that it does not give.
     """
-    return field(default=default, metadata={"note": note, "key": key, "above": above, "least": least, "most": most})
+    given = {"note": note, "key": key, "above": above, "least": least, "most": most}
+    return field(default=default, metadata={name: value for name, value in given.items() if value not in (None, "")})
 
 
 def notes(cls: "type[Method]") -> dict[str, str]:
@@ -41,28 +42,29 @@ def notes(cls: "type[Method]") -> dict[str, str]:
 
 
 def _key(f: "Field[Any]") -> str:
-    return f"`{f.metadata['key']}` in the released code" if f.metadata.get("key") else ""
+    return f"`{f.metadata['key']}` in released code" if "key" in f.metadata else ""
 
 
 def checked(cls: "type[Method]", name: str, value: Any, *, typed: bool = False) -> Any:
-    """A setting's value as its type; ``typed`` reads it from text. Raises :class:`BadInput`."""
+    """A setting's value in its declared type; with ``typed`` it is read from text. Raises :class:`BadInput`."""
     hint = get_type_hints(cls)[name]
     if typed and value.strip() in ("None", "none", "") and type(None) in get_args(hint):
         return None
-    given = value
+    candidate = value
     if any(get_origin(option) is tuple for option in (hint, *get_args(hint))):
         if typed:
-            given = tuple(filter(None, (item.strip() for item in value.strip("()[] ").split(","))))
+            candidate = tuple(filter(None, (item.strip() for item in value.strip("()[] ").split(","))))
         elif isinstance(value, list):  # as JSON and TOML have it
-            given = tuple(value)
+            candidate = tuple(value)
     try:
-        return _adapters(cls)[name].validate_python(given, strict=not typed)
+        return _adapters(cls)[name].validate_python(candidate, strict=not typed)
     except pydantic.ValidationError as error:
-        raise BadInput(f"{cls.name}'s {name} {_wanted(error, hint)}; found {type(value).__name__} {value!r}") from error
+        expected, found = _expected(error, hint), f"{type(value).__name__} {value!r}"
+        raise BadInput(f"{cls.name}'s {name} {expected}; found {found}") from error
 
 
 def from_text(cls: "type[Method]", settings: Mapping[str, str]) -> dict[str, Any]:
-    """Settings typed as ``name=value``, as the method's types. Raises :class:`BadInput` or ``UnknownName``."""
+    """Settings given as text, in their declared types. Raises :class:`BadInput` or ``UnknownName``."""
     names = [f.name for f in fields(cls)]
     for name in settings:
         if name not in names:
@@ -78,12 +80,12 @@ def _adapters(cls: "type[Method]") -> dict[str, "pydantic.TypeAdapter[Any]"]:
 
 def _range(cls: "type[Method]", name: str) -> dict[str, Any]:
     """The bounds of a setting: a sub-class that restates only its default keeps them."""
-    bounds: dict[str, Any] = {"least": 0}
+    bounds: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         own = base.__dict__.get("__dataclass_fields__", {}).get(name)
         bounds |= own.metadata if own is not None else {}
-    lower = {"ge": bounds["least"]} if bounds.get("above") is None else {"gt": bounds["above"]}
-    return lower | ({} if bounds.get("most") is None else {"le": bounds["most"]})
+    lower = {"gt": bounds["above"]} if "above" in bounds else {"ge": bounds.get("least", 0)}
+    return lower | ({"le": bounds["most"]} if "most" in bounds else {})
 
 
 def _bounded(hint: Any, bounds: dict[str, Any]) -> Any:
@@ -104,7 +106,7 @@ BOUNDS = {
 }
 
 
-def _wanted(error: pydantic.ValidationError, hint: Any) -> str:
+def _expected(error: pydantic.ValidationError, hint: Any) -> str:
     """What was expected, in words: a bound where one is crossed, the choices, else the type."""
     for line in error.errors():
         if line["type"] in BOUNDS:

@@ -9,13 +9,15 @@ import torch
 from errata.errors import BadInput
 from errata.model.hf import HFLM
 
-TRIES = 20  # texts looked at for each opening that is wanted
+TRIES = 20  # texts read for each opening
+WINDOW = 512  # longer texts are cut into pieces of so many tokens
+CONTEXT_TOKENS = 24  # of a context at most, cut after its first sentence where that ends before
 
 
 def openings(lm: HFLM, texts: Iterable[Any], n: int, seed: int) -> list[str]:
     """At most ``n`` different beginnings of the texts' first sentences, cut somewhere in their second half."""
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, None] = {}
+    beginnings: dict[str, None] = {}
     for text in islice(texts, TRIES * n):
         if not isinstance(text, str):
             raise BadInput(f"{type(text).__name__} is no text; queries are told apart by means of texts")
@@ -23,29 +25,26 @@ def openings(lm: HFLM, texts: Iterable[Any], n: int, seed: int) -> list[str]:
         ids = ids[: (lm.tokens.limit or len(ids) + 2) - 2]
         if len(ids) >= 4:
             cut = int(torch.randint((len(ids) + 1) // 2, len(ids), (), generator=generator))
-            found[lm.tokens.decode(ids[:cut])] = None
-        if len(found) == n:
+            beginnings[lm.tokens.decode(ids[:cut])] = None
+        if len(beginnings) == n:
             break
-    return [text for text in found if text.strip()]
+    return [text for text in beginnings if text.strip()]
 
 
-WINDOW = 512  # longer texts are cut into pieces of so many tokens
-
-
-def pieces_of(lm: HFLM, texts: Iterable[str], wanted: int | None) -> Iterator[list[int]]:
-    """Token rows of texts, cut to what the model reads, until there are enough."""
+def pieces_of(lm: HFLM, texts: Iterable[str], tokens: int | None) -> Iterator[list[int]]:
+    """Token rows of texts, cut to what the model reads, until they have ``tokens`` in all (None: all texts)."""
     window = min(WINDOW, lm.tokens.limit or WINDOW)
-    seen = 0
+    count = 0
     for text in texts:
         if not isinstance(text, str):
             raise BadInput(f"key statistics are made from texts; found {type(text).__name__}")
         ids = list(lm.tokenizer(text)["input_ids"])
         for start in range(0, len(ids), window):
             yield ids[start : start + window]
-        seen += len(ids)
-        if wanted is not None and seen >= wanted:
+        count += len(ids)
+        if tokens is not None and count >= tokens:
             return
-    if not seen:
+    if not count:
         raise BadInput("no texts for key statistics: the data is empty")
 
 
@@ -57,17 +56,15 @@ def texts_of(lm: HFLM, data: Iterable[str] | None, seed: int) -> Iterable[str]:
 
 
 def sampled_texts(lm: HFLM, seed: int) -> Iterator[str]:
+    """Texts of up to 128 tokens sampled from the model, without end."""
     length = min(128, (lm.tokens.limit or 129) - 1)
     while True:
         yield from map(lm.tokens.decode, lm.sample([""] * 64, length, seed=seed))
         seed += 1
 
 
-CONTEXT_TOKENS = 24  # at most, cut after the first sentence where one ends before
-
-
 def contexts_of(lm: HFLM, n: int, seed: int) -> list[str]:
-    """The empty context and ``n`` short texts to stand before a prompt, sampled from the model itself.
+    """The empty context and ``n`` short texts to put before a prompt, sampled from the model itself.
 
     ROME and MEMIT sample prefixes of 5 to 10 tokens and put a full stop behind; here a sample ends where its own
     first sentence ends, if it does within CONTEXT_TOKENS.

@@ -1,4 +1,4 @@
-"""."""
+"""What flows at each subject's last token: the keys of edits, and the values and hidden states beside them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,58 +12,59 @@ from errata.types import Edit
 
 CHUNK = 64  # facts whose keys are read together
 
+Site = tuple[str, str]  # path of a module, and "in" or "out"
+
 
 @dataclass(frozen=True)
-class Seen:
+class SubjectReadings:
     """What flows at a site at each subject's last token, (n, width): in the bare prompt, and the mean over contexts."""
 
     bare: Tensor
     mean: Tensor
 
 
-def at_subjects(
+def read_at_subjects(
     lm: HFLM,
     edits: Sequence[Edit],
     contexts: Sequence[str],
-    sites: Iterable[tuple[str, str]],
+    sites: Iterable[Site],
     *,
-    bare: Iterable[tuple[str, str]] = (),
-    by_type: bool = False,
-) -> dict[tuple[str, str], Seen]:
-    """What is seen at each site (path, "in" or "out"); the first context is the empty one.
+    bare: Iterable[Site] = (),
+    by_context_type: bool = False,
+) -> dict[Site, SubjectReadings]:
+    """Site -> readings of each edit; the first context is the empty one.
 
-    Sites in ``bare`` are read in the bare prompt alone (which spares the other rows the way up to them).
-    ``by_type`` the empty context weighs as much as all others together (MEMIT's released code), else all weigh alike.
-    Read a few facts at a time, so that memory does not grow with their number.
+    Sites in ``bare`` are read in the bare prompt alone (which spares the other rows the way up to them). With
+    ``by_context_type`` the empty context weighs as much as all others together in the mean (MEMIT's released code),
+    else all weigh alike. A few facts are read at a time, so that memory does not grow with their number.
     """
     if lm.seq2seq:
         raise BadInput("keys at a subject are read in decoder-only models; use a fine-tuning method here")
     others = len(contexts) - 1
-    share = 0.5 if by_type and others else 1 / len(contexts)  # of the empty context
-    sites, more = list(dict.fromkeys(sites)), list(dict.fromkeys([*sites, *bare]))
-    found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {site: [] for site in more}
+    empty_weight = 0.5 if by_context_type and others else 1 / len(contexts)
+    sites = list(dict.fromkeys(sites))
+    all_sites = list(dict.fromkeys([*sites, *bare]))
+    chunks: dict[Site, list[tuple[Tensor, Tensor]]] = {site: [] for site in all_sites}
     for start in range(0, len(edits), CHUNK):
         chunk = edits[start : start + CHUNK]
-        first = _read(lm, chunk, contexts[:1], more)
+        first = _read(lm, chunk, contexts[:1], all_sites)
         rest = _read(lm, chunk, contexts[1:], sites) if others else {}
-        for site, alone in first.items():
-            mean = alone[:, 0]
+        for site, values in first.items():
+            mean = values[:, 0]
             if site in rest:
-                mean = share * mean + (1 - share) * rest[site].mean(1)
-            found[site].append((alone[:, 0], mean))
-    return {site: Seen(*map(torch.cat, zip(*parts, strict=True))) for site, parts in found.items()}
+                mean = empty_weight * mean + (1 - empty_weight) * rest[site].mean(1)
+            chunks[site].append((values[:, 0], mean))
+    return {site: SubjectReadings(*map(torch.cat, zip(*parts, strict=True))) for site, parts in chunks.items()}
 
 
-def _read(
-    lm: HFLM, edits: Sequence[Edit], contexts: Sequence[str], sites: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Tensor]:
+def _read(lm: HFLM, edits: Sequence[Edit], contexts: Sequence[str], sites: Sequence[Site]) -> dict[Site, Tensor]:
     """site -> (n, contexts, width)"""
     rows: list[list[int]] = []
     columns: list[list[int]] = []
     for edit in edits:
         for text in (context + edit.prompt for context in contexts):
-            at = lm.tokens.last_of_subject(text, edit.subject)
-            rows.append(lm.tokens.prompt(text)[: at + 1])
-            columns.append([at])
-    seen = lm.read(rows, columns, sites)
-    return {site: values.view(len(edits), len(contexts), values.shape[-1]) for site, values in seen.items()}
+            position = lm.tokens.last_of_subject(text, edit.subject)
+            rows.append(lm.tokens.prompt(text)[: position + 1])
+            columns.append([position])
+    readings = lm.read(rows, columns, sites)
+    return {site: values.view(len(edits), len(contexts), values.shape[-1]) for site, values in readings.items()}

@@ -2,11 +2,11 @@
 
     minimise  Σᵢ ‖Δ kᵢ − rᵢ‖² + λ tr(Δ C Δᵀ)        Δ = R (λ I + KᵀX)⁻¹ Xᵀ,   X = C⁻¹K
 
-for n new keys K (f, n), residuals R (d, n) and the second moment C (f, f) of keys that shall keep their values.
+for n new keys K (f, n), residuals R (d, n) and the second moment C (f, f) of keys whose values are to stay.
 λ → 0 interpolates (Δ K = R: ROME and EMMET, arXiv:2202.05262 eq. 2, 2403.14236 eq. 5); λ > 0 is MEMIT
 (arXiv:2210.07229 eq. 14). With a projector P onto the null space of C in the place of C⁻¹ it is AlphaEdit
-(arXiv:2410.02355 eq. 12). Keys of earlier edits K_p join C as ``C + K_p K_pᵀ / λ``, whichever it is. What is factorised
-for a batch is n x n (Woodbury).
+(arXiv:2410.02355 eq. 12). Keys K_p of earlier edits join either as ``C + K_p K_pᵀ / λ``. What is factorised for a batch
+is n x n (Woodbury).
 """
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from errata.patch.delta import LowRank
 
 
-def exact_place(device: torch.device) -> torch.device:
-    """Where float64 can be had: the device itself, or the CPU."""
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself where it has float64, else the CPU."""
     try:
         torch.zeros(1, dtype=torch.float64, device=device)
     except (TypeError, RuntimeError):
@@ -25,7 +25,7 @@ def exact_place(device: torch.device) -> torch.device:
 
 
 def inverse_of(c: Tensor, ridge: float = 0.0) -> Tensor:
-    """(C + ridge x its mean eigenvalue)⁻¹ (f, f), float64; at least so much ridge that there is an inverse."""
+    """(C + ridge x its mean eigenvalue)⁻¹ (f, f), float64; the ridge grows until there is an inverse."""
     c = c.double()
     ridge = max(ridge, 1e-9) * max(float(c.diagonal().mean()), torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(c), dtype=c.dtype, device=c.device)
@@ -45,47 +45,50 @@ def null_projector(c: Tensor, share: float) -> Tensor:
 
 
 def with_keys(inverse: Tensor, keys: Tensor, lam: float) -> Tensor:
-    """(C + K Kᵀ / λ)⁻¹ from C⁻¹ and more keys (f, n): what is factorised is n x n."""
+    """(C + K Kᵀ / λ)⁻¹ (f, f) from C⁻¹ and more keys K (f, n)."""
     keys = keys.to(inverse)
-    known = inverse @ keys  # (f, n)
-    inner = lam * torch.eye(keys.shape[1]).to(inverse) + keys.T @ known
-    values, vectors = torch.linalg.eigh(inner)  # keys may coincide
-    held = values > values[-1].clamp(min=1e-300) * 1e-12
-    half = known @ (vectors[:, held] / values[held].sqrt())
+    x = inverse @ keys  # (f, n)
+    inner = lam * torch.eye(keys.shape[1]).to(inverse) + keys.T @ x  # (n, n)
+    values, vectors = torch.linalg.eigh(inner)
+    positive = values > values[-1].clamp(min=1e-300) * 1e-12  # not all are where keys coincide
+    half = x @ (vectors[:, positive] / values[positive].sqrt())
     return inverse - half @ half.T
 
 
-class Running:
-    """An inverse that takes in the keys of a sequence of edits as they come: each step costs the same."""
+class RunningInverse:
+    """An inverse that takes in the keys of a sequence of edits as they come: each step costs the same.
 
-    def __init__(self, start: Tensor):
-        self.start = start
-        self._forget(0.0)
+    ``initial`` is the one without keys, ``current`` the one with those that ``memory`` holds.
+    """
 
-    def _forget(self, lam: float) -> None:
-        self.now, self.lam = self.start, lam
-        self.seen: Tensor | None = None  # the memory that ``now`` stands for
+    def __init__(self, initial: Tensor):
+        self.initial = initial
+        self._reset(0.0)
+
+    def _reset(self, lam: float) -> None:
+        self.current, self.lam = self.initial, lam
+        self.memory: Tensor | None = None
 
     def after(self, keys: Tensor | None, gram: Tensor | None, lam: float) -> Tensor:
-        """The inverse with what a patch remembers: keys (m, f), or their second moment (f, f)."""
+        """The inverse with the keys that a patch remembers: themselves (m, f), or their second moment (f, f)."""
         memory = keys if gram is None else gram
         if memory is None:
-            self._forget(lam)
-            return self.start
-        n = 0 if self.seen is None else len(self.seen)
-        if lam != self.lam or (self.seen is not None and not torch.equal(memory[:n], self.seen)):
-            self._forget(lam)
+            self._reset(lam)
+            return self.initial
+        n = 0 if self.memory is None else len(self.memory)
+        if lam != self.lam or (self.memory is not None and not torch.equal(memory[:n], self.memory)):
+            self._reset(lam)
             n = 0
-        if gram is not None and self.seen is None:
-            self.now = with_keys(self.start, _root(gram), lam)
+        if gram is not None and self.memory is None:
+            self.current = with_keys(self.initial, _root(gram), lam)
         elif gram is None and n < len(memory):
-            self.now = with_keys(self.now, memory[n:].T, lam)
-        self.seen = memory
-        return self.now
+            self.current = with_keys(self.current, memory[n:].T, lam)
+        self.memory = memory
+        return self.current
 
-    def learn(self, keys: Tensor, memory: Tensor, lam: float) -> None:
-        """Takes in new keys (n, f), after which a patch remembers ``memory``."""
-        self.now, self.seen, self.lam = with_keys(self.now, keys.T, lam), memory, lam
+    def add(self, keys: Tensor, memory: Tensor, lam: float) -> None:
+        """Takes in new keys (n, f), with which a patch remembers ``memory``."""
+        self.current, self.memory, self.lam = with_keys(self.current, keys.T, lam), memory, lam
 
 
 def _root(gram: Tensor) -> Tensor:
@@ -94,22 +97,24 @@ def _root(gram: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt()
 
 
-def least_squares(inverse: Tensor, keys: Tensor, residuals: Tensor, lam: float, at: Tensor | None = None) -> LowRank:
+def least_squares(
+    inverse: Tensor, keys: Tensor, residuals: Tensor, lam: float, met_at: Tensor | None = None
+) -> LowRank:
     """Δ (d, f) of rank n, for C⁻¹ (f, f), keys (f, n) and residuals (d, n).
 
-    ``at`` are the keys on which the residuals shall be met where they differ from those that give the direction (ROME's
+    ``met_at`` are the keys at which Δ gives the residuals where they are others than those of the direction (ROME's
     released code: direction of the averaged key, equation at the bare one).
     """
     k, r = keys.to(inverse), residuals.to(inverse)
-    at = k if at is None else at.to(inverse)
+    met_at = k if met_at is None else met_at.to(inverse)
     x = inverse @ k  # (f, n)
-    inner = lam * torch.eye(k.shape[1]).to(inverse) + x.T @ at  # (n, n)
-    return LowRank(_solved(inner, r).contiguous().cpu(), x.T.contiguous().cpu())
+    inner = lam * torch.eye(k.shape[1]).to(inverse) + x.T @ met_at  # (n, n)
+    return LowRank(_divided(r, inner).contiguous().cpu(), x.T.contiguous().cpu())
 
 
-def _solved(inner: Tensor, r: Tensor) -> Tensor:
+def _divided(r: Tensor, inner: Tensor) -> Tensor:
     """R inner⁻¹ (d, n); by least squares where keys coincide (two facts of one subject) and nothing else decides."""
-    solved, info = torch.linalg.solve_ex(inner.T, r.T)
-    if info or not torch.isfinite(solved).all():
-        solved = torch.linalg.lstsq(inner.T.cpu(), r.T.cpu(), driver="gelsd").solution.to(r)
-    return solved.T
+    solution, info = torch.linalg.solve_ex(inner.T, r.T)
+    if info or not torch.isfinite(solution).all():
+        solution = torch.linalg.lstsq(inner.T.cpu(), r.T.cpu(), driver="gelsd").solution.to(r)
+    return solution.T

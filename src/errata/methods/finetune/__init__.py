@@ -1,4 +1,4 @@
-"""Gradient descent on the new answers, and what keeps the rest in place.
+"""Gradient descent on the new answers, and what keeps everything else in place.
 
 May import ``errata.methods``' shared files and what lies below ``methods``; never another family.
 """

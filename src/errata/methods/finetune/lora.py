@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
@@ -22,7 +23,7 @@ from errata.patch.delta import Delta, LowRank, oriented
 from errata.patch.patch import Patch
 from errata.types import Edit
 
-NAME = "default"  # of the adapter, for as long as it is in the model
+NAME = "default"  # of the adapter while it is in the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +35,22 @@ class LoRA(Descent):
     stores: ClassVar[str] = "a low-rank change of each linear layer that is a target"
     tags: ClassVar[Tags] = Tags(quick={"steps": 15})
 
-    steps: int = setting(70, "EasyEdit: 30 to 70", above=0)
-    lr: float | None = setting(5e-3, "EasyEdit", above=0)
+    steps: int = setting(70, "EasyEdit: 30 to 70", key="num_steps")
+    lr: float | None = setting(5e-3, "EasyEdit")
     rank: int = setting(8, "EasyEdit", above=0)
-    alpha: float = setting(32.0, "EasyEdit", above=0)
-    dropout: float = setting(0.1, "EasyEdit: of what goes into A, while it is trained")
+    alpha: float = setting(32.0, "EasyEdit", key="lora_alpha", above=0)
+    dropout: float = setting(0.1, "EasyEdit: of what goes into A, while it is trained", key="lora_dropout")
     layers: tuple[int, ...] | None = setting(None, "all")
-    targets: tuple[Literal["mlp_in", "mlp_out", "attn_out"], ...] = setting(("mlp_out",), "linear layers of each block")
+    targets: tuple[Literal["mlp_in", "mlp_out", "attn_out"], ...] = setting(
+        ("mlp_out",), "linear layers of each block", key="target_modules"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dropout >= 1 or not self.targets or self.layers == ():
             raise BadInput("lora needs a dropout below 1, a target and a layer")
 
+    @override
     def resolve(self, lm: HFLM, state: State) -> Self:
         layers = tuple(range(lm.sites.depth)) if self.layers is None else self.layers
         if wrong := [layer for layer in layers if layer >= lm.sites.depth]:
@@ -55,20 +59,20 @@ class LoRA(Descent):
 
     def paths(self, lm: HFLM) -> list[str]:
         """The linear layers that get factors."""
-        found: list[str] = []
+        paths: list[str] = []
         for target in self.targets:
             for layer in self.layers or ():
-                its = getattr(lm.sites, target)[layer]
-                found += [its] if isinstance(its, str) else its
-        return found
+                linear = getattr(lm.sites, target)[layer]  # a path, or the paths of a gated MLP's two
+                paths += [linear] if isinstance(linear, str) else linear
+        return paths
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
-        asked = self.asked(lm, edits, [edit.target_new for edit in edits])
+        examples = self.examples(lm, edits, [edit.target_new for edit in edits])
         with prior.inside().applied(lm) as edited, injected(lm.model, self.paths(lm), self._config) as layers:
             for layer in layers.values():
                 layer.lora_dropout.train()
             factors = [f[NAME].weight for layer in layers.values() for f in (layer.lora_A, layer.lora_B)]
-            self.descend(edited, edited.target_logits, asked, factors)
+            self.descend(edited, edited.target_logits, examples, factors)
             return prior + Patch((Delta({f"{path}.weight": read(layer) for path, layer in layers.items()}),))
 
     def _config(self, **where: Any) -> Any:
@@ -85,26 +89,27 @@ def read(layer: Any) -> LowRank:
 
 @contextmanager
 def injected(model: nn.Module, paths: Sequence[str], config: Any) -> Iterator[dict[str, Any]]:
-    """Path -> peft's layer, which stands in the model around the linear layer there while the block lasts.
+    """Context manager: path -> peft's layer, which wraps the linear layer there inside the ``with`` block.
 
-    peft swaps modules, freezes parameters and leaves its configuration on the model; afterwards the same modules are
-    in their places, each parameter collects gradients as before, and nothing of peft is left, whatever happened.
+    peft swaps modules, freezes parameters and leaves its configuration on the model; afterwards, also when the block
+    raised, the same modules are in their places, each parameter collects gradients as before, and nothing of peft is
+    left.
     """
     try:
         from peft import inject_adapter_in_model
     except ImportError as error:
         raise BadInput('lora needs peft: pip install "errata[peft]"') from error
-    own = {path: model.get_submodule(path) for path in paths}
-    known = set(vars(model))
+    originals = {path: model.get_submodule(path) for path in paths}
+    attributes = set(vars(model))
     transposed = oriented(model, f"{paths[0]}.weight", torch.empty(1, 2)).shape == (2, 1)  # GPT-2's Conv1D
-    wanted = "|".join(map(re.escape, paths))
+    pattern = "|".join(map(re.escape, paths))
     with hooks.frozen(model):
         try:
-            inject_adapter_in_model(config(target_modules=wanted, fan_in_fan_out=transposed), model, NAME)
+            inject_adapter_in_model(config(target_modules=pattern, fan_in_fan_out=transposed), model, NAME)
             yield {path: model.get_submodule(path) for path in paths}
         finally:
-            for path, module in own.items():
+            for path, module in originals.items():
                 parent, _, leaf = path.rpartition(".")
                 setattr(model.get_submodule(parent), leaf, module)
-            for name in set(vars(model)) - known:
+            for name in set(vars(model)) - attributes:
                 delattr(model, name)

@@ -1,0 +1,154 @@
+"""What the search for targets minimises: its hyper-parameters, and the positions whose predictions count for a fact.
+
+For each fact, a vector δ added at the subject's last token (ROME, arXiv:2202.05262 eq. 4), to minimise
+
+    mean over contexts of −log P[o* | x + p]  +  w_KL · KL(P_δ[· | "{s} is a"] ‖ P)  +  w_decay · ‖δ‖ / ‖v‖²
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from errata.methods.base import Method
+from errata.methods.settings import setting
+from errata.model.hf import HFLM
+from errata.types import Edit
+
+ESSENCE = "{} is a"  # ROME's prompt for what the subject is
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings(Method):
+    """The hyper-parameters that the search reads; ``lr`` is None until resolved."""
+
+    argmax_weight: ClassVar[float] = 1.0  # of an answer's loss once it is the arg-max (PMET)
+    kl_stop: ClassVar[float | None] = None  # the KL below which the search then ends (PMET)
+
+    steps: int = setting(25, "MEMIT, appendix B", key="v_num_grad_steps", above=0)
+    lr: float | None = setting(None, "RATE x length / √d", key="v_lr", above=0)
+    clamp: float = setting(0.75, "x length of the hidden state; MEMIT, released code", key="clamp_norm_factor")
+    kl: float = setting(0.0625, "ROME, released code", key="kl_factor")
+    decay: float = setting(0.5, "ROME, released code", key="v_weight_decay")
+    stop: float = setting(0.05, "loss that ends the search; ROME, released code")
+    preserve: float = setting(
+        0.0, "weight of keeping what the model says of the bare subject (8 is a good one); not in the papers"
+    )
+    preserve_samples: int = setting(8, "continuations of the subject, sampled from the unedited model")
+    preserve_tokens: int = setting(9, "of each continuation")
+    plain: bool = setting(False, "the reference: one fact at a time, full passes")
+
+
+@dataclass
+class FactRows:
+    """The token rows of one fact, and its entries: the positions whose next-token distribution is in the loss.
+
+    Per row: ``ids``, the subject's last token ``position`` and the ``columns`` of its entries, counted from there. Per
+    entry: the ``target`` token, or −1 where the distribution is held to the unedited model's; its ``weight``; and
+    whether that is by KL(P ‖ P_δ) (``forward``) instead of KL(P_δ ‖ P).
+    """
+
+    ids: list[list[int]] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    columns: list[list[int]] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    forward: list[bool] = field(default_factory=list)
+
+    def add(
+        self,
+        ids: list[int],
+        position: int,
+        columns: list[int],
+        targets: list[int],
+        weight: float,
+        forward: bool = False,
+    ) -> None:
+        """Adds a row with an entry at each of its ``columns``, which share ``weight``."""
+        self.ids.append(ids)
+        self.positions.append(position)
+        self.columns.append([column - position for column in columns])
+        self.targets += targets
+        self.weights += [weight / len(columns)] * len(columns)
+        self.forward += [forward] * len(columns)
+
+    @property
+    def cost(self) -> int:
+        """Tokens of the padded rows."""
+        return len(self.ids) * max(map(len, self.ids))
+
+    @property
+    def suffix(self) -> int:
+        """Tokens from the subject's last one on, in the row that has most of them."""
+        return max(len(row) - position for row, position in zip(self.ids, self.positions, strict=True))
+
+
+def rows_of(lm: HFLM, edit: Edit, contexts: Sequence[str], settings: TargetSettings) -> FactRows:
+    """The rows of one fact: its prompt after each context, the essence prompt, continuations of the subject."""
+    rows, tokens = FactRows(), lm.tokens
+    for context in contexts:
+        text = context + edit.prompt
+        prompt, target = tokens.prompt(text), tokens.target(text, edit.target_new)
+        columns = list(range(len(prompt) - 1, len(prompt) + len(target) - 1))
+        position = tokens.last_of_subject(text, edit.subject)
+        rows.add(prompt + target[:-1], position, columns, target, 1 / len(contexts))
+    if settings.kl:
+        text = ESSENCE.format(edit.subject)
+        prompt = tokens.prompt(text)
+        rows.add(prompt, tokens.last_of_subject(text, edit.subject), [len(prompt) - 1], [-1], settings.kl)
+    if settings.preserve:
+        _add_continuations(lm, edit, settings, rows)
+    return rows
+
+
+def _add_continuations(lm: HFLM, edit: Edit, settings: TargetSettings, rows: FactRows) -> None:
+    """Adds sampled continuations of the bare subject, without those that state the old answer."""
+    subject = lm.tokens.prompt(edit.subject)
+    sampled = lm.sample([edit.subject] * settings.preserve_samples, settings.preserve_tokens, seed=settings.seed)
+    old = edit.target_true or lm.generate([edit.prompt], 8, until_answer=True)[0].strip(" .\n")
+    kept = [ids for ids in sampled if ids and not (old and old.lower() in lm.tokens.decode(ids).lower())]
+    position = len(subject) - 1
+    for ids in kept:
+        columns = list(range(position, position + len(ids)))
+        weight = settings.preserve / len(kept)
+        rows.add(subject + ids[:-1], position, columns, [-1] * len(ids), weight, forward=True)
+
+
+@dataclass
+class Entries:
+    """The entries of a group's facts (see :class:`FactRows`), each (entries,): whose they are, and what they count."""
+
+    fact: Tensor
+    target: Tensor
+    weight: Tensor
+    forward: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[FactRows], device: torch.device) -> "Entries":
+        """All entries of the facts, in the order of their rows."""
+        return cls(
+            torch.tensor([fact for fact, row in enumerate(rows) for _ in row.targets], device=device),
+            torch.tensor([target for row in rows for target in row.targets], device=device),
+            torch.tensor([weight for row in rows for weight in row.weights], device=device),
+            torch.tensor([forward for row in rows for forward in row.forward], device=device),
+        )
+
+    @property
+    def anchored(self) -> Tensor:
+        """(entries,): which have no target and are held to the unedited model."""
+        return self.target < 0
+
+    def per_fact(self, chosen: Tensor, values: Tensor, n: int) -> Tensor:
+        """(n,): for each fact the weighted sum of the values of its ``chosen`` entries."""
+        sums = torch.zeros(n, dtype=values.dtype, device=values.device)
+        return sums.index_add(0, self.fact[chosen], values * self.weight[chosen])
+
+    def keep(self, facts: Tensor) -> Tensor:
+        """Drops the entries of facts that are False in ``facts`` (n,), numbers the others anew; which were kept."""
+        kept = facts[self.fact]
+        number = facts.cumsum(0) - 1
+        self.fact, self.target = number[self.fact[kept]], self.target[kept]
+        self.weight, self.forward = self.weight[kept], self.forward[kept]
+        return kept

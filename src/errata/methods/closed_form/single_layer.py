@@ -1,0 +1,71 @@
+"""One layer, and new values that are met exactly: what ROME, r-ROME and EMMET share."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from typing_extensions import override
+
+from errata.errors import BadInput
+from errata.methods.base import State
+from errata.methods.closed_form import solve
+from errata.methods.closed_form.base import ClosedForm, Targets
+from errata.methods.closed_form.keys import SubjectReadings
+from errata.methods.defaults import critical_layer
+from errata.methods.settings import setting
+from errata.model.hf import HFLM
+from errata.patch.delta import LowRank
+
+Keys = Literal["mixed", "averaged", "bare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleLayer(ClosedForm):
+    """W' K = V with the least change of what other keys give, in one layer: ROME's equation 2, EMMET's equation 5.
+
+    ``keys`` says which key of a fact is k*. ROME's released code takes the average over contexts for the direction and
+    the bare prompt's in the equation (``mixed``), which now and then makes a huge update; r-ROME takes the average
+    everywhere (``averaged``), p-ROME the bare prompt's (``bare``).
+    """
+
+    by_context_type: ClassVar[bool] = False
+    RATE: ClassVar[float] = 0.4  # found on the bundled model; the paper's 0.5 depends on lengths that it does not give
+
+    layers: tuple[int, ...] | None = setting(None, "defaults.critical_layer")
+    contexts: int = setting(
+        20, "ROME, released code: 10 prefixes of 5 tokens and 10 of 10", key="context_template_length_params"
+    )
+    steps: int = setting(20, "ROME, appendix E.5", key="v_num_grad_steps")
+    clamp: float = setting(
+        1.5,
+        "x hidden state; released code: 4 x MLP output, in the bundled model a tenth of it",
+        key="clamp_norm_factor",
+    )
+    lam: float | None = setting(None, "0: the new values are met exactly")
+    keys: Keys = setting("averaged", "r-ROME")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.one_by_one and self.history:
+            raise BadInput(f"{self.name} solves each fact exactly and keeps no history; leave history=False")
+
+    @override
+    def default_layers(self, lm: HFLM) -> tuple[int, ...]:
+        return (critical_layer(lm.model, lm.sites),)
+
+    @override
+    def default_lam(self, lm: HFLM, state: State, path: str) -> float:
+        return 0.0
+
+    @override
+    def residual(self, targets: Targets, output: Tensor, value: SubjectReadings, gain: float) -> Tensor:
+        """v* − W k*, with v* = v + δ in the bare prompt."""
+        missing = value.bare - value.mean if self.keys == "averaged" else 0.0
+        return targets.delta.to(output) / gain + missing
+
+    @override
+    def change(self, inverse: Tensor, key: SubjectReadings, residual: Tensor) -> LowRank:
+        assert self.lam is not None
+        direction = key.bare if self.keys == "bare" else key.mean
+        met_at = key.mean if self.keys == "averaged" else key.bare
+        return solve.least_squares(inverse, direction.T, residual.T, self.lam, met_at.T)

@@ -1,0 +1,89 @@
+"""Fine-tuning of one down projection: what FT and the methods that add a term to it have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from errata.errors import BadInput
+from errata.methods.base import State
+from errata.methods.finetune.descent import Descent, Logits, Penalty
+from errata.methods.settings import setting
+from errata.model import hooks
+from errata.model.hf import HFLM
+from errata.patch.delta import difference, trainable
+from errata.patch.patch import Patch
+from errata.types import Edit
+
+RATE = 0.02  # Adam's step in units of the weights' root mean square
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Descent):
+    """Adam on one down projection until the answers are likely."""
+
+    stores: ClassVar[str] = "a dense change of one down projection"
+
+    layer: int | None = setting(None, "three quarters up: ROME's 21 of GPT-J's 28", key="layers")
+    lr: float | None = setting(
+        None, "0.02 x root mean square of the weights (RATE); ROME's 5e-4 where that is 0.025", above=0
+    )
+    box: float | None = setting(None, "L∞ radius around the old weights; None: free", key="norm_constraint")
+
+    def default_layer(self, lm: HFLM) -> int:
+        """The layer that is edited where the settings name none."""
+        return 3 * lm.sites.depth // 4
+
+    def default_box(self, scale: float) -> float | None:
+        """The box where the settings give none; ``scale`` is the root mean square of the weights."""
+        return None
+
+    @override
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        layer = self.default_layer(lm) if self.layer is None else self.layer
+        if not 0 <= layer < lm.sites.depth:
+            raise BadInput(f"{self.name}'s layer must lie within 0 to {lm.sites.depth - 1}; found {layer}")
+        weight = lm.model.get_parameter(weight_of(lm, layer)).detach()
+        scale = float(weight.float().square().mean().sqrt())
+        return replace(
+            self,
+            layer=layer,
+            lr=RATE * scale if self.lr is None else self.lr,
+            box=self.default_box(scale) if self.box is None else self.box,
+        )
+
+    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        assert self.layer is not None
+        penalty = self.penalty(lm, state)
+        with prior.inside().applied(lm) as edited, hooks.frozen(lm.model):
+            weights = trainable(edited, [weight_of(lm, self.layer)])
+            logits = partial(edited.target_logits, weights=weights)
+            self.learn(edited, logits, edits, list(weights.values()), penalty)
+            return prior + Patch((difference(edited, weights),))
+
+    def penalty(self, lm: HFLM, state: State) -> Penalty | None:
+        """What is added to the loss; ``lm`` is the unedited model."""
+        return None
+
+    def learn(
+        self, lm: HFLM, logits: Logits, edits: Sequence[Edit], weights: Sequence[Tensor], penalty: Penalty | None
+    ) -> None:
+        """Moves ``weights`` in place until the model gives the new answers; ``lm`` has the prior patch in force."""
+        self.descend(lm, logits, self.examples(lm, edits, [edit.target_new for edit in edits]), weights, penalty)
+
+    @override
+    def step(self, adam: torch.optim.Adam, weights: Sequence[Tensor], start: Sequence[Tensor], epoch: int) -> None:
+        super().step(adam, weights, start, epoch)
+        if self.box is not None:
+            with torch.no_grad():
+                for w, w0 in zip(weights, start, strict=True):
+                    w.clamp_(w0 - self.box, w0 + self.box)
+
+
+def weight_of(lm: HFLM, layer: int) -> str:
+    """The name of a layer's down projection."""
+    return f"{lm.sites.mlp_out[layer]}.weight"
