@@ -1,4 +1,4 @@
-"""The house's layers and its list of what must never be, read from the source."""
+"""The layers of the package and the list of what must never be, read from the source."""
 
 import ast
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from errata.methods.registry import METHODS
 ROOT = Path(errata.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 PLAIN = ("errors", "answers", "types", "files")
-FLOORS = (*PLAIN, "model", "patch", "locate", "methods", "world", "data", "evaluation", "report", "bench", "cli")
+LAYERS = (*PLAIN, "model", "patch", "locate", "methods", "world", "data", "evaluation", "report", "bench", "cli")
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
 DRIVERS = ("model", "patch", "evaluation", "bench", "report")
 
@@ -32,13 +32,13 @@ def tree_of(path: Path) -> ast.Module:
 
 def imports(node: ast.AST) -> Iterator[str]:
     """Every module that is imported anywhere in ``node``: submodules by their full names."""
-    for found in ast.walk(node):
-        if isinstance(found, ast.Import):
-            yield from (alias.name for alias in found.names)
-        elif isinstance(found, ast.ImportFrom):
-            assert not found.level, "imports are absolute here"
-            module = found.module or ""
-            for alias in found.names:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            yield from (alias.name for alias in part.names)
+        elif isinstance(part, ast.ImportFrom):
+            assert not part.level, "imports are absolute here"
+            module = part.module or ""
+            for alias in part.names:
                 inner = f"{module}.{alias.name}"
                 yield inner if inner in MODULES else module
 
@@ -54,22 +54,22 @@ def at_import(path: Path) -> ast.Module:
 def forbidden(importer: str, imported: str) -> bool:
     """Whether the design forbids this arrow between two modules of Errata."""
     a, b = (name.split(".")[1:] for name in (importer, imported))
-    if not a or a[0] == "cli":  # these join
+    if not a or a[0] == "cli":  # these two join everything
         return not a and b[:1] == ["cli"]
-    if not b or FLOORS.index(b[0]) > FLOORS.index(a[0]):
+    if not b or LAYERS.index(b[0]) > LAYERS.index(a[0]):
         return True
     if b[0] != "methods":
         return False
     if a[0] != "methods":
-        return True  # methods are handed over as objects, never imported
-    if len(b) == 2:  # shared by all families; a method in a file of its own is not
-        return a != b and b[1] in LONE and a[1] != "registry"
+        return True  # methods are passed as objects, never imported
+    if len(b) == 2:  # a file beside the families is shared, unless it is a method
+        return a != b and b[1] in SINGLE_FILES and a[1] != "registry"
     return a[1] != b[1] or (b[2] in METHOD_FILES and a[2:] != b[2:])
 
 
-# Files that define a registered method: by family folder, and those that stand alone beside the folders.
+# Files that define a registered method: all of them, and those beside the families' folders.
 METHOD_FILES = {where.split(":")[0].split(".")[-1] for where in METHODS.values()}
-LONE = {where.split(":")[0].split(".")[-1] for where in METHODS.values() if where.count(".") == 2}
+SINGLE_FILES = {where.split(":")[0].split(".")[-1] for where in METHODS.values() if where.count(".") == 2}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -100,13 +100,13 @@ def test_the_test_sees_a_forbidden_arrow(importer: str, imported: str) -> None:
 
 
 def test_every_module_has_a_layer() -> None:
-    assert {name.split(".")[1] for name in MODULES if "." in name} == set(FLOORS)
+    assert {name.split(".")[1] for name in MODULES if "." in name} == set(LAYERS)
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in FILES} - {ROOT}), ids=name_of)
-def test_a_folder_says_what_lives_there_and_what_it_may_import(folder: Path) -> None:
-    told = ast.get_docstring(tree_of(folder / "__init__.py")) or ""
-    assert "may import" in told.lower(), f"{folder.name}/__init__.py says in two sentences what it is"
+def test_a_folder_states_what_lives_there_and_what_it_may_import(folder: Path) -> None:
+    docstring = ast.get_docstring(tree_of(folder / "__init__.py")) or ""
+    assert "may import" in docstring.lower(), f"{folder.name}/__init__.py says what is in it and what it may import"
 
 
 # Never -------------------------------------------------------------------------------------------
@@ -119,18 +119,23 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
-def where(wanted: str) -> set[str]:
-    """The files that call something of this name, or a method of it."""
+def callers(called: str) -> set[str]:
+    """The files that call a function or method of this name."""
     return {
         path.relative_to(ROOT).as_posix()
         for path in FILES
         for name, _ in calls(path)
-        if name == wanted or name.endswith("." + wanted)
+        if name == called or name.endswith("." + called)
     }
 
 
+def constants(path: Path) -> set[object]:
+    """Every constant in a file: texts, numbers."""
+    return {n.value for n in ast.walk(tree_of(path)) if isinstance(n, ast.Constant)}
+
+
 @pytest.mark.parametrize(
-    "wanted",
+    "function",
     [
         "register_forward_hook",
         "register_forward_pre_hook",
@@ -139,8 +144,8 @@ def where(wanted: str) -> set[str]:
         "register_hook",
     ],
 )
-def test_hooks_are_registered_in_one_file(wanted: str) -> None:
-    assert where(wanted) <= {"model/hooks.py"}
+def test_hooks_are_registered_in_one_file(function: str) -> None:
+    assert callers(function) <= {"model/hooks.py"}
 
 
 def test_only_the_command_line_prints() -> None:
@@ -154,14 +159,14 @@ def test_no_pickle() -> None:
 
 
 def test_torch_files_are_checkpoints_of_training_and_hold_tensors_alone() -> None:
-    found = [
+    uses = [
         (p.relative_to(ROOT).as_posix(), name, call)
         for p in FILES
         for name, call in calls(p)
         if name in ("torch.save", "torch.load")
     ]
-    assert {path for path, _, _ in found} <= {"world/train.py"}
-    for _, name, call in found:
+    assert {path for path, _, _ in uses} <= {"world/train.py"}
+    for _, name, call in uses:
         words = {k.arg: ast.unparse(k.value) for k in call.keywords}
         assert name == "torch.save" or words.get("weights_only") == "True"
 
@@ -170,8 +175,8 @@ def test_nothing_loaded_may_run_code() -> None:
     for path in FILES:
         for name, call in calls(path):
             assert name not in ("eval", "exec"), path
-            said = {k.arg: ast.unparse(k.value) for k in call.keywords}
-            assert said.get("trust_remote_code") != "True", path
+            keywords = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            assert keywords.get("trust_remote_code") != "True", path
 
 
 def test_parameters_are_assigned_in_one_file() -> None:
@@ -185,20 +190,18 @@ def test_parameters_are_assigned_in_one_file() -> None:
 def test_drivers_know_no_method() -> None:
     for path in FILES:
         if path.relative_to(ROOT).parts[0] in DRIVERS and path.name != "protocols.py":  # named after papers
-            said = {n.value for n in ast.walk(tree_of(path)) if isinstance(n, ast.Constant)}
-            assert not said & set(METHODS), path
+            assert not constants(path) & set(METHODS), path
 
 
 def test_devices_are_named_where_models_are_loaded() -> None:
     for path in FILES:
-        said = {n.value for n in ast.walk(tree_of(path)) if isinstance(n, ast.Constant)}
-        assert not said & {"cuda", "mps"} or path.name == "loading.py", path
+        assert not constants(path) & {"cuda", "mps"} or path.name == "loading.py", path
 
 
-def test_models_are_not_told_by_name() -> None:
+def test_models_are_not_recognised_by_name() -> None:
     for path in FILES:
-        asked = {n.attr for n in ast.walk(tree_of(path)) if isinstance(n, ast.Attribute)}
-        assert "model_type" not in asked or path.name == "defaults.py", path
+        attributes = {n.attr for n in ast.walk(tree_of(path)) if isinstance(n, ast.Attribute)}
+        assert "model_type" not in attributes or path.name == "defaults.py", path
 
 
 def test_nothing_happens_at_import() -> None:

@@ -20,16 +20,16 @@ def test_saved_edited_undone(name: str, tmp_path: Path) -> None:
     tokenizer().save_pretrained(tmp_path)
     lm = errata.load(tmp_path)
     assert [lm.tokenizer(text)["input_ids"] for text in SAMPLE] == [tokenizer()(text)["input_ids"] for text in SAMPLE]
-    before, said = weights(lm.model), lm.score([EDIT.prompt], [EDIT.target_new])[0]
+    before, score = weights(lm.model), lm.score([EDIT.prompt], [EDIT.target_new])[0]
     memit: Any = errata.method("memit", contexts=2, steps=8)
     for patch in (errata.method("ft-m").edit(lm, [EDIT]), memit.edit(lm, [EDIT], memit.prepare(lm, TEXTS))):
         with patch.applied(lm) as edited:
             now = edited.score([EDIT.prompt], [EDIT.target_new])[0]
             assert not same_weights(lm.model, before)
         if patch.meta["made"][0]["method"] == "ft-m":  # with MEMIT random contexts may outweigh the prompt
-            assert now.total > said.total
+            assert now.total > score.total
         assert same_weights(lm.model, before)
-    assert lm.score([EDIT.prompt], [EDIT.target_new])[0] == said
+    assert lm.score([EDIT.prompt], [EDIT.target_new])[0] == score
 
 
 @pytest.mark.parametrize("name", [n for n in ENCODER_DECODER if n not in ("longt5",)])

@@ -29,12 +29,12 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     tolerance = 1e-4 if name in SINGLE else 1e-8
     lm = tiny_lm(name, dtype)
     rows = rows_of(lm)
-    at = [min(1, len(row) - 1) for row in rows]
-    columns = [list(range(len(row) - a)) for row, a in zip(rows, at, strict=True)]
-    place = InterventionSite(1, inside=lm.sites.gain[1] is None)
+    positions = [min(1, len(row) - 1) for row in rows]
+    columns = [list(range(len(row) - p)) for row, p in zip(rows, positions, strict=True)]
+    site = InterventionSite(1, inside=lm.sites.gain[1] is None)
     with hooks.frozen(lm.model):
-        fast = lm.intervention(rows, at, place, columns)
-        full = lm.intervention(rows, at, place, columns, plain=True)
+        fast = lm.intervention(rows, positions, site, columns)
+        full = lm.intervention(rows, positions, site, columns, plain=True)
         assert type(fast).__name__ == ("FullPass" if name == "openai-gpt" else "SuffixPass")
         delta = torch.randn(len(rows), 32, dtype=dtype, generator=torch.Generator().manual_seed(0))
         one, two = (grad_and_logits(p, delta, columns) for p in (fast, full))
@@ -54,9 +54,9 @@ def test_shared_contexts_are_run_once_and_change_nothing(name: str) -> None:
     contexts = ["", "It was a night in Rome and Oslo. ", "The mayor of Lima went by to Rome. "]
     texts = [(c + f"{s} was born in", s) for s in subjects for c in contexts]
     rows = [lm.tokens.prompt(text) for text, _ in texts]
-    at = [lm.tokens.last_of_subject(text, subject) for text, subject in texts]
-    columns = [[len(row) - 1 - a] for row, a in zip(rows, at, strict=True)]
-    passes = [lm.intervention(rows, at, InterventionSite(1), columns, plain=plain) for plain in (False, True)]
+    positions = [lm.tokens.last_of_subject(text, subject) for text, subject in texts]
+    columns = [[len(row) - 1 - p] for row, p in zip(rows, positions, strict=True)]
+    passes = [lm.intervention(rows, positions, InterventionSite(1), columns, plain=plain) for plain in (False, True)]
     assert type(passes[0]).__name__ == "SuffixPass"
     delta = torch.randn(len(rows), 32, generator=torch.Generator().manual_seed(0))
     one, two = (p.logits(delta, columns) for p in passes)
@@ -76,8 +76,8 @@ def test_batched_is_one_at_a_time(name: str) -> None:
     together = lm.score(PROMPTS, targets)
     alone = [lm.score([p], [t])[0] for p, t in zip(PROMPTS, targets, strict=True)]
     assert all(same(a, b) for a, b in zip(together, alone, strict=True))
-    said = lm.generate(PROMPTS, 5)
-    assert said == [lm.generate([prompt], 5)[0] for prompt in PROMPTS]
+    texts = lm.generate(PROMPTS, 5)
+    assert texts == [lm.generate([prompt], 5)[0] for prompt in PROMPTS]
     best = lm.next_logprobs(PROMPTS).argmax(-1).tolist()
     first = ["" if token == lm.tokens.end else lm.tokens.decode([token]) for token in best]
     assert lm.generate(PROMPTS, 1) == first
@@ -117,12 +117,12 @@ def test_targets_of_one_prompt_score_as_they_do_alone(name: str) -> None:
     lm = tiny_lm(name)
     prompts = ["Ann Lee was born in", "The old king went by night to the mayor of Paris, and he", "A baker lives in"]
     targets = ["Rome", "New York", "Oslo and Lima", "Rome"]
-    asked = [(p, t) for p in prompts[:2] for t in targets] + [(prompts[2], "Lima")]
-    together = lm.score([p for p, _ in asked], [t for _, t in asked])
-    for found, (prompt, target) in zip(together, asked, strict=True):
+    pairs = [(p, t) for p in prompts[:2] for t in targets] + [(prompts[2], "Lima")]
+    together = lm.score([p for p, _ in pairs], [t for _, t in pairs])
+    for score, (prompt, target) in zip(together, pairs, strict=True):
         (alone,) = lm.score([prompt], [target])
-        assert (found.tokens, found.argmax) == (alone.tokens, alone.argmax)
-        assert found.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+        assert (score.tokens, score.argmax) == (alone.tokens, alone.argmax)
+        assert score.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 
 
 def test_a_batch_of_some_size_is_not_padded_by_more_than_an_eighth() -> None:

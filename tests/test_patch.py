@@ -39,14 +39,14 @@ def test_algebra() -> None:
     assert a + EMPTY == a and EMPTY + a == a
     assert (a + b) + EMPTY == a + (b + EMPTY)
     lm = tiny_lm("gpt2")
-    said = [dict(weights(lm.model))]
+    changed = [dict(weights(lm.model))]
     for patch in (a + b, b + a, a + (-a), 2 * a, a * 0.5):
         with patch.applied(lm):
-            said.append(weights(lm.model))
+            changed.append(weights(lm.model))
     name = f"{SITE}.weight"
-    assert torch.allclose(said[1][name], said[2][name], atol=1e-5)
-    assert torch.allclose(said[3][name], said[0][name], atol=1e-5)
-    assert torch.allclose(said[4][name] - said[0][name], 4 * (said[5][name] - said[0][name]), atol=1e-4)
+    assert torch.allclose(changed[1][name], changed[2][name], atol=1e-5)
+    assert torch.allclose(changed[3][name], changed[0][name], atol=1e-5)
+    assert torch.allclose(changed[4][name] - changed[0][name], 4 * (changed[5][name] - changed[0][name]), atol=1e-4)
 
 
 def test_nested_on_what_was_yielded() -> None:
@@ -85,10 +85,10 @@ def test_merge_is_for_good() -> None:
     lm = HFLM(copy.deepcopy(tiny_model("gpt2", torch.float32)), tokenizer())
     patch = low_rank(1)
     with patch.applied(lm) as edited:
-        said = edited.next_logprobs(["Rome"])
+        logprobs = edited.next_logprobs(["Rome"])
     old = lm.fingerprint
     patch.merge(lm)
-    assert (lm.next_logprobs(["Rome"]) == said).all()
+    assert (lm.next_logprobs(["Rome"]) == logprobs).all()
     assert lm.fingerprint != old
 
 
@@ -169,7 +169,7 @@ class Shout(Wrapper):
 
 
 class Bump(Adapter):
-    """Adds to the prompt's last token at a site and remembers in the call that it did."""
+    """Adds to the prompt's last token at a site, and keeps in the call's memo where that was."""
 
     kind = "bump"
     site = SITE
@@ -199,7 +199,7 @@ class Bump(Adapter):
 
 
 def test_other_kinds_of_part(tmp_path: Path) -> None:
-    """What later methods need: an adapter that decides at the prompt, a wrapper around all of it."""
+    """An adapter that decides at the prompt, inside a wrapper."""
     lm = tiny_lm("gpt2")
     prompts = ["Rome", "Ann Lee was born in", "The old king"]
     patch = low_rank(1) + Patch((Shout(), Bump()))

@@ -17,8 +17,9 @@ from transformers import (
 
 from errata.errors import UnknownSites
 from errata.methods.defaults import critical_layer, critical_layers
-from errata.model.detect import evaluating, find_sites
+from errata.model.detect import find_sites
 from errata.model.hooks import after
+from errata.model.recording import evaluating
 from errata.model.sites import Sites
 
 DENSE = [*CAUSAL, *ENCODER_DECODER]

@@ -15,6 +15,7 @@ from test_cli import here, refused, run, saved  # noqa: F401  (here: an empty wo
 from tiny import CAUSAL
 
 import errata
+from errata.cli import maps
 from errata.cli import trace as command
 from errata.errors import BadInput, UnknownName, Unsupported
 from errata.locate import KINDS, ROLES, Trace, average, embedding_std, trace
@@ -29,9 +30,9 @@ FEW: dict[str, Any] = {"samples": 3, "window": 2, "seed": 4}
 # Against the plain way ---------------------------------------------------------------------------
 
 
-def plain(lm: HFLM, its: Trace, ids: list[int], o: int, noise: torch.Tensor, kind: str) -> torch.Tensor:
+def plain(lm: HFLM, result: Trace, ids: list[int], o: int, noise: torch.Tensor, kind: str) -> torch.Tensor:
     """(positions, layers): one draw, one position, one layer at a time, the whole model each time."""
-    first, end = its.subject
+    first, end = result.subject
     depth, t = lm.sites.depth, len(ids)
     paths = {"hidden": lm.sites.layer, "mlp": lm.sites.mlp_out, "attention": lm.sites.attn_out}[kind]
 
@@ -68,14 +69,14 @@ def plain(lm: HFLM, its: Trace, ids: list[int], o: int, noise: torch.Tensor, kin
 
         return change
 
-    assert probability(None, {path: note(path) for path in paths}) == pytest.approx(its.clean, abs=1e-5)
+    assert probability(None, {path: note(path) for path in paths}) == pytest.approx(result.clean, abs=1e-5)
     corrupted = sum(probability(i, {}) for i in range(len(noise))) / len(noise)
-    assert corrupted == pytest.approx(its.corrupted, abs=1e-5)
+    assert corrupted == pytest.approx(result.corrupted, abs=1e-5)
     table = torch.zeros(t, depth, dtype=torch.float64)
     for position in range(t):
         for layer in range(depth):
-            low = layer if kind == "hidden" else layer - its.window // 2
-            high = layer + 1 if kind == "hidden" else low + its.window
+            low = layer if kind == "hidden" else layer - result.window // 2
+            high = layer + 1 if kind == "hidden" else low + result.window
             changes = {path: put(path, position) for path in paths[max(0, low) : high]}
             runs = [probability(i, changes) for i in range(len(noise))]
             table[position, layer] = sum(runs) / len(runs) - corrupted
@@ -86,36 +87,36 @@ def plain(lm: HFLM, its: Trace, ids: list[int], o: int, noise: torch.Tensor, kin
 def test_batched_runs_equal_plain_ones(name: str, caplog: pytest.LogCaptureFixture) -> None:
     lm = tiny_lm(name)
     lm.budget = 50  # several batches, none of them a whole number of draws
-    its = trace(lm, PROMPT, SUBJECT, **FEW)
+    result = trace(lm, PROMPT, SUBJECT, **FEW)
     assert not caplog.records  # blocks were skipped
-    ids, (first, end) = lm.tokens.prompt(PROMPT), its.subject
+    ids, (first, end) = lm.tokens.prompt(PROMPT), result.subject
     width = tiny_model(name, torch.float32).get_input_embeddings().weight.shape[1]
     drawn = torch.randn(FEW["samples"], end - first, width, generator=torch.Generator().manual_seed(FEW["seed"]))
     with torch.no_grad():
         embedded = lm.model.get_submodule(lm.sites.embed)(torch.tensor([ids[first:end]]))
-    assert its.sigma == pytest.approx(3 * float(embedded.std()), rel=1e-6)
+    assert result.sigma == pytest.approx(3 * float(embedded.std()), rel=1e-6)
     o = int(lm.next_logprobs([PROMPT])[0].argmax())
-    assert its.answer == lm.tokens.decode([o])
+    assert result.answer == lm.tokens.decode([o])
     for kind in KINDS:
-        expected = plain(lm, its, ids, o, its.sigma * drawn, kind)
+        expected = plain(lm, result, ids, o, result.sigma * drawn, kind)
         assert expected.abs().amax() > 1e-3
-        torch.testing.assert_close(its.effects[kind], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(result.effects[kind], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES, "openai-gpt", "bloom", "falcon", "mpt", "granite", "phi"} & {*CAUSAL}))
 def test_the_last_state_brings_everything_back(name: str) -> None:
-    its = trace(tiny_lm(name), PROMPT, SUBJECT, kinds=["hidden"], samples=2)
-    hidden = its.effects["hidden"]
-    assert abs(its.clean - its.corrupted) > 1e-6
-    assert float(hidden[-1, -1]) == pytest.approx(its.clean - its.corrupted, abs=1e-6)
+    result = trace(tiny_lm(name), PROMPT, SUBJECT, kinds=["hidden"], samples=2)
+    hidden = result.effects["hidden"]
+    assert abs(result.clean - result.corrupted) > 1e-6
+    assert float(hidden[-1, -1]) == pytest.approx(result.clean - result.corrupted, abs=1e-6)
     assert hidden[:-1, -1].abs().amax() < 1e-6  # nobody reads the others any more
-    assert not hidden[: its.subject[0]].any()
+    assert not hidden[: result.subject[0]].any()
 
 
 def test_a_window_ends_with_the_model_and_is_a_fifth_of_it() -> None:
     lm = tiny_lm("llama")
-    its = trace(lm, PROMPT, SUBJECT, kinds=["mlp"], samples=2, window=100)
-    assert its.window == lm.sites.depth
+    result = trace(lm, PROMPT, SUBJECT, kinds=["mlp"], samples=2, window=100)
+    assert result.window == lm.sites.depth
     assert trace(lm, PROMPT, SUBJECT, kinds=["mlp"], samples=2).window == 1  # a fifth of 4
 
 
@@ -124,34 +125,34 @@ def test_a_model_that_bends_the_rules_runs_whole(
 ) -> None:
     lm = tiny_lm("gpt2")
     fast = trace(lm, PROMPT, SUBJECT, **FEW)
-    monkeypatch.setattr("errata.model.passes.agree", lambda fast, full: False)
+    monkeypatch.setattr("errata.model.passes.same_logits", lambda fast, full: False)
     slow = trace(lm, PROMPT, SUBJECT, **FEW)
     assert "all layers run" in caplog.text
     for kind in KINDS:
         torch.testing.assert_close(fast.effects[kind], slow.effects[kind], atol=1e-6, rtol=0)
 
 
-# What it is told and says ------------------------------------------------------------------------
+# Arguments and results ---------------------------------------------------------------------------
 
 
 def test_without_noise_there_is_no_effect() -> None:
-    its = trace(tiny_lm("gpt_neox"), PROMPT, SUBJECT, noise=0, samples=2)
-    assert its.clean == pytest.approx(its.corrupted, abs=1e-6) and its.sigma == 0
-    assert all(effect.abs().amax() < 1e-6 for effect in its.effects.values())
+    result = trace(tiny_lm("gpt_neox"), PROMPT, SUBJECT, noise=0, samples=2)
+    assert result.clean == pytest.approx(result.corrupted, abs=1e-6) and result.sigma == 0
+    assert all(effect.abs().amax() < 1e-6 for effect in result.effects.values())
 
 
 def test_the_answer_is_the_models_own_or_the_target() -> None:
     lm = tiny_lm("gpt2")
     own = trace(lm, PROMPT, SUBJECT, kinds="hidden", samples=1)
     assert own.clean == pytest.approx(math.exp(lm.next_logprobs([PROMPT])[0].max()), abs=1e-6)
-    its = trace(lm, PROMPT, SUBJECT, "Oslo", kinds="hidden", samples=1)
+    result = trace(lm, PROMPT, SUBJECT, "Oslo", kinds="hidden", samples=1)
     score = lm.score([PROMPT], ["Oslo"])[0]
-    assert its.clean == pytest.approx(math.exp(score.logprobs[0]), abs=1e-6)
-    assert its.answer == lm.tokens.decode(score.tokens[:1])
+    assert result.clean == pytest.approx(math.exp(score.logprobs[0]), abs=1e-6)
+    assert result.answer == lm.tokens.decode(score.tokens[:1])
 
 
 @pytest.mark.parametrize(
-    ("prompt", "subject", "said"),
+    ("prompt", "subject", "expected"),
     [
         (PROMPT, "Ann Lee", " Ann Lee"),
         ("{} was born in", " Ann Lee ", " Ann Lee"),
@@ -160,12 +161,12 @@ def test_the_answer_is_the_models_own_or_the_target() -> None:
         ("Ann Lee", "Ann Lee", " Ann Lee"),
     ],
 )
-def test_the_subjects_tokens_are_found(prompt: str, subject: str, said: str) -> None:
+def test_the_subjects_tokens_are_found(prompt: str, subject: str, expected: str) -> None:
     lm = tiny_lm("gpt2")
-    its = trace(lm, prompt, subject, kinds=["hidden"], samples=1)
+    result = trace(lm, prompt, subject, kinds=["hidden"], samples=1)
     ids = lm.tokens.prompt(prompt.replace("{}", "Ann Lee"))
-    (first, end), n = its.subject, len(its.tokens)
-    assert lm.tokens.decode(ids[first:end]).lstrip() == said.lstrip() and n == len(ids)
+    (first, end), n = result.subject, len(result.tokens)
+    assert lm.tokens.decode(ids[first:end]).lstrip() == expected.lstrip() and n == len(ids)
     later = lm.tokens.decode(ids[end:])
     assert subject.strip() not in later  # the last occurrence
 
@@ -183,13 +184,13 @@ def test_the_same_seed_gives_the_same_and_nothing_else_is_drawn() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_is_left_as_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm(name)
-    before, said = weights(lm.model), lm.next_logprobs([PROMPT])
+    before, logprobs = weights(lm.model), lm.next_logprobs([PROMPT])
     trace(lm, PROMPT, SUBJECT, **FEW)
 
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("in the middle of a run")
 
-    monkeypatch.setattr("errata.locate.tracing._chance", fail)
+    monkeypatch.setattr("errata.locate.runs.probability", fail)
     with pytest.raises(RuntimeError, match="in the middle"):
         trace(lm, PROMPT, SUBJECT, **FEW)
     path = lm.sites.layer[-1]
@@ -197,7 +198,7 @@ def test_the_model_is_left_as_it_was(name: str, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RuntimeError, match="in the middle"):
         trace(lm, PROMPT, SUBJECT, **FEW)
     monkeypatch.undo()
-    assert same_weights(lm.model, before) and (lm.next_logprobs([PROMPT]) == said).all()
+    assert same_weights(lm.model, before) and (lm.next_logprobs([PROMPT]) == logprobs).all()
     for module in lm.model.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks and not module.training
         assert "forward" not in module.__dict__
@@ -207,10 +208,10 @@ def test_an_edited_model_is_traced_as_edited() -> None:
     lm = tiny_lm("gpt2")
     base = trace(lm, EDIT.prompt, EDIT.subject, EDIT.target_new, samples=1, kinds=["hidden"])
     with errata.method("ft-m", steps=30).edit(lm, [EDIT]).applied(lm) as edited:
-        its = trace(edited, EDIT.prompt, EDIT.subject, EDIT.target_new, samples=1, kinds=["hidden"])
+        result = trace(edited, EDIT.prompt, EDIT.subject, EDIT.target_new, samples=1, kinds=["hidden"])
         with pytest.raises(RuntimeError, match="a patch is in force"):
             trace(lm, EDIT.prompt, EDIT.subject)
-    assert its.clean > 10 * base.clean
+    assert result.clean > 10 * base.clean
 
 
 @pytest.mark.parametrize(
@@ -252,14 +253,14 @@ def made(tokens: int, subject: tuple[int, int], rows: list[float], kind: str = "
 def test_the_average_is_by_role() -> None:
     one = made(8, (1, 5), [9, 1, 2, 4, 5, 6, 7, 8])  # before, first, middle, middle, last, after, further, last token
     two = made(3, (0, 1), [3, 10, 12])  # a subject of one token
-    its = average([one, two])
-    assert its.facts == 2 and list(its.counts.values()) == [1, 1, 2, 2, 1, 2]
-    assert its.clean == pytest.approx(0.8) and its.corrupted == pytest.approx(0.2)
-    assert its.effects["mlp"][:, 0].tolist() == [1, 3, 4, 8, 7, 10]
-    assert its.effects["mlp"][:, 1].tolist() == [2, 6, 8, 16, 14, 20]
-    errors = its.errors["mlp"][:, 0]
+    result = average([one, two])
+    assert result.facts == 2 and list(result.counts.values()) == [1, 1, 2, 2, 1, 2]
+    assert result.clean == pytest.approx(0.8) and result.corrupted == pytest.approx(0.2)
+    assert result.effects["mlp"][:, 0].tolist() == [1, 3, 4, 8, 7, 10]
+    assert result.effects["mlp"][:, 1].tolist() == [2, 6, 8, 16, 14, 20]
+    errors = result.errors["mlp"][:, 0]
     assert errors[[0, 1, 4]].isnan().all() and errors[[2, 3, 5]].tolist() == [1, 2, 2]  # s / √2
-    record = json.loads(json.dumps(its.to_json()))
+    record = json.loads(json.dumps(result.to_json()))
     assert record["roles"] == list(ROLES) and record["errors"]["mlp"][0] == [None, None]
 
 
@@ -275,7 +276,7 @@ def test_the_spread_of_many_subjects_is_pooled() -> None:
     pairs = [(e.prompt, e.subject) for e in EDITS]
     ids = [lm.tokens.prompt(p)[slice(*trace(lm, p, s, samples=1, kinds="mlp").subject)] for p, s in pairs]
     table = lm.model.get_submodule(lm.sites.embed).weight.detach()
-    assert embedding_std(lm, pairs) == pytest.approx(float(table[[i for its in ids for i in its]].std()), rel=1e-6)
+    assert embedding_std(lm, pairs) == pytest.approx(float(table[[i for some in ids for i in some]].std()), rel=1e-6)
 
 
 # The command -------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ ONE = (PROMPT, "--subject", SUBJECT, "--samples", 2)
 
 
 def known(lm: HFLM, n: int) -> list[dict[str, Any]]:
-    """Facts that the tiny model "knows", its own next tokens being the attributes; and one that it does not."""
+    """Facts that the tiny model "knows", result own next tokens being the attributes; and one that it does not."""
     facts: list[dict[str, Any]] = []
     for prompt in (f"{subject} {text}" for subject in ("Ann Lee", "Bob Ray", "Cy Moor") for text in TEXTS):
         token = lm.tokens.decode([int(lm.next_logprobs([prompt])[0].argmax())])
@@ -307,8 +308,8 @@ def test_a_fact_is_shown_as_a_map(model: str) -> None:
     assert "e*" in result.stdout and "clean" in result.stdout
     record = json.loads(run("trace", model, *ONE, "--kind", "mlp", "--window", 3, "--json", "-q").stdout)
     lm = HFLM(tiny_model("gpt2", torch.float32), tokenizer())
-    its = trace(lm, PROMPT, SUBJECT, kinds=["mlp"], samples=2, window=3)
-    assert record == json.loads(json.dumps(its.to_json())) and set(record["effects"]) == {"mlp"}
+    result = trace(lm, PROMPT, SUBJECT, kinds=["mlp"], samples=2, window=3)
+    assert record == json.loads(json.dumps(result.to_json())) and set(record["effects"]) == {"mlp"}
     other = json.loads(run("trace", model, *ONE, "--target", "Oslo", "--kind", "mlp", "--json", "-q").stdout)
     assert other["clean"] != record["clean"]
 
@@ -329,7 +330,7 @@ def test_a_picture_is_drawn(model: str, here: Path) -> None:  # noqa: F811
 def test_odd_tokens_do_not_break_a_picture() -> None:
     pytest.importorskip("matplotlib")
     table = [[0.1, -0.2], [math.nan, math.nan], [0.0, 0.0]]
-    made = command.picture("a $ b $x$ 東京", ["$\\frac", "$x$", "東京"], {"hidden": table})
+    made = maps.picture("a $ b $x$ 東京", ["$\\frac", "$x$", "東京"], {"hidden": table})
     assert made.startswith(b"\x89PNG")
 
 
@@ -347,16 +348,16 @@ def test_known_facts_are_averaged(model: str, here: Path) -> None:  # noqa: F811
     record = json.loads(run("trace", model, *words, "--json", "-q").stdout)
     assert record["facts"] == len(facts) - 1 and record["unknown"] == 1
     std = embedding_std(lm, [(f["prompt"], f["subject"]) for f in facts[:-1]])
-    its = average(
+    result = average(
         [trace(lm, f["prompt"], f["subject"], f["attribute"], kinds=["hidden"], samples=2, std=std) for f in facts[:-1]]
     )
     torch.testing.assert_close(
-        torch.tensor(record["effects"]["hidden"][2]), its.effects["hidden"][2].float(), atol=1e-6, rtol=0
+        torch.tensor(record["effects"]["hidden"][2]), result.effects["hidden"][2].float(), atol=1e-6, rtol=0
     )
     shown = run("trace", model, *words, "-q").stdout
     assert f"1 of {len(facts)} not known" in shown
-    row, layer = divmod(int(its.effects["hidden"].nan_to_num(-1).argmax()), its.effects["hidden"].shape[1])
-    best, error = (100 * float(table["hidden"][row, layer]) for table in (its.effects, its.errors))
+    row, layer = divmod(int(result.effects["hidden"].nan_to_num(-1).argmax()), result.effects["hidden"].shape[1])
+    best, error = (100 * float(table["hidden"][row, layer]) for table in (result.effects, result.errors))
     assert f"hidden: at most {best:.1f} ± {error:.1f} points, {ROLES[row]}, layer {layer} (" in shown
     assert json.loads(run("trace", model, *words, "--limit", 2, "--json", "-q").stdout)["facts"] == 2
     assert "facts were asked for" in refused("trace", model, *words, "--limit", 1000, "-q")
@@ -414,7 +415,7 @@ def test_bad_words_are_answered_before_a_model_is_loaded(words: tuple[object, ..
 
 
 def test_the_map_is_read_without_colour() -> None:
-    lines = [str(line) for line in command.heat_map("mlp", ["Ann", "Lee*"], [[0.126, -0.04], [math.nan, 0.7]], 80)]
+    lines = [str(line) for line in maps.heat_map("mlp", ["Ann", "Lee*"], [[0.126, -0.04], [math.nan, 0.7]], 80)]
     assert lines[0].startswith("mlp") and lines[1].split() == ["0", "1"]
     assert lines[2].split() == ["Ann", "13", "-4"] and lines[3].split() == ["Lee*", "70"]
     assert lines[3].endswith("70") and len(lines[2]) == len(lines[3])
@@ -423,7 +424,7 @@ def test_the_map_is_read_without_colour() -> None:
 def test_a_deep_model_is_shown_in_blocks() -> None:
     row = [0.0] * 60
     row[31], row[32], row[40] = 0.4, 0.8, -0.8
-    lines = [str(line) for line in command.heat_map("mlp", ["Ann", "of"], [row, [0.0] * 60], 120)]
+    lines = [str(line) for line in maps.heat_map("mlp", ["Ann", "of"], [row, [0.0] * 60], 120)]
     assert lines[2] == "Ann " + " " * 31 + "▄█" + " " * 7 + "-" + " " * 19 + " 80 at 32"
     assert "█ is 80 points" in lines[0] and "▁" not in lines[3]
     assert len(lines[1]) == 64

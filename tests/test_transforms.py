@@ -73,9 +73,9 @@ def test_a_task_vector_turns_the_base_into_the_tuned_model(arch: str) -> None:
     assert set(patch.of_kind(Delta)[0].weights) == {site(lm, 0), f"{lm.sites.final_norm}.weight"}
     assert patch.meta["model"]["fingerprint"] == lm.fingerprint
     assert patch.meta["transformed"][0]["tuned"]["fingerprint"] == tuned.fingerprint
-    wanted = [score.total for score in tuned.score([EDIT.prompt], ["Oslo"])]
+    expected = [score.total for score in tuned.score([EDIT.prompt], ["Oslo"])]
     with patch.applied(lm) as edited:
-        assert [score.total for score in edited.score([EDIT.prompt], ["Oslo"])] == pytest.approx(wanted, abs=1e-5)
+        assert [score.total for score in edited.score([EDIT.prompt], ["Oslo"])] == pytest.approx(expected, abs=1e-5)
     assert same_weights(lm.model, before)
 
 
@@ -104,13 +104,13 @@ def test_what_is_no_copy_is_refused() -> None:
         task_vector(tiny_lm("gpt2"), wide)
 
 
-def test_a_floating_buffer_that_differs_is_said() -> None:
+def test_a_floating_buffer_that_differs_is_named() -> None:
     lm, tuned = (HFLM(build("gpt2", vocab_size=320), tokenizer()) for _ in range(2))
-    for its, value in ((lm, 0.0), (tuned, 1.0)):
-        its.model.register_buffer("steps", torch.tensor(int(value)))  # whole numbers are skipped
+    for one, value in ((lm, 0.0), (tuned, 1.0)):
+        one.model.register_buffer("steps", torch.tensor(int(value)))  # whole numbers are skipped
     assert not task_vector(lm, tuned)
-    for its, value in ((lm, 0.0), (tuned, 1.0)):
-        its.model.register_buffer("scale", torch.tensor(value))
+    for one, value in ((lm, 0.0), (tuned, 1.0)):
+        one.model.register_buffer("scale", torch.tensor(value))
     with pytest.raises(Unsupported, match="scale"):
         task_vector(lm, tuned)
 
@@ -125,8 +125,8 @@ def test_truncation_by_hand() -> None:
     bias = drawn(32)
     patch = Patch((Delta({site(lm): whole, "bias": bias}),))
     cut = low_rank(patch, 2).of_kind(Delta)[0].weights
-    assert isinstance(found := cut[site(lm)], LowRank) and found.rank == 2
-    assert torch.allclose(found.dense(), whole - u[:, 2:] @ v[:, 2:].T, atol=1e-5)
+    assert isinstance(truncated := cut[site(lm)], LowRank) and truncated.rank == 2
+    assert torch.allclose(truncated.dense(), whole - u[:, 2:] @ v[:, 2:].T, atol=1e-5)
     assert cut["bias"] is bias
 
 
@@ -147,19 +147,19 @@ def test_a_rank_is_a_whole_number(rank: Any) -> None:
 
 
 def test_rect_by_hand() -> None:
-    """Of each weight's entries those stay that change most beside what they were, the earlier edit counted in."""
+    """Of each weight the entries stay whose change is largest relative to their value with the earlier edit."""
     lm = tiny_lm("gpt2")
     name = site(lm)
     prior = patch_of(lm, **{name: drawn(32, 64, seed=3)})
     change = drawn(32, 64, seed=4)
     patch = prior + patch_of(lm, **{name: change})
-    found = rect(patch, lm, keep=0.25, prior=prior)
+    thinned = rect(patch, lm, keep=0.25, prior=prior)
     delta = change.abs().double() / (base_weight(lm, name) + only(prior)).abs()
     cutoff = delta.flatten().sort(descending=True).values[512 - 1]
     expected = only(prior) + torch.where(delta >= cutoff, change, 0.0)
-    assert torch.allclose(only(found), expected, atol=1e-6)
-    assert int((only(found) != only(prior)).sum()) == 512
-    assert found.meta["transformed"] == [{"name": "rect", "keep": 0.25, "eps": 1e-8}]
+    assert torch.allclose(only(thinned), expected, atol=1e-6)
+    assert int((only(thinned) != only(prior)).sum()) == 512
+    assert thinned.meta["transformed"] == [{"name": "rect", "keep": 0.25, "eps": 1e-8}]
 
 
 def test_rect_keeps_what_has_not_changed_as_it_is() -> None:
@@ -188,10 +188,10 @@ def test_rect_keeps_a_share(keep: float) -> None:
 
 def test_rect_in_a_fold() -> None:
     """Each step thins its own change; what earlier steps kept stays."""
-    lm, made = tiny_lm("gpt2"), method("ft-m", steps=3)
+    lm, ft = tiny_lm("gpt2"), method("ft-m", steps=3)
     patch = EMPTY
     for edit in EDITS:
-        step = rect(made.edit(lm, [edit], prior=patch), lm, keep=0.1, prior=patch)
+        step = rect(ft.edit(lm, [edit], prior=patch), lm, keep=0.1, prior=patch)
         old = 0.0 if not patch else only(patch)
         assert 0 < int(((only(step) - old).abs() > 1e-9).sum()) <= round(0.1 * 32 * 64)
         patch = step
@@ -223,10 +223,10 @@ def test_prune_by_hand(thin: bool, how: Any, bound: Any) -> None:
     assert top > 1.5  # where the paper's rule never raises
     u, s, v = with_spectrum(6 * top, 2 * top, 0.5 * top)
     change: Any = LowRank(u * s, v.T) if thin else u @ torch.diag(s) @ v.T
-    found = only(prune(patch_of(lm, **{site(lm): change}), lm, **how))
+    pruned = only(prune(patch_of(lm, **{site(lm): change}), lm, **how))
     expected = torch.tensor([bound(6 * top, top), bound(2 * top, top), 0.5 * top])
-    assert isinstance(found, LowRank) == thin
-    assert torch.allclose(dense(found), u @ torch.diag(expected).float() @ v.T, atol=1e-4)
+    assert isinstance(pruned, LowRank) == thin
+    assert torch.allclose(dense(pruned), u @ torch.diag(expected).float() @ v.T, atol=1e-4)
 
 
 def test_prune_leaves_what_is_small_as_it_is() -> None:
@@ -242,12 +242,12 @@ def test_prune_never_raises_a_singular_value() -> None:
     top = float(torch.linalg.svdvals(base_weight(lm, site(lm)))[0])
     assert top < 0.1
     u, s, v = with_spectrum(2 * top, 20.0)
-    found = torch.linalg.svdvals(dense(only(prune(patch_of(lm, **{site(lm): u @ torch.diag(s) @ v.T}), lm))))
-    assert float(found[1]) == pytest.approx(2 * top, rel=1e-3)
-    assert float(found[0]) == pytest.approx(math.log(20.0 / top) + top, rel=1e-3)
+    values = torch.linalg.svdvals(dense(only(prune(patch_of(lm, **{site(lm): u @ torch.diag(s) @ v.T}), lm))))
+    assert float(values[1]) == pytest.approx(2 * top, rel=1e-3)
+    assert float(values[0]) == pytest.approx(math.log(20.0 / top) + top, rel=1e-3)
 
 
-def test_prune_checks_what_it_is_told() -> None:
+def test_prune_checks_its_settings() -> None:
     lm = tiny_lm("llama")
     with pytest.raises(UnknownName, match="linear"):
         prune(EMPTY, lm, rule="linaer")  # pyright: ignore[reportArgumentType]
@@ -285,15 +285,16 @@ def test_the_model_is_left_and_undo_is_exact(name: str, settings: Any, arch: str
     patch = method("ft-m", steps=2).edit(lm, [EDIT])
     kept = {"keys/a": torch.ones(2, 3)}
     patch = Patch(patch.parts, kept, patch.meta)
-    made = transform(name, **settings)(patch, lm, EMPTY)
+    transformed = transform(name, **settings)(patch, lm, EMPTY)
     assert same_weights(lm.model, before)
-    assert made.memory == kept and made.edits == [EDIT] and made.meta["transformed"][-1]["name"] == name
-    with made.applied(lm) as edited:
+    assert transformed.memory == kept and transformed.edits == [EDIT]
+    assert transformed.meta["transformed"][-1]["name"] == name
+    with transformed.applied(lm) as edited:
         edited.generate([EDIT.prompt], 2)
         assert not same_weights(lm.model, before)
     assert same_weights(lm.model, before)
-    loaded = Patch.load(made.save(tmp_path / "p.safetensors"))
-    assert loaded == made and loaded.meta == made.meta
+    loaded = Patch.load(transformed.save(tmp_path / "p.safetensors"))
+    assert loaded == transformed and loaded.meta == transformed.meta
 
 
 @pytest.mark.parametrize(("name", "settings"), EVERY)
@@ -310,7 +311,7 @@ def test_a_patch_of_another_model_is_refused(name: str) -> None:
         transform(name)(patch, tiny_lm("llama"), EMPTY)
 
 
-def test_weights_that_are_away_are_said() -> None:
+def test_offloaded_weights_are_refused() -> None:
     with torch.device("meta"):
         away = build("llama", vocab_size=320)
     lm = tiny_lm("llama")

@@ -10,7 +10,7 @@
         print(edited.generate([case.edits[0].prompt]))
     patch.save("birthplace.safetensors")
 
-What is imported here is imported when it is first asked for.
+Names are imported when they are first used, so that ``import errata`` costs nothing.
 """
 
 from importlib import import_module
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from errata.patch.patch import Patch as Patch
     from errata.world.bundled import load as load
 
-_WHERE = {  # imported when first asked for, so that `import errata` and `errata --help` cost nothing
+_WHERE = {  # name -> module, or module:attribute
     "load": "errata.world.bundled:load",
     "cases": "errata.data.reader:cases",
     "baseline": "errata.evaluation.baseline:baseline",
@@ -51,8 +51,8 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'errata' has no attribute {name!r}; it has {', '.join(__all__)}")
     module, _, attribute = _WHERE[name].partition(":")
-    found = import_module(module)
-    return getattr(found, attribute) if attribute else found
+    imported = import_module(module)
+    return getattr(imported, attribute) if attribute else imported
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the folder in which computed states are kept."""
+"""Files that are written whole or not at all, and the folder in which computed states are cached."""
 
 import json
 import os
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Yields the path of a temporary file beside ``path`` that takes its place when the block ends without an error.
+    """Context manager that yields a temporary path beside ``path``; its file replaces ``path`` when the block ends.
 
-    The folder is made where there is none. After an error nothing is left, and what stood at ``path`` still does.
+    The folder is made if there is none. After an exception the temporary file is gone and ``path`` is as before.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON header as one safetensors file, whole or not at all. Raises :class:`BadInput`."""
+    """Writes tensors and a JSON header to one safetensors file, whole or not at all. Raises :class:`BadInput`."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -56,7 +56,10 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[s
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """Tensors and JSON header of a file that :func:`write_tensors` wrote; ``what`` names it in errors."""
+    """Tensors and JSON header of a file that :func:`write_tensors` wrote; ``what`` is its name in errors.
+
+    Raises :class:`BadInput`.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -64,18 +67,18 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, "Tensor"], dict[str, 
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["errata"])
-            # in memory of their own: a product with unaligned numbers may come out another in the last bit
+            # copied, since a product with unaligned numbers may differ in the last bit
             return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise BadInput(f"{path} is no whole {what} of Errata ({error}); make it again or fetch it anew") from error
 
 
 def cache_folder() -> Path:
-    """Where states are kept: ``$ERRATA_CACHE``, else ``errata`` in the user's cache folder."""
+    """The folder of cached states: ``$ERRATA_CACHE``, otherwise ``errata`` in the user's cache folder."""
     home = os.environ.get("ERRATA_CACHE")
     return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "errata"
 
 
 def cache_file(kind: str, content: Any) -> Path:
-    """Where the cache keeps what was computed from ``content`` (JSON): named by its kind and the content's digest."""
+    """Path in the cache of what was computed from ``content`` (JSON), by its kind and the content's digest."""
     return cache_folder() / f"{kind}-{sha256(json.dumps(content).encode()).hexdigest()[:20]}.safetensors"

@@ -1,16 +1,14 @@
 """``errata trace``: which hidden states decide an answer, as a map on the terminal and as a picture."""
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
-from rich.text import Text
 
 from errata.cli import common
+from errata.cli.maps import check_picture, picture, print_maps
 from errata.errors import BadInput
 from errata.files import write_bytes
 
@@ -18,16 +16,12 @@ if TYPE_CHECKING:
     from errata.locate import Average, Trace
     from errata.model.hf import HFLM
 
-FACTS = 100  # traced at most, unless --limit says otherwise
-LABEL, CELL = 28, 4  # characters: of a row's name at most, and of a number
-BLOCKS = " ▁▂▃▄▅▆▇█"
-PICTURES = (".png", ".pdf", ".svg")
-SOLID = 0.35  # share of the largest effect from which a cell's text is white
-
-Table = Sequence[Sequence[float]]  # (rows, layers)
+FACTS = 100  # traced at most, without --limit
 
 
 class Fact(NamedTuple):
+    """A true fact: the attribute answers the prompt about the subject."""
+
     prompt: str
     subject: str
     attribute: str
@@ -37,7 +31,10 @@ class Fact(NamedTuple):
 
 
 def read_facts(name: str, limit: int | None = None, seed: int = 0) -> list[Fact]:
-    """The first facts of a file like ROME's known_facts.json, or the true ones of cases ("world", or a file)."""
+    """The first facts of a file like ROME's known_facts.json, or the true facts of cases ("world", or a file).
+
+    Raises :class:`BadInput`.
+    """
     if limit is not None and limit < 1:
         raise BadInput(f"--limit must be at least 1, found {limit}")
     facts = _of_cases(name, limit, seed) if name == "world" else _of_file(Path(name), seed)
@@ -60,17 +57,17 @@ def _of_file(path: Path, seed: int) -> list[Fact]:
     return [_fact(record, f"{path}, record {number}") for number, record in enumerate(cast("list[Any]", records), 1)]
 
 
-def _fact(record: Any, place: str) -> Fact:
-    from errata.locate.tracing import asked
+def _fact(record: Any, where: str) -> Fact:
+    from errata.locate.tracing import filled_prompt
 
     values = [record.get(key) if isinstance(record, dict) else None for key in ("prompt", "subject", "attribute")]
     if not all(isinstance(value, str) and value.strip() for value in values):
-        raise BadInput(f"{place}: a fact is a JSON object whose prompt, subject and attribute are texts")
+        raise BadInput(f"{where}: a fact is a JSON object whose prompt, subject and attribute are texts")
     prompt, subject, attribute = cast("list[str]", values)
     try:
-        return Fact(*asked(prompt, subject), attribute)
+        return Fact(*filled_prompt(prompt, subject), attribute)
     except BadInput as error:
-        raise BadInput(f"{place}: {error}") from error
+        raise BadInput(f"{where}: {error}") from error
 
 
 def _of_cases(name: str, limit: int | None, seed: int) -> list[Fact]:
@@ -84,9 +81,10 @@ def _of_cases(name: str, limit: int | None, seed: int) -> list[Fact]:
 def trace_facts(
     lm: "HFLM", facts: Sequence[Fact], *, quiet: bool = True, **settings: Any
 ) -> tuple[list["Trace"], list[Fact]]:
-    """The traces of the facts that the model knows (each token of the attribute is its arg-max), and the other facts.
+    """The traces of the facts that the model knows, and the other facts.
 
-    The noise is relative to the standard deviation of the embeddings of all known facts' subjects, as in ROME.
+    A fact is known if each token of the attribute is the arg-max. The noise is relative to the standard deviation of
+    the embeddings of all known facts' subjects, as in ROME. Raises :class:`BadInput` where none is known.
     """
     from errata.locate import embedding_std, trace
 
@@ -150,34 +148,36 @@ def trace_command(
     """Find the states that decide an answer: causal tracing, of one fact or on average."""
     _check_words(prompt, subject, target, facts, limit)
     if output is not None:
-        _check_picture(output, force)
+        check_picture(output, force)
     from errata.locate import KINDS, average, trace, tracing
 
-    kinds = tracing.checked(kind or tuple(KINDS), samples, noise, window)
+    kinds = tracing.checked_kinds(kind or tuple(KINDS), samples, noise, window)
     settings: dict[str, Any] = {"kinds": kinds, "samples": samples, "noise": noise, "window": window, "seed": seed}
     if facts is not None:
-        wanted = read_facts(facts, limit, seed)
+        chosen = read_facts(facts, limit, seed)
         lm = common.load_model(model, device, dtype, quiet)
-        traces, unknown = trace_facts(lm, wanted, quiet=quiet, **settings)
-        its = average(traces)
-        record = {**its.to_json(), "unknown": len(unknown), "window": traces[0].window, "sigma": traces[0].sigma}
-        title = f"{lm.name}: the average over {its.facts} known facts ({len(unknown)} of {len(wanted)} not known)"
-        labels, of, ends = _roles(its), traces[0], ["", *_largest(its)]
+        traces, unknown = trace_facts(lm, chosen, quiet=quiet, **settings)
+        result, one = average(traces), traces[0]
+        record = {**result.to_json(), "unknown": len(unknown), "window": one.window, "sigma": one.sigma}
+        title = f"{lm.name}: the average over {result.facts} known facts ({len(unknown)} of {len(chosen)} not known)"
+        labels, closing = _roles(result), ["", *_largest(result)]
     else:
-        pair = tracing.asked(prompt or "", subject or "")
+        words = tracing.filled_prompt(prompt or "", subject or "")
         lm = common.load_model(model, device, dtype, quiet)
         with common.step("tracing", quiet):
-            its = of = trace(lm, *pair, target, **settings)
-        record, title, labels, ends = its.to_json(), f"{pair[0]} → {its.answer.strip()}", _tokens(its), []
-    tables = {f"{name}: {_about(name, of)}": table.tolist() for name, table in its.effects.items()}
-    below = f"clean {its.clean:.1%}, corrupted {its.corrupted:.1%} (noise of σ = {of.sigma:.3g}, {of.samples} draws)"
+            result = one = trace(lm, *words, target, **settings)
+        record, title, labels = result.to_json(), f"{words[0]} → {result.answer.strip()}", _tokens(result)
+        closing = []
+    tables = {f"{name}: {_about(name, one)}": table.tolist() for name, table in result.effects.items()}
+    noise_text = f"noise of σ = {one.sigma:.3g}, {one.samples} draws"
+    title = f"{title}\nclean {result.clean:.1%}, corrupted {result.corrupted:.1%} ({noise_text})"
     if output is not None:
-        write_bytes(output, picture(f"{title}\n{below}", labels, tables, output.suffix.lower()))
+        write_bytes(output, picture(title, labels, tables, output.suffix.lower()))
     if as_json:
         common.say_json(record)
     else:
-        _show(f"{title}\n{below}", labels, tables)
-        for line in ends:
+        print_maps(title, labels, tables)
+        for line in closing:
             common.stdout().print(line, soft_wrap=True)
     if output is not None:
         typer.echo(f"wrote {output}", err=True)
@@ -195,139 +195,32 @@ def _check_words(
         raise BadInput("--limit counts facts; give --facts, or leave it out")
 
 
-def _about(kind: str, its: "Trace") -> str:
+def _about(kind: str, trace: "Trace") -> str:
     from errata.locate import KINDS
 
-    return KINDS[kind] if kind == "hidden" else KINDS[kind].replace("layers", f"{its.window} layers")
+    return KINDS[kind] if kind == "hidden" else KINDS[kind].replace("layers", f"{trace.window} layers")
 
 
-def _tokens(its: "Trace") -> list[str]:
+def _tokens(trace: "Trace") -> list[str]:
     """A name for each row: the token, with a star where it belongs to the subject."""
-    first, end = its.subject
-    pieces = [" ".join(piece.split()) or repr(piece) for piece in its.tokens]
+    first, end = trace.subject
+    pieces = [" ".join(piece.split()) or repr(piece) for piece in trace.tokens]
     return [f"{piece}{'*' if first <= i < end else ''}" for i, piece in enumerate(pieces)]
 
 
-def _roles(its: "Average") -> list[str]:
-    return [role if count == its.facts else f"{role} ({count})" for role, count in its.counts.items()]
+def _roles(average: "Average") -> list[str]:
+    """A name for each row: the role, with the number of facts that have it where not all do."""
+    return [role if count == average.facts else f"{role} ({count})" for role, count in average.counts.items()]
 
 
-def _largest(its: "Average") -> list[str]:
+def _largest(average: "Average") -> list[str]:
     """A line for each kind: its largest average effect, with standard error and count."""
-    found: list[str] = []
-    for kind, table in its.effects.items():
+    lines: list[str] = []
+    for kind, table in average.effects.items():
         row, layer = divmod(int(table.nan_to_num(-1.0).argmax()), table.shape[1])
-        role, error = list(its.counts)[row], float(its.errors[kind][row, layer])
-        found.append(
+        role, error = list(average.counts)[row], float(average.errors[kind][row, layer])
+        lines.append(
             f"{kind}: at most {100 * float(table[row, layer]):.1f} ± {100 * error:.1f} points, {role}, layer {layer} "
-            f"({its.counts[role]} facts)"
+            f"({average.counts[role]} facts)"
         )
-    return found
-
-
-# On the terminal ---------------------------------------------------------------------------------
-
-
-def _show(title: str, labels: Sequence[str], tables: Mapping[str, Table]) -> None:
-    console = common.stdout()
-    console.print(title, soft_wrap=True)
-    for name, table in tables.items():
-        console.print()
-        for line in heat_map(name, labels, table, console.width):
-            console.print(line, soft_wrap=True)
-
-
-def heat_map(name: str, labels: Sequence[str], table: Table, width: int) -> Iterator[Text]:
-    """Lines of text: a row for each label, a column for each layer, red for what brings the answer back.
-
-    Cells are points of probability (a gain of 0.12 is 12); where they do not fit ``width``, blocks of a height relative
-    to the largest effect ("-" below its negative tenth), and each row's largest number behind them.
-    """
-    layers = range(len(table[0]))
-    most = max((abs(x) for row in table for x in row if not math.isnan(x)), default=0.0)
-    names = [label if len(label) < LABEL else f"{label[: LABEL - 2]}…" for label in labels]
-    side = max(map(len, names)) + 1
-    numbers = side + CELL * len(layers) <= width
-    unit = "points of probability" if numbers else f"█ is {100 * most:.0f} points of probability"
-    yield Text(f"{name}; by layer, {unit}", style="bold")
-    yield Text(" " * side + "".join(_heading(layer, numbers) for layer in layers), style="dim")
-    for label, row in zip(names, table, strict=True):
-        line = Text(label.ljust(side))
-        for x in row:
-            line.append(_number(x) if numbers else _block(x, most), style=_colour(x, most))
-        if not numbers and not math.isnan(row[0]):
-            best = max(layers, key=row.__getitem__)
-            line.append(f" {100 * row[best]:.0f} at {best}")
-        yield line
-
-
-def _heading(layer: int, numbers: bool) -> str:
-    if numbers:
-        return f"{layer:>{CELL}}"
-    return str(layer // 10 % 10) if layer % 10 == 0 else "·" if layer % 5 == 0 else " "
-
-
-def _number(x: float) -> str:
-    return f"{'' if math.isnan(x) else round(100 * x):>{CELL}}"
-
-
-def _block(x: float, most: float) -> str:
-    if math.isnan(x) or not most:
-        return " "
-    return "-" if x < -most / 10 else BLOCKS[max(0, math.ceil(x / most * (len(BLOCKS) - 1) - 0.5))]
-
-
-def _colour(x: float, most: float) -> str:
-    """Nothing for no effect, red above and blue below, the stronger the more."""
-    share = 0.0 if math.isnan(x) or not most else x / most
-    if abs(share) < 0.05:
-        return ""
-    pale, rest = round(235 * (1 - abs(share))), 200
-    red, green, blue = (rest, pale, pale) if share > 0 else (pale, pale, rest)
-    return f"{'white' if abs(share) > SOLID else 'black'} on rgb({red},{green},{blue})"
-
-
-# As a picture ------------------------------------------------------------------------------------
-
-
-def _check_picture(path: Path, force: bool) -> None:
-    """Raises before the work where no picture can be drawn or written."""
-    common.check_output(path, force)
-    if path.suffix.lower() not in PICTURES:
-        raise BadInput(f"{path}: a picture ends with {', '.join(PICTURES)}; found {path.suffix or 'no ending'!r}")
-    _matplotlib()
-
-
-def _matplotlib() -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BadInput(
-            "a picture is drawn by matplotlib, which is not here: pip install 'errata[plots]', or leave -o out"
-        ) from error
-    return Figure, FigureCanvasAgg
-
-
-def picture(title: str, labels: Sequence[str], tables: Mapping[str, Table], suffix: str = ".png") -> bytes:
-    """The bytes of a figure with a panel for each table, each with its own scale (red above zero, blue below)."""
-    import warnings
-
-    Figure, Canvas = _matplotlib()
-    figure = Figure(figsize=(5.2 * len(tables) + 1, 1.6 + 0.28 * max(len(labels), 6)), layout="constrained")
-    Canvas(figure)
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    axes = figure.subplots(1, len(tables), squeeze=False)[0]
-    for i, (axis, (name, table)) in enumerate(zip(axes, tables.items(), strict=True)):
-        most = max((abs(x) for row in table for x in row if not math.isnan(x)), default=0.0) or 1.0
-        drawn = axis.imshow(table, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
-        axis.set_title(name, fontsize=9)
-        axis.set_xlabel("layer")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_yticks(range(len(labels)), labels if i == 0 else [""] * len(labels), parse_math=False)
-        figure.colorbar(drawn, ax=axis, label="indirect effect on P(answer)" if i == len(tables) - 1 else "")
-    made = BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # letters that the font does not have become boxes
-        figure.savefig(made, format=suffix.removeprefix("."), dpi=150)
-    return made.getvalue()
+    return lines

@@ -1,9 +1,10 @@
-"""Where a model keeps what it knows, and whether it does: where, not how to change it.
+"""Whether a model knows a fact, and which of its states and neurons its answer depends on. Nothing is changed here.
 
 May import ``model``, ``patch`` and what lies below.
 """
 
+from errata.locate.averages import ROLES, Average, average
 from errata.locate.belief import believes
-from errata.locate.tracing import KINDS, ROLES, Average, Trace, average, embedding_std, trace
+from errata.locate.tracing import KINDS, Trace, embedding_std, trace
 
 __all__ = ["KINDS", "ROLES", "Average", "Trace", "average", "believes", "embedding_std", "trace"]

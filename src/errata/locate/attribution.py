@@ -1,10 +1,10 @@
-"""Which neurons hold an answer up: integrated gradients of its probability over the inputs of the down projections.
+"""Which neurons an answer depends on: integrated gradients of its probability over the down projections' inputs.
 
-    asked = [(lm.tokens.prompt(phrasing), token) for phrasing in phrasings]
-    its = attributions(lm, asked)              # (n, layers, f)
-    neurons = shared(its)                      # [(layer, neuron), ...], what the phrasings have in common
+    questions = [(lm.tokens.prompt(phrasing), token) for phrasing in phrasings]
+    attribution = attributions(lm, questions)  # (n, layers, f)
+    neurons = shared(attribution)              # [(layer, neuron), ...], what the phrasings have in common
 
-After Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv:2104.08696.
+Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv:2104.08696.
 """
 
 from collections.abc import Sequence
@@ -17,44 +17,45 @@ from errata.model import hooks, passes
 from errata.model.hf import HFLM
 from errata.patch.delta import oriented, trainable
 
-Asked = tuple[Sequence[int], int]  # token ids, and the token whose probability behind them is attributed
+Question = tuple[Sequence[int], int]  # token ids, and the token whose probability after them is attributed
 Neuron = tuple[int, int]  # layer, and coordinate of its down projection's input
 
 
-def attributions(lm: HFLM, asked: Sequence[Asked], points: int = 20, *, plain: bool = False) -> Tensor:
-    """(n, layers, f): what each neuron adds to the probability P of a token, float32 or better on the CPU.
+def attributions(lm: HFLM, questions: Sequence[Question], points: int = 20, *, plain: bool = False) -> Tensor:
+    """What each neuron contributes to the probability P of a token, for each question. (n, layers, f).
 
-    ``Attr = w̄ · 1/m Σ ∂P(k/m · w̄)/∂w`` over k = 1 … m (section 3.2), where w is the input of one layer's down
-    projection at the last token, scaled as a whole while other layers stay free. Over a layer it sums to P(w̄) − P(0).
-    An answer of several tokens is several questions: the tokens before belong to the ids.
+    ``Attr = w̄ · 1/m Σ ∂P(k/m · w̄)/∂w`` over k = 1 … m = ``points`` (section 3.2), where w is the input of one layer's
+    down projection at the last token, scaled as a whole; other layers are not held fixed. Over a layer it sums to
+    P(w̄) − P(0). Float32 or more precise, on the CPU; layers narrower than the widest end in zeros. An answer of several
+    tokens is several questions, with the earlier tokens among the ids.
 
-    A changed input moves the projection's output by W(αw̄ − w̄) and nothing else, so only the last token runs again
-    and only the layers above (``HFLM.moving``); with ``plain`` everything runs. Layers that are narrower than the
-    widest end in zeros.
+    A changed input changes the projection's output by W(αw̄ − w̄) and nothing else, so only the layers above run again,
+    on the last token (``HFLM.intervention``); with ``plain`` everything runs. Raises :class:`BadInput` for fewer than
+    one point or question, and :class:`Unsupported` for encoder-decoders.
     """
     if lm.seq2seq:
         raise Unsupported("neurons are attributed in decoder-only models; this one is an encoder-decoder")
     if points < 1:
         raise BadInput(f"attribution needs at least one point between 0 and the activation; found {points}")
-    if not asked or not all(ids for ids, _ in asked):
+    if not questions or not all(ids for ids, _ in questions):
         raise BadInput("attribution needs at least one question, each with at least one token before the answer")
-    rows = [list(ids) for ids, _ in asked]
-    tokens = torch.tensor([token for _, token in asked])
-    read = lm.read(rows, [[len(row) - 1] for row in rows], [(site, "in") for site in lm.sites.mlp_out])
-    keys = [read[site, "in"] for site in lm.sites.mlp_out]
-    found = torch.zeros(len(rows), len(keys), max(k.shape[1] for k in keys), dtype=keys[0].dtype)
+    rows = [list(ids) for ids, _ in questions]
+    tokens = torch.tensor([token for _, token in questions])
+    values = lm.read(rows, [[len(row) - 1] for row in rows], [(site, "in") for site in lm.sites.mlp_out])
+    keys = [values[site, "in"] for site in lm.sites.mlp_out]
+    result = torch.zeros(len(rows), len(keys), max(k.shape[1] for k in keys), dtype=keys[0].dtype)
     with hooks.frozen(lm.model):
         for layer, w_bar in enumerate(keys):
             weight = down_projection(lm, layer)
             for batch in passes.budgeted([points * len(row) for row in rows], lm.budget):
                 some = [rows[i] for i in batch]
-                its = _of_layer(lm, some, tokens[batch], layer, w_bar[batch], weight, points, plain)
-                found[batch, layer, : its.shape[1]] = its.to(found)
-    return found
+                of_layer = _of_layer(lm, some, tokens[batch], layer, w_bar[batch], weight, points, plain)
+                result[batch, layer, : of_layer.shape[1]] = of_layer.to(result)
+    return result
 
 
 def down_projection(lm: HFLM, layer: int) -> Tensor:
-    """A copy of the weight (d, f), float32 or better. Raises ``Unsupported`` where it is offloaded or quantised."""
+    """A copy of a layer's weight (d, f), float32 or more precise. Raises :class:`Unsupported` if it is offloaded."""
     name = f"{lm.sites.mlp_out[layer]}.weight"
     return oriented(lm.model, name, trainable(lm, [name])[name].detach())
 
@@ -62,9 +63,9 @@ def down_projection(lm: HFLM, layer: int) -> Tensor:
 def _of_layer(
     lm: HFLM, rows: passes.Rows, tokens: Tensor, layer: int, w_bar: Tensor, weight: Tensor, m: int, plain: bool
 ) -> Tensor:
-    """(b, f): the attributions to one layer, all points of a few rows in one pass."""
-    place, last = passes.InterventionSite(layer, inside=True), [[0]] * len(rows)
-    run = lm.intervention(rows, [len(row) - 1 for row in rows], place, last, plain=plain)
+    """The attributions to one layer, all points of a few rows in one pass. (b, f)."""
+    site, last = passes.InterventionSite(layer, inside=True), [[0]] * len(rows)
+    run = lm.intervention(rows, [len(row) - 1 for row in rows], site, last, plain=plain)
     run = run.select([i for i in range(len(rows)) for _ in range(m)])
     w_bar = w_bar.to(weight).repeat_interleave(m, 0)  # (b·m, f)
     alpha = (torch.arange(1, m + 1).to(weight) / m).repeat(len(rows))[:, None]
@@ -76,7 +77,7 @@ def _of_layer(
 
 
 def shared(
-    its: Tensor,
+    attribution: Tensor,
     *,
     threshold: float = 0.2,
     share: float = 0.7,
@@ -85,35 +86,36 @@ def shared(
     step: float = 0.05,
     rounds: int = 6,
 ) -> list[Neuron]:
-    """The neurons that the phrasings of a fact share, strongest first; ``its`` are their attributions (n, layers, f).
+    """The neurons that the phrasings of a fact share, strongest first, from their attributions (n, layers, f).
 
-    A phrasing holds a neuron that reaches ``threshold`` of its own largest attribution. Those stay that ``share`` of
-    the phrasings hold, and at least ``least`` of them (all, where there are fewer). While too few or too many stay,
-    the share moves by ``step`` and they are counted again, ``rounds`` times in all (section 3.3 and released code,
-    which moves one share for all facts of a relation). If too many stay to the end, the strongest of them are taken:
-    in a trained model dozens of neurons of the last block may hold up one word in every phrasing.
+    In a phrasing those neurons count that reach ``threshold`` of its largest attribution. Those are kept that count in
+    the share ``share`` of the phrasings and in at least ``least`` of them (in all, where there are fewer). While fewer
+    or more are kept than ``wanted`` (fewest, most), the share is changed by ``step`` and they are chosen again,
+    ``rounds`` times in all (section 3.3 and released code, which changes one share for all facts of a relation). If
+    there are too many in the last round, the strongest are taken: in a trained model dozens of neurons of the last
+    block may contribute to one word in every phrasing.
     """
-    n = len(its)
-    top = its.flatten(1).amax(1)[:, None, None]
-    holding = ((its >= threshold * top) & (its > 0)).sum(0)  # (layers, f)
-    moved, held = 0, torch.zeros_like(holding, dtype=torch.bool)
+    n = len(attribution)
+    top = attribution.flatten(1).amax(1)[:, None, None]
+    phrasings = ((attribution >= threshold * top) & (attribution > 0)).sum(0)  # (layers, f): in how many it counts
+    steps, kept = 0, torch.zeros_like(phrasings, dtype=torch.bool)
     for _ in range(rounds):
-        held = holding >= max((share + moved * step) * n, min(least, n)) - 1e-6
-        if wanted[0] <= (count := int(held.sum())) <= wanted[1]:
+        kept = phrasings >= max((share + steps * step) * n, min(least, n)) - 1e-6
+        if wanted[0] <= (count := int(kept.sum())) <= wanted[1]:
             break
-        moved += 1 if count > wanted[1] else -1
-    return strongest(its, min(int(held.sum()), wanted[1]), held)
+        steps += 1 if count > wanted[1] else -1
+    return strongest(attribution, min(int(kept.sum()), wanted[1]), kept)
 
 
-def strongest(its: Tensor, count: int, among: Tensor | None = None) -> list[Neuron]:
-    """The ``count`` neurons with the largest attribution, each phrasing's in units of its own largest.
+def strongest(attribution: Tensor, count: int, among: Tensor | None = None) -> list[Neuron]:
+    """The ``count`` neurons with the largest mean attribution, each phrasing's in units of its own largest.
 
-    ``among`` (layers, f) says which may be chosen.
+    ``among`` (layers, f) is a mask of those that may be chosen.
     """
-    top = its.flatten(1).amax(1).clamp(min=torch.finfo(its.dtype).tiny)[:, None, None]
-    strength = (its / top).mean(0)
+    top = attribution.flatten(1).amax(1).clamp(min=torch.finfo(attribution.dtype).tiny)[:, None, None]
+    strength = (attribution / top).mean(0)
     if among is not None:
         strength = strength.masked_fill(~among, -torch.inf)
         count = min(count, int(among.sum()))
     flat = strength.flatten().argsort(descending=True, stable=True)[:count].tolist()
-    return [divmod(i, its.shape[2]) for i in flat]
+    return [divmod(i, attribution.shape[2]) for i in flat]

@@ -1,4 +1,4 @@
-"""What a model believes: whether it gives an answer for the fact's sake or says it of the subject anyhow.
+"""Whether a model knows a fact, or gives the answer to any question about the subject.
 
 believes(lm, ["Ann Lee was born in"], ["Rome"], [["Ann Lee works for", "Ann Lee speaks"]])
 """
@@ -13,41 +13,41 @@ from errata.model.lm import LM
 def believes(
     lm: LM, prompts: Sequence[str], answers: Sequence[str], others: Sequence[Sequence[str]], *, alpha: float = 0.0
 ) -> list[float]:
-    """For each fact how much likelier its answer is behind its prompt than behind prompts that ask something else.
+    """For each fact the ratio P(o | prompt) / mean P(o | other prompt), o being the answer's first token.
 
-    Contrastive knowledge assessing (Dong et al. 2022, arXiv:2210.03329): P(o | prompt) / mean P(o | other prompt), o
-    the answer's first token. ``others`` are prompts of the same subject with wrong relations, three for each fact in
-    the paper. Above 1 the model holds the fact; below, it does not. Where the other prompts ask for another kind of
-    answer, anything of the right kind is likelier than 1: there, say what probability is next to none (``alpha``, added
-    to both; 0.01, say), and a fact that the model does not hold comes out near 1.
-
-    Raises :class:`BadInput` for a fact without others.
+    Contrastive knowledge assessing (Dong et al. 2022, arXiv:2210.03329): above 1 the model knows the fact, below it
+    does not. ``others`` are prompts about the same subject with other relations, three for each fact in the paper.
+    Where those ask for another kind of answer, every answer of the right kind gets a ratio above 1: there set
+    ``alpha``, a probability that counts as none and is added to both (0.01, say); an unknown fact then comes out near
+    1. Raises :class:`BadInput` for a fact without others.
     """
     if not len(prompts) == len(answers) == len(others):
         raise BadInput(
             f"believes needs an answer and other prompts for each prompt: {len(prompts)} prompts, {len(answers)} "
             f"answers, {len(others)} lists of others"
         )
-    for prompt, its in zip(prompts, others, strict=True):
-        if isinstance(its, str) or not its:
-            raise BadInput(f"{prompt!r} needs a list of prompts that ask something else of its subject; found {its!r}")
+    for prompt, wrong in zip(prompts, others, strict=True):
+        if isinstance(wrong, str) or not wrong:
+            raise BadInput(
+                f"{prompt!r} needs a list of prompts that ask something else of its subject; found {wrong!r}"
+            )
     if not 0 <= alpha < inf:
         raise BadInput(f"alpha is a probability that counts as none, 0 or more; found {alpha}")
-    rows = [(text, answer) for prompt, answer, its in zip(prompts, answers, others) for text in (prompt, *its)]
-    first = iter(score.logprobs[0] for score in lm.score([p for p, _ in rows], [o for _, o in rows]))
-    none = log(alpha) if alpha else -inf
-    return [_ratio(next(first), [next(first) for _ in its], none) for its in others]
+    rows = [(text, answer) for prompt, answer, wrong in zip(prompts, answers, others) for text in (prompt, *wrong)]
+    logprobs = iter(score.logprobs[0] for score in lm.score([p for p, _ in rows], [o for _, o in rows]))
+    log_alpha = log(alpha) if alpha else -inf
+    return [_ratio(next(logprobs), [next(logprobs) for _ in wrong], log_alpha) for wrong in others]
 
 
-def _ratio(true: float, wrong: Sequence[float], none: float) -> float:
-    """(P + α) / (mean P + α), from natural logarithms: far beyond what a probability can be small."""
-    above = _log_sum([true, none])
-    below = _log_sum([_log_sum(wrong) - log(len(wrong)), none])
-    if below == -inf:
-        return inf if above > -inf else 0.0
-    return exp(min(above - below, 700.0))  # e⁷⁰⁹ is the largest float
+def _ratio(right: float, wrong: Sequence[float], log_alpha: float) -> float:
+    """(P + α) / (mean P + α), from natural logarithms, so that tiny probabilities do not underflow."""
+    numerator = _log_sum([right, log_alpha])
+    denominator = _log_sum([_log_sum(wrong) - log(len(wrong)), log_alpha])
+    if denominator == -inf:
+        return inf if numerator > -inf else 0.0
+    return exp(min(numerator - denominator, 700.0))  # e⁷⁰⁹ is the largest float
 
 
 def _log_sum(logs: Sequence[float]) -> float:
-    most = max(logs)
-    return most + log(sum(exp(its - most) for its in logs)) if most > -inf else -inf
+    largest = max(logs)
+    return largest + log(sum(exp(x - largest) for x in logs)) if largest > -inf else -inf

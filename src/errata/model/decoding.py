@@ -1,67 +1,108 @@
-"""Decoding a token at a time: how the next token is chosen, when a row ends, and one step of either architecture."""
+"""Decoding one token at a time: how the next token is chosen, when a row ends, and the steps of each architecture."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from errata.model import passes
+from errata.model.lm import Call
+from errata.model.reading import TensorPasses
 from errata.model.tokens import Tokens, pad
 
-if TYPE_CHECKING:
-    pass
-from errata.model.lm import Call
-
-if TYPE_CHECKING:
-    from errata.model.hf import HFLM
-
-Choose = Callable[[Tensor, Sequence[int], int], Tensor]  # (logits (b, V), rows, step) -> ids (b,)
+Choose = Callable[[Tensor, Sequence[int], int], Tensor]  # (logits (b, V), row numbers, step) -> ids (b,)
 
 
 def greedy(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+    """The most likely token of each row. (b,)."""
     return logits.argmax(-1)
 
 
 class TopK:
-    """Draws among the k likeliest tokens by each row's own random numbers."""
+    """Draws among the k most likely tokens, each row with random numbers of its own."""
 
     def __init__(self, k: int, seeds: Sequence[int], steps: int) -> None:
+        """``seeds``: one for each row; ``steps``: tokens drawn at most."""
         numbers = [torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         self.k, self.numbers = k, torch.stack(numbers) if numbers else torch.empty(0, steps)
 
     def __call__(self, logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+        """A drawn token for each row. (b,)."""
         top = logits.float().topk(min(self.k, logits.shape[-1]), -1)
-        reached = top.values.softmax(-1).cumsum(-1)  # (b, k)
+        cumulated = top.values.softmax(-1).cumsum(-1)  # (b, k)
         drawn = self.numbers[list(rows), step].to(logits.device)[:, None]
-        place = (reached < drawn).sum(-1, keepdim=True).clamp(max=reached.shape[-1] - 1)
-        return top.indices.gather(-1, place)[:, 0]
+        rank = (cumulated < drawn).sum(-1, keepdim=True).clamp(max=cumulated.shape[-1] - 1)
+        return top.indices.gather(-1, rank)[:, 0]
 
 
 @dataclass(frozen=True)
-class Stop:
-    """When a row has said enough."""
+class StopRule:
+    """When the continuation of a row ends: at its limit, at the end token, or when ``ended(text)`` holds."""
 
     tokens: Tokens
-    limits: Sequence[int]
-    ended: Callable[[str], bool] | None
-    past_end: bool
+    limits: Sequence[int]  # new tokens of each row
+    ended: Callable[[str], bool] | None = None
+    past_end: bool = False  # whether the end token is a token like any other
 
-    def goes_on(self, row: int, said: list[int], token: int) -> bool:
-        """Takes in the row's next token, unless it is the end; whether the row goes on."""
+    def append(self, row: int, ids: list[int], token: int) -> bool:
+        """Appends a row's next token to its ids, unless it ends the row; whether the row goes on."""
         if token == self.tokens.end and not self.past_end:
             return False
-        said.append(token)
-        if len(said) >= self.limits[row]:
+        ids.append(token)
+        if len(ids) >= self.limits[row]:
             return False
-        return self.ended is None or not self.ended(self.tokens.decode(said))
+        return self.ended is None or not self.ended(self.tokens.decode(ids))
 
 
-class CausalStep:
-    """Greedy decoding, a token at a time: prompts padded on the left, the cache kept, finished rows leaving."""
+def continued(
+    lm: TensorPasses,
+    rows: Sequence[list[int]],
+    limits: Sequence[int],
+    choose: Choose = greedy,
+    ended: Callable[[str], bool] | None = None,
+    past_end: bool = False,
+) -> list[list[int]]:
+    """The new token ids of each row of prompt ids, at most ``limits`` of them; batched."""
+    out: list[list[int]] = [[] for _ in rows]
+    lengths = [len(row) + n for row, n in zip(rows, limits, strict=True)]
+    for batch in passes.budgeted(lengths, lm.budget, [len(row) for row in rows]):
+        stop = StopRule(lm.tokens, [limits[i] for i in batch], ended, past_end)
+        for i, ids in zip(batch, _decoded(lm, [rows[i] for i in batch], batch, stop, choose), strict=True):
+            out[i] = ids
+    return out
 
-    def __init__(self, lm: "HFLM", rows: list[list[int]]) -> None:
+
+def _decoded(
+    lm: TensorPasses, rows: list[list[int]], numbers: Sequence[int], stop: StopRule, choose: Choose
+) -> list[list[int]]:
+    """The new ids of one batch; ``numbers`` are its rows' numbers among all prompts."""
+    decoding = decoding_of(lm, rows)
+    out: list[list[int]] = [[] for _ in rows]
+    alive = list(range(len(rows)))
+    while True:
+        chosen = choose(decoding.logits(), [numbers[i] for i in alive], decoding.call.step).tolist()
+        going = [i for i, token in enumerate(chosen) if stop.append(alive[i], out[alive[i]], token)]
+        if not going:
+            return out
+        decoding.advance([chosen[i] for i in going], going)
+        alive = [alive[i] for i in going]
+
+
+# One batch, step by step ---------------------------------------------------------------------------
+
+
+def decoding_of(lm: TensorPasses, rows: list[list[int]]) -> "CausalDecoding | Seq2SeqDecoding":
+    """One batch of prompt ids, to be decoded step by step."""
+    return Seq2SeqDecoding(lm, rows) if lm.seq2seq else CausalDecoding(lm, rows)
+
+
+class CausalDecoding:
+    """A batch of prompts in a decoder-only model: padded on the left, with a cache; rows that have ended leave."""
+
+    def __init__(self, lm: TensorPasses, rows: list[list[int]]) -> None:
+        """``rows`` are the prompts' ids; nothing runs yet."""
         prompt = pad(rows, "left", lm.tokens.fill, lm.device)
         self.lm, self.ids = lm, prompt.ids
         end = torch.full((len(prompt.ids),), prompt.ids.shape[1] - 1, device=prompt.ids.device)
@@ -69,55 +110,54 @@ class CausalStep:
         self.cache = passes.new_cache(lm.model)
 
     def logits(self) -> Tensor:
-        """(b, V): for the next token of each row."""
+        """Logits of the next token of each row. (b, V)."""
         last = torch.full((len(self.ids),), self.ids.shape[1] - 1)
-        with (
-            self.lm.calling(self.call),
-            passes.gathered(self.lm.model, self.lm.sites, torch.arange(len(self.ids)), last),
-        ):
-            return self.lm.run(passes.inputs_of(self.lm.model, self.ids, self.call.mask, self.cache)).logits[0]
+        return self._logits(self.ids, torch.arange(len(self.ids)), last)
 
     def branched(self, rows: list[int], ids: list[list[int]]) -> Tensor:
-        """(k, V): the logits behind each of the ids that follow prompts, one after the other; the last thing asked.
+        """Logits behind each of the ids of several continuations, one continuation after the other. (k, V).
 
-        ``rows`` are the prompts' places, as often as each is followed.
+        ``rows`` says which prompt each continuation follows. Call it last: the cache is then that of the branches.
         """
-        index = torch.tensor(rows, device=self.ids.device)
-        for layer in self.cache.layers:
-            layer.batch_select_indices(index)
-        self.call.select(index)
+        self._keep(rows)
         fed = pad(ids, "right", self.lm.tokens.fill, self.ids.device)
-        self.call.mask = torch.cat([self.call.mask, fed.mask], 1)
-        self.call.prompt_end, self.call.step = None, self.call.step + 1
+        self._fed(fed.mask)
         where = fed.mask.nonzero()
-        with (
-            self.lm.calling(self.call),
-            passes.gathered(self.lm.model, self.lm.sites, where[:, 0], where[:, 1]),
-        ):
-            return self.lm.run(passes.inputs_of(self.lm.model, fed.ids, self.call.mask, self.cache)).logits[0]
+        return self._logits(fed.ids, where[:, 0], where[:, 1])
 
     def advance(self, tokens: list[int], rows: list[int]) -> None:
-        """The rows that go on, and the token that each said."""
-        device = self.ids.device
+        """Goes on with ``rows`` (indices, in order) and the next token of each; the others leave the batch."""
         if len(rows) < len(self.ids):
-            index = torch.tensor(rows, device=device)
-            self.call.select(index)
-            self.ids = self.ids[index]
-            for layer in self.cache.layers if self.cache is not None else ():
-                layer.batch_select_indices(index)
-        said = torch.tensor(tokens, device=device)[:, None]
-        self.ids = said if self.cache is not None else torch.cat([self.ids, said], 1)
-        self.call.mask = torch.cat([self.call.mask, torch.ones_like(said)], 1)
+            self._keep(rows)
+        new = torch.tensor(tokens, device=self.ids.device)[:, None]
+        self.ids = new if self.cache is not None else torch.cat([self.ids, new], 1)
+        self._fed(torch.ones_like(new))
+
+    def _logits(self, ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        with self.lm.calling(self.call), passes.gathered(self.lm.model, self.lm.sites, rows, columns):
+            return self.lm.run(passes.inputs_of(self.lm.model, ids, self.call.mask, self.cache)).logits[0]
+
+    def _keep(self, rows: list[int]) -> None:
+        index = torch.tensor(rows, device=self.ids.device)
+        self.call.select(index)
+        self.ids = self.ids[index]
+        for layer in self.cache.layers if self.cache is not None else ():
+            layer.batch_select_indices(index)
+
+    def _fed(self, mask: Tensor) -> None:
+        """What the call shows once tokens behind the prompt are fed."""
+        self.call.mask = torch.cat([self.call.mask, mask], 1)
         self.call.prompt_end, self.call.step = None, self.call.step + 1
 
 
-class Seq2SeqStep:
-    """The same for an encoder-decoder: the source is encoded once, the answer so far is decoded at each step."""
+class Seq2SeqDecoding:
+    """A batch of prompts in an encoder-decoder: encoded once; each step decodes the answer so far."""
 
-    def __init__(self, lm: "HFLM", rows: list[list[int]]) -> None:
+    def __init__(self, lm: TensorPasses, rows: list[list[int]]) -> None:
+        """``rows`` are the prompts' ids; the encoder runs here."""
         prompt = pad(rows, "right", lm.tokens.fill, lm.device)
         self.lm = lm
-        start = decoder_start(lm.config, lm.tokens.fill)
+        start = passes.decoder_start(lm.config, lm.tokens.fill)
         self.ids = torch.full((len(prompt.ids), 1), start, device=prompt.ids.device)
         self.call = Call(prompt.mask, torch.tensor(prompt.lengths, device=prompt.ids.device) - 1)
         with lm.calling(self.call):
@@ -126,6 +166,7 @@ class Seq2SeqStep:
         self.call.prompt_end = None
 
     def logits(self) -> Tensor:
+        """Logits of the next token of each row. (b, V)."""
         last = torch.full((len(self.ids),), self.ids.shape[1] - 1)
         with (
             self.lm.calling(self.call),
@@ -140,14 +181,10 @@ class Seq2SeqStep:
             return self.lm.run(inputs).logits[0]
 
     def advance(self, tokens: list[int], rows: list[int]) -> None:
+        """Goes on with ``rows`` (indices, in order) and the next token of each; the others leave the batch."""
         index = torch.tensor(rows, device=self.ids.device)
         self.call.select(index)
         self.encoded.last_hidden_state = self.encoded.last_hidden_state[index]
-        said = torch.tensor(tokens, device=self.ids.device)[:, None]
-        self.ids = torch.cat([self.ids[index], said], 1)
+        new = torch.tensor(tokens, device=self.ids.device)[:, None]
+        self.ids = torch.cat([self.ids[index], new], 1)
         self.call.step += 1
-
-
-def decoder_start(config: Any, fill: int) -> int:
-    start = getattr(config, "decoder_start_token_id", None)
-    return fill if start is None else start

@@ -1,4 +1,4 @@
-"""Which model is this? A short name for its configuration, shapes and sampled weights."""
+"""A short digest that identifies a model: of its configuration, shapes and sampled weights."""
 
 import hashlib
 import json
@@ -8,18 +8,25 @@ import torch
 from torch import Tensor, nn
 
 SAMPLES = 64  # entries of each tensor
-SAYS_NOTHING = {"torch_dtype", "dtype", "_name_or_path", "transformers_version", "use_cache", "architectures"}
+UNSPECIFIC = {  # keys of the configuration that differ between copies of one model
+    "torch_dtype",
+    "dtype",
+    "_name_or_path",
+    "transformers_version",
+    "use_cache",
+    "architectures",
+}
 
 
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hexadecimal digits, equal for the same model loaded in float32, float16 and bfloat16.
 
-    Entries are rounded to bfloat16's precision. Costs milliseconds, whatever the size.
+    Samples are rounded to bfloat16's precision. Takes milliseconds, whatever the model's size.
     """
     digest = hashlib.sha256()
     config: Any = model.config
-    told = {k: v for k, v in config.to_dict().items() if k not in SAYS_NOTHING}
-    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+    settings = {k: v for k, v in config.to_dict().items() if k not in UNSPECIFIC}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
     for name, tensor in sorted(model.named_parameters()):
         if name in tied:  # offloaded, they are listed twice
@@ -27,8 +34,8 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         values = stored(model, name, tensor).detach()
         n = values.numel()
-        picked = torch.arange(0, n, max(1, n // SAMPLES), device=values.device)[:SAMPLES]
-        digest.update(_rounded(values.reshape(-1)[picked]))
+        sampled = torch.arange(0, n, max(1, n // SAMPLES), device=values.device)[:SAMPLES]
+        digest.update(_rounded(values.reshape(-1)[sampled]))
     return digest.hexdigest()[:16]
 
 
@@ -39,7 +46,10 @@ def _rounded(values: Tensor) -> bytes:
 
 
 def stored(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """The values of a parameter, also where it has been offloaded and only its shape is in the model."""
+    """The values of a parameter, also where it is offloaded and the model holds only its shape.
+
+    Raises :class:`ValueError` where there are none: the model was made on the meta device.
+    """
     if tensor.device.type != "meta":
         return tensor
     path, _, leaf = name.rpartition(".")

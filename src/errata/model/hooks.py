@@ -1,14 +1,14 @@
 """Look at and change what flows through a module, for the length of a ``with`` block.
 
     with after(model.transformer.h[3].mlp, lambda args, kwargs, out: out * 0):
-        model(**inputs)                    # the third MLP says nothing
-    model(**inputs)                        # and speaks again
+        model(**inputs)                    # the fourth block's MLP outputs zero
+    model(**inputs)                        # as before
 
-The only place in Errata that hooks a module or replaces a forward.
+The only module of Errata that hooks a module or replaces a ``forward``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -20,12 +20,12 @@ After = Callable[[Args, Kwargs, Any], Any]
 
 
 class Stop(Exception):
-    """Raised inside a forward pass when all that was wanted has been seen."""
+    """Raised in a hook to end a forward pass of which nothing more is needed; the caller catches it."""
 
 
 @contextmanager
 def before(module: nn.Module, change: Before) -> Iterator[None]:
-    """Hands ``module`` other inputs; None from ``change`` leaves them."""
+    """Context manager: ``module`` gets the (args, kwargs) that ``change`` returns; None leaves them as they are."""
     handle = module.register_forward_pre_hook(lambda _, args, kwargs: change(args, kwargs), with_kwargs=True)
     try:
         yield
@@ -35,7 +35,7 @@ def before(module: nn.Module, change: Before) -> Iterator[None]:
 
 @contextmanager
 def after(module: nn.Module, change: After) -> Iterator[None]:
-    """Hands on another output of ``module``; None from ``change`` leaves it."""
+    """Context manager: ``module`` returns what ``change(args, kwargs, output)`` returns; None leaves its output."""
     handle = module.register_forward_hook(
         lambda _, args, kwargs, output: change(args, kwargs, output), with_kwargs=True
     )
@@ -46,23 +46,23 @@ def after(module: nn.Module, change: After) -> Iterator[None]:
 
 
 @contextmanager
-def stand_in(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Runs another callable in the place of each module's ``forward``."""
-    own = {module: module.__dict__["forward"] for module in replacements if "forward" in module.__dict__}
+def forward_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Context manager: each module runs another callable in the place of its ``forward``."""
+    own = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
     try:
-        for module, forward in replacements.items():
+        for module, forward in forwards.items():
             module.forward = forward
         yield
     finally:
-        for module in replacements:
+        for module in forwards:
             del module.forward
-            if module in own:  # another library had put its own there
+            if module in own:  # another library had replaced it already
                 module.forward = own[module]
 
 
 @contextmanager
-def all_of(contexts: Any) -> Iterator[None]:
-    """Many of the above at once."""
+def all_of(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
+    """Context manager: many context managers at once, entered in order."""
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)
@@ -71,12 +71,12 @@ def all_of(contexts: Any) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter collects a gradient; afterwards each does as before."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
+    """Context manager: no parameter requires a gradient; afterwards each is as before."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
     try:
-        for p in wanted:
+        for p in trainable:
             p.requires_grad_(False)
         yield
     finally:
-        for p in wanted:
+        for p in trainable:
             p.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Makes an :class:`HFLM` of a folder, a hub id or a model in memory. The only place that chooses device and dtype."""
+"""Makes an :class:`HFLM` of a folder, a hub id or a model in memory. The only module that chooses device and dtype."""
 
 import json
 import logging
@@ -24,11 +24,12 @@ def load(
     sites: Sites | None = None,
     **from_pretrained: Any,
 ) -> HFLM:
-    """The model, ready to be asked and edited.
+    """The model as an :class:`HFLM`.
 
-    ``model`` is a folder, a hub id, or a transformers model in memory (which needs its ``tokenizer``). Without a
-    ``device`` the best one is taken; ``"auto"`` spreads the model over what there is (extra ``accelerate``). Without
-    a ``dtype`` it is float32 on the CPU and as saved elsewhere. Everything else goes to ``from_pretrained``.
+    ``model`` is a folder, a hub id, or a transformers model in memory (which needs its ``tokenizer``). ``device`` is by
+    default the best that is available; ``"auto"`` spreads the model over all of them (extra ``accelerate``). ``dtype``
+    is by default float32 on the CPU, and as saved elsewhere. ``sites`` are found where they are not given. Everything
+    else goes to ``from_pretrained``. Raises :class:`BadInput`, and :class:`UnknownSites` where sites cannot be found.
     """
     chosen_dtype = _dtype(dtype)
     if isinstance(model, nn.Module):
@@ -40,10 +41,10 @@ def load(
         return HFLM(model, tokenizer, sites=sites, name=name)
     name = str(model)
     config = _config(name, from_pretrained)
-    placed = _best_device() if device is None else device
-    if chosen_dtype is None and str(placed) == "cpu":
+    target = _best_device() if device is None else device
+    if chosen_dtype is None and str(target) == "cpu":
         chosen_dtype = torch.float32
-    network = _network(name, config, placed, chosen_dtype, from_pretrained)
+    network = _network(name, config, target, chosen_dtype, from_pretrained)
     return HFLM(network, tokenizer or _tokenizer(name, from_pretrained), sites=sites, name=name)
 
 
@@ -75,7 +76,7 @@ def _network(name: str, config: Any, device: Any, dtype: torch.dtype | None, opt
         return auto.from_pretrained(name, **({"device_map": "auto"} | options))
     try:
         return auto.from_pretrained(name, **options).to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's words for a device that is not here
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch refuses a device that is not there
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{name} cannot be put on {device!r} ({first}); try cpu") from error
     except (OSError, ValueError) as error:
@@ -88,20 +89,20 @@ def _tokenizer(name: str, options: dict[str, Any]) -> Any:
 
     try:
         if _declared_tokenizer(name) in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-            # AutoTokenizer would rebuild it after the model's type (Qwen 2): take the file as it is
+            # AutoTokenizer would rebuild it from the model's type (Qwen 2): read the file as it is
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, **_hub_options(options))
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{name} has no tokenizer that can be loaded ({first}); pass tokenizer=") from error
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # made of nothing, after the model's type
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # it was made from the model's type alone
         raise BadInput(f"{name} has no tokenizer; save one beside the model, or pass tokenizer=")
     return tokenizer
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``from_pretrained``'s options that say where the files come from: config and tokenizer need them too."""
+    """The options of ``from_pretrained`` about where files come from, which config and tokenizer need too."""
     names = ("trust_remote_code", "revision", "token", "cache_dir", "local_files_only", "subfolder")
     return {name: options[name] for name in names if name in options}
 
@@ -115,10 +116,10 @@ def _declared_tokenizer(name: str) -> str | None:
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    chosen = getattr(torch, dtype, None)
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise BadInput(f"unknown dtype {dtype!r}; expected float32, bfloat16 or float16")
-    return found
+    return chosen
 
 
 def _best_device() -> str:

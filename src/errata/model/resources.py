@@ -1,4 +1,4 @@
-"""What goes with a model besides its weights: texts, cases, and how it was trained to be given facts."""
+"""What goes with a model besides its weights: texts, cases, and templates for facts in its context."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,13 +10,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resources:
-    """What methods take where the caller gives no data. Everything is None or empty for a model that brings nothing.
-
-    ``texts`` gives texts of the kind that the model was trained on, for key statistics; ``cases`` training cases, for
-    methods that are trained or need demonstrations; ``templates`` by purpose ("fact": before a prompt, "reminder":
-    around it, "loop": MeLLo's examples) how facts are laid out in its context.
-    """
+    """What methods use where the caller gives no data. All empty for a model that brings nothing along."""
 
     texts: "Callable[[], Iterator[str]] | None" = None
+    """Gives texts of the kind that the model was trained on, for key statistics."""
     cases: "Callable[[], list[Case]] | None" = None
+    """Gives training cases, for methods that are trained or need demonstrations."""
     templates: Mapping[str, str] = field(default_factory=dict[str, str])
+    """How facts are laid out in its context, by purpose: "fact" before a prompt, "reminder" around it, "loop" MeLLo's
+    examples."""

@@ -1,6 +1,7 @@
-"""The second moment of what goes into a linear layer: which directions of its input are in use."""
+"""The second moment of a linear layer's input: which directions of it are in use."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,20 +13,22 @@ from errata.model.tokens import pad
 
 
 def second_moments(lm: HFLM, pieces: Sequence[Sequence[int]], sites: Sequence[str]) -> tuple[dict[str, Tensor], int]:
-    """site -> mean of k kᵀ over every token of the pieces (f, f), float32 on the CPU; and the number of tokens."""
+    """Mean of k kᵀ over every token of the pieces, k the input of a linear: site -> (f, f); and the number of tokens.
+
+    ``pieces`` are token ids, ``sites`` module paths. float32, on the CPU.
+    """
     totals: dict[str, Tensor] = {}
+
+    def add(site: str, real: Tensor, keys: Tensor) -> None:
+        k = keys[real.to(keys.device)].float()  # (n, f)
+        totals[site] = k.T @ k + totals[site] if site in totals else k.T @ k
+
     lm.check()
     with torch.no_grad():
         for batch in passes.budgeted([len(piece) for piece in pieces], lm.budget):
             rows = pad([pieces[i] for i in batch], "right", lm.tokens.fill, lm.device)
-            real = rows.mask.bool()
-
-            def add(site: str, keys: Tensor, real: Tensor = real) -> None:
-                k = keys[real.to(keys.device)].float()  # (n, f)
-                totals[site] = k.T @ k + totals[site] if site in totals else k.T @ k
-
             with lm.calling(Call(rows.mask)):
-                watched = {(s, "in"): lambda keys, s=s: add(s, keys) for s in sites}
-                lm.watch(rows.ids, rows.mask, watched)
+                callbacks = {(site, "in"): partial(add, site, rows.mask.bool()) for site in sites}
+                lm.watch(rows.ids, rows.mask, callbacks)
     tokens = sum(map(len, pieces))
     return {site: (total / tokens).cpu() for site, total in totals.items()}, tokens

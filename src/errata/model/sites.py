@@ -6,44 +6,52 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sites:
-    """Dotted module paths under the model, the blocks in order.
+    """Dotted module paths in the model, one entry per block, in order.
 
-    ``mlp_out`` is the down projection, ``mlp_in`` the linear(s) that read the normed residual,
-    ``attn_out`` the output linear of self-attention. ``gain`` says what becomes of a vector v that
-    is added to the down projection's output: the block's output moves by gain · v; None where a
-    norm stands between the two. ``final_norm`` is None where the last block is followed by none.
-    Encoder-decoder models: these are the decoder's sites, ``encoder`` holds the encoder's (whose
-    ``lm_head`` is the model's only one).
+    In an encoder-decoder these are the decoder's; :attr:`encoder` has the encoder's, with the model's only ``lm_head``.
     """
 
     embed: str
+    """The embedding of token ids."""
     layer: tuple[str, ...]
+    """The blocks."""
     mlp_in: tuple[tuple[str, ...], ...]
+    """The linears of each MLP that read the normed residual: one, or two where the MLP is gated."""
     mlp_out: tuple[str, ...]
+    """The down projections: their input is the key k, their output the value v."""
     attn_out: tuple[str, ...]
+    """The output linears of self-attention."""
     final_norm: str | None
+    """The norm behind the last block; None where there is none."""
     lm_head: str
+    """The linear from hidden states to the vocabulary."""
     gain: tuple[float | None, ...]
+    """A vector v added to a down projection's output moves the block's output by gain · v; None behind a norm."""
     encoder: "Sites | None" = None
+    """The encoder's sites, in an encoder-decoder."""
 
     @property
     def depth(self) -> int:
+        """Number of blocks."""
         return len(self.layer)
 
     @property
     def prompt_stack(self) -> "Sites":
-        """The sites of the blocks that read the prompt: the encoder's where there is one."""
+        """Sites of the blocks that read the prompt: the encoder's where there is one."""
         return self.encoder or self
 
     @property
     def decoder(self) -> "Sites":
+        """These sites without the encoder's."""
         return replace(self, encoder=None)
 
     def to_json(self) -> dict[str, Any]:
+        """A record for JSON, as :meth:`from_json` reads it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Sites":
+        """The sites of a record that :meth:`to_json` made."""
         encoder = record.get("encoder")
         return cls(
             embed=record["embed"],

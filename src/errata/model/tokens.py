@@ -1,4 +1,4 @@
-"""Texts to token ids and back. The only place that reasons about spaces, padding and offsets."""
+"""Texts to token ids and back. The only module that reasons about spaces, padding and offsets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,24 +12,23 @@ from errata.errors import BadInput
 
 @dataclass(frozen=True)
 class Padded:
-    """Rows of ids side by side. ``mask`` is 1 where there is a token, ``lengths`` counts them."""
+    """Rows of token ids, padded to one length."""
 
-    ids: Tensor  # (b, t)
-    mask: Tensor  # (b, t)
+    ids: Tensor
+    """(b, t)."""
+    mask: Tensor
+    """1 where there is a token, 0 where there is padding. (b, t)."""
     lengths: tuple[int, ...]
-
-    @property
-    def positions(self) -> Tensor:
-        return positions_of(self.mask)
+    """Tokens of each row."""
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """(b, t): the position of each token in its row, counted without padding."""
+    """The position of each token in its row, counted without padding. (b, t)."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], fill: int, device: Any = None) -> Padded:
-    """The rows padded on one side to the longest."""
+    """The rows, padded on one side with the id ``fill`` to the length of the longest."""
     width = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), width), fill, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -41,35 +40,46 @@ def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], fill: int
 
 
 def stands(prompt: str, target: str) -> bool:
-    """Whether ``score`` feeds the target as it is: with its one space, or none where the prompt ends with one."""
+    """Whether ``score`` feeds the target unchanged: it begins with one space, or with none where none is put there."""
     bare = target.lstrip()
     return bool(bare) and target == (bare if not prompt or prompt[-1:].isspace() else " " + bare)
 
 
 def sentence(prompt: str, answer: str) -> str:
-    """The statement that a prompt and its answer make: with a space between, unless the prompt ends with one."""
+    """Prompt and answer as one statement, a space between the two and a full stop at its end where they lack one."""
     text = prompt + ("" if not prompt or prompt[-1:].isspace() else " ") + answer.strip()
     return text if text.endswith((".", "!", "?", "。")) else text + "."
 
 
 class Tokens:
-    """What a tokenizer makes of prompts, subjects and targets.
+    """Token ids of prompts, subjects and targets.
 
-    Prompt and target are tokenised so that the prompt has the same ids with and without a target behind it.
+    A prompt has the same ids with and without a target behind it. Raises :class:`BadInput` for prompts and targets of
+    more than ``limit`` tokens, where there is a limit.
     """
 
+    tokenizer: Any
+    """The transformers tokenizer."""
+    limit: int | None
+    """Tokens that the model can read; None where that is not known."""
+    seq2seq: bool
+    """Whether the model is an encoder-decoder: prompts keep their end token, targets are texts of their own."""
+    fill: int
+    """The id that pads: the tokenizer's padding token, or another of its special tokens."""
+
     def __init__(self, tokenizer: Any, limit: int | None = None, seq2seq: bool = False) -> None:
+        """``tokenizer`` is one of transformers."""
         self.tokenizer, self.limit, self.seq2seq = tokenizer, limit, seq2seq
-        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
-        self.fill: int = next(i for i in pads if i is not None)
+        candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
+        self.fill = next(i for i in candidates if i is not None)
 
     @property
     def end(self) -> int | None:
-        """The id that ends a text, where there is one."""
+        """The id that ends a text; None where there is none."""
         return self.tokenizer.eos_token_id
 
     def prompt(self, text: str) -> list[int]:
-        """Ids of a prompt, with what the tokenizer puts in front; an empty one is the token that begins a text."""
+        """Ids of a prompt, with what the tokenizer puts before it. An empty one is the beginning of a text."""
         return self._within(self._prompt(text), text)
 
     def _prompt(self, text: str) -> list[int]:
@@ -83,33 +93,37 @@ class Tokens:
         return ids
 
     def count(self, text: str) -> int:
-        """How many tokens a prompt has, be it longer than the model reads or not."""
+        """Number of tokens of a prompt, even one that is too long for the model."""
         return len(self.tokenizer(text, verbose=False)["input_ids"])  # no warning that it is long
 
     def target(self, prompt: str, target: str) -> list[int]:
-        """Ids of ``target`` as it stands behind ``prompt``: with its space, unless the prompt ends with one."""
+        """Ids of ``target`` behind ``prompt``, with a space between the two unless the prompt ends with one.
+
+        They are those of the joined text where the prompt keeps its own ids in it. Raises :class:`BadInput` for a
+        target of which the tokenizer makes nothing.
+        """
         if self.seq2seq:
             return self._plain(target.strip())
         before = self.prompt(prompt)
         bare = target.lstrip() if not prompt or prompt[-1:].isspace() else " " + target.lstrip()
-        wanted = prompt + bare
-        joined = list(self.tokenizer(wanted)["input_ids"])
+        text = prompt + bare
+        joined = list(self.tokenizer(text)["input_ids"])
         if joined[: len(before)] == before and len(joined) > len(before) and prompt:
             rest = joined[len(before) :]
             return rest[:-1] if len(rest) > 1 and rest[-1] == self.end else rest
-        options = [self._plain(text) for text in (bare, target.lstrip())]
+        options = [self._plain(option) for option in (bare, target.lstrip())]
         for ids in options:
-            if ids and self.decode(before + ids).endswith(wanted):
+            if ids and self.decode(before + ids).endswith(text):
                 return self._within(ids, target)
         if not options[0]:
             raise BadInput(f"the tokenizer makes nothing of the target {target!r}; give another text")
         return self._within(options[0], target)
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of a text in two parts, as it stands and however long: nothing is put between them.
+        """Ids of a text in two parts, of any length; nothing is put between them.
 
-        Spaces that end the context go over to the continuation, as lm-evaluation-harness has it. Where a token would
-        reach over the border, the two are tokenised apart.
+        Spaces at the context's end are moved to the continuation, as in lm-evaluation-harness. Where one token would
+        belong to both, the two are tokenised apart.
         """
         bare = context.rstrip()
         continuation = context[len(bare) :] + continuation
@@ -121,15 +135,15 @@ class Tokens:
         return before, whole[len(before) :] if joined else self._plain(continuation)
 
     def tail(self, text: str, room: int) -> str:
-        """The text's end, of so many tokens at most."""
+        """The end of a text, of at most ``room`` tokens."""
         ids, keep = self._plain(text), room
-        while len(ids) > room:  # what is decoded may come back as a token more
+        while len(ids) > room:  # a decoded text may have a token more than the ids it was decoded from
             text = self.decode(ids[-keep:])
             ids, keep = self._plain(text), keep - 1
         return text
 
     def last_of_subject(self, prompt: str, subject: str) -> int:
-        """Index of the subject's last token in the prompt's ids (the last occurrence counts)."""
+        """Index in the prompt's ids of the last token of the subject's last occurrence. Raises :class:`BadInput`."""
         end = prompt.rfind(subject) + len(subject)
         if end < len(subject):
             raise BadInput(f"the subject {subject!r} does not occur in {prompt!r}")
@@ -141,7 +155,7 @@ class Tokens:
         return len(self.prompt(prompt[:end])) - 1
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens."""
+        """The text of token ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _plain(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""What an edit is: parts, their algebra and their file, applied and undone by code that does not know who made them.
+"""What an edit is: parts, their algebra and their file, applied and undone whichever method made them.
 
 May import ``model`` and what lies below it.
 """

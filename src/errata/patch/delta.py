@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Changes of weights: the only place that assigns to a parameter of the user's model."""
+"""Changes of weights. The only module that assigns to a parameter of the user's model."""
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from errata.errors import Unsupported, WrongModel
 from errata.model import hooks
@@ -18,28 +19,33 @@ from errata.patch.parts import Part
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A matrix as a product: ``a @ b``."""
+    """A matrix Δ as a product of two: ``a @ b``."""
 
-    a: Tensor  # (out, r)
-    b: Tensor  # (r, in)
+    a: Tensor
+    """(out, r)."""
+    b: Tensor
+    """(r, in)."""
 
     @property
     def rank(self) -> int:
+        """r, the number of columns of ``a``."""
         return self.a.shape[1]
 
     @property
     def shape(self) -> torch.Size:
+        """(out, in)."""
         return torch.Size((self.a.shape[0], self.b.shape[1]))
 
     def dense(self) -> Tensor:
+        """The whole matrix. (out, in)."""
         return self.a @ self.b
 
     def compact(self) -> "LowRank | Tensor":
-        """Itself, or the dense matrix once the rank passes half of the smaller side."""
+        """This product, or the dense matrix where the rank is more than half of the smaller side."""
         return self if self.rank <= min(self.shape) // 2 else self.dense()
 
     def product(self, x: Tensor) -> Tensor:
-        """x Δᵀ, never the whole Δ."""
+        """x Δᵀ for x (…, in), without computing Δ. (…, out)."""
         return (x @ self.b.T.to(x)) @ self.a.T.to(x)
 
     def __add__(self, other: "LowRank | Tensor") -> "LowRank | Tensor":
@@ -58,15 +64,18 @@ Weight = LowRank | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Delta(Part):
-    """Adds to weights. Parameter name -> change; matrices are (out, in), whatever the module's own order."""
+    """Adds to weights."""
 
     kind: ClassVar[str] = "delta"
-    FEW: ClassVar[int] = 64  # changed columns that a summary names one by one
+    FEW: ClassVar[int] = 64  # changed columns that a summary lists
     weights: Mapping[str, Weight]
+    """Parameter name -> change. Matrices are (out, in), whatever the module's own order."""
 
+    @override
     def config(self) -> dict[str, Any]:
         return {"low_rank": sorted(name for name, w in self.weights.items() if isinstance(w, LowRank))}
 
+    @override
     def tensors(self) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
         for name, w in self.weights.items():
@@ -74,6 +83,7 @@ class Delta(Part):
         return out
 
     @classmethod
+    @override
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Delta":
         low: list[str] = config["low_rank"]
         factors = {f"{name}.{side}" for name in low for side in "ab"}
@@ -81,19 +91,22 @@ class Delta(Part):
         return cls(weights | {name: t for name, t in tensors.items() if name not in factors})
 
     def __add__(self, other: "Delta") -> "Delta":
+        """The sum. Low-rank changes of one parameter stay low-rank while that is smaller."""
         joined: dict[str, Weight] = dict(self.weights)
         for name, w in other.weights.items():
             joined[name] = joined[name] + w if name in joined else w
         return Delta(joined)
 
     def __mul__(self, factor: float) -> "Delta":
+        """The change, scaled."""
         return Delta({name: w * factor for name, w in self.weights.items()})
 
+    @override
     def summary(self) -> list[dict[str, Any]]:
-        lines: list[dict[str, Any]] = []
+        records: list[dict[str, Any]] = []
         for name, w in self.weights.items():
             full = w.dense() if isinstance(w, LowRank) else w
-            line: dict[str, Any] = {
+            record: dict[str, Any] = {
                 "kind": self.kind,
                 "site": name,
                 "shape": list(full.shape),
@@ -102,13 +115,16 @@ class Delta(Part):
             }
             columns = w.b.any(0).nonzero()[:, 0].tolist() if isinstance(w, LowRank) else []
             if 0 < len(columns) <= self.FEW and len(columns) < full.shape[1]:  # a few neurons, the others untouched
-                line["columns"] = columns
-            lines.append(line)
-        return lines
+                record["columns"] = columns
+            records.append(record)
+        return records
 
     @contextmanager
     def in_force(self, model: nn.Module) -> Generator[None, None, None]:
-        """Gives each parameter new storage with the sum, and the old storage back at the end, whatever happens."""
+        """Context manager: each parameter has new storage that holds the sum; afterwards its old storage again.
+
+        A weight that is offloaded or quantised keeps its storage; its linear's output is changed instead.
+        """
         self.check(model)
         with ExitStack() as stack:
             for name, w in self.weights.items():
@@ -122,26 +138,26 @@ class Delta(Part):
             yield
 
     def merge(self, model: nn.Module) -> None:
-        """Changes the weights for good: all of them, or none where one cannot be summed."""
+        """Changes the weights for good: all of them, or none if one cannot be changed."""
         sums = {name: changed_weight(model, name, w) for name, w in self.weights.items()}
         for name, summed in sums.items():
             model.get_parameter(name).data = summed
 
     def check(self, model: nn.Module) -> None:
-        """Raises :class:`WrongModel` unless every parameter is there in the right shape."""
+        """Raises :class:`WrongModel` unless the model has every parameter, in the right shape."""
         for name, w in self.weights.items():
             try:
                 param = model.get_parameter(name)
             except AttributeError as error:
                 raise WrongModel(f"the patch changes {name}, which this model does not have") from error
-            found = tuple(param.shape)
+            shape = tuple(param.shape)
             expected = tuple(w.shape)[::-1] if _transposed(model, name) else tuple(w.shape)
-            if found != expected and _plain(model, param):
-                raise WrongModel(f"the patch changes {name} of shape {expected}; here it has {found}")
+            if shape != expected and _plain(model, param):
+                raise WrongModel(f"the patch changes {name} of shape {expected}; here it has {shape}")
 
 
 def _transposed(model: nn.Module, name: str) -> bool:
-    """GPT-2's Conv1D keeps (in, out); everything else, and every Delta, (out, in)."""
+    """Whether the parameter is stored as (in, out), as in GPT-2's Conv1D; all others, and deltas, are (out, in)."""
     from transformers.pytorch_utils import Conv1D
 
     path, _, leaf = name.rpartition(".")
@@ -149,7 +165,7 @@ def _transposed(model: nn.Module, name: str) -> bool:
 
 
 def _plain(model: nn.Module, param: nn.Parameter) -> bool:
-    """Whether a sum can take the parameter's place: real floating numbers on a real device."""
+    """Whether the parameter can be replaced by a sum: floating-point values on a real device."""
     return param.device.type != "meta" and param.dtype in (
         torch.float16,
         torch.bfloat16,
@@ -159,18 +175,18 @@ def _plain(model: nn.Module, param: nn.Parameter) -> bool:
 
 
 def oriented(model: nn.Module, name: str, value: Tensor) -> Tensor:
-    """A change in (out, in) as the module wants it, and the other way round."""
+    """A change in (out, in) in the order in which the module stores the parameter, or the other way round."""
     return value.T if _transposed(model, name) else value
 
 
 def weight_shape(lm: HFLM, name: str) -> tuple[int, int]:
-    """(out, in) of a linear's weight."""
+    """(out, in) of a linear's weight, by parameter name."""
     rows, columns = lm.model.get_parameter(name).shape
     return (columns, rows) if _transposed(lm.model, name) else (rows, columns)
 
 
 def changed_weight(model: nn.Module, name: str, w: Weight) -> Tensor:
-    """W + ΔW in new storage, in the module's own order and type."""
+    """W + ΔW in new storage, in the module's own order and type. Summed in float32 or more precisely."""
     param = model.get_parameter(name)
     value = exact(param.data)
     if isinstance(w, LowRank):
@@ -182,7 +198,7 @@ def changed_weight(model: nn.Module, name: str, w: Weight) -> Tensor:
 
 
 def _side_product(model: nn.Module, name: str, w: Weight) -> Any:
-    """``y += x Δᵀ`` at the linear, where its weight is offloaded or quantised."""
+    """Context manager: the linear outputs y + x Δᵀ, for weights that are offloaded or quantised."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if isinstance(module, nn.Embedding) or leaf not in ("weight", "bias"):
@@ -198,7 +214,10 @@ def _side_product(model: nn.Module, name: str, w: Weight) -> Any:
 
 
 def trainable(lm: HFLM, names: Iterable[str]) -> dict[str, Tensor]:
-    """Copies of parameters, float32 or better, to stand in for them (``HFLM.run(weights=…)``); nothing is assigned."""
+    """Copies of parameters that require gradients, in float32 or more precise, for ``HFLM.run(weights=…)``.
+
+    Nothing is assigned to the model. Raises :class:`Unsupported` for a parameter that is offloaded or quantised.
+    """
     copies: dict[str, Tensor] = {}
     for name in names:
         param = lm.model.get_parameter(name)
@@ -209,7 +228,7 @@ def trainable(lm: HFLM, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def difference(lm: HFLM, weights: Mapping[str, Tensor]) -> Delta:
-    """The dense delta from the model's present weights to ``weights`` (as ``trainable`` gave them)."""
+    """The dense change from the model's weights to ``weights``, which are as :func:`trainable` made them."""
     changes: dict[str, Weight] = {}
     for name, value in weights.items():
         change = value.detach() - lm.model.get_parameter(name).detach().to(value)

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""What the next edit needs and inference does not: key vectors, or their second moment."""
+"""Keys of earlier edits, which later edits need and inference does not: as vectors, or as their Gram matrix."""
 
 from collections.abc import Mapping
 
@@ -8,14 +8,11 @@ from torch import Tensor
 
 from errata.errors import Unsupported
 
-KEYS, GRAM = (
-    "keys/",
-    "gram/",
-)  # memory of key vectors: rows of them (n, f), or their second moment K Kᵀ (f, f)
+KEYS, GRAM = "keys/", "gram/"  # before a site's name in Patch.memory: its keys (n, f), or their Gram matrix K Kᵀ (f, f)
 
 
 def remember(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str, Tensor]:
-    """``memory`` with more keys (n, f) of a site: themselves while they are fewer than f, their Gram matrix after."""
+    """The memory with more keys (n, f) of a site: all its keys while they are fewer than f, then their Gram matrix."""
     memory = dict(memory)
     if GRAM + site in memory:
         memory[GRAM + site] = memory[GRAM + site] + keys.T @ keys
@@ -30,14 +27,18 @@ def remember(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str,
 
 
 def joined_memory(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The memories of two patches in one.
+
+    Keys are joined; anything else that both hold must be equal, or :class:`Unsupported` is raised.
+    """
     memory = dict(first)
     for name, value in second.items():
         if name.startswith(KEYS):
             memory = remember(memory, name.removeprefix(KEYS), value)
         elif name.startswith(GRAM):
             site = name.removeprefix(GRAM)
-            held = memory.pop(KEYS + site, None)
-            grams = [value, memory.get(name), None if held is None else held.T @ held]
+            keys = memory.pop(KEYS + site, None)
+            grams = [value, memory.get(name), None if keys is None else keys.T @ keys]
             memory[name] = torch.stack([g for g in grams if g is not None]).sum(0)
         elif name not in memory:
             memory[name] = value

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""The kinds of part that a patch is made of, and where a kind of part is found by its name."""
+"""The kinds of part that a patch consists of, and the registry by which files name them."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -15,16 +15,17 @@ from errata.errors import BadInput, Unsupported
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.lm import LM, Call
-from errata.model.passes import part_of, rowwise, with_part
+from errata.model.passes import hidden_of, unflattened, with_hidden
 
-KINDS: "dict[str, type[Part]]" = {}  # every kind of part whose class has been defined
-METHODS = "errata.methods.registry"  # knows where the others are: a method's parts are defined beside it
+KINDS: "dict[str, type[Part]]" = {}  # kind -> class, of every class that has been defined
+METHODS = "errata.methods.registry"  # imports the modules of all methods, and with them the classes of their parts
 
 
 class Part(ABC):
-    """One thing that a patch does to a model. ``config`` is JSON; with ``tensors`` it is the whole part."""
+    """One thing that a patch does to a model; a value. ``config()`` and ``tensors()`` are the whole of it."""
 
     kind: ClassVar[str]
+    """Name of the class in patch files."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Register the class under its ``kind``, by which patch files name it; :class:`BadInput` if that is taken."""
@@ -39,23 +40,31 @@ class Part(ABC):
             KINDS[kind] = cls
 
     @abstractmethod
-    def config(self) -> dict[str, Any]: ...
+    def config(self) -> dict[str, Any]:
+        """What is not tensors, as JSON."""
+
     @abstractmethod
-    def tensors(self) -> dict[str, Tensor]: ...
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+
     @classmethod
     @abstractmethod
-    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Part": ...
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Part":
+        """The part of a config and tensors, as :meth:`config` and :meth:`tensors` gave them."""
 
     def without(self, edit_id: str) -> "Part | None":
-        """The part as if that edit had never been made (None if nothing is left), exactly or not at all."""
+        """The part as if that edit had never been made; None if nothing is left of it.
+
+        Raises :class:`Unsupported` where that cannot be had exactly.
+        """
         raise Unsupported(f"one edit cannot be taken out of a {self.kind} exactly; keep the earlier patch instead")
 
     def entries(self) -> list[dict[str, Any]]:
-        """What a memory holds, a record for each entry (its edit, its radius); a change of weights holds none."""
+        """A JSON record for each entry of a memory (its edit, its radius); none for a change of weights."""
         return []
 
     def summary(self) -> list[dict[str, Any]]:
-        """A line for each site: what is there and how large."""
+        """A JSON record for each site: what is there and how large."""
         return [{"kind": self.kind, "site": name, "numbers": t.numel()} for name, t in self.tensors().items()]
 
     def __eq__(self, other: object) -> bool:
@@ -70,27 +79,30 @@ class Part(ABC):
 
 
 class Adapter(Part):
-    """Sits at a site: sees its input x and output y, both (b, t, width), and says what should come out.
+    """Computes the output of one module anew, from its input and output.
 
-    Holds no state between calls; what it decides at the prompt it keeps in ``call.memo``.
+    It has no state between calls; what it decides at the prompt and needs while decoding it keeps in ``call.memo``.
     """
 
-    site: str  # module path
+    site: str
+    """Path of the module."""
 
     @property
     def reads(self) -> str | None:
-        """A module that runs before the site, if x is to be what goes in there (the MLP's own input, say)."""
+        """Path of a module that runs before the site and whose input :meth:`out` gets as x; None: the site's own."""
         return None
 
     @abstractmethod
-    def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor: ...
+    def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
+        """The new output, given input x and output y of the module in this pass; all (b, t, width)."""
 
     def explain(self, call: Call) -> Sequence[str | None]:
-        """For each row of a call, after its prompt has run: which entry fired."""
+        """For each row of a call whose prompt has run: a line about the entry that is used, or None."""
         return [None] * len(call.mask)
 
     @contextmanager
     def in_force(self, lm: HFLM) -> Generator[None, None, None]:
+        """Context manager: the adapter acts in every pass of ``lm``, the view that ``Patch.applied`` made."""
         lm.reporters.append(self.explain)
         with sitting(lm, self.site, self.out, self.reads):
             yield
@@ -100,40 +112,44 @@ class Adapter(Part):
 def sitting(
     lm: HFLM, site: str, out: Callable[[Any, Tensor, Tensor], Tensor], reads: str | None = None
 ) -> Generator[None, None, None]:
-    """A block in which ``out(call, x, y)`` says what comes out of ``site``, as an :class:`Adapter` does."""
-    read = threading.local()  # two threads may ask one model
+    """Context manager: the output of module ``site`` is ``out(call, x, y)``, as for an :class:`Adapter`.
 
-    def note(args: hooks.Args, kwargs: hooks.Kwargs, y: Any) -> None:
-        read.x = args[0]  # as the module itself had it: a pass may hand it fewer tokens
+    ``reads`` is as :attr:`Adapter.reads`.
+    """
+    held = threading.local()  # two threads may use one model
+
+    def keep(args: hooks.Args, kwargs: hooks.Kwargs, y: Any) -> None:
+        held.x = args[0]  # as the module itself got it: a pass may give it fewer tokens
 
     def change(args: hooks.Args, kwargs: hooks.Kwargs, y: Any) -> Any:
-        call, hidden = lm.call, part_of(y)
+        call, hidden = lm.call, hidden_of(y)
         b = 1 if call is None else len(call.mask)
-        x = read.__dict__.pop("x") if reads else args[0]
-        return with_part(y, out(call, rowwise(part_of(x), b), rowwise(hidden, b)).view_as(hidden))
+        x = held.__dict__.pop("x") if reads else args[0]
+        return with_hidden(y, out(call, unflattened(hidden_of(x), b), unflattened(hidden, b)).view_as(hidden))
 
     with ExitStack() as stack:
         if reads:
-            stack.enter_context(hooks.after(lm.model.get_submodule(reads), note))
+            stack.enter_context(hooks.after(lm.model.get_submodule(reads), keep))
         stack.enter_context(hooks.after(lm.model.get_submodule(site), change))
         yield
 
 
 class Wrapper(Part):
-    """Stands around the LM: changes the prompt, routes, answers."""
+    """Stands around the language model: changes prompts, routes them elsewhere, or answers itself."""
 
     @abstractmethod
-    def wrap(self, inner: LM) -> LM: ...
+    def wrap(self, inner: LM) -> LM:
+        """The language model around ``inner``. A verb that it cannot honour raises :class:`Unsupported`."""
 
 
 P = TypeVar("P", bound=Part)
 
 
 def part_class(kind: str) -> type[Part]:
-    """The class of a kind of part, as files name it. Raises :class:`BadInput` for one that nobody has defined.
+    """The class of a kind of part. Raises :class:`BadInput` for a kind that nothing installed defines.
 
-    A kind whose method has not been imported yet is looked for in the modules of all methods, those of other packages
-    included (see :mod:`errata.methods.registry`).
+    For a kind that is not known yet, the modules of all methods are imported, those of other packages included (see
+    :mod:`errata.methods.registry`).
     """
     if kind not in KINDS:
         import_module(METHODS).import_all()
@@ -146,7 +162,7 @@ def part_class(kind: str) -> type[Part]:
 
 
 def same_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    """Whether two mappings hold the same names, types, shapes and values, bit for bit."""
+    """Whether two mappings have the same names, types, shapes and values, bit for bit."""
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and torch.equal(a[k], b[k]) for k in a
     )

@@ -1,7 +1,7 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""The patch: what an edit is. Applied, undone, saved, added and shown by code that does not know who made it.
+"""The patch: what an edit is. Applied, undone, saved, added and shown by code that does not know which method made it.
 
-with patch.applied(lm) as edited:          # the only place that touches the user's parameters
+with patch.applied(lm) as edited:
     edited.generate(["Mira Dall was born in"])
 # here the model is bit for bit what it was
 """
@@ -17,31 +17,31 @@ from typing import Any, cast
 from torch import Tensor
 
 from errata.errors import BadInput, Unsupported, WrongModel
-from errata.files import read_tensors, write_tensors
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.patch.delta import Delta
+from errata.patch.file import read_patch, write_patch
 from errata.patch.memory import joined_memory
-from errata.patch.parts import Adapter, P, Part, Wrapper, part_class, same_tensors
+from errata.patch.parts import Adapter, P, Part, Wrapper, same_tensors
 from errata.types import Edit
 
 log = logging.getLogger(__name__)
 
 
-FORMAT = 1
-
-
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """A value: ``parts`` say what to change, ``memory`` what the next edit needs, ``meta`` where it all comes from.
+    """What an edit is: a value that can be applied, undone, added, saved and measured.
 
-    ``meta`` holds ``model`` (name and fingerprint of the base model) and ``made``, one record for each call of
-    ``edit``: method, settings as resolved, edits, versions, time.
+    ``Patch()`` is empty and false. Patches are equal where parts and memory are, bit for bit.
     """
 
     parts: tuple[Part, ...] = ()
+    """What to change: :class:`Delta`, :class:`Adapter` and :class:`Wrapper`, in the order in which they were made."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    """What further edits need and inference does not: the keys of earlier edits, say."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """JSON: ``model`` (name and fingerprint of the base model) and ``made``, one record for each call of ``edit``
+    (method, settings as resolved, edits, versions, time)."""
 
     @property
     def edits(self) -> list[Edit]:
@@ -49,17 +49,21 @@ class Patch:
         return [Edit(**edit) for made in self.meta.get("made", ()) for edit in made["edits"]]
 
     def of_kind(self, kind: type[P]) -> list[P]:
+        """The parts of a class."""
         return [part for part in self.parts if isinstance(part, kind)]
 
     def swap(self, old: Part, new: Part | None) -> "Patch":
-        """With another part in the place of one (at the end, if that is not in it); None takes it out."""
-        its = (new,) if new is not None else ()
+        """The patch with ``new`` in the place of part ``old``, or at the end where it has no such part.
+
+        None for ``new`` takes the part out.
+        """
+        put = (new,) if new is not None else ()
         if not any(part is old for part in self.parts):
-            return replace(self, parts=(*self.parts, *its))
-        return replace(self, parts=tuple(p for part in self.parts for p in (its if part is old else (part,))))
+            return replace(self, parts=(*self.parts, *put))
+        return replace(self, parts=tuple(p for part in self.parts for p in (put if part is old else (part,))))
 
     def inside(self) -> "Patch":
-        """The patch without its wrappers: what stands inside the model."""
+        """The patch without its wrappers."""
         return replace(self, parts=tuple(part for part in self.parts if not isinstance(part, Wrapper)))
 
     def __bool__(self) -> bool:
@@ -74,25 +78,26 @@ class Patch:
 
     @contextmanager
     def applied(self, lm: HFLM, *, force: bool = False) -> Generator[Any, None, None]:
-        """Yields the edited model while the block lasts: an :class:`HFLM`, or an :class:`LM` where a wrapper is in it.
+        """Context manager that yields the edited model: an :class:`HFLM`, or an :class:`LM` if there are wrappers.
 
-        Deltas first, then adapters in order, wrappers outermost. Meanwhile ``lm`` itself refuses to speak. Raises
-        :class:`WrongModel` for a patch of another model, unless ``force`` (which is logged).
+        Deltas are applied first, then adapters in order, wrappers outermost. Meanwhile ``lm`` itself raises
+        :class:`InForce`. Afterwards the model is bit for bit as before. Raises :class:`WrongModel` for a patch of
+        another model, unless ``force`` (which is logged).
         """
         self.check(lm, force=force)
         with ExitStack() as stack:
-            edited = stack.enter_context(lm.changed())
+            edited = stack.enter_context(lm.exclusive_view())
             if deltas := self.of_kind(Delta):
                 stack.enter_context(_total(deltas).in_force(lm.model))
             for adapter in self.of_kind(Adapter):
                 stack.enter_context(adapter.in_force(edited))
-            speaker: LM = edited
+            outermost: LM = edited
             for wrapper in self.of_kind(Wrapper):
-                speaker = wrapper.wrap(speaker)
-            yield speaker
+                outermost = wrapper.wrap(outermost)
+            yield outermost
 
     def check(self, lm: HFLM, *, force: bool = False) -> None:
-        """Raises unless this patch can be put on ``lm``."""
+        """Raises :class:`WrongModel` or :class:`Unsupported` unless the patch can be applied to ``lm``."""
         if not isinstance(cast(Any, lm), HFLM):
             raise Unsupported(
                 f"a patch goes on a model that errata.load gave, found {type(lm).__name__}; "
@@ -100,18 +105,18 @@ class Patch:
             )
         made_for = self.meta.get("model", {})
         if made_for and made_for["fingerprint"] != lm.fingerprint:
-            said = (
+            message = (
                 f"this patch is of the model {made_for.get('name') or '?'} ({made_for['fingerprint']}), "
                 f"and this model is {lm.name or '?'} ({lm.fingerprint})"
             )
             if not force:
-                raise WrongModel(f"{said}; load the patch's own model, or pass force=True")
-            log.warning("%s; put on all the same", said)
+                raise WrongModel(f"{message}; load the patch's own model, or pass force=True")
+            log.warning("%s; applied all the same", message)
         for delta in self.of_kind(Delta):
             delta.check(lm.model)
 
     def merge(self, lm: HFLM, *, force: bool = False) -> None:
-        """Changes the model for good. Only weight changes can be merged."""
+        """Changes the model's weights for good. Raises :class:`Unsupported` if there are other parts than deltas."""
         lm.check()
         self.check(lm, force=force)
         if others := [part.kind for part in self.parts if not isinstance(part, Delta)]:
@@ -124,7 +129,7 @@ class Patch:
     # Algebra ---------------------------------------------------------------------------------------
 
     def __add__(self, other: "Patch") -> "Patch":
-        """Both, in order. Deltas that meet become one; low-rank ones stay low-rank while that is smaller."""
+        """Both patches, in order. Neighbouring deltas become one; low-rank ones stay so while that is smaller."""
         if not isinstance(cast(Any, other), Patch):
             return NotImplemented
         _same_model(self, other)
@@ -138,6 +143,7 @@ class Patch:
         return Patch(tuple(parts), joined_memory(self.memory, other.memory), meta)
 
     def __mul__(self, factor: float) -> "Patch":
+        """The patch with its changes of weights scaled. :class:`TypeError` if it has other parts."""
         if others := [part.kind for part in self.parts if not isinstance(part, Delta)]:
             raise TypeError(f"only changes of weights can be scaled; this patch also holds {', '.join(others)}")
         parts = tuple(part * factor for part in self.of_kind(Delta))
@@ -146,10 +152,14 @@ class Patch:
     __rmul__ = __mul__
 
     def __neg__(self) -> "Patch":
+        """The patch that undoes this one, if it has no other parts than deltas."""
         return self * -1.0
 
     def without(self, edit_id: str) -> "Patch":
-        """The patch as if that edit had never been made: exactly, or :class:`Unsupported`."""
+        """The patch as if that edit had never been made.
+
+        Raises :class:`Unsupported` where that cannot be had exactly, :class:`BadInput` for an id that it does not hold.
+        """
         if edit_id not in [edit.id for edit in self.edits]:
             raise BadInput(f"no edit {edit_id!r} in this patch; it holds {', '.join(e.id for e in self.edits)}")
         if len(self.edits) == 1:
@@ -160,48 +170,33 @@ class Patch:
         return replace(self, parts=kept, meta={**self.meta, "made": [m for m in made if m["edits"]]})
 
     def summary(self) -> list[dict[str, Any]]:
-        """A line for each site: kind, shape, rank and norm."""
-        return [line for part in self.parts for line in part.summary()]
+        """A JSON record for each site: kind, shape, rank and norm."""
+        return [record for part in self.parts for record in part.summary()]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what inference needs, texts among it (memory is not)."""
+        """Bytes of what inference needs, texts included, memory not."""
         tensors = sum(t.nbytes for part in self.parts for t in part.tensors().values())
         return tensors + sum(len(json.dumps(part.config()).encode()) for part in self.parts)
 
     # The file --------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, memory: bool = True) -> Path:
-        """Writes one safetensors file, whole or not at all; ``memory=False`` leaves out what only edits need."""
-        path = Path(path)
-        tensors = {f"part.{i}.{n}": t for i, part in enumerate(self.parts) for n, t in part.tensors().items()}
-        if memory:
-            tensors |= {f"memory.{name}": t for name, t in self.memory.items()}
-        header = {
-            "format": FORMAT,
-            "parts": [{"kind": part.kind, "config": part.config()} for part in self.parts],
-            "meta": self.meta,
-        }
-        write_tensors(path, tensors, header)
-        return path
+        """Writes one safetensors file, whole or not at all, and returns its path.
+
+        ``memory=False`` leaves out what only further edits need. Raises :class:`BadInput` if it cannot be written.
+        """
+        write_patch(Path(path), self.parts, self.memory if memory else {}, self.meta)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Patch":
-        """The patch in a file. Nothing in the file can run code. Raises :class:`BadInput` for what is no patch."""
-        tensors, header = read_tensors(Path(path), "patch")
-        if header.get("format") != FORMAT:
-            raise BadInput(f"{path} has format {header.get('format')}; this Errata reads {FORMAT}: update it")
-        parts: list[Part] = []
-        for i, record in enumerate(header["parts"]):
-            front = f"part.{i}."
-            its = {n.removeprefix(front): t for n, t in tensors.items() if n.startswith(front)}
-            parts.append(part_class(record["kind"]).build(record["config"], its))
-        front = "memory."
-        memory = {n.removeprefix(front): t for n, t in tensors.items() if n.startswith(front)}
-        return cls(tuple(parts), memory, header["meta"])
+        """The patch in a file, which cannot run code. Raises :class:`BadInput` for a file that is no patch."""
+        return cls(*read_patch(Path(path)))
 
 
 EMPTY = Patch()
+"""The patch that changes nothing."""
 
 
 def _total(deltas: Sequence[Delta]) -> Delta:

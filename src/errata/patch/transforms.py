@@ -1,10 +1,10 @@
 """Patches made of patches: task vectors, truncation, RECT, PRUNE.
 
-    patch = rect(method.edit(lm, batch, state, patch), lm, prior=patch)     # one step of a fold
-    pruned = prune(patch, lm)                                              # once, behind the last edit
+    patch = rect(method.edit(lm, batch, state, patch), lm, prior=patch)     # at each step of a sequence
+    pruned = prune(patch, lm)                                              # once, after the last edit
 
-Each takes changes of weights alone and returns a patch; the model is only read. Adding, negating and scaling are the
-patch's own ``+``, ``-`` and ``*``: with task vectors, θ₀ + λ Σ τ is ``(lam * (a + b)).applied(lm)``.
+Each takes a patch of weight changes only and returns another; the model is only read. Adding, negating and scaling are
+the patch's own ``+``, ``-`` and ``*``: with task vectors, θ₀ + λ Σ τ is ``(lam * (a + b)).applied(lm)``.
 """
 
 import inspect
@@ -28,15 +28,16 @@ Step = Callable[[Patch, HFLM, Patch], Patch]  # (patch, lm, prior) -> patch
 def task_vector(lm: HFLM, tuned: HFLM) -> Patch:
     """τ = θ - θ₀: what fine-tuning changed, as a dense delta of the base (Ilharco et al. 2023, arXiv:2212.04089).
 
-    ``lm`` is the base. Every floating parameter that differs, tied ones once. Raises :class:`WrongModel` where names
-    or shapes differ, and :class:`Unsupported` where floating buffers do: a patch changes parameters.
+    ``lm`` is the base. It holds every floating-point parameter that differs, tied ones once. Raises
+    :class:`WrongModel` where names or shapes differ, and :class:`Unsupported` where floating-point buffers do, because
+    a patch changes parameters only.
     """
     for model in (lm, tuned):
         model.check()
     ours, theirs = (dict(model.model.named_parameters()) for model in (lm, tuned))
-    if odd := sorted(ours.keys() ^ theirs.keys()):
-        side = "base" if odd[0] in ours else "tuned model"
-        raise WrongModel(f"only the {side} has {odd[0]} ({len(odd)} such); give a fine-tuned copy of the base")
+    if unmatched := sorted(ours.keys() ^ theirs.keys()):
+        side, n = "base" if unmatched[0] in ours else "tuned model", len(unmatched)
+        raise WrongModel(f"only the {side} has {unmatched[0]} ({n} such); give a fine-tuned copy of the base")
     for name, param in ours.items():
         if param.shape != theirs[name].shape:
             shapes = f"{tuple(param.shape)} in the base and {tuple(theirs[name].shape)} in the tuned model"
@@ -54,9 +55,10 @@ def task_vector(lm: HFLM, tuned: HFLM) -> Patch:
 
 
 def low_rank(patch: Patch, rank: int) -> Patch:
-    """The nearest change of that rank for each matrix: the first ``rank`` terms of its SVD (Eckart and Young).
+    """The patch with each matrix cut to the first ``rank`` terms of its SVD.
 
-    Vectors are kept whole, and so is what has no higher rank.
+    That is the nearest matrix of this rank (Eckart and Young). Vectors, and matrices of no higher rank, stay as they
+    are. Raises :class:`BadInput` for a rank below 1.
     """
     if type(cast(Any, rank)) is not int or rank < 1:
         raise BadInput(f"rank is a whole number of at least 1; found {rank!r}")
@@ -72,17 +74,16 @@ def low_rank(patch: Patch, rank: int) -> Patch:
 
 
 def rect(patch: Patch, lm: HFLM, keep: float = 0.4, prior: Patch = EMPTY, eps: float = 1e-8) -> Patch:
-    """RECT: ``prior``, and of the change since then the entries that are largest beside the weight they change.
+    """RECT: ``prior`` and, of the change since then, the entries with the largest relative change (arXiv:2401.04700).
 
-    δ_ij = |ΔW_ij| / (|W_ij| + ε), with W the weight as ``prior`` leaves it; the share ``keep`` of each parameter's
-    entries with the largest δ stays, the others become zero (Gu et al. 2024, arXiv:2401.04700; 0.4 and ε as in
-    AlphaEdit's baseline).
+    δ_ij = |ΔW_ij| / (|W_ij| + ε), with W the weight as ``prior`` leaves it. The share ``keep`` of each parameter's
+    entries with the largest δ stays, the others become zero (Gu et al. 2024; 0.4 and ε as in AlphaEdit's baseline).
     """
     if not 0 < keep <= 1:
         raise BadInput(f"keep is a share above 0 and at most 1; found {keep}")
-    weights, before = (_total(its, "thinned") for its in (patch, prior))
-    for its in (patch, prior):
-        its.check(lm)
+    weights, before = (_total(one, "thinned") for one in (patch, prior))
+    for one in (patch, prior):
+        one.check(lm)
     kept: dict[str, Weight] = dict(before)
     for name in dict.fromkeys([*before, *weights]):
         was = _dense(before[name]) if name in before else torch.zeros(())
@@ -97,12 +98,12 @@ def rect(patch: Patch, lm: HFLM, keep: float = 0.4, prior: Patch = EMPTY, eps: f
 
 
 def prune(patch: Patch, lm: HFLM, base: float = math.e, rule: Literal["log", "linear"] = "log") -> Patch:
-    """PRUNE: bounds what all edits together add to the condition number (Ma et al. 2024, arXiv:2405.16821).
+    """PRUNE: bounds the singular values of the whole change (Ma et al. 2024, arXiv:2405.16821).
 
     With ΔW = U Σ Vᵀ and σ_max the largest singular value of the unedited weight, a σ above σ_max becomes
     log_a σ - log_a σ_max + σ_max with a the ``base``, or ½σ + ½σ_max where the ``rule`` is linear. Where σ_max is
-    below 1 / ln a, as in small models, the logarithm would raise some: those stay as they are. Vectors are kept whole.
-    For the whole change, once: behind the last edit of a fold, not at each step.
+    below 1 / ln a, as in small models, the logarithm would raise some σ: those stay as they are, and so do vectors.
+    Apply it once, after the last edit of a sequence.
     """
     if rule not in ("log", "linear"):
         raise unknown("rule", rule, ["log", "linear"])
@@ -130,29 +131,29 @@ def prune(patch: Patch, lm: HFLM, base: float = math.e, rule: Literal["log", "li
 # By name -----------------------------------------------------------------------------------------
 
 TRANSFORMS: Mapping[str, Callable[..., Patch]] = {"low_rank": low_rank, "rect": rect, "prune": prune}
-GIVEN = ("patch", "lm", "prior")  # what the fold hands over; everything else is a setting
+GIVEN = ("patch", "lm", "prior")  # arguments that a sequence of edits passes; everything else is a setting
 
 
 def transform(name: str, **settings: Any) -> Step:
-    """``(patch, lm, prior) -> patch``: the transform of that name with these settings, for a fold to apply.
+    """The transform of that name with these settings, as a function (patch, lm, prior) -> patch.
 
-    An unknown name or setting answers with near matches.
+    Raises :class:`UnknownName`, with near matches, for an unknown name or setting, and :class:`BadInput`.
     """
     if name not in TRANSFORMS:
         raise unknown("transform", name, list(TRANSFORMS))
     function = TRANSFORMS[name]
-    wanted = inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
     for setting, value in settings.items():
-        if setting not in wanted or setting in GIVEN:
-            raise unknown(f"setting of {name}", setting, [its for its in wanted if its not in GIVEN])
-        if isinstance(wanted[setting].default, float) and type(value) not in (int, float):
+        if setting not in parameters or setting in GIVEN:
+            raise unknown(f"setting of {name}", setting, [n for n in parameters if n not in GIVEN])
+        if isinstance(parameters[setting].default, float) and type(value) not in (int, float):
             raise BadInput(f"{name}'s {setting} is a number; found {value!r}")
-    if missing := [n for n, p in wanted.items() if p.default is p.empty and n not in (*GIVEN, *settings)]:
+    if missing := [n for n, p in parameters.items() if p.default is p.empty and n not in (*GIVEN, *settings)]:
         raise BadInput(f"{name} needs {', '.join(missing)}")
 
     def step(patch: Patch, lm: HFLM, prior: Patch) -> Patch:
-        given = {"lm": lm, "prior": prior}
-        return function(patch, **{n: value for n, value in given.items() if n in wanted}, **settings)
+        passed = {"lm": lm, "prior": prior}
+        return function(patch, **{n: value for n, value in passed.items() if n in parameters}, **settings)
 
     return step
 
@@ -161,19 +162,19 @@ def transform(name: str, **settings: Any) -> Step:
 
 
 def _total(patch: Patch, done: str) -> dict[str, Weight]:
-    """The sum of the patch's deltas. Raises :class:`Unsupported` where it holds anything else."""
+    """The sum of the patch's deltas. Raises :class:`Unsupported` if it has other parts; ``done`` is for the message."""
     if others := sorted({part.kind for part in patch.parts if not isinstance(part, Delta)}):
         raise Unsupported(f"only changes of weights can be {done}; this patch also holds {', '.join(others)}")
     return dict(sum(patch.of_kind(Delta), Delta({})).weights)
 
 
 def _with(patch: Patch, weights: Mapping[str, Weight]) -> Patch:
-    """The patch with these changes of weights in the place of its own."""
+    """The patch with these changes of weights instead of its own."""
     return replace(patch, parts=(Delta(weights),) if weights else ())
 
 
 def _noted(patch: Patch, name: str, **how: Any) -> Patch:
-    """The patch, with what was done to it in ``meta``; the empty one stays empty."""
+    """The patch with a record of the transform in ``meta``; the empty patch stays empty."""
     if not patch and not patch.meta:
         return patch
     return replace(
@@ -182,7 +183,7 @@ def _noted(patch: Patch, name: str, **how: Any) -> Patch:
 
 
 def _value(lm: HFLM, name: str) -> Tensor:
-    """A parameter's numbers, float32 or better, in the module's own order."""
+    """A parameter's values in float32 or more precise, in the module's own order."""
     param = lm.model.get_parameter(name).detach()
     if param.device.type == "meta" or param.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise Unsupported(f"{name} is offloaded or quantised; load {lm.name or 'the model'} whole, on one device")
@@ -207,14 +208,14 @@ def _dtype(w: Weight | None) -> torch.dtype:
 
 
 def _largest(x: Tensor, share: float) -> Tensor:
-    """A mask of the largest entries: their share of all, rounded, and at least one."""
+    """Mask of the largest entries: the given share of all, rounded, at least one."""
     mask = torch.zeros(x.numel(), dtype=torch.bool)
     mask[x.flatten().topk(max(1, round(share * x.numel()))).indices] = True
     return mask.view(x.shape)
 
 
 def _svd(w: Weight) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, r), Σ (r,), Vᵀ (r, in) in float64; of a product from its factors, r³ and not out · in · r."""
+    """U (out, r), Σ (r,), Vᵀ (r, in), in float64. A product's comes from its factors: r³, not out · in · r."""
     if not isinstance(w, LowRank):
         return torch.linalg.svd(w.cpu().double(), full_matrices=False)
     qa, ra = torch.linalg.qr(w.a.cpu().double())  # (out, r), (r, r)

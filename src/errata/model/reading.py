@@ -1,0 +1,163 @@
+"""The passes with tensors that methods need: logits of targets, hidden states, and interventions."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.model import hooks, passes
+from errata.model.lm import Call
+from errata.model.tokens import pad
+from errata.model.view import ModelView
+
+log = logging.getLogger(__name__)
+
+Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt and of a target
+Site = tuple[str, str]  # path of a module, and "in" (its input) or "out" (its output)
+CHECKED = 16  # rows of a first batch on which the suffix pass is compared with the full one
+
+
+class TensorPasses(ModelView):
+    """A model that can be run on token ids: logits, hidden states, and passes with a changed hidden state."""
+
+    def target_logits(self, pairs: Sequence[Pair], weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The logits that predict each target token of each (prompt ids, target ids), in order. (k, V).
+
+        One pass, differentiable. ``weights`` replace the parameters of these names inside the graph.
+        """
+        if self.seq2seq:
+            return self._seq2seq_logits(pairs, weights)
+        rows = pad([[*p, *t[:-1]] for p, t in pairs], "right", self.tokens.fill, self.device)
+        index = torch.tensor([(i, len(p) - 1 + j) for i, (p, t) in enumerate(pairs) for j in range(len(t))])
+        ends = torch.tensor([len(p) - 1 for p, _ in pairs], device=self.device)
+        with (
+            self.calling(Call(rows.mask, ends)),
+            passes.gathered(self.model, self.sites, index[:, 0], index[:, 1]),
+        ):
+            return self.run(passes.inputs_of(self.model, rows.ids, rows.mask), weights).logits[0]
+
+    def _seq2seq_logits(self, pairs: Sequence[Pair], weights: Mapping[str, Tensor] | None) -> Tensor:
+        source = pad([p for p, _ in pairs], "right", self.tokens.fill, self.device)
+        start = passes.decoder_start(self.config, self.tokens.fill)
+        target = pad([[start, *t[:-1]] for _, t in pairs], "right", self.tokens.fill, self.device)
+        index = torch.tensor([(i, j) for i, (_, t) in enumerate(pairs) for j in range(len(t))])
+        ends = torch.tensor([n - 1 for n in source.lengths], device=self.device)
+        with (
+            self.calling(Call(source.mask, ends)),
+            passes.gathered(self.model, self.sites, index[:, 0], index[:, 1]),
+        ):
+            inputs = {
+                "input_ids": source.ids,
+                "attention_mask": source.mask,
+                "decoder_input_ids": target.ids,
+                "use_cache": False,
+            }
+            return self.run(inputs, weights).logits[0]
+
+    def run(self, inputs: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> Any:
+        """The transformers output for keyword arguments ``inputs``; ``weights`` replace parameters inside the graph."""
+        if weights:
+            typed = {name: w.to(self.model.get_parameter(name).dtype) for name, w in weights.items()}
+            return torch.func.functional_call(self.model, typed, (), inputs)
+        return self.model(**inputs)
+
+    @torch.no_grad()
+    def read(self, rows: passes.Rows, columns: Sequence[Sequence[int]], sites: Sequence[Site]) -> dict[Site, Tensor]:
+        """Inputs or outputs of modules at the given columns of each row of token ids: site -> (k, width).
+
+        A site is (module path, "in" or "out"). Batched; beginnings that rows share are run once, and a pass ends at the
+        deepest site. float32 or more precise, on the CPU.
+        """
+        self.check()
+        starts = [0]
+        for some in columns:
+            starts.append(starts[-1] + len(some))
+        values: dict[Site, Tensor] = {}
+
+        def keep(site: Site, batch: list[int], skipped: list[int], hidden: Tensor) -> None:
+            flat = [(j, c - skipped[j]) for j, i in enumerate(batch) for c in columns[i]]
+            where = torch.tensor(flat, device=hidden.device).view(-1, 2)
+            chosen = passes.exact(hidden[where[:, 0], where[:, 1]]).cpu()
+            if site not in values:
+                values[site] = torch.empty(starts[-1], chosen.shape[-1], dtype=chosen.dtype)
+            values[site][[k for i in batch for k in range(starts[i], starts[i + 1])]] = chosen
+
+        for batch in passes.budgeted([len(row) for row in rows], self.budget):
+            some, first = [rows[i] for i in batch], [min(columns[i], default=0) for i in batch]
+            for group in self._groups(some, first):
+                members = [batch[j] for j in group.rows]
+                with self.calling(Call(group.mask)):
+                    callbacks = {site: partial(keep, site, members, group.skipped) for site in sites}
+                    self.watch(group.ids, group.mask, callbacks, group.cache)
+        return values
+
+    def _groups(self, rows: passes.Rows, first: Sequence[int]) -> list[passes.PrefixGroup]:
+        """The rows of a batch in groups that each need one pass; nothing before ``first`` will be read."""
+        groups = passes.shared_prefixes(self.model, self.sites, rows, first)
+        if groups is not None:
+            return groups
+        padded = pad(rows, "right", self.tokens.fill, self.device)
+        return [passes.PrefixGroup(list(range(len(rows))), [0] * len(rows), None, padded.mask, padded.ids)]
+
+    def watch(
+        self, ids: Tensor, mask: Tensor, callbacks: Mapping[Site, Callable[[Tensor], None]], cache: Any = None
+    ) -> None:
+        """Runs one pass and calls ``callbacks[site]`` with the input or output (b, t, width) of each site.
+
+        Ends as soon as every site has run. ``ids`` are (b, t); ``mask`` covers what ``cache`` holds too.
+        """
+        left = set(callbacks)
+
+        def show(site: Site, hidden: Any) -> None:
+            callbacks[site](passes.unflattened(passes.hidden_of(hidden), len(ids)))
+            left.discard(site)
+            if not left:
+                raise hooks.Stop
+
+        def hook(site: Site) -> Any:
+            path, side = site
+            module = self.model.get_submodule(path)
+            if side == "in":
+                return hooks.before(module, lambda args, kwargs: show(site, args[0]))
+            return hooks.after(module, lambda args, kwargs, output: show(site, output))
+
+        try:
+            with hooks.all_of(hook(site) for site in callbacks):
+                self.model(**passes.inputs_of(self.model, ids, mask, cache))
+        except hooks.Stop:
+            pass
+
+    def intervention(
+        self,
+        rows: passes.Rows,
+        positions: Sequence[int],
+        site: passes.InterventionSite,
+        columns: Sequence[Sequence[int]],
+        *,
+        plain: bool = False,
+    ) -> passes.Pass:
+        """A pass over rows of token ids whose hidden state can be changed at ``site``, at one position of each row.
+
+        It runs the suffix only (:class:`SuffixPass`), or everything where ``plain``. The first suffix pass of a model
+        at a site is compared with the full pass, at ``columns`` (counted from the changed position); where they differ,
+        full passes are used there from then on, with a warning in the log.
+        """
+        inputs = (self.model, self.sites, rows, positions, site, self.tokens.fill)
+        holds = self._shared.suffix_holds
+        if plain or holds.get(site) is False or not passes.accepts(self.model, "past_key_values"):
+            return passes.FullPass(*inputs)
+        fast = passes.SuffixPass(*inputs)
+        if site not in holds:
+            full = passes.FullPass(*inputs)
+            some = list(range(0, len(rows), max(1, len(rows) // CHECKED)))
+            few = [columns[i] for i in some]
+            with torch.no_grad():
+                logits = [one.select(some).logits(None, few) for one in (fast, full)]
+            holds[site] = passes.same_logits(*logits)
+            if not holds[site]:
+                log.warning("%s gives other logits in the suffix pass; full passes are used, slower", self.name)
+                return full
+        return fast

@@ -1,0 +1,170 @@
+"""One small run of a model, module by module; and one of its blocks run again with something changed.
+
+For :mod:`errata.model.detect`, which reads from it where things are.
+"""
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from errata.model.hooks import Args, Kwargs, after, all_of, before
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Context manager: the model is in evaluation mode; afterwards every module has its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleCall:
+    """One call of a module in a run of the model."""
+
+    name: str
+    module: nn.Module
+    args: Args
+    kwargs: Kwargs
+    output: Any
+
+    @property
+    def input_state(self) -> Tensor | None:
+        """The hidden state that went in."""
+        return _input_state(self.args, self.kwargs)
+
+    @property
+    def output_state(self) -> Tensor | None:
+        """The hidden state that came out."""
+        return _output_state(self.output)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the module is a linear layer of any kind."""
+        return isinstance(self.module, Conv1D) or hasattr(self.module, "in_features")
+
+
+def _first(values: Iterable[Any]) -> Tensor | None:
+    floats = (x for x in values if isinstance(x, Tensor) and x.is_floating_point())
+    return next(floats, None)
+
+
+def _input_state(args: Args, kwargs: Kwargs) -> Tensor | None:
+    return _first((*args, kwargs.get("hidden_states"), *kwargs.values()))
+
+
+def _output_state(output: Any) -> Tensor | None:
+    """The hidden state in an output: a tensor, a tuple or (the first GPT) a list."""
+    return _first(output if type(output) in (tuple, list) else (output,))
+
+
+def recorded(model: Any) -> list[ModuleCall]:
+    """Every call of every module on two tokens, in the order in which they returned.
+
+    An encoder gets three tokens, which tells cross-attention from self-attention.
+    """
+    embed = model.get_input_embeddings().weight
+    device = torch.device("cpu") if embed.device.type == "meta" else embed.device
+    special = [getattr(model.config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
+    a, b, c = [i for i in range(31, 2, -1) if i not in special][:3]
+    inputs = {"input_ids": torch.tensor([[a, b]], device=device)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+        inputs["input_ids"] = torch.tensor([[a, b, c]], device=device)
+    calls: list[ModuleCall] = []
+
+    def recording(name: str, module: nn.Module) -> Any:
+        def keep(args: Args, kwargs: Kwargs, output: Any) -> None:
+            calls.append(ModuleCall(name, module, args, kwargs, output))
+
+        return after(module, keep)
+
+    with all_of(recording(name, module) for name, module in model.named_modules() if name):
+        model(**inputs, use_cache=False)
+    return calls
+
+
+# A block run again ---------------------------------------------------------------------------------
+
+
+def is_causal(block: ModuleCall) -> bool:
+    """Whether the first token's output stays the same when the last token's input changes."""
+    args, kwargs = _disturbed(block.args, block.kwargs, -1)
+    return _unchanged(block.module(*args, **kwargs), block.output, 0)
+
+
+def measured(block: ModuleCall, mlp_in: list[ModuleCall], mlp_out: ModuleCall) -> tuple[bool, float | None]:
+    """Whether the MLP acts on each token alone, and its gain (:attr:`Sites.gain`), from one more run of the block.
+
+    The first token's MLP input is disturbed, which must leave the last token's key as it was. A vector v is added to
+    the last token's MLP output m; it has a part along m, so that behind a norm the block's output cannot move in
+    parallel to v.
+    """
+    h = _vector(block.output, -1)  # (d)
+    seen: list[Any] = []
+
+    def add(args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
+        m = _vector(output, -1)  # (d); taken here, as Falcon adds to this tensor in place
+        v = torch.maximum(_rms(m), _rms(h)) * (m / _rms(m) + _wave(m))  # (d)
+        seen.extend([_input_state(args, kwargs), v])
+        return _with_added(output, -1, v)
+
+    def disturb(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        return _disturbed(args, kwargs, 0)
+
+    with all_of([*(before(call.module, disturb) for call in mlp_in), after(mlp_out.module, add)]):
+        output = block.module(*block.args, **block.kwargs)
+    key, v = seen
+    one_token = _unchanged(key, mlp_out.input_state, -1)
+    delta = _vector(output, -1) - h  # (d)
+    gain = float(delta @ v / (v @ v))
+    if _rms(delta - gain * v) > 0.02 * _rms(delta):
+        return one_token, None
+    precision = max(1e-4, torch.finfo(key.dtype).eps)
+    return one_token, 1.0 if abs(gain - 1) < precision else float(f"{gain:.6g}")
+
+
+def _disturbed(args: Args, kwargs: Kwargs, i: int) -> tuple[Args, Kwargs]:
+    """The same inputs with the i-th token's vector changed."""
+    state = _input_state(args, kwargs)
+    if state is None:
+        return args, kwargs
+    other = _with_added(state, i, _rms(state.float()) * _wave(state))
+    args = tuple(other if value is state else value for value in args)
+    return args, {key: other if value is state else value for key, value in kwargs.items()}
+
+
+def _with_added(x: Tensor, i: int, v: Tensor) -> Tensor:
+    """A copy of ``x`` with ``v`` added to its i-th token."""
+    changed = x.clone().reshape(-1, x.shape[-1])
+    changed[i] += v.to(changed)
+    return changed.reshape(x.shape)
+
+
+def _unchanged(output: Any, was: Any, i: int) -> bool:
+    return torch.allclose(_vector(output, i), _vector(was, i), rtol=1e-3, atol=1e-5)
+
+
+def _vector(output: Any, i: int) -> Tensor:
+    """The i-th token's vector in a module's output, whatever its leading dimensions. (d)."""
+    x = _output_state(output)
+    assert x is not None, "a block must output a hidden state"
+    return x.reshape(-1, x.shape[-1])[i].float().clone()
+
+
+def _wave(x: Tensor) -> Tensor:
+    """A vector as wide as ``x``, of mean near 0 and mean square near 1, always the same. (d)."""
+    return torch.cos(2.0 * torch.arange(x.shape[-1], device=x.device) + 1.0) * 2**0.5
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt().clamp_min(1e-12)
