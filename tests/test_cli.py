@@ -117,19 +117,19 @@ def test_edit_ask_show_with_memit(model: str, here: Path) -> None:
         "-o",
         "out/p.safetensors",
     )
-    held = json.loads(run("edit", model, *words, "--seed", 3, "--json", "-q").stdout)
-    assert held["file"] == "out/p.safetensors" and [e["prompt"] for e in held["edits"]] == [e.prompt for e in EDITS]
+    record = json.loads(run("edit", model, *words, "--seed", 3, "--json", "-q").stdout)
+    assert record["file"] == "out/p.safetensors" and [e["prompt"] for e in record["edits"]] == [e.prompt for e in EDITS]
     shown = json.loads(run("show", "out/p.safetensors", "--json").stdout)
     assert shown["edits"] == [e.to_json() for e in EDITS]
     assert [part["rank"] for part in shown["parts"]] == [len(EDITS)] * 2
     assert shown["made"][0]["settings"]["layers"] == [1, 2] and shown["made"][0]["settings"]["seed"] == 3
     assert "Bob Ray lives in" in run("show", "out/p.safetensors").stdout
-    said = json.loads(
+    answers = json.loads(
         run("ask", model, EDIT.prompt, "--patch", "out/p.safetensors", "--json", "--max-new-tokens", 5).stdout
     )
     lm = errata.load(model)
     with errata.Patch.load("out/p.safetensors").applied(lm) as edited:
-        assert said == [{"prompt": EDIT.prompt, "text": edited.generate([EDIT.prompt], 5)[0]}]
+        assert answers == [{"prompt": EDIT.prompt, "text": edited.generate([EDIT.prompt], 5)[0]}]
 
 
 def test_a_prior_patch_is_gone_on_from(model: str, here: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_prior_patch_is_gone_on_from(model: str, here: Path) -> None:
     assert [e.target_new for e in errata.Patch.load("b.safetensors").edits] == ["Oslo", "Lima"]
 
 
-def test_ask_prints_what_was_said_as_it_is(model: str) -> None:
+def test_ask_prints_texts_as_they_are(model: str) -> None:
     text = errata.load(model).generate(["[b]Ann Lee"], 4)[0]
     assert run("ask", model, "[b]Ann Lee", "--max-new-tokens", 4, "-q").stdout == f"[b]Ann Lee{text}\n"
 
@@ -263,9 +263,9 @@ def test_a_judge_is_never_replaced(model: str) -> None:
 def test_methods_lists_each_and_its_settings() -> None:
     table = run("methods").stdout
     assert all(name in table for name in METHODS)
-    its = {s["name"]: s for s in json.loads(run("methods", "ft", "--json").stdout)}
+    settings = {s["name"]: s for s in json.loads(run("methods", "ft", "--json").stdout)}
     note = "ROME, appendix E.2; `num_steps` in released code"
-    assert its["steps"] == {"name": "steps", "type": "int", "default": 25, "note": note}
+    assert settings["steps"] == {"name": "steps", "type": "int", "default": 25, "note": note}
     assert "ROME, appendix E.2" in run("methods", "ft").stdout
     assert [m["name"] for m in json.loads(run("methods", "--json").stdout)] == list(METHODS)
 

@@ -1,12 +1,13 @@
 """The command line. Each command is thin: a Python function of the same name does the work.
 
-May import everything; heavy packages where they are used alone, so that ``errata --help`` answers at once.
+May import everything, but heavy packages only inside functions, so that ``errata --help`` answers at once.
 """
 
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+from typing_extensions import override
 
 from errata.cli import bench, demo, edit, measure, methods, tasks, trace, world
 from errata.cli.common import INTERRUPTED
@@ -14,8 +15,9 @@ from errata.errors import ErrataError
 
 
 class Commands(TyperGroup):
-    """Turns what is known to go wrong into one message and an exit code; what is not keeps its traceback."""
+    """Ends known errors with one message and an exit code; all others keep their traceback."""
 
+    @override
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -54,4 +56,5 @@ app.add_typer(world.app, name="world")
 
 
 def main() -> None:
+    """Entry point of ``errata``."""
     app()

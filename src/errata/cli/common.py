@@ -1,4 +1,4 @@
-"""What commands share: their common options, what they say and where, and what a mistake ends with.
+"""What commands share: options, output, and reading what the user typed.
 
 Nothing here imports torch or transformers before it is needed: ``errata --help`` must answer at once.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 INTERRUPTED = 130
-TEXT_WIDTH = 120  # of a table where nobody looks at a terminal
+TEXT_WIDTH = 120  # of a table that is not printed to a terminal
 PREPARED = "(models of the world are trained to be editable: this shows that a method works, not how well)"
 
 Model = Annotated[str, typer.Argument(help="'world' (the bundled model), a folder, or a hub id.", show_default=False)]
@@ -49,7 +49,6 @@ Data = Annotated[
     typer.Option(help="Texts that the method prepares with, one on each line.", show_default=False),
 ]
 
-
 Read = Annotated[
     list[str] | None,
     typer.Option(
@@ -61,40 +60,40 @@ Read = Annotated[
 ]
 
 
-# Saying things -----------------------------------------------------------------------------------
+# Output ------------------------------------------------------------------------------------------
 
 
 def stdout() -> Console:
-    """Where results go. Without a terminal a table has a fixed width, so that a file of it can be read."""
+    """The console for results. Without a terminal its width is fixed, so that tables in files can be read."""
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=TEXT_WIDTH)
 
 
 def stderr(quiet: bool = False) -> Console:
-    """Where progress goes."""
+    """The console for progress."""
     return Console(stderr=True, highlight=False, markup=False, quiet=quiet, soft_wrap=True)
 
 
 def hear(quiet: bool) -> None:
-    """Shows Errata's own logs on stderr."""
+    """Shows Errata's own logs on stderr; with ``quiet`` errors only."""
     log = logging.getLogger("errata")
     log.handlers = [RichHandler(console=stderr(), show_time=False, show_path=False, show_level=False)]
     log.setLevel(logging.ERROR if quiet else logging.WARNING)
 
 
 def listen(quiet: bool) -> None:
-    """Shows Errata's own logs on stderr, and silences transformers'."""
+    """As :func:`hear`, and silences transformers' logs."""
     hear(quiet)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging as others
+    from transformers.utils import logging as transformers_logging
 
-    others.set_verbosity_error()
-    others.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 @contextmanager
 def step(what: str, quiet: bool) -> Iterator[None]:
-    """Shows on stderr that something is under way, and in the end how long it took."""
+    """Context manager: shows on stderr that ``what`` is under way, and in the end how long it took."""
     console = stderr(quiet)
     began = time.perf_counter()
     with console.status(f"{what} …"):
@@ -103,7 +102,7 @@ def step(what: str, quiet: bool) -> Iterator[None]:
 
 
 def track(items: Sequence[T], what: str, quiet: bool) -> Iterator[T]:
-    """The items, with a bar on the terminal; in the end, how long they took."""
+    """The items one by one, with a progress bar on the terminal; in the end, how long they took."""
     console = stderr(quiet)
     began = time.perf_counter()
     yield from progress.track(items, what, console=console, transient=True, disable=quiet or not console.is_terminal)
@@ -111,11 +110,12 @@ def track(items: Sequence[T], what: str, quiet: bool) -> Iterator[T]:
 
 
 def say_json(value: Any) -> None:
+    """Prints a value as JSON on stdout."""
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> Table:
-    """A table of plain text: what a model said is never read as markup."""
+    """A table of plain text: a model's output is never read as markup."""
     table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
@@ -125,15 +125,16 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
 
 def shown(text: str, width: int = 60) -> str:
-    """A text on one line."""
+    """The text on one line, cut to ``width`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-# Reading and writing -----------------------------------------------------------------------------
+# Files and options -------------------------------------------------------------------------------
 
 
 def read_text(path: Path, what: str) -> str:
+    """The text of a file given by option ``--what``. Raises :class:`BadInput`."""
     if not path.is_file():
         raise BadInput(f"there is no file {path}; --{what} wants a text file")
     try:
@@ -143,7 +144,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def texts_for(method: "Method", path: Path | None) -> list[str] | None:
-    """The lines of a file of texts that the method prepares with; None without one."""
+    """The lines of a file of texts with which the method prepares; None without a file. Raises :class:`BadInput`."""
     if path is None:
         return None
     if not method.needs_prepare:
@@ -155,7 +156,7 @@ def texts_for(method: "Method", path: Path | None) -> list[str] | None:
 
 
 def check_output(path: Path, force: bool) -> None:
-    """Raises unless a file can be written there: before the work, not after it."""
+    """Raises :class:`BadInput` unless a file can be written there. To be called before the work."""
     if path.is_dir():
         raise BadInput(f"{path} is a folder; name a file with -o")
     if path.exists() and not force:
@@ -168,7 +169,7 @@ def check_output(path: Path, force: bool) -> None:
 
 
 def named(option: str, items: Sequence[str] | None) -> dict[str, str]:
-    """What was typed as ``name=value``."""
+    """The values of an option that is typed as ``name=value``, by name. Raises :class:`BadInput`."""
     typed: dict[str, str] = {}
     for item in items or ():
         key, equals, value = item.partition("=")
@@ -184,6 +185,7 @@ def named(option: str, items: Sequence[str] | None) -> dict[str, str]:
 
 
 def load_model(name: str, device: str | None, dtype: str | None, quiet: bool) -> "HFLM":
+    """``errata.load``, with progress on stderr."""
     import errata
 
     listen(quiet)
@@ -192,7 +194,7 @@ def load_model(name: str, device: str | None, dtype: str | None, quiet: bool) ->
 
 
 def make_method(name: str, settings: Sequence[str] | None, seed: int = 0) -> "Method":
-    """The method with settings as typed (``name=value``)."""
+    """The method with settings as typed (``name=value``). Raises :class:`BadInput` or :class:`UnknownName`."""
     import errata
     from errata.methods.registry import method_class
     from errata.methods.settings import from_text

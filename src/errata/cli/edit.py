@@ -1,4 +1,4 @@
-"""``errata edit``, ``errata ask`` and ``errata show``: make a patch, speak through it, look into it."""
+"""``errata edit``, ``errata ask`` and ``errata show``: make a patch, ask the edited model, look into a patch."""
 
 import json
 import re
@@ -32,7 +32,7 @@ PatchFile = Annotated[Path | None, typer.Option("--patch", help="A patch to spea
 
 @dataclass(frozen=True)
 class Edited:
-    """A patch, and what the model says to each edit's prompt without and with it."""
+    """A patch, and the model's answers to the edits' prompts without and with it."""
 
     patch: "Patch"
     edits: Sequence[Edit]
@@ -41,8 +41,8 @@ class Edited:
 
     @property
     def took(self) -> list[bool]:
-        """Whether each edit's prompt is now answered with its target (generated)."""
-        return [begins_with_answer(a, [e.target_new]) for e, a in zip(self.edits, self.after, strict=True)]
+        """For each edit, whether its prompt is now answered with its target (generated)."""
+        return [begins_with_answer(text, [e.target_new]) for e, text in zip(self.edits, self.after, strict=True)]
 
 
 def edit(
@@ -53,7 +53,7 @@ def edit(
     prior: "Patch | None" = None,
     quiet: bool = True,
 ) -> Edited:
-    """Prepares, edits, and asks before and after. ``data`` are texts to prepare with."""
+    """Prepares, edits, and asks the edits' prompts before and after. ``data`` are texts with which to prepare."""
     from errata.patch.patch import EMPTY
 
     prior = prior or EMPTY
@@ -62,12 +62,12 @@ def edit(
         state = method.prepare(lm, data)
     with common.step(f"editing {_facts(len(edits))}", quiet):
         patch = method.edit(lm, edits, state, prior)
-    prompts = [its.prompt for its in edits]
+    prompts = [one.prompt for one in edits]
     with common.step("asking before and after", quiet):
-        with prior.applied(lm) as speaker:
-            before = speaker.generate(prompts, until_answer=True)
-        with patch.applied(lm) as speaker:
-            after = speaker.generate(prompts, until_answer=True)
+        with prior.applied(lm) as unchanged:
+            before = unchanged.generate(prompts, until_answer=True)
+        with patch.applied(lm) as edited:
+            after = edited.generate(prompts, until_answer=True)
     return Edited(patch, edits, before, after)
 
 
@@ -95,27 +95,27 @@ def edit_command(
     as_json: common.Json = False,
 ) -> None:
     """Make a patch that changes one fact, or many at once."""
-    wanted = edits_of(prompt, subject, target, edits)
-    path = output or default_name(wanted)
+    requested = edits_of(prompt, subject, target, edits)
+    path = output or default_name(requested)
     common.check_output(path, force)
     chosen = common.make_method(method, set_, seed)
     texts = common.texts_for(chosen, data)
     earlier = load_patch(prior)
     lm = common.load_model(model, device, dtype, quiet)
-    made = edit(lm, wanted, chosen, texts, earlier, quiet)
-    made.patch.save(path)
+    result = edit(lm, requested, chosen, texts, earlier, quiet)
+    result.patch.save(path)
     if as_json:
-        common.say_json({"file": str(path), "edits": _answers(made), "took": sum(made.took)})
+        common.say_json({"file": str(path), "edits": _answers(result), "took": sum(result.took)})
         return
-    common.stdout().print(_table_of_answers(made))
+    common.stdout().print(_table_of_answers(result))
     common.stdout().print(
-        f"{sum(made.took)} of {_facts(len(wanted))} now answered as wanted (generated)", soft_wrap=True
+        f"{sum(result.took)} of {_facts(len(requested))} now answered as wanted (generated)", soft_wrap=True
     )
     typer.echo(f"wrote {path} ({common.size(path.stat().st_size)})", err=True)
 
 
 def edits_of(prompt: str | None, subject: str | None, target: str | None, file: Path | None) -> list[Edit]:
-    """The edits that the options ask for: one by its three parts, or a file of them."""
+    """The edits that the options give: one by its three parts, or a file of them. Raises :class:`BadInput`."""
     parts = {"--prompt": prompt, "--subject": subject, "--target": target}
     given = [name for name, value in parts.items() if value is not None]
     if file is not None:
@@ -129,7 +129,7 @@ def edits_of(prompt: str | None, subject: str | None, target: str | None, file: 
 
 
 def read_edits(file: Path) -> list[Edit]:
-    """One edit of each line of JSON; a broken line is named by its number."""
+    """The edits of a file with one as JSON on each line. Raises :class:`BadInput`, with the number of the line."""
     edits: list[Edit] = []
     for number, line in enumerate(common.read_text(file, "edits").split("\n"), start=1):
         if line.strip():
@@ -145,35 +145,35 @@ def read_edits(file: Path) -> list[Edit]:
 
 
 def default_name(edits: Sequence[Edit]) -> Path:
-    """A file here, named after the first subject."""
-    subjects = list(dict.fromkeys(its.subject for its in edits))
+    """A file in the working folder, named after the first subject."""
+    subjects = list(dict.fromkeys(one.subject for one in edits))
     slug = re.sub(r"\W+", "-", subjects[0].lower()).strip("-")[:NAME_LENGTH] or "edit"
     more = f"-and-{len(subjects) - 1}-more" if len(subjects) > 1 else ""
     return Path(f"{slug}{more}.safetensors")
 
 
-def _answers(made: Edited) -> list[dict[str, Any]]:
+def _answers(result: Edited) -> list[dict[str, Any]]:
     return [
-        {"id": e.id, "prompt": e.prompt, "target_new": e.target_new, "before": b, "after": a, "took": took}
-        for e, b, a, took in zip(made.edits, made.before, made.after, made.took, strict=True)
+        {"id": e.id, "prompt": e.prompt, "target_new": e.target_new, "before": before, "after": after, "took": took}
+        for e, before, after, took in zip(result.edits, result.before, result.after, result.took, strict=True)
     ]
 
 
-def _table_of_answers(made: Edited) -> Any:
+def _table_of_answers(result: Edited) -> Any:
     rows = [
-        (its["prompt"], _said(its["before"]), mark(_said(its["after"]), its["took"]), its["target_new"])
-        for its in _answers(made)[:ROWS]
+        (row["prompt"], _short(row["before"]), mark(_short(row["after"]), row["took"]), row["target_new"])
+        for row in _answers(result)[:ROWS]
     ]
-    more = f" (the first {ROWS} of {len(made.edits)})" if len(made.edits) > ROWS else ""
+    more = f" (the first {ROWS} of {len(result.edits)})" if len(result.edits) > ROWS else ""
     return common.make_table(f"edits{more}", ("prompt", "before", "after", "wanted"), rows)
 
 
 def mark(text: str, good: bool) -> Text:
-    """An answer, green where it is as wanted."""
+    """An answer, in green where it is right, otherwise in red."""
     return Text(text, style="green" if good else "red")
 
 
-def _said(text: str) -> str:
+def _short(text: str) -> str:
     return common.shown(answer_of(text), 40)
 
 
@@ -191,7 +191,7 @@ def ask(
     max_new_tokens: int = 32,
     force: bool = False,
 ) -> list[str]:
-    """What the model says to each prompt, with the patch in force where there is one."""
+    """The model's continuation of each prompt, with the patch in force where there is one."""
     if patch is None:
         return lm.generate(prompts, max_new_tokens)
     with patch.applied(lm, force=force) as edited:
@@ -199,7 +199,7 @@ def ask(
 
 
 def explain(lm: "HFLM", prompts: Sequence[str], patch: "Patch", force: bool = False) -> list[list[str]]:
-    """For each prompt, which entries and facts of the patch act on it."""
+    """For each prompt, a line for each entry or fact of the patch that acts on it."""
     with patch.applied(lm, force=force) as edited:
         return edited.explain(prompts)
 
@@ -209,7 +209,7 @@ def ask_command(
     prompts: Annotated[list[str], typer.Argument(help="What the model shall go on from.", show_default=False)],
     patch: PatchFile = None,
     max_new_tokens: Annotated[int, typer.Option(help="How far to go on.")] = 32,
-    why_: Annotated[bool, typer.Option("--why", help="Say which entry or fact of the patch fired.")] = False,
+    why: Annotated[bool, typer.Option("--why", help="Say which entry or fact of the patch fired.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Take a patch of another model all the same.")] = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
@@ -219,17 +219,18 @@ def ask_command(
     """Let a model go on from prompts, edited or not."""
     loaded = load_patch(patch)
     lm = common.load_model(model, device, dtype, quiet)
-    if why_ and loaded is None:
+    if why and loaded is None:
         raise BadInput("--why asks what in a patch fired; give one with --patch")
     texts = ask(lm, prompts, loaded, max_new_tokens, force)
-    fired = explain(lm, prompts, loaded, force) if why_ and loaded is not None else [[] for _ in prompts]
+    fired = explain(lm, prompts, loaded, force) if why and loaded is not None else [[] for _ in prompts]
     if as_json:
-        more = [{"why": lines} if why_ else {} for lines in fired]
-        common.say_json([{"prompt": p, "text": t, **m} for p, t, m in zip(prompts, texts, more, strict=True)])
+        explained = [{"why": lines} if why else {} for lines in fired]
+        rows = zip(prompts, texts, explained, strict=True)
+        common.say_json([{"prompt": prompt, "text": text, **more} for prompt, text, more in rows])
         return
     for prompt, text, lines in zip(prompts, texts, fired, strict=True):
         common.stdout().print(Text(prompt, style="bold") + Text(text), soft_wrap=True)
-        for line in lines or (["nothing of a memory fired"] if why_ else []):
+        for line in lines or (["nothing of a memory fired"] if why else []):
             common.stdout().print(Text(f"  {line}", style="dim"), soft_wrap=True)
 
 
@@ -253,7 +254,7 @@ def show(path: str | Path) -> dict[str, Any]:
         "bytes": Path(path).stat().st_size,
         "model": dict(patch.meta.get("model", {})),
         "made": [{**m, "edits": len(m["edits"])} for m in patch.meta.get("made", ())],
-        "edits": [asdict(its) for its in patch.edits],
+        "edits": [asdict(one) for one in patch.edits],
         "parts": patch.summary(),
         "entries": [entry for part in patch.parts for entry in part.entries()],
         "memory": {name: list(t.shape) for name, t in patch.memory.items()},
@@ -265,28 +266,28 @@ def show_command(
     as_json: common.Json = False,
 ) -> None:
     """Look into a patch: who made it, what it changes, where and how much."""
-    held = show(file)
+    content = show(file)
     if as_json:
-        common.say_json(held)
+        common.say_json(content)
         return
-    console, model = common.stdout(), held["model"]
+    console, model = common.stdout(), content["model"]
     of = f"{model.get('name')} ({model.get('fingerprint')})"
-    console.print(f"{file}: {common.size(held['bytes'])}, of the model {of}", soft_wrap=True)
-    for made in held["made"]:
+    console.print(f"{file}: {common.size(content['bytes'])}, of the model {of}", soft_wrap=True)
+    for made in content["made"]:
         console.print(
             f"{made['method']}: {_facts(made['edits'])} on {made['time']}, {made['seconds']} s",
             soft_wrap=True,
         )
         console.print("  " + "  ".join(f"{k}={v}" for k, v in made["resolved"].items()), style="dim", soft_wrap=True)
-    edits = [(e["id"], e["prompt"], e["target_new"]) for e in held["edits"][:ROWS]]
-    more = f" (the first {ROWS} of {len(held['edits'])})" if len(held["edits"]) > ROWS else ""
+    edits = [(e["id"], e["prompt"], e["target_new"]) for e in content["edits"][:ROWS]]
+    more = f" (the first {ROWS} of {len(content['edits'])})" if len(content["edits"]) > ROWS else ""
     console.print(common.make_table(f"edits{more}", ("id", "prompt", "target"), edits))
-    _print_records("parts", held["parts"])
-    if held["entries"]:
-        more = f" (the first {ROWS} of {len(held['entries'])})" if len(held["entries"]) > ROWS else ""
-        _print_records(f"entries{more}", held["entries"][:ROWS])
-    if held["memory"]:
-        shapes = [(name, " x ".join(map(str, shape))) for name, shape in held["memory"].items()]
+    _print_records("parts", content["parts"])
+    if content["entries"]:
+        more = f" (the first {ROWS} of {len(content['entries'])})" if len(content["entries"]) > ROWS else ""
+        _print_records(f"entries{more}", content["entries"][:ROWS])
+    if content["memory"]:
+        shapes = [(name, " x ".join(map(str, shape))) for name, shape in content["memory"].items()]
         console.print(common.make_table("memory (for the next edit)", ("name", "shape"), shapes))
 
 

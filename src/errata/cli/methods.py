@@ -1,4 +1,4 @@
-"""``errata methods``: what there is, and what can be set."""
+"""``errata methods``: the methods, and the settings of each."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from errata.cli import common
 
 
 def methods() -> Mapping[str, Any]:
-    """name -> family, paper, what it stores, whether it needs ``prepare``."""
+    """Name -> family, paper, what it stores, whether it needs ``prepare``."""
     import errata
 
     return errata.methods()
 
 
 def settings(name: str) -> list[dict[str, Any]]:
-    """What can be set: name, type, default, and the note that says where the default comes from."""
+    """The settings of a method, a record for each: name, type, default, and a note on where the default is from."""
     from errata.methods.registry import method_class
     from errata.methods.settings import notes
 
@@ -40,16 +40,16 @@ def methods_command(
 ) -> None:
     """List the methods, or the settings of one."""
     if name is None:
-        found = methods()
+        known = methods().values()
         if as_json:
-            common.say_json([asdict(about) for about in found.values()])
+            common.say_json([asdict(method) for method in known])
             return
-        rows = [(m.name, m.family, m.paper, m.stores, "yes" if m.needs_prepare else "no") for m in found.values()]
+        rows = [(m.name, m.family, m.paper, m.stores, "yes" if m.needs_prepare else "no") for m in known]
         common.stdout().print(common.make_table("", ("name", "family", "paper", "stores", "prepares"), rows))
         return
-    its = settings(name)
+    records = settings(name)
     if as_json:
-        common.say_json(its)
+        common.say_json(records)
         return
     from errata.methods.registry import method_class
 
@@ -57,6 +57,6 @@ def methods_command(
     console.print(f"{name}: {cls.paper}", soft_wrap=True)
     console.print(inspect.cleandoc(cls.__doc__ or ""), soft_wrap=True)
     rows = [
-        (s["name"], s["type"], s["default"] if s["default"] is not None else "by the model", s["note"]) for s in its
+        (s["name"], s["type"], s["default"] if s["default"] is not None else "by the model", s["note"]) for s in records
     ]
     console.print(common.make_table("settings (--set name=value)", ("name", "type", "default", "note"), rows))
