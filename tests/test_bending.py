@@ -17,7 +17,7 @@ from errata.methods.closed_form import targets as target_search
 from errata.methods.registry import method
 from errata.model import hooks, passes
 from errata.model.hf import HFLM
-from errata.model.passes import FullPass, InterventionSite, SuffixPass, agree
+from errata.model.passes import FullPass, InterventionSite, SuffixPass, same_logits
 from errata.types import Edit
 
 CONTEXTS = ["", "The king. ", "Paris by night. "]  # too short to be run once for many rows
@@ -78,7 +78,7 @@ def test_the_suffix_pass_is_wrong_there(kind: str) -> None:
         kind(lm.model, lm.sites, rows, at, InterventionSite(1), lm.tokens.fill) for kind in (SuffixPass, FullPass)
     )
     with torch.no_grad():
-        assert not agree(fast.logits(None, columns), full.logits(None, columns))
+        assert not same_logits(fast.logits(None, columns), full.logits(None, columns))
 
 
 @pytest.mark.parametrize("kind", BENDING)
@@ -123,7 +123,7 @@ def test_each_place_is_held_against_the_full_pass_for_itself_and_once(monkeypatc
     lm = HFLM(build("gpt2", vocab_size=320), tokenizer())
     rows, at, columns = asked(lm)
     answers = iter([False, True])
-    monkeypatch.setattr(passes, "agree", lambda fast, full: next(answers))
+    monkeypatch.setattr(passes, "same_logits", lambda fast, full: next(answers))
     expected = {InterventionSite(1): FullPass, InterventionSite(2): SuffixPass}
     for _ in range(2):
         for place, kind in expected.items():
@@ -173,14 +173,14 @@ def test_logits_agree_as_far_as_their_precision_goes() -> None:
         for near, expected in ((rounding, True), (off, False)):
             moved = logits.clone()
             moved[3, logits[3].argmax()] += near
-            assert agree(moved, logits) is expected, (dtype, near)
+            assert same_logits(moved, logits) is expected, (dtype, near)
         broken = logits.clone()
         broken[0, 0] = float("nan")
-        assert not agree(broken, logits)
-    assert agree(full + 7.0, full)  # the same probabilities
+        assert not same_logits(broken, logits)
+    assert same_logits(full + 7.0, full)  # the same probabilities
     unlikely = full.clone()
     full[:, 0], unlikely[:, 0] = -60.0, -60.0 - 1e-6
-    assert agree(unlikely, full)  # what has no probability may differ
+    assert same_logits(unlikely, full)  # what has no probability may differ
 
 
 @pytest.mark.xfail(strict=True, reason="the first batch was not ragged, and what it showed is taken for all")

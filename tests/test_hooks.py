@@ -75,8 +75,8 @@ def test_an_inner_block_ends_for_itself() -> None:
         assert torch.equal(module(ONE), 3 * ONE)
 
 
-def stand_in_of(module: nn.Module) -> Any:
-    return hooks.stand_in({module: lambda x: x})
+def replaced_of(module: nn.Module) -> Any:
+    return hooks.forward_replaced({module: lambda x: x})
 
 
 def after_of(module: nn.Module) -> Any:
@@ -88,10 +88,10 @@ def before_of(module: nn.Module) -> Any:
 
 
 def many_of(module: nn.Module) -> Any:
-    return hooks.all_of(kind(module) for kind in (after_of, before_of, stand_in_of))
+    return hooks.all_of(kind(module) for kind in (after_of, before_of, replaced_of))
 
 
-@pytest.mark.parametrize("block", [before_of, after_of, stand_in_of, many_of])
+@pytest.mark.parametrize("block", [before_of, after_of, replaced_of, many_of])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, hooks.Stop])
 def test_nothing_is_left_behind_by_an_exception(block: Any, error: type[BaseException]) -> None:
     module = Scale()
@@ -131,20 +131,20 @@ def test_stop_ends_a_pass_where_it_is_raised() -> None:
     assert issubclass(hooks.Stop, Exception)
 
 
-def test_stand_in_runs_in_the_place_of_forward_with_hooks_still_around_it() -> None:
+def test_a_replacement_runs_instead_of_forward_with_hooks_still_around_it() -> None:
     one, two, plain = Scale(), Scale(), Scale()
     replaced = {one: lambda x, factor=0.0: x - factor, two: lambda x: x * 100}
-    with hooks.stand_in(replaced), hooks.after(one, lambda args, kwargs, y: y * 3):
+    with hooks.forward_replaced(replaced), hooks.after(one, lambda args, kwargs, y: y * 3):
         assert torch.equal(one(ONE, factor=0.5), torch.full((2,), 1.5))
         assert torch.equal(two(ONE), 100 * ONE) and torch.equal(plain(ONE), 2 * ONE)
     assert torch.equal(one(ONE), 2 * ONE) and torch.equal(two(ONE), 2 * ONE) and clean(one) and clean(two)
 
 
-def test_stand_in_gives_back_what_another_library_had_put_there() -> None:
+def test_what_another_library_had_put_there_is_put_back() -> None:
     module, other = Scale(), Scale()
     theirs = lambda x: x + 41  # noqa: E731
     module.forward = theirs
-    with pytest.raises(ValueError), hooks.stand_in({module: lambda x: x, other: lambda x: x}):
+    with pytest.raises(ValueError), hooks.forward_replaced({module: lambda x: x, other: lambda x: x}):
         assert torch.equal(module(ONE), ONE)
         raise ValueError
     assert module.__dict__["forward"] is theirs and torch.equal(module(ONE), 42 * ONE)

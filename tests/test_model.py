@@ -364,7 +364,7 @@ def test_an_encoder_decoder_answers_as_plainly_asked(seq2seq: HFLM) -> None:
 
 def test_answers_of_an_encoder_decoder_end_each_for_itself(seq2seq: HFLM) -> None:
     limits = [5, 2, 1, 4]
-    found = seq2seq._continue(PROMPTS, limits, None, model_file.greedy)
+    found = seq2seq._continued(PROMPTS, limits, model_file.greedy)
     sources = [seq2seq.tokens.prompt(prompt) for prompt in PROMPTS]
     assert found == [seq2seq_greedy(seq2seq, source, n) for source, n in zip(sources, limits, strict=True)]
 
@@ -503,7 +503,7 @@ def test_while_generating_one_call_lives_from_the_prompt_to_the_last_token(monke
     recorder = Recorder(lm.sites.mlp_out[1])
     monkeypatch.setattr(lm.tokens, "prompt", lambda text: PROMPT_IDS[int(text)])
     with Patch((recorder,)).applied(lm) as edited:
-        said = edited._continue(["0", "1"], [3, 2], None, lambda logits, rows, step: torch.full((len(rows),), 20))
+        said = edited._continued(["0", "1"], [3, 2], lambda logits, rows, step: torch.full((len(rows),), 20))
     assert said == [[20] * 3, [20] * 2]
     (first, second, third) = sorted(recorder.calls)
     order = slice(None) if first[2][0] == [1, 1, 1] else slice(None, None, -1)
