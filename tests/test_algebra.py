@@ -14,7 +14,7 @@ from errata.methods.closed_form.search import GroupSearch
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.registry import method
 from errata.methods.texts import contexts_of
-from errata.model.passes import InterventionSite
+from errata.model.intervention import InterventionSite
 from errata.patch.delta import Delta, LowRank
 from errata.patch.memory import remember
 from errata.patch.patch import EMPTY

@@ -17,7 +17,8 @@ from errata.methods.closed_form import targets as target_search
 from errata.methods.registry import method
 from errata.model import hooks, passes
 from errata.model.hf import HFLM
-from errata.model.passes import FullPass, InterventionSite, SuffixPass, same_logits
+from errata.model.intervention import FullPass, InterventionSite, SuffixPass
+from errata.model.passes import same_logits
 from errata.types import Edit
 
 CONTEXTS = ["", "The king. ", "Paris by night. "]  # too short to be run once for many rows

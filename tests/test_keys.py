@@ -21,7 +21,7 @@ from errata.methods.closed_form.search import GroupSearch
 from errata.methods.registry import method
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
-from errata.model.passes import InterventionSite
+from errata.model.intervention import InterventionSite
 from errata.model.resources import Resources
 from errata.model.sites import Sites
 from errata.types import Edit

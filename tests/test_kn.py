@@ -129,27 +129,27 @@ def test_refinement_by_hand() -> None:
         [1.0, 0.3, 0, 0, 0, -9],  # holds (0,0) (0,1)
     )  # fmt: skip
     # held by 4, 3, 0, 1, 2, 0 of the four
-    assert shared(attr, share=0.7, wanted=(2, 5)) == [(0, 0), (0, 1)]  # 2.8: three of them
-    assert shared(attr, share=1.0, wanted=(3, 5), least=1, step=0.25) == [(0, 0), (0, 1), (1, 1)]  # down to a half
-    assert shared(attr, share=1.0, wanted=(3, 5), least=1, step=0.25, rounds=2) == [(0, 0), (0, 1)]  # not there yet
-    assert shared(attr, share=1.0, wanted=(3, 5), least=3, step=0.25) == [(0, 0), (0, 1)]  # never fewer than three
-    assert shared(attr[:2], share=0.5, wanted=(1, 9), least=3) == [(0, 0), (1, 1)]  # two phrasings: both
+    assert shared(attr, share=0.7, bounds=(2, 5)) == [(0, 0), (0, 1)]  # 2.8: three of them
+    assert shared(attr, share=1.0, bounds=(3, 5), least=1, step=0.25) == [(0, 0), (0, 1), (1, 1)]  # down to a half
+    assert shared(attr, share=1.0, bounds=(3, 5), least=1, step=0.25, rounds=2) == [(0, 0), (0, 1)]  # not there yet
+    assert shared(attr, share=1.0, bounds=(3, 5), least=3, step=0.25) == [(0, 0), (0, 1)]  # never fewer than three
+    assert shared(attr[:2], share=0.5, bounds=(1, 9), least=3) == [(0, 0), (1, 1)]  # two phrasings: both
 
 
 def test_too_many_are_told_apart_by_the_share_and_in_the_end_by_strength() -> None:
     attr = of_rows([1, 0.9, 1, 0, 0, 0], [1, 0.9, 1, 0, 0, 0], [1, 0.9, 1, 0, 0, 0], [0.1, 0.9, 0.9, 0, 0, 1])
     # held by 3, 4, 4 of the four: all at 0.7, two from 0.8 on
-    assert shared(attr, share=0.7, wanted=(1, 2)) == [(0, 2), (0, 1)]
-    assert shared(attr, share=0.7, wanted=(1, 1)) == [(0, 2)]
-    assert shared(attr, share=0.7, wanted=(1, 2), rounds=1) == [(0, 2), (0, 1)]  # 0.975, 0.9, and 0.775 for (0, 0)
+    assert shared(attr, share=0.7, bounds=(1, 2)) == [(0, 2), (0, 1)]
+    assert shared(attr, share=0.7, bounds=(1, 1)) == [(0, 2)]
+    assert shared(attr, share=0.7, bounds=(1, 2), rounds=1) == [(0, 2), (0, 1)]  # 0.975, 0.9, and 0.775 for (0, 0)
     attr[3, 0, 1] = 0.3
-    assert shared(attr, share=0.7, wanted=(1, 2), rounds=1) == [(0, 2), (0, 0)]  # (0, 0) is stronger now: 0.775, 0.75
-    assert shared(attr, share=0.7, wanted=(1, 2)) == [(0, 2), (0, 1)]  # but not in as many phrasings
+    assert shared(attr, share=0.7, bounds=(1, 2), rounds=1) == [(0, 2), (0, 0)]  # (0, 0) is stronger now: 0.775, 0.75
+    assert shared(attr, share=0.7, bounds=(1, 2)) == [(0, 2), (0, 1)]  # but not in as many phrasings
 
 
 def test_six_tenths_of_five_are_three() -> None:
     holding = torch.tensor([[1.0, 1, 0], [1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 1]])[:, None]
-    assert shared(holding, share=0.7, wanted=(2, 5), rounds=3) == [(0, 0), (0, 1)]  # 0.7, 0.65, 0.6
+    assert shared(holding, share=0.7, bounds=(2, 5), rounds=3) == [(0, 0), (0, 1)]  # 0.7, 0.65, 0.6
 
 
 def test_what_only_weakens_an_answer_holds_nothing() -> None:

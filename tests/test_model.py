@@ -15,7 +15,7 @@ from torch import Tensor
 from errata.errors import BadInput, InForce
 from errata.methods.registry import method
 from errata.model import hf as model_file
-from errata.model import passes
+from errata.model import passes, prefixes
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.patch.parts import Adapter
@@ -311,7 +311,7 @@ def test_watch_shows_whole_rows_and_its_cache_is_the_past(name: str) -> None:
     with torch.no_grad():
         lm.watch(ids, torch.ones_like(ids), {site: kept.append})
         cache = passes.new_cache(lm.model)
-        passes.extend(lm.model, lm.sites, cache, ids[:, :2], torch.ones(2, 2, dtype=torch.long))
+        prefixes.extend(lm.model, lm.sites, cache, ids[:, :2], torch.ones(2, 2, dtype=torch.long))
         lm.watch(ids[:, 2:], torch.ones_like(ids), {site: kept.append}, cache)
     assert kept[0].shape == (2, 4, 32)
     assert torch.allclose(kept[1], kept[0][:, 2:], atol=1e-5)
@@ -400,9 +400,9 @@ def questions(lm: HFLM) -> list[Any]:
 
 def test_while_a_patch_is_in_force_only_its_own_view_speaks() -> None:
     lm = tiny_lm("gpt2")
-    assert lm.bare
+    assert lm.unedited
     with EMPTY.applied(lm) as outer:
-        assert not outer.bare
+        assert not outer.unedited
         for ask in questions(lm):
             with pytest.raises(InForce):
                 ask()
@@ -428,7 +428,7 @@ def test_what_acted_on_each_prompt_is_said_by_each_adapter_in_force() -> None:
     lines[1].explain = lambda call: ["two" if call.mask.shape[1] > 3 else None] * len(call.mask)  # pyright: ignore
     with Patch(tuple(lines)).applied(lm) as edited:
         assert edited.explain(["Rome", PROMPTS[2]]) == [["one"], ["one", "two"]]
-        assert edited.reporters and not lm.reporters
+        assert edited.explainers and not lm.explainers
     assert lm.explain(["Rome"]) == [[]]
 
 

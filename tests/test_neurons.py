@@ -13,8 +13,8 @@ from errata.methods.neurons.base import Lesson, Taught
 from errata.methods.neurons.t_patcher import TPatcherNeurons
 from errata.methods.registry import method
 from errata.model.hf import HFLM
-from errata.model.passes import exact
-from errata.patch.parts import sitting
+from errata.model.passes import at_least_float32
+from errata.patch.parts import output_replaced
 from errata.patch.patch import Patch
 from errata.types import Edit, Score
 
@@ -55,7 +55,7 @@ def test_neurons_are_more_of_the_mlp(arch: str) -> None:
         return said
 
     before = lm.score(["Ann Lee was born in", "Rome"], ["Oslo", "Lima"])
-    with sitting(lm, part.site, keep, part.source):
+    with output_replaced(lm, part.site, keep, part.source):
         after = lm.score(["Ann Lee was born in", "Rome"], ["Oslo", "Lima"])
     assert seen and all(seen) and after != before
     assert not reader._forward_hooks
@@ -89,11 +89,11 @@ def test_queries_are_where_the_answers_tokens_are_said() -> None:
     lm = tiny_lm("gpt2")
 
     def keep(call: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        seen.append(exact(x))
+        seen.append(at_least_float32(x))
         return y
 
     part = empty(lm, 3)
-    with sitting(lm, part.site, keep, part.source):
+    with output_replaced(lm, part.site, keep, part.source):
         lm.target_logits(FACTS[:1])
     assert torch.allclose(seen[0][0, 2:4], Lesson(lm, part, FACTS[:1]).queries, atol=1e-5)
 

@@ -7,7 +7,8 @@ from tiny import CAUSAL
 from torch import Tensor
 
 from errata.model import hooks
-from errata.model.passes import InterventionSite, budgeted
+from errata.model.intervention import InterventionSite
+from errata.model.passes import budgeted
 from errata.types import Score
 
 PROMPTS = [
@@ -31,7 +32,7 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     rows = rows_of(lm)
     positions = [min(1, len(row) - 1) for row in rows]
     columns = [list(range(len(row) - p)) for row, p in zip(rows, positions, strict=True)]
-    site = InterventionSite(1, inside=lm.sites.gain[1] is None)
+    site = InterventionSite(1, mlp_output=lm.sites.gain[1] is None)
     with hooks.frozen(lm.model):
         fast = lm.intervention(rows, positions, site, columns)
         full = lm.intervention(rows, positions, site, columns, plain=True)

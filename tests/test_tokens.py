@@ -9,7 +9,7 @@ import torch
 from conftest import sentencepiece, tokenizer
 
 from errata.errors import BadInput
-from errata.model.tokens import Tokens, pad, positions_of, sentence, stands
+from errata.model.tokens import Tokens, fed_unchanged, pad, positions_of, sentence
 
 
 @cache
@@ -282,7 +282,7 @@ def test_positions_count_tokens_and_not_padding() -> None:
     ],
 )  # fmt: skip
 def test_what_score_feeds_as_it_is(prompt: str, target: str, expected: bool) -> None:
-    assert stands(prompt, target) is expected
+    assert fed_unchanged(prompt, target) is expected
 
 
 @pytest.mark.parametrize(

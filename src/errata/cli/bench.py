@@ -75,7 +75,7 @@ def bench_command(
     if output.suffix == ".toml":
         raise BadInput(f"the rows would go to {output}, a TOML file; name another file with -o")
     common.check_output(output, force=True)
-    common.listen(quiet)
+    common.set_up_logs(quiet)
     done = bench(plan, output, device=device, dtype=dtype, retry=retry, quiet=quiet)
     said = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
     typer.echo(f"{said}; see `errata report {output}`", err=True)

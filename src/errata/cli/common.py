@@ -74,16 +74,16 @@ def stderr(quiet: bool = False) -> Console:
     return Console(stderr=True, highlight=False, markup=False, quiet=quiet, soft_wrap=True)
 
 
-def hear(quiet: bool) -> None:
+def show_logs(quiet: bool) -> None:
     """Shows Errata's own logs on stderr; with ``quiet`` errors only."""
     log = logging.getLogger("errata")
     log.handlers = [RichHandler(console=stderr(), show_time=False, show_path=False, show_level=False)]
     log.setLevel(logging.ERROR if quiet else logging.WARNING)
 
 
-def listen(quiet: bool) -> None:
-    """As :func:`hear`, and silences transformers' logs."""
-    hear(quiet)
+def set_up_logs(quiet: bool) -> None:
+    """As :func:`show_logs`, and silences transformers' logs."""
+    show_logs(quiet)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as transformers_logging
 
@@ -109,7 +109,7 @@ def track(items: Sequence[T], what: str, quiet: bool) -> Iterator[T]:
     console.print(f"{what}: {time.perf_counter() - began:.1f} s", style="dim")
 
 
-def say_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Prints a value as JSON on stdout."""
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
@@ -124,7 +124,7 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     return table
 
 
-def shown(text: str, width: int = 60) -> str:
+def one_line(text: str, width: int = 60) -> str:
     """The text on one line, cut to ``width`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
@@ -168,7 +168,7 @@ def check_output(path: Path, force: bool) -> None:
         raise BadInput(f"cannot write {path}: {above} is no folder that can be written to; name another file with -o")
 
 
-def named(option: str, items: Sequence[str] | None) -> dict[str, str]:
+def named_values(option: str, items: Sequence[str] | None) -> dict[str, str]:
     """The values of an option that is typed as ``name=value``, by name. Raises :class:`BadInput`."""
     typed: dict[str, str] = {}
     for item in items or ():
@@ -188,7 +188,7 @@ def load_model(name: str, device: str | None, dtype: str | None, quiet: bool) ->
     """``errata.load``, with progress on stderr."""
     import errata
 
-    listen(quiet)
+    set_up_logs(quiet)
     with step(f"loading {name}", quiet):
         return errata.load(name, device=device, dtype=dtype)
 
@@ -199,7 +199,7 @@ def make_method(name: str, settings: Sequence[str] | None, seed: int = 0) -> "Me
     from errata.methods.registry import method_class
     from errata.methods.settings import from_text
 
-    typed = named("--set", settings)
+    typed = named_values("--set", settings)
     if seed:
         if "seed" in typed:
             raise BadInput("the seed is given twice, by --seed and by --set seed; leave one out")

@@ -11,7 +11,7 @@ import typer
 
 from errata.answers import answer_of, begins_with_answer
 from errata.cli import common
-from errata.cli.edit import mark
+from errata.cli.edit import coloured
 from errata.errors import BadInput
 from errata.types import Case, Edit, Row
 
@@ -116,7 +116,7 @@ def _edit_table(edits: Sequence[Edit], before: Sequence[str], after: Sequence[st
 
 def _marked(reply: str, expected: str) -> Any:
     """The answer of a reply, marked by whether it is the expected one."""
-    return mark(common.shown(answer_of(reply), 40), begins_with_answer(reply, [expected]))
+    return coloured(common.one_line(answer_of(reply), 40), begins_with_answer(reply, [expected]))
 
 
 def demo_command(

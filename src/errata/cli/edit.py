@@ -105,7 +105,7 @@ def edit_command(
     result = edit(lm, requested, chosen, texts, earlier, quiet)
     result.patch.save(path)
     if as_json:
-        common.say_json({"file": str(path), "edits": _answers(result), "took": sum(result.took)})
+        common.print_json({"file": str(path), "edits": _answers(result), "took": sum(result.took)})
         return
     common.stdout().print(_table_of_answers(result))
     common.stdout().print(
@@ -161,20 +161,20 @@ def _answers(result: Edited) -> list[dict[str, Any]]:
 
 def _table_of_answers(result: Edited) -> Any:
     rows = [
-        (row["prompt"], _short(row["before"]), mark(_short(row["after"]), row["took"]), row["target_new"])
+        (row["prompt"], _short(row["before"]), coloured(_short(row["after"]), row["took"]), row["target_new"])
         for row in _answers(result)[:ROWS]
     ]
     more = f" (the first {ROWS} of {len(result.edits)})" if len(result.edits) > ROWS else ""
     return common.make_table(f"edits{more}", ("prompt", "before", "after", "wanted"), rows)
 
 
-def mark(text: str, good: bool) -> Text:
+def coloured(text: str, good: bool) -> Text:
     """An answer, in green where it is right, otherwise in red."""
     return Text(text, style="green" if good else "red")
 
 
 def _short(text: str) -> str:
-    return common.shown(answer_of(text), 40)
+    return common.one_line(answer_of(text), 40)
 
 
 def _facts(n: int) -> str:
@@ -226,7 +226,7 @@ def ask_command(
     if as_json:
         explained = [{"why": lines} if why else {} for lines in fired]
         rows = zip(prompts, texts, explained, strict=True)
-        common.say_json([{"prompt": prompt, "text": text, **more} for prompt, text, more in rows])
+        common.print_json([{"prompt": prompt, "text": text, **more} for prompt, text, more in rows])
         return
     for prompt, text, lines in zip(prompts, texts, fired, strict=True):
         common.stdout().print(Text(prompt, style="bold") + Text(text), soft_wrap=True)
@@ -268,7 +268,7 @@ def show_command(
     """Look into a patch: who made it, what it changes, where and how much."""
     content = show(file)
     if as_json:
-        common.say_json(content)
+        common.print_json(content)
         return
     console, model = common.stdout(), content["model"]
     of = f"{model.get('name')} ({model.get('fingerprint')})"

@@ -219,8 +219,8 @@ def eval_command(
     subject = common.make_method(method or METHOD, set_, seed) if patch is None else Patch.load(patch)
     rules = _rules(protocol, mode, shots)
     judging = _judge(judge, judge_model, rules, mode)
-    common.hear(quiet)
-    options = common.named("--read", read)
+    common.show_logs(quiet)
+    options = common.named_values("--read", read)
     name = cases if cases is not None or patch is not None else "world"
     if name is None and options:
         raise BadInput("--read goes with --cases; name a file of cases, or leave it out")
@@ -235,7 +235,7 @@ def eval_command(
     if output is not None:
         write_text(output, to_jsonl(rows))
     if as_json:
-        common.say_json([asdict(line) for line in (published(rows) if rules.lines else summary(rows))])
+        common.print_json([asdict(line) for line in (published(rows) if rules.lines else summary(rows))])
     else:
         common.stdout().print(table(rows))
         if rules.lines:

@@ -42,14 +42,14 @@ def methods_command(
     if name is None:
         known = methods().values()
         if as_json:
-            common.say_json([asdict(method) for method in known])
+            common.print_json([asdict(method) for method in known])
             return
         rows = [(m.name, m.family, m.paper, m.stores, "yes" if m.needs_prepare else "no") for m in known]
         common.stdout().print(common.make_table("", ("name", "family", "paper", "stores", "prepares"), rows))
         return
     records = settings(name)
     if as_json:
-        common.say_json(records)
+        common.print_json(records)
         return
     from errata.methods.registry import method_class
 

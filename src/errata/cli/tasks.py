@@ -116,7 +116,7 @@ def tasks_command(
 
     if output is not None:
         common.check_output(output, force)
-    common.hear(quiet)
+    common.show_logs(quiet)
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     loaded, held = _find(chosen, folder), load_patch(patch)
     lm = common.load_model(model, device, dtype, quiet)
@@ -127,7 +127,7 @@ def tasks_command(
         write_text(output, to_jsonl(rows))
         typer.echo(f"wrote {output} ({len(rows)} rows)", err=True)
     if as_json:
-        common.say_json([asdict(line) for line in summary(rows, ("label",))])
+        common.print_json([asdict(line) for line in summary(rows, ("label",))])
     else:
         common.stdout().print(table(rows, ("label",)))
         if lm.resources.texts is not None:

@@ -174,7 +174,7 @@ def trace_command(
     if output is not None:
         write_bytes(output, picture(title, labels, tables, output.suffix.lower()))
     if as_json:
-        common.say_json(record)
+        common.print_json(record)
     else:
         print_maps(title, labels, tables)
         for line in closing:

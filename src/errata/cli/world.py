@@ -48,7 +48,7 @@ def world_command(ctx: typer.Context, as_json: common.Json = False) -> None:
         return
     summary = world()
     if as_json:
-        common.say_json(summary)
+        common.print_json(summary)
         return
     console = common.stdout()
     console.print(", ".join(f"{n} of type {kind}" for kind, n in summary["names"].items()), soft_wrap=True)
@@ -109,6 +109,6 @@ def train_command(
     given = {name: size for name, size in sizes.items() if size is not None}
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is a file; give a folder for the model")
-    common.listen(quiet)
+    common.set_up_logs(quiet)
     made = train(folder, quiet, arch=arch, plain=plain, seed=seed, **given)
     typer.echo(f"wrote {made}: try `errata demo --model {made}`", err=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from errata.errors import BadInput, Unsupported
 from errata.evaluation.metrics import change_of
 from errata.model.hf import HFLM
-from errata.model.passes import exact
+from errata.model.passes import at_least_float32
 from errata.model.second_moment import second_moments
 from errata.patch.delta import Delta, LowRank, Weight, oriented
 from errata.patch.patch import Patch
@@ -114,7 +114,7 @@ def _weight(lm: HFLM, name: str) -> Tensor:
     param = lm.model.get_parameter(name).detach()
     if param.device.type == "meta" or not param.is_floating_point():
         raise Unsupported(f"{name} is offloaded or quantised; load {lm.name or 'the model'} whole, on one device")
-    return oriented(lm.model, name, exact(param)).cpu().double()
+    return oriented(lm.model, name, at_least_float32(param)).cpu().double()
 
 
 def _on_inputs(delta: Weight, weight: Tensor, spectrum: Spectrum) -> tuple[float, float, float]:

@@ -20,7 +20,7 @@ import torch
 from errata.errors import BadInput, Unsupported, unknown
 from errata.model.hf import HFLM
 from errata.model.lm import LM
-from errata.model.tokens import stands
+from errata.model.tokens import fed_unchanged
 from errata.patch.patch import Patch
 from errata.types import Mode, Row, Score
 
@@ -72,7 +72,7 @@ class Verbs:
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         if isinstance(self.lm, HFLM):
             return self.lm.score_ids([_within(self.lm, *self.lm.tokens.pair(*pair)) for pair in pairs])
-        if odd := [pair for pair in pairs if not stands(*pair)]:
+        if odd := [pair for pair in pairs if not fed_unchanged(*pair)]:
             raise Unsupported(f"behind a wrapper an answer begins with one space; this task asks {odd[0][1]!r}")
         return self.lm.score([context for context, _ in pairs], [continuation for _, continuation in pairs])
 

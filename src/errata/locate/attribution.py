@@ -15,6 +15,7 @@ from torch import Tensor
 from errata.errors import BadInput, Unsupported
 from errata.model import hooks, passes
 from errata.model.hf import HFLM
+from errata.model.intervention import InterventionSite
 from errata.patch.delta import oriented, trainable
 
 Question = tuple[Sequence[int], int]  # token ids, and the token whose probability after them is attributed
@@ -64,13 +65,13 @@ def _of_layer(
     lm: HFLM, rows: passes.Rows, tokens: Tensor, layer: int, w_bar: Tensor, weight: Tensor, m: int, plain: bool
 ) -> Tensor:
     """The attributions to one layer, all points of a few rows in one pass. (b, f)."""
-    site, last = passes.InterventionSite(layer, inside=True), [[0]] * len(rows)
+    site, last = InterventionSite(layer, mlp_output=True), [[0]] * len(rows)
     run = lm.intervention(rows, [len(row) - 1 for row in rows], site, last, plain=plain)
     run = run.select([i for i in range(len(rows)) for _ in range(m)])
     w_bar = w_bar.to(weight).repeat_interleave(m, 0)  # (b·m, f)
     alpha = (torch.arange(1, m + 1).to(weight) / m).repeat(len(rows))[:, None]
     w = (alpha * w_bar).requires_grad_()
-    logp = passes.exact(run.logits((w - w_bar) @ weight.T, last * m)).log_softmax(-1)  # (b·m, V)
+    logp = passes.at_least_float32(run.logits((w - w_bar) @ weight.T, last * m)).log_softmax(-1)  # (b·m, V)
     p = logp.gather(1, tokens.to(logp.device).repeat_interleave(m)[:, None]).exp()
     (gradient,) = torch.autograd.grad(p.sum(), w)
     return (w_bar * gradient).view(len(rows), m, -1).mean(1).cpu()
@@ -82,7 +83,7 @@ def shared(
     threshold: float = 0.2,
     share: float = 0.7,
     least: int = 3,
-    wanted: tuple[int, int] = (2, 5),
+    bounds: tuple[int, int] = (2, 5),
     step: float = 0.05,
     rounds: int = 6,
 ) -> list[Neuron]:
@@ -90,7 +91,7 @@ def shared(
 
     In a phrasing those neurons count that reach ``threshold`` of its largest attribution. Those are kept that count in
     the share ``share`` of the phrasings and in at least ``least`` of them (in all, where there are fewer). While fewer
-    or more are kept than ``wanted`` (fewest, most), the share is changed by ``step`` and they are chosen again,
+    or more are kept than ``bounds`` (fewest, most), the share is changed by ``step`` and they are chosen again,
     ``rounds`` times in all (section 3.3 and released code, which changes one share for all facts of a relation). If
     there are too many in the last round, the strongest are taken: in a trained model dozens of neurons of the last
     block may contribute to one word in every phrasing.
@@ -101,10 +102,10 @@ def shared(
     steps, kept = 0, torch.zeros_like(phrasings, dtype=torch.bool)
     for _ in range(rounds):
         kept = phrasings >= max((share + steps * step) * n, min(least, n)) - 1e-6
-        if wanted[0] <= (count := int(kept.sum())) <= wanted[1]:
+        if bounds[0] <= (count := int(kept.sum())) <= bounds[1]:
             break
-        steps += 1 if count > wanted[1] else -1
-    return strongest(attribution, min(int(kept.sum()), wanted[1]), kept)
+        steps += 1 if count > bounds[1] else -1
+    return strongest(attribution, min(int(kept.sum()), bounds[1]), kept)
 
 
 def strongest(attribution: Tensor, count: int, among: Tensor | None = None) -> list[Neuron]:

@@ -67,7 +67,7 @@ class CorruptedRuns:
             hooks.all_of(extra),
             passes.gathered(lm.model, lm.sites, torch.arange(b), last),
         ):
-            return passes.exact(lm.run(passes.inputs_of(lm.model, ids, mask)).logits[0])
+            return passes.at_least_float32(lm.run(passes.inputs_of(lm.model, ids, mask)).logits[0])
 
     def _corrupted(self, embedded: Tensor, draws: Tensor) -> Tensor:
         noisy = embedded.clone()

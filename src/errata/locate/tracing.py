@@ -95,7 +95,7 @@ def trace(
     window = min(window or max(1, round(depth / 5)), depth)
     sigma = noise * (_std(_embeddings(lm, ids[first:end])) if std is None else std)
 
-    clean_logits = passes.exact(lm.target_logits([(ids, [lm.tokens.fill])])[0])  # (V)
+    clean_logits = passes.at_least_float32(lm.target_logits([(ids, [lm.tokens.fill])])[0])  # (V)
     o = int(clean_logits.argmax()) if target is None else lm.tokens.target(prompt, target)[0]
     sites = [(path, "out") for of_kind in paths.values() for path in of_kind]
     clean = lm.read([ids], [range(first, len(ids))], sites)  # site -> (positions, width)
@@ -161,7 +161,7 @@ def checked_kinds(kinds: Sequence[str], samples: int, noise: float, window: int 
 def _embeddings(lm: HFLM, ids: Sequence[int]) -> Tensor:
     """The embedding's output for token ids, with its own scale where it has one. (t, d)."""
     embed: Any = lm.model.get_submodule(lm.sites.embed)
-    return passes.exact(embed(torch.tensor([list(ids)], device=lm.device)))[0]
+    return passes.at_least_float32(embed(torch.tensor([list(ids)], device=lm.device)))[0]
 
 
 def _std(values: Tensor) -> float:

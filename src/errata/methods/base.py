@@ -134,7 +134,7 @@ class Method(ABC):
         is_hflm = isinstance(cast(Any, lm), HFLM)  # a wrapper in force is another LM
         if is_hflm:
             lm.check()
-        if not is_hflm or not lm.bare:
+        if not is_hflm or not lm.unedited:
             raise Unsupported("a patch is in force here; edit the model itself, with that patch as `prior`")
         edits = _edits(edits)
         prior.check(lm)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from errata.model.passes import exact
+from errata.model.passes import at_least_float32
 
 
 def token_losses(
@@ -15,7 +15,7 @@ def token_losses(
     OVERTONE (arXiv:2502.00602): max(KL(π_tar ‖ π_θ), ε), with λ = ``smooth``, ε = ``floor``, n = ``top_n`` and π_tar
     as in :func:`smoothed_targets`. A token within ε has no gradient. With λ = 1 and ε = 0 this is the cross-entropy.
     """
-    logits = exact(logits)
+    logits = at_least_float32(logits)
     logp = logits.log_softmax(-1)
     if smooth == 1:
         loss = -logp.gather(-1, targets[:, None])[:, 0]

@@ -139,7 +139,7 @@ class Steering(Method):
         others = prior
         for part in old:
             others = others.swap(part, None)
-        with others.inside().applied(lm) as edited:
+        with others.without_wrappers().applied(lm) as edited:
             pairs = self._pairs(edited, edits)
             found = self._differences(edited, pairs, sites)
         for part in old:

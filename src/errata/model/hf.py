@@ -124,10 +124,10 @@ class HFLM(TensorPasses, LM):
         self.check()
         rows = self._ids(prompts)
         lines: list[list[str]] = [[] for _ in rows]
-        for batch in passes.budgeted([len(row) for row in rows], self.budget) if self.reporters else ():
+        for batch in passes.budgeted([len(row) for row in rows], self.budget) if self.explainers else ():
             decoding = decoding_of(self, [rows[i] for i in batch])
             decoding.logits()
-            for explain in self.reporters:
+            for explain in self.explainers:
                 for i, line in zip(batch, explain(decoding.call), strict=True):
                     lines[i] += [line] if line else []
         return lines

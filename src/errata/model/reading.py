@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from errata.model import hooks, passes
+from errata.model.intervention import FullPass, InterventionSite, Pass, SuffixPass
 from errata.model.lm import Call
+from errata.model.prefixes import PrefixGroup, shared_prefixes
 from errata.model.tokens import pad
 from errata.model.view import ModelView
 
@@ -80,7 +82,7 @@ class TensorPasses(ModelView):
         def keep(site: Site, batch: list[int], skipped: list[int], hidden: Tensor) -> None:
             flat = [(j, c - skipped[j]) for j, i in enumerate(batch) for c in columns[i]]
             where = torch.tensor(flat, device=hidden.device).view(-1, 2)
-            chosen = passes.exact(hidden[where[:, 0], where[:, 1]]).cpu()
+            chosen = passes.at_least_float32(hidden[where[:, 0], where[:, 1]]).cpu()
             if site not in values:
                 values[site] = torch.empty(starts[-1], chosen.shape[-1], dtype=chosen.dtype)
             values[site][[k for i in batch for k in range(starts[i], starts[i + 1])]] = chosen
@@ -94,13 +96,13 @@ class TensorPasses(ModelView):
                     self.watch(group.ids, group.mask, callbacks, group.cache)
         return values
 
-    def _groups(self, rows: passes.Rows, first: Sequence[int]) -> list[passes.PrefixGroup]:
+    def _groups(self, rows: passes.Rows, first: Sequence[int]) -> list[PrefixGroup]:
         """The rows of a batch in groups that each need one pass; nothing before ``first`` will be read."""
-        groups = passes.shared_prefixes(self.model, self.sites, rows, first)
+        groups = shared_prefixes(self.model, self.sites, rows, first)
         if groups is not None:
             return groups
         padded = pad(rows, "right", self.tokens.fill, self.device)
-        return [passes.PrefixGroup(list(range(len(rows))), [0] * len(rows), None, padded.mask, padded.ids)]
+        return [PrefixGroup(list(range(len(rows))), [0] * len(rows), None, padded.mask, padded.ids)]
 
     def watch(
         self, ids: Tensor, mask: Tensor, callbacks: Mapping[Site, Callable[[Tensor], None]], cache: Any = None
@@ -134,11 +136,11 @@ class TensorPasses(ModelView):
         self,
         rows: passes.Rows,
         positions: Sequence[int],
-        site: passes.InterventionSite,
+        site: InterventionSite,
         columns: Sequence[Sequence[int]],
         *,
         plain: bool = False,
-    ) -> passes.Pass:
+    ) -> Pass:
         """A pass over rows of token ids whose hidden state can be changed at ``site``, at one position of each row.
 
         It runs the suffix only (:class:`SuffixPass`), or everything where ``plain``. The first suffix pass of a model
@@ -148,10 +150,10 @@ class TensorPasses(ModelView):
         inputs = (self.model, self.sites, rows, positions, site, self.tokens.fill)
         holds = self._shared.suffix_holds
         if plain or holds.get(site) is False or not passes.accepts(self.model, "past_key_values"):
-            return passes.FullPass(*inputs)
-        fast = passes.SuffixPass(*inputs)
+            return FullPass(*inputs)
+        fast = SuffixPass(*inputs)
         if site not in holds:
-            full = passes.FullPass(*inputs)
+            full = FullPass(*inputs)
             some = list(range(0, len(rows), max(1, len(rows) // CHECKED)))
             few = [columns[i] for i in some]
             with torch.no_grad():

@@ -39,7 +39,7 @@ def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], fill: int
     return Padded(ids.to(device), mask.to(device), tuple(map(len, rows)))
 
 
-def stands(prompt: str, target: str) -> bool:
+def fed_unchanged(prompt: str, target: str) -> bool:
     """Whether ``score`` feeds the target unchanged: it begins with one space, or with none where none is put there."""
     bare = target.lstrip()
     return bool(bare) and target == (bare if not prompt or prompt[-1:].isspace() else " " + bare)

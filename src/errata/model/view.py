@@ -16,6 +16,7 @@ from errata.errors import InForce
 from errata.model import passes
 from errata.model.detect import find_sites
 from errata.model.fingerprint import fingerprint
+from errata.model.intervention import InterventionSite
 from errata.model.lm import Call
 from errata.model.resources import Resources
 from errata.model.sites import Sites
@@ -34,7 +35,7 @@ class _Shared:
     call: ContextVar[Call | None] = field(default_factory=lambda: ContextVar("call", default=None))
     lock: Any = field(default_factory=threading.RLock)
     fingerprint: str | None = None
-    suffix_holds: dict[passes.InterventionSite, bool] = field(default_factory=dict)  # does the suffix pass hold there?
+    suffix_holds: dict[InterventionSite, bool] = field(default_factory=dict)  # does the suffix pass hold there?
 
 
 class ModelView:
@@ -61,7 +62,7 @@ class ModelView:
     """Tokens that a batch may hold, padding included. Bounds the memory of every pass."""
     seq2seq: bool
     """Whether it is an encoder-decoder."""
-    reporters: list[Callable[[Call], Sequence[str | None]]]
+    explainers: list[Callable[[Call], Sequence[str | None]]]
     """``Adapter.explain`` of each adapter in force here; empty where none is."""
 
     def __init__(
@@ -81,7 +82,7 @@ class ModelView:
         self.seq2seq = bool(getattr(self.config, "is_encoder_decoder", False))
         self.sites = sites or find_sites(model)
         self.tokens = Tokens(tokenizer, _limit(self.config), self.seq2seq)
-        self.reporters = []
+        self.explainers = []
         self._shared, self._view = _Shared(), 0
         model.eval()
 
@@ -94,7 +95,7 @@ class ModelView:
         self.check()
         view = copy.copy(self)
         view._view = next(self._shared.numbers)
-        view.reporters = list(self.reporters)
+        view.explainers = list(self.explainers)
         self.fingerprint  # noqa: B018  computed before anything changes
         self._shared.in_force.append(view._view)
         try:
@@ -111,7 +112,7 @@ class ModelView:
             )
 
     @property
-    def bare(self) -> bool:
+    def unedited(self) -> bool:
         """Whether this is the model itself, not a view with a patch in force."""
         return self._view == 0
 

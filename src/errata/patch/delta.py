@@ -13,7 +13,7 @@ from typing_extensions import override
 from errata.errors import Unsupported, WrongModel
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.model.passes import exact
+from errata.model.passes import at_least_float32
 from errata.patch.parts import Part
 
 
@@ -188,7 +188,7 @@ def weight_shape(lm: HFLM, name: str) -> tuple[int, int]:
 def changed_weight(model: nn.Module, name: str, w: Weight) -> Tensor:
     """W + ΔW in new storage, in the module's own order and type. Summed in float32 or more precisely."""
     param = model.get_parameter(name)
-    value = exact(param.data)
+    value = at_least_float32(param.data)
     if isinstance(w, LowRank):
         a, b = w.a.to(value), w.b.to(value)
         summed = torch.addmm(value, b.T, a.T) if _transposed(model, name) else torch.addmm(value, a, b)
@@ -223,7 +223,7 @@ def trainable(lm: HFLM, names: Iterable[str]) -> dict[str, Tensor]:
         param = lm.model.get_parameter(name)
         if not _plain(lm.model, param):
             raise Unsupported(f"{name} is offloaded or quantised and cannot be trained; load the model on one device")
-        copies[name] = exact(param.detach()).clone().requires_grad_()
+        copies[name] = at_least_float32(param.detach()).clone().requires_grad_()
     return copies
 
 

@@ -103,13 +103,13 @@ class Adapter(Part):
     @contextmanager
     def in_force(self, lm: HFLM) -> Generator[None, None, None]:
         """Context manager: the adapter acts in every pass of ``lm``, the view that ``Patch.applied`` made."""
-        lm.reporters.append(self.explain)
-        with sitting(lm, self.site, self.out, self.reads):
+        lm.explainers.append(self.explain)
+        with output_replaced(lm, self.site, self.out, self.reads):
             yield
 
 
 @contextmanager
-def sitting(
+def output_replaced(
     lm: HFLM, site: str, out: Callable[[Any, Tensor, Tensor], Tensor], reads: str | None = None
 ) -> Generator[None, None, None]:
     """Context manager: the output of module ``site`` is ``out(call, x, y)``, as for an :class:`Adapter`.

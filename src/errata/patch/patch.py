@@ -62,7 +62,7 @@ class Patch:
             return replace(self, parts=(*self.parts, *put))
         return replace(self, parts=tuple(p for part in self.parts for p in (put if part is old else (part,))))
 
-    def inside(self) -> "Patch":
+    def without_wrappers(self) -> "Patch":
         """The patch without its wrappers."""
         return replace(self, parts=tuple(part for part in self.parts if not isinstance(part, Wrapper)))
 
@@ -121,7 +121,7 @@ class Patch:
         self.check(lm, force=force)
         if others := [part.kind for part in self.parts if not isinstance(part, Delta)]:
             raise Unsupported(f"only changes of weights can be merged; this patch also holds {', '.join(others)}")
-        if not lm.bare:
+        if not lm.unedited:
             raise Unsupported("another patch is in force here; merge into the model itself")
         _total(self.of_kind(Delta)).merge(lm.model)
         lm.forget_fingerprint()

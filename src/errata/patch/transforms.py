@@ -18,7 +18,7 @@ from torch import Tensor
 
 from errata.errors import BadInput, Unsupported, WrongModel, unknown
 from errata.model.hf import HFLM
-from errata.model.passes import exact
+from errata.model.passes import at_least_float32
 from errata.patch.delta import Delta, LowRank, Weight, difference, oriented
 from errata.patch.patch import EMPTY, Patch
 
@@ -187,7 +187,7 @@ def _value(lm: HFLM, name: str) -> Tensor:
     param = lm.model.get_parameter(name).detach()
     if param.device.type == "meta" or param.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise Unsupported(f"{name} is offloaded or quantised; load {lm.name or 'the model'} whole, on one device")
-    return exact(param)
+    return at_least_float32(param)
 
 
 def _same_buffers(lm: HFLM, tuned: HFLM) -> None:

@@ -24,7 +24,7 @@ from errata.methods.defaults import critical_layers
 from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
-from errata.model.passes import InterventionSite
+from errata.model.intervention import InterventionSite
 from errata.patch.delta import Delta, LowRank, weight_shape
 from errata.patch.memory import GRAM, KEYS, remember
 from errata.patch.patch import Patch
@@ -49,7 +49,7 @@ class EditContext:
 
     def edited(self) -> Any:
         """Context manager: the model with the prior patch and the changes so far in force."""
-        return (self.prior.inside() + Patch((self.changes,))).applied(self.lm)
+        return (self.prior.without_wrappers() + Patch((self.changes,))).applied(self.lm)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ClosedForm(TargetSettings):
 
     def target_site(self, lm: HFLM, layer: int) -> InterventionSite:
         """Where δ is added: at the block's output, or where a norm follows the down projection at its own."""
-        return InterventionSite(layer, inside=lm.sites.gain[layer] is None)
+        return InterventionSite(layer, mlp_output=lm.sites.gain[layer] is None)
 
     @property
     def metric_name(self) -> str:
@@ -178,7 +178,7 @@ class ClosedForm(TargetSettings):
             key, value = (path, "in"), (path, "out")
             with context.edited() as edited:
                 read = self._read(edited, context, [key, value], [output])
-            gain = 1.0 if site.inside else lm.sites.gain[layer] or 1.0
+            gain = 1.0 if site.mlp_output else lm.sites.gain[layer] or 1.0
             residual = self.residual(targets, read[output].bare, read[value], gain) * self.share(len(layers) - i)
             change = self.change(self._inverse(context, layer), read[key], residual)
             low_rank = LowRank(change.a.float(), change.b.float()).compact()
@@ -204,7 +204,7 @@ class ClosedForm(TargetSettings):
     def _anchored(self, context: EditContext, targets: Targets, site: InterventionSite) -> Targets:
         """Targets of new values v + δ of one length c; one of more than 2c makes no edit (NAS, released code)."""
         name = ANCHOR + context.lm.sites.mlp_out[site.layer]
-        gain = 1.0 if site.inside else context.lm.sites.gain[site.layer] or 1.0
+        gain = 1.0 if site.mlp_output else context.lm.sites.gain[site.layer] or 1.0
         if name not in context.memory:
             context.memory = {**context.memory, name: self._anchor(context, site, gain)[None]}
         new = gain * targets.value + targets.delta  # (n, d)

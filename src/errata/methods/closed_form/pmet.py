@@ -8,7 +8,7 @@ from typing_extensions import override
 from errata.methods.closed_form.base import ClosedForm
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
-from errata.model.passes import InterventionSite
+from errata.model.intervention import InterventionSite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class PMET(ClosedForm):
 
     @override
     def target_site(self, lm: HFLM, layer: int) -> InterventionSite:
-        return InterventionSite(layer, inside=True, attention=True)
+        return InterventionSite(layer, mlp_output=True, attention=True)
 
     @override
     def share(self, layers_left: int) -> float:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from errata.methods.closed_form.objective import Entries, FactRows, TargetSettings
 from errata.model.hf import HFLM
-from errata.model.passes import InterventionSite, exact
+from errata.model.intervention import InterventionSite
+from errata.model.passes import at_least_float32
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980
 
@@ -83,7 +84,7 @@ class GroupSearch:
         if resumed:
             with torch.no_grad():
                 logits = self.pass_.logits(None, self.columns)
-            self.base = exact(logits[self.entries.anchored]).log_softmax(-1)
+            self.base = at_least_float32(logits[self.entries.anchored]).log_softmax(-1)
 
     def run(self, state: SearchResult, limits: Tensor, units: Tensor, leave: int) -> SearchResult:
         """Goes on with ``state``, until all facts are finished or no more than ``leave`` of them run."""
@@ -112,7 +113,7 @@ class GroupSearch:
     def losses(self, delta: Tensor, units: Tensor) -> Tensor:
         """(n,): each fact's loss at its δ."""
         logits = self.pass_.logits(delta[self.row_fact], self.columns)
-        logp, anchored = exact(logits).log_softmax(-1), self.entries.anchored  # (entries, V)
+        logp, anchored = at_least_float32(logits).log_softmax(-1), self.entries.anchored  # (entries, V)
         kl = self.entries.per_fact(anchored, self._divergence(logp[anchored]), len(delta))
         nll = self._answer_loss(logp[~anchored], kl.detach())
         return nll + kl + self.settings.decay * self._parts(delta).norm(dim=-1).sum(-1) / units**2

@@ -8,7 +8,7 @@ from errata.methods.closed_form.objective import FactRows, TargetSettings, rows_
 from errata.methods.closed_form.search import GroupSearch, SearchResult
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.model.passes import InterventionSite
+from errata.model.intervention import InterventionSite
 from errata.patch.delta import weight_shape
 from errata.types import Edit
 

@@ -23,9 +23,9 @@ from errata.methods.texts import openings, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.lm import Call
-from errata.model.passes import budgeted, exact
+from errata.model.passes import at_least_float32, budgeted
 from errata.patch.delta import weight_shape
-from errata.patch.parts import Adapter, sitting
+from errata.patch.parts import Adapter, output_replaced
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -105,7 +105,7 @@ class Codebook(Adapter):
         if call is None:
             return None
         if call.prompt_end is not None:
-            entry, near = self.look(self.query(call, exact(x if self.side == "in" else y)))
+            entry, near = self.look(self.query(call, at_least_float32(x if self.side == "in" else y)))
             call.memo[id(self)] = torch.where(near, entry, -1)
         return call.memo.get(id(self))
 
@@ -286,7 +286,7 @@ class KeyedMethod(Method):
         log = [
             Logged(e.id, e.prompt, lm.tokens.target(e.prompt, e.target_new), lm.tokens.prompt(e.prompt)) for e in edits
         ]
-        with prior.swap(old, None).inside().applied(lm) as edited, hooks.frozen(lm.model):
+        with prior.swap(old, None).without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
             queries, outs = read(edited, old, [edit.asked for edit in log])
             book = self._trained(edited, old, log, queries, outs, state)
         return prior.swap(old, book)
@@ -399,7 +399,7 @@ def _losses(lm: HFLM, book: Codebook, wanted: Sequence[Sequence[Logged]], rows: 
     def speak(call: Call, x: Tensor, y: Tensor) -> Tensor:
         return book.put(call, y, values, torch.ones(len(y), dtype=torch.bool, device=y.device))
 
-    with sitting(lm, book.site, speak):
+    with output_replaced(lm, book.site, speak):
         return costs(lm, wanted)
 
 
@@ -422,13 +422,15 @@ def read(lm: HFLM, book: Codebook, prompts: Sequence[list[int]]) -> tuple[Tensor
 
         def keep(call: Call, x: Tensor, y: Tensor, batch: list[int] = batch) -> Tensor:
             assert call.prompt_end is not None
-            h = exact(x if book.side == "in" else y)
+            h = at_least_float32(x if book.side == "in" else y)
             said = y[torch.arange(len(y), device=y.device), call.prompt_end.to(y.device)]
-            found.update(zip(batch, zip(book.query(call, h).cpu(), exact(said).cpu(), strict=True), strict=True))
+            found.update(
+                zip(batch, zip(book.query(call, h).cpu(), at_least_float32(said).cpu(), strict=True), strict=True)
+            )
             raise hooks.Stop
 
         try:
-            with sitting(lm, book.site, keep):
+            with output_replaced(lm, book.site, keep):
                 lm.target_logits([(prompts[i], [lm.tokens.fill]) for i in batch])
         except hooks.Stop:
             pass

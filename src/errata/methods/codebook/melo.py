@@ -21,9 +21,9 @@ from errata.methods.settings import setting
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.lm import Call
-from errata.model.passes import budgeted, exact
+from errata.model.passes import at_least_float32, budgeted
 from errata.patch.delta import weight_shape
-from errata.patch.parts import sitting
+from errata.patch.parts import output_replaced
 
 SIZED = 64  # texts by which the size of what goes through a linear layer is told
 
@@ -105,7 +105,7 @@ class MeloClusters(Spheres):
 
     @contextmanager
     def in_force(self, lm: HFLM) -> Generator[None, None, None]:
-        adapted = (sitting(lm, path, partial(self._adapt, path)) for path in self.blocks)
+        adapted = (output_replaced(lm, path, partial(self._adapt, path)) for path in self.blocks)
         with super().in_force(lm), hooks.all_of(adapted):
             yield
 
@@ -150,7 +150,7 @@ class MeloClusters(Spheres):
 
 def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """(b, t, out): B A x, with an A (b, r, in) and a B (b, out, r) for each row."""
-    x = exact(x)
+    x = at_least_float32(x)
     return (x @ a.to(x).mT) @ b.to(x).mT
 
 
@@ -269,7 +269,7 @@ class MELO(KeyedMethod):
         def losses(running: list[int]) -> Tensor:
             of = [n for n, i in enumerate(running) for _ in wanted[i]]
             with hooks.all_of(
-                sitting(lm, path, partial(_added, a[of], b[of])) for path, (a, b) in stacked(running).items()
+                output_replaced(lm, path, partial(_added, a[of], b[of])) for path, (a, b) in stacked(running).items()
             ):
                 return costs(lm, [wanted[i] for i in running])
 
@@ -290,9 +290,9 @@ def _sizes(lm: HFLM, paths: Sequence[str], prompts: Sequence[list[int]]) -> dict
 
     def note(path: str, call: Any, x: Tensor, y: Tensor) -> Tensor:
         real = call.mask.to(x.device) > 0 if call.mask.shape == x.shape[:2] else ...  # a decoder's only token is real
-        found[path] = [float(exact(its[real]).square().mean().sqrt()) for its in (x, y)]
+        found[path] = [float(at_least_float32(its[real]).square().mean().sqrt()) for its in (x, y)]
         return y
 
-    with hooks.all_of(sitting(lm, path, partial(note, path)) for path in paths):
+    with hooks.all_of(output_replaced(lm, path, partial(note, path)) for path in paths):
         lm.target_logits([(prompt, [lm.tokens.fill]) for prompt in prompts])
     return found

@@ -59,7 +59,7 @@ class FineTuning(Descent):
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         assert self.layer is not None
         penalty = self.penalty(lm, state)
-        with prior.inside().applied(lm) as edited, hooks.frozen(lm.model):
+        with prior.without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
             weights = trainable(edited, [weight_of(lm, self.layer)])
             logits = partial(edited.target_logits, weights=weights)
             self.learn(edited, logits, edits, list(weights.values()), penalty)

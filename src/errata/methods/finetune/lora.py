@@ -68,7 +68,7 @@ class LoRA(Descent):
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         examples = self.examples(lm, edits, [edit.target_new for edit in edits])
-        with prior.inside().applied(lm) as edited, injected(lm.model, self.paths(lm), self._config) as layers:
+        with prior.without_wrappers().applied(lm) as edited, injected(lm.model, self.paths(lm), self._config) as layers:
             for layer in layers.values():
                 layer.lora_dropout.train()
             factors = [f[NAME].weight for layer in layers.values() for f in (layer.lora_A, layer.lora_B)]

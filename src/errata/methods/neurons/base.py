@@ -20,10 +20,11 @@ from errata.methods.settings import setting
 from errata.methods.texts import openings, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM
+from errata.model.intervention import InterventionSite, Pass
 from errata.model.lm import Call
-from errata.model.passes import InterventionSite, Pass, budgeted, exact
+from errata.model.passes import at_least_float32, budgeted
 from errata.patch.delta import weight_shape
-from errata.patch.parts import Adapter, sitting
+from errata.patch.parts import Adapter, output_replaced
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -69,7 +70,7 @@ class Neurons(Adapter):
         return self.source
 
     def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
-        act = self.activations(exact(x))  # (b, t, n)
+        act = self.activations(at_least_float32(x))  # (b, t, n)
         if call is not None and len(self.keys) and id(self) not in call.memo:
             self._note(call, act)
         return y + (act @ self.values.to(act)).to(y)
@@ -190,7 +191,7 @@ class Lesson:
     def __init__(self, lm: HFLM, part: Neurons, facts: Sequence[Asked], *, plain: bool = False) -> None:
         self.lm, self.part = lm, part
         last = lm.sites.depth - 1
-        self.fast = not (plain or lm.seq2seq or lm.reporters) and part.site == lm.sites.mlp_out[last]
+        self.fast = not (plain or lm.seq2seq or lm.explainers) and part.site == lm.sites.mlp_out[last]
         # as rows for the passes: a row for each token, or one for each fact
         self.rows = [(p, t[: j + 1]) for p, t in facts for j in range(len(t))] if self.fast else list(facts)
         self.of = torch.tensor([i for i, (_, t) in enumerate(facts) for _ in t])
@@ -206,7 +207,7 @@ class Lesson:
     def _moving(self, batch: Sequence[int], layer: int) -> Pass:
         rows = [[*p, *t[:-1]] for p, t in (self.rows[i] for i in batch)]
         ends = [len(row) - 1 for row in rows]
-        return self.lm.intervention(rows, ends, InterventionSite(layer, inside=True), [[0]] * len(rows))
+        return self.lm.intervention(rows, ends, InterventionSite(layer, mlp_output=True), [[0]] * len(rows))
 
     @torch.no_grad()
     def _read(self) -> tuple[Tensor, Tensor]:
@@ -220,12 +221,12 @@ class Lesson:
 
             def keep(call: Any, x: Tensor, y: Tensor, where: Tensor = where, tokens: Tensor = tokens) -> Tensor:
                 w = where.to(x.device)
-                both = (exact(its[w[:, 0], w[:, 1]]) for its in (x, y))
+                both = (at_least_float32(its[w[:, 0], w[:, 1]]) for its in (x, y))
                 found.update(zip(tokens.tolist(), zip(*both, strict=True), strict=True))
                 raise hooks.Stop
 
             try:
-                with sitting(self.lm, self.part.site, keep, self.part.reads):
+                with output_replaced(self.lm, self.part.site, keep, self.part.reads):
                     self.lm.target_logits([self.rows[i] for i in batch])
             except hooks.Stop:
                 pass
@@ -241,9 +242,9 @@ class Lesson:
                 continue
 
             def add(call: Any, x: Tensor, y: Tensor) -> Tensor:
-                return y + says(exact(x)).to(y)
+                return y + says(at_least_float32(x)).to(y)
 
-            with sitting(self.lm, self.part.site, add, self.part.reads):
+            with output_replaced(self.lm, self.part.site, add, self.part.reads):
                 logits = self.lm.target_logits([self.rows[i] for i in batch])
             yield tokens, logits
 
@@ -265,7 +266,7 @@ class Lesson:
         costs, right = torch.zeros(len(self.targets)), torch.zeros(len(self.targets), dtype=torch.bool)
         for tokens, logits in self.passes(says):
             targets = self.targets[tokens].to(logits.device)
-            logp = exact(logits).log_softmax(-1)
+            logp = at_least_float32(logits).log_softmax(-1)
             nll = -logp.gather(-1, targets[:, None])[:, 0]
             loss = (1 - smooth) * nll - smooth * logp.mean(-1)
             loss = torch.where(nll.detach() >= stop, loss, 0.0).sum()
@@ -331,7 +332,7 @@ class NeuronMethod(Method):
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         old = self._before(lm, prior)
-        with prior.swap(old, None).inside().applied(lm) as edited, hooks.frozen(lm.model):
+        with prior.swap(old, None).without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
             new = self._taught(edited, old, edits, state)
         return prior.swap(old, new)
 

@@ -21,7 +21,7 @@ from errata.methods.neurons.phrasings import facts_of, group_index, rephrased, t
 from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
-from errata.model.passes import exact
+from errata.model.passes import at_least_float32
 from errata.patch.delta import Delta, LowRank, Weight
 from errata.patch.patch import Patch
 from errata.types import Case, Edit
@@ -171,7 +171,7 @@ class KN(Method):
         _check(lm)
         phrasings, common = self._phrasings(lm, edits, state)
         located: list[LocatedNeuron] = []
-        with prior.inside().applied(lm) as edited:
+        with prior.without_wrappers().applied(lm) as edited:
             for edit, prompts, excluded in zip(edits, phrasings, common, strict=True):
                 located += self._locate(edited, edit, prompts, excluded)
             present = _columns(edited, [one.neuron for one in located]) if self.mode == "erase" else {}
@@ -208,7 +208,7 @@ class KN(Method):
             threshold=self.threshold,
             share=self.share,
             least=self.min_phrasings,
-            wanted=(self.neurons[0], self.neurons[1]),
+            bounds=(self.neurons[0], self.neurons[1]),
             step=self.step,
             rounds=self.rounds,
         )
@@ -275,7 +275,7 @@ def _directions(lm: HFLM, tokens: Sequence[int], width: int) -> Tensor:
             f"kn writes output embeddings into columns of width {width}; here {lm.sites.lm_head}.weight is offloaded, "
             f"quantised or of another width ({tuple(weight.shape)}): choose another method"
         )
-    rows = exact(weight[list(tokens)]).cpu()
+    rows = at_least_float32(weight[list(tokens)]).cpu()
     return rows / rows.norm(dim=1, keepdim=True)
 
 

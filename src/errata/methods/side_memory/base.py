@@ -21,10 +21,11 @@ from errata.methods.settings import setting
 from errata.methods.texts import contexts_of, openings, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM
+from errata.model.intervention import InterventionSite, Pass
 from errata.model.lm import Call
-from errata.model.passes import InterventionSite, Pass, budgeted, exact
+from errata.model.passes import at_least_float32, budgeted
 from errata.patch.delta import weight_shape
-from errata.patch.parts import Adapter, sitting
+from errata.patch.parts import Adapter, output_replaced
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -76,10 +77,10 @@ class Side(Adapter):
         if call is None or not self.log or (call.prompt_end is None and id(self) not in call.memo):
             return y
         if call.prompt_end is not None:
-            call.memo[id(self)] = self.route(call, exact(x))
+            call.memo[id(self)] = self.route(call, at_least_float32(x))
         to = call.memo[id(self)].to(y.device)
         rows = (to >= 0).nonzero()[:, 0]
-        return y.index_add(0, rows, self.said(exact(x[rows]), to[rows]).to(y)) if len(rows) else y
+        return y.index_add(0, rows, self.said(at_least_float32(x[rows]), to[rows]).to(y)) if len(rows) else y
 
     def on(self, name: str, like: Tensor) -> Tensor:
         """A tensor of this memory on the device and in the type of another, copied there once."""
@@ -123,11 +124,11 @@ def inputs(lm: HFLM, site: str, prompts: Sequence[list[int]]) -> tuple[list[Tens
         def keep(call: Any, x: Tensor, y: Tensor, batch: list[int] = batch) -> Tensor:
             for row, i in enumerate(batch):
                 n = len(prompts[i])
-                found[i] = exact(x[row, :n]), exact(y[row, :n])
+                found[i] = at_least_float32(x[row, :n]), at_least_float32(y[row, :n])
             raise hooks.Stop
 
         try:
-            with sitting(lm, site, keep):
+            with output_replaced(lm, site, keep):
                 lm.target_logits([(prompts[i], [lm.tokens.fill]) for i in batch])
         except hooks.Stop:
             pass
@@ -145,14 +146,14 @@ class Lessons:
 
     def __init__(self, lm: HFLM, site: str, rows: Sequence[tuple[list[int], list[int]]], *, plain: bool = False):
         self.lm, self.site, self.rows = lm, site, list(rows)
-        plain = plain or lm.seq2seq or bool(lm.reporters)
+        plain = plain or lm.seq2seq or bool(lm.explainers)
         self.chunks: list[tuple[list[int], Pass | None]] = []
         for batch in budgeted([len(p) + len(t) for p, t in rows], lm.budget):
             self.chunks.append((batch, None if plain else self._moving(batch)))
 
     def _moving(self, batch: Sequence[int]) -> Pass:
         rows = [[*p, *t[:-1]] for p, t in (self.rows[i] for i in batch)]
-        place = InterventionSite(self.lm.sites.mlp_out.index(self.site), inside=True)
+        place = InterventionSite(self.lm.sites.mlp_out.index(self.site), mlp_output=True)
         return self.lm.intervention(rows, [0] * len(rows), place, self._columns(batch))
 
     def _columns(self, batch: Sequence[int]) -> list[list[int]]:
@@ -167,9 +168,9 @@ class Lessons:
                 continue
 
             def add(call: Any, x: Tensor, y: Tensor, its: list[int] = its) -> Tensor:
-                return y + change(its, exact(x)).to(y)
+                return y + change(its, at_least_float32(x)).to(y)
 
-            with sitting(self.lm, self.site, add):
+            with output_replaced(self.lm, self.site, add):
                 asked = [self.rows[i] for i in its]
                 logits = way.select(chosen).logits(None, self._columns(its)) if way else self.lm.target_logits(asked)
             targets = torch.tensor([token for _, answer in asked for token in answer], device=logits.device)
@@ -259,7 +260,7 @@ class SideMethod(Method):
             Known(e.id, e.prompt, e.subject, lm.tokens.prompt(e.prompt), lm.tokens.target(e.prompt, e.target_new))
             for e in edits
         ]
-        with prior.swap(old, None).inside().applied(lm) as edited, hooks.frozen(lm.model):
+        with prior.swap(old, None).without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
             new = self._learned(edited, old, log, state)
         return prior.swap(old, new)
 

@@ -1,0 +1,237 @@
+"""Passes in which a hidden state is changed at one token of each row: where, and the two ways to run them.
+
+A change at layer l and token t reaches neither the layers below l nor the tokens before t. :class:`SuffixPass` runs
+those once, and then, as often as needed, only the layers above l on the tokens from t on. :class:`FullPass` gives the
+same logits the plain way: it is the reference, and the fallback for models in which the suffix pass does not hold.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from errata.model import hooks
+from errata.model.passes import (
+    Rows,
+    gathered,
+    hidden_of,
+    input_device,
+    inputs_of,
+    new_cache,
+    only_at,
+    unflattened,
+    with_hidden,
+)
+from errata.model.prefixes import cache_copy, cache_rows, extend, shared_prefixes
+from errata.model.sites import Sites
+from errata.model.tokens import Padded, pad
+
+
+@dataclass(frozen=True)
+class InterventionSite:
+    """Where a vector is added: at a block's output, or (``mlp_output``) at the output of the block's down projection.
+
+    At the down projection, a norm between it and the residual sees the changed value. With ``attention`` a second
+    vector, stored behind the first, is added at the output of the block's attention (PMET).
+    """
+
+    layer: int
+    mlp_output: bool = False
+    attention: bool = False
+
+    def path(self, sites: Sites) -> str:
+        """Path of the module at whose output the first vector is added."""
+        return sites.mlp_out[self.layer] if self.mlp_output else sites.layer[self.layer]
+
+    def paths(self, sites: Sites) -> list[str]:
+        """Paths of all modules at whose outputs vectors are added."""
+        return [self.path(sites), *([sites.attn_out[self.layer]] if self.attention else [])]
+
+
+def _changed(
+    model: nn.Module, sites: Sites, site: InterventionSite, delta: Tensor | None, rows: Tensor, columns: Tensor
+) -> AbstractContextManager[None]:
+    """Context manager: ``delta`` (b, d for each path of the site) is added at one token of each row."""
+    paths = site.paths(sites)
+    parts = [None] * len(paths) if delta is None else delta.chunk(len(paths), 1)
+    adds = [_adding(part, rows, columns) for part in parts]
+    return hooks.all_of(
+        hooks.after(model.get_submodule(path), lambda args, kwargs, out, add=add: add(out))
+        for path, add in zip(paths, adds, strict=True)
+    )
+
+
+def _adding(delta: Tensor | None, rows: Tensor, columns: Tensor) -> Callable[[Any], Any]:
+    """A function that adds ``delta`` (b, d) to the hidden state in a module's output, at one token of each row."""
+
+    def add(output: Any) -> Any:
+        if delta is None:
+            return output
+        hidden = hidden_of(output)
+        zeros = torch.zeros_like(unflattened(hidden, len(delta)))
+        added = zeros.index_put((rows.to(hidden.device), columns.to(hidden.device)), delta.to(hidden))
+        return with_hidden(output, hidden + added.view_as(hidden))
+
+    return add
+
+
+# The two passes ------------------------------------------------------------------------------------
+
+
+class Pass(Protocol):
+    """Rows of tokens whose hidden state can be changed at one position each, to be run many times."""
+
+    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
+        """Logits at ``columns`` of each row, with ``delta`` (b, d) added to the hidden states. (k, V).
+
+        Columns are counted from the row's changed position. None for ``delta`` changes nothing. Differentiable.
+        """
+        ...
+
+    def select(self, rows: Sequence[int]) -> "Pass":
+        """The pass over some of the rows, in that order; what has been computed is kept."""
+        ...
+
+
+class FullPass(Pass):
+    """Runs every layer on every token, each time."""
+
+    def __init__(
+        self, model: nn.Module, sites: Sites, rows: Rows, positions: Sequence[int], site: InterventionSite, fill: int
+    ) -> None:
+        """``positions``: the column of each row at which the hidden state is changed; ``fill`` pads."""
+        self.model, self.sites, self.site, self.fill = model, sites, site, fill
+        self.rows, self.positions = [list(row) for row in rows], list(positions)
+        self.padded = pad(self.rows, "right", fill, input_device(model, sites))
+
+    @override
+    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
+        rows, cols = _flat([[p + c for c in some] for p, some in zip(self.positions, columns, strict=True)])
+        device = self.padded.ids.device
+        where = torch.arange(len(self.rows), device=device), torch.tensor(self.positions, device=device)
+        with _changed(self.model, self.sites, self.site, delta, *where):
+            logits = self.model(**inputs_of(self.model, self.padded.ids, self.padded.mask)).logits  # (b, t, V)
+        return logits[rows.to(logits.device), cols.to(logits.device)]
+
+    @override
+    def select(self, rows: Sequence[int]) -> "FullPass":
+        chosen = [self.rows[i] for i in rows]
+        positions = [self.positions[i] for i in rows]
+        return FullPass(self.model, self.sites, chosen, positions, self.site, self.fill)
+
+
+class SuffixPass(Pass):
+    """Runs only the layers above the site, and only the tokens from the changed position on.
+
+    Prefixes are padded on the left and suffixes on the right, so there is no padding between the two; the joined mask
+    and explicit positions go with every pass; each pass works on copies of the cache's layer objects.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Sites, rows: Rows, positions: Sequence[int], site: InterventionSite, fill: int
+    ) -> None:
+        """Runs the prefixes, and the suffixes up to the site. Arguments as for :class:`FullPass`."""
+        self.model, self.sites, self.site = model, sites, site
+        device = input_device(model, sites)
+        prefixes = [row[:p] for row, p in zip(rows, positions, strict=True)]
+        self.prefix = pad(prefixes, "left", fill, device)
+        self.suffix = pad([row[p:] for row, p in zip(rows, positions, strict=True)], "right", fill, device)
+        self.mask = torch.cat([self.prefix.mask, self.suffix.mask], 1)
+        with torch.no_grad():
+            self.cache = self._prefix_cache(prefixes)
+            self.stored = self._output_of_skipped()
+
+    @property
+    def skipped(self) -> int:
+        """Number of blocks, from the first, that need not run again."""
+        return self.site.layer + (0 if self.site.mlp_output else 1)
+
+    def _prefix_cache(self, prefixes: Rows) -> Any:
+        """Keys and values of the prefixes. A beginning that many rows share (a context) is run once."""
+        cache = new_cache(self.model)
+        assert cache is not None
+        width = max(map(len, prefixes))
+        if not width:
+            return cache
+        groups = shared_prefixes(self.model, self.sites, prefixes)
+        if groups is None:
+            extend(self.model, self.sites, cache, self.prefix.ids, self.prefix.mask)
+            return cache
+        for group in groups:
+            if group.ids.shape[1]:
+                extend(self.model, self.sites, group.cache, group.ids, group.mask)
+        filled = [group for group in groups if group.mask.shape[1]]
+        for i, layer in enumerate(filled[0].cache.layers):
+            sides = (layer.keys, layer.values)
+            keys, values = (x.new_zeros(len(prefixes), x.shape[1], width, x.shape[-1]) for x in sides)
+            for group in filled:
+                held = group.cache.layers[i]
+                last = min(width, held.keys.shape[-2])  # on the right, since the prefixes are padded on the left
+                keys[group.rows, :, width - last :] = held.keys[:, :, -last:]
+                values[group.rows, :, width - last :] = held.values[:, :, -last:]
+            cache.update(keys, values, i)
+        return cache
+
+    def _output_of_skipped(self) -> Any:
+        """The output of the last skipped block on the suffixes; None where no block is skipped."""
+        outputs: list[Any] = []
+        if not self.skipped:
+            return None
+
+        def keep(args: hooks.Args, kwargs: hooks.Kwargs, output: Any) -> None:
+            outputs.append(output)
+            raise hooks.Stop
+
+        try:
+            with hooks.after(self.model.get_submodule(self.sites.layer[self.skipped - 1]), keep):
+                self._run()
+        except hooks.Stop:
+            pass
+        return outputs[0]
+
+    def _run(self) -> Any:
+        return self.model(**inputs_of(self.model, self.suffix.ids, self.mask, cache_copy(self.cache)))
+
+    @override
+    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
+        rows, cols = _flat(columns)
+        b, device = len(self.suffix.ids), self.suffix.ids.device
+        where = torch.arange(b, device=device), torch.zeros(b, dtype=torch.long, device=device)
+        blocks = [self.model.get_submodule(path) for path in self.sites.layer[: self.skipped]]
+        forwards = {block: lambda *a, **k: self.stored for block in blocks}
+        changed = sparse = nullcontext()
+        if self.site.mlp_output:
+            changed = _changed(self.model, self.sites, self.site, delta, *where)
+        else:
+            forwards[blocks[-1]] = lambda *a, **k: _adding(delta, *where)(self.stored)
+        if self.sites.depth - 1 > self.site.layer:
+            sparse = only_at(self.model, self.sites, (b, self.suffix.ids.shape[1]), rows, cols)
+        gather = gathered(self.model, self.sites, rows, cols)
+        with hooks.forward_replaced(forwards), changed, sparse, gather:
+            return self._run().logits[0]
+
+    @override
+    def select(self, rows: Sequence[int]) -> "SuffixPass":
+        chosen = copy.copy(self)
+        index = torch.tensor(list(rows), dtype=torch.long, device=self.mask.device)
+        chosen.prefix, chosen.suffix = _rows_of(self.prefix, index), _rows_of(self.suffix, index)
+        chosen.mask = self.mask[index]
+        chosen.cache = cache_rows(self.cache, index)
+        if self.skipped:
+            chosen.stored = with_hidden(self.stored, hidden_of(self.stored)[index])
+        return chosen
+
+
+def _flat(columns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Row and column of every position, (k,) each."""
+    rows = [i for i, some in enumerate(columns) for _ in some]
+    return torch.tensor(rows), torch.tensor([c for some in columns for c in some])
+
+
+def _rows_of(padded: Padded, index: Tensor) -> Padded:
+    return Padded(padded.ids[index], padded.mask[index], tuple(padded.lengths[i] for i in index.tolist()))
