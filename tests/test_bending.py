@@ -1,4 +1,4 @@
-"""Models that bend the rules of the suffix pass are edited with full passes, and that is said."""
+"""Models in which the suffix pass does not hold are edited with full passes, with a warning."""
 
 import logging
 from typing import Any
@@ -63,20 +63,23 @@ def bending(kind: str) -> HFLM:
 BENDING = ["running mean", "positions of its own"]
 
 
-def asked(lm: HFLM) -> tuple[list[list[int]], list[int], list[list[int]]]:
-    """Rows with subjects at different columns, and what comes behind."""
+def inputs(lm: HFLM) -> tuple[list[list[int]], list[int], list[list[int]]]:
+    """Rows, the position of the subject in each, and the last column counted from there."""
     rows = [lm.tokens.prompt(context + edit.prompt) for edit in EDITS for context in CONTEXTS]
-    at = [lm.tokens.last_of_subject(context + edit.prompt, edit.subject) for edit in EDITS for context in CONTEXTS]
-    return rows, at, [[len(row) - 1 - a] for row, a in zip(rows, at, strict=True)]
+    positions = [
+        lm.tokens.last_of_subject(context + edit.prompt, edit.subject) for edit in EDITS for context in CONTEXTS
+    ]
+    return rows, positions, [[len(row) - 1 - position] for row, position in zip(rows, positions, strict=True)]
 
 
 @pytest.mark.parametrize("kind", BENDING)
 def test_the_suffix_pass_is_wrong_there(kind: str) -> None:
     """Else the other tests show nothing."""
     lm = bending(kind)
-    rows, at, columns = asked(lm)
+    rows, positions, columns = inputs(lm)
     fast, full = (
-        kind(lm.model, lm.sites, rows, at, InterventionSite(1), lm.tokens.fill) for kind in (SuffixPass, FullPass)
+        kind(lm.model, lm.sites, rows, positions, InterventionSite(1), lm.tokens.fill)
+        for kind in (SuffixPass, FullPass)
     )
     with torch.no_grad():
         assert not same_logits(fast.logits(None, columns), full.logits(None, columns))
@@ -87,48 +90,48 @@ def test_the_full_pass_is_taken_from_the_first_time_on_and_said_once(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lm = bending(kind)
-    rows, at, columns = asked(lm)
+    rows, positions, columns = inputs(lm)
     with caplog.at_level(logging.WARNING, "errata"):
-        first, second = (lm.intervention(rows, at, InterventionSite(1), columns) for _ in range(2))
+        first, second = (lm.intervention(rows, positions, InterventionSite(1), columns) for _ in range(2))
     assert isinstance(first, FullPass) and isinstance(second, FullPass)
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 1 and WARNING in warnings[0] and lm.name in warnings[0]
     plain = Plain(lm.model, tokenizer(), "gpt2")
     delta = torch.randn(len(rows), 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
-        found = first.logits(delta, columns)
-        for row, a, (column,), d, logits in zip(rows, at, columns, delta, found, strict=True):
-            expected = plain.logits(row, [("transformer.h.1", a, d)])[a + column]
+        actual = first.logits(delta, columns)
+        for row, position, (column,), d, logits in zip(rows, positions, columns, delta, actual, strict=True):
+            expected = plain.logits(row, [("transformer.h.1", position, d)])[position + column]
             assert torch.allclose(logits, expected, atol=1e-9)
 
 
 def test_more_than_the_first_row_is_held_against_the_full_pass() -> None:
     lm = bending("positions of its own")
-    rows, at, columns = asked(lm)
-    order = sorted(range(len(rows)), key=lambda i: -at[i])  # the first is not padded, and right
-    rows, at, columns = ([values[i] for i in order] for values in (rows, at, columns))
-    assert isinstance(lm.intervention(rows[:1], at[:1], InterventionSite(1), columns[:1]), SuffixPass)
+    rows, positions, columns = inputs(lm)
+    order = sorted(range(len(rows)), key=lambda i: -positions[i])  # the first is not padded, and right
+    rows, positions, columns = ([values[i] for i in order] for values in (rows, positions, columns))
+    assert isinstance(lm.intervention(rows[:1], positions[:1], InterventionSite(1), columns[:1]), SuffixPass)
     fresh = bending("positions of its own")
-    assert isinstance(fresh.intervention(rows, at, InterventionSite(1), columns), FullPass)
+    assert isinstance(fresh.intervention(rows, positions, InterventionSite(1), columns), FullPass)
 
 
 def test_a_model_that_keeps_the_rules_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     lm = HFLM(build("gpt2", vocab_size=320), tokenizer())
-    rows, at, columns = asked(lm)
+    rows, positions, columns = inputs(lm)
     with caplog.at_level(logging.WARNING, "errata"):
-        assert isinstance(lm.intervention(rows, at, InterventionSite(1), columns), SuffixPass)
+        assert isinstance(lm.intervention(rows, positions, InterventionSite(1), columns), SuffixPass)
     assert not caplog.records
 
 
 def test_each_place_is_held_against_the_full_pass_for_itself_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = HFLM(build("gpt2", vocab_size=320), tokenizer())
-    rows, at, columns = asked(lm)
+    rows, positions, columns = inputs(lm)
     answers = iter([False, True])
     monkeypatch.setattr(passes, "same_logits", lambda fast, full: next(answers))
     expected = {InterventionSite(1): FullPass, InterventionSite(2): SuffixPass}
     for _ in range(2):
         for place, kind in expected.items():
-            assert isinstance(lm.intervention(rows, at, place, columns), kind)
+            assert isinstance(lm.intervention(rows, positions, place, columns), kind)
 
 
 @pytest.mark.parametrize("kind", BENDING)
@@ -137,12 +140,12 @@ def test_targets_are_those_of_full_passes(kind: str) -> None:
     made: Any = method("memit", contexts=0, steps=6, lr=0.3, layers=(1,))
     settings = made.resolve(lm, made.prepare(lm, TEXTS))
     limits, units = torch.full((3,), 9.0), torch.full((3,), 5.0)
-    found, expected = (
+    actual, expected = (
         target_search.find_deltas(lm, EDITS, InterventionSite(1), CONTEXTS, settings, limits, units, plain=plain)
         for plain in (False, True)
     )
     assert expected.delta.norm(dim=-1).min() > 0.1
-    assert torch.allclose(found.delta, expected.delta, atol=1e-8)
+    assert torch.allclose(actual.delta, expected.delta, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["memit", "pmet", "r-rome"])
@@ -159,10 +162,10 @@ def test_the_edit_is_that_of_full_passes(
         patch = made.edit(lm, EDITS, state)
     assert any(WARNING in record.getMessage() for record in caplog.records)
     plain = method(name, **settings, plain=True).edit(lm, EDITS, state)
-    found, expected = (dict(p.parts[0].tensors()) for p in (patch, plain))
-    assert found.keys() == expected.keys()
-    for tensor, wanted in zip(found.values(), expected.values(), strict=True):
-        assert torch.allclose(tensor, wanted, atol=1e-5 * float(wanted.abs().max()))
+    actual, expected = (dict(p.parts[0].tensors()) for p in (patch, plain))
+    assert actual.keys() == expected.keys()
+    for tensor, target in zip(actual.values(), expected.values(), strict=True):
+        assert torch.allclose(tensor, target, atol=1e-5 * float(target.abs().max()))
     assert same_weights(lm.model, before)
 
 
@@ -187,9 +190,9 @@ def test_logits_agree_as_far_as_their_precision_goes() -> None:
 @pytest.mark.xfail(strict=True, reason="the first batch was not ragged, and what it showed is taken for all")
 def test_a_ragged_batch_is_checked_though_an_even_one_came_first() -> None:
     lm = bending("positions of its own")
-    rows, at, columns = asked(lm)
-    lm.intervention(rows[:1], at[:1], InterventionSite(1), columns[:1])
-    assert isinstance(lm.intervention(rows, at, InterventionSite(1), columns), FullPass)
+    rows, positions, columns = inputs(lm)
+    lm.intervention(rows[:1], positions[:1], InterventionSite(1), columns[:1])
+    assert isinstance(lm.intervention(rows, positions, InterventionSite(1), columns), FullPass)
 
 
 @pytest.mark.parametrize("kind", BENDING)
@@ -203,7 +206,7 @@ def test_keys_behind_shared_contexts_are_those_of_whole_rows(kind: str) -> None:
     edits = [Edit(f"{who} was born in", who, "Oslo") for who in ("Ann Lee", "Bob", "The old king")]
     sites = [("transformer.h.3", "out")]
     with hooks.frozen(lm.model):
-        found = key_readings.read_at_subjects(lm, edits, contexts, sites)[sites[0]]
-    for edit, mean in zip(edits, found.mean, strict=True):
+        actual = key_readings.read_at_subjects(lm, edits, contexts, sites)[sites[0]]
+    for edit, mean in zip(edits, actual.mean, strict=True):
         each = [plain.at_subject(context + edit.prompt, edit.subject, *sites[0]) for context in contexts]
         assert torch.allclose(mean, torch.stack(each).mean(0), atol=1e-9)

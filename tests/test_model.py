@@ -1,4 +1,4 @@
-"""The model that Errata asks: who may speak, and each verb against the plain way to its answer."""
+"""The model: which view may run it, and each verb against the plain way to its answer."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -32,14 +32,14 @@ def plain_of(lm: HFLM, name: str) -> Plain:
 
 
 def plain_score(plain: Plain, prompt: str, target: str) -> Score:
-    ids, wanted = plain.ids(prompt), plain.target(prompt, target)
-    logp = plain.logits([*ids, *wanted])[len(ids) - 1 : -1].log_softmax(-1)
-    given = logp[range(len(wanted)), wanted]
-    return Score(tuple(wanted), tuple(given.tolist()), tuple(logp.argmax(-1).tolist()))
+    ids, target_ids = plain.ids(prompt), plain.target(prompt, target)
+    logp = plain.logits([*ids, *target_ids])[len(ids) - 1 : -1].log_softmax(-1)
+    given = logp[range(len(target_ids)), target_ids]
+    return Score(tuple(target_ids), tuple(given.tolist()), tuple(logp.argmax(-1).tolist()))
 
 
-def assert_scores(found: list[Score], expected: list[Score], within: float = 1e-4) -> None:
-    for one, two in zip(found, expected, strict=True):
+def assert_scores(actual: list[Score], expected: list[Score], within: float = 1e-4) -> None:
+    for one, two in zip(actual, expected, strict=True):
         assert (one.tokens, one.argmax) == (two.tokens, two.argmax)
         assert one.logprobs == pytest.approx(two.logprobs, abs=within)
 
@@ -61,11 +61,11 @@ def test_a_score_is_what_a_forced_pass_over_prompt_and_target_says(name: str) ->
 def test_several_targets_of_a_prompt_score_as_in_passes_of_their_own(name: str) -> None:
     lm = tiny_lm(name)
     plain = plain_of(lm, name)
-    asked = [(p, t) for t in TARGETS for p in PROMPTS[:3]] + [(PROMPTS[3], "mayor"), (PROMPTS[0], "Oslo")]
-    expected = [plain_score(plain, p, t) for p, t in asked]
+    pairs = [(p, t) for t in TARGETS for p in PROMPTS[:3]] + [(PROMPTS[3], "mayor"), (PROMPTS[0], "Oslo")]
+    expected = [plain_score(plain, p, t) for p, t in pairs]
     for budget in (4096, 60, 1):
         lm.budget = budget
-        assert_scores(lm.score([p for p, _ in asked], [t for _, t in asked]), expected)
+        assert_scores(lm.score([p for p, _ in pairs], [t for _, t in pairs]), expected)
 
 
 def test_a_prompt_of_several_targets_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,10 +87,10 @@ def test_a_prompt_of_several_targets_is_run_once(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", MODELS)
 def test_an_empty_prompt_scores_a_text_from_its_first_token(name: str) -> None:
     lm = tiny_lm(name)
-    (found,) = lm.score([""], ["Rome is old"])
+    (actual,) = lm.score([""], ["Rome is old"])
     ids = [0, *lm.tokens.target("", "Rome is old")]
     logp = plain_of(lm, name).logits(ids)[:-1].log_softmax(-1)
-    assert found.logprobs == pytest.approx(logp[range(len(ids) - 1), ids[1:]].tolist(), abs=1e-4)
+    assert actual.logprobs == pytest.approx(logp[range(len(ids) - 1), ids[1:]].tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -121,15 +121,15 @@ def test_generated_text_goes_on_from_the_prompt(name: str, monkeypatch: pytest.M
 def test_a_text_ends_at_the_end_token_and_the_others_go_on(name: str) -> None:
     lm = tiny_lm(name)
     plain = plain_of(lm, name)
-    said = [plain.greedy(plain.ids(prompt), 6) for prompt in PROMPTS]
-    third = said[0][2]
+    new = [plain.greedy(plain.ids(prompt), 6) for prompt in PROMPTS]
+    third = new[0][2]
     speaker = deepcopy(lm.tokenizer)
     speaker.eos_token = speaker.convert_ids_to_tokens(third)
     ending = HFLM(lm.model, speaker, sites=lm.sites)
     assert ending.tokens.end == third
-    ends = [ids.index(third) if third in ids else 6 for ids in said]
+    ends = [ids.index(third) if third in ids else 6 for ids in new]
     assert max(ends) == 6 and ends[0] <= 2
-    expected = [ending.tokens.decode(ids[:end]) for ids, end in zip(said, ends, strict=True)]
+    expected = [ending.tokens.decode(ids[:end]) for ids, end in zip(new, ends, strict=True)]
     assert ending.generate(PROMPTS, 6) == expected
 
 
@@ -154,8 +154,8 @@ def test_until_stops_as_soon_as_a_text_holds_it(monkeypatch: pytest.MonkeyPatch)
     scripts = {0: ids, 1: ids[::-1] + ids}
     whole = [lm.tokens.decode(scripts[row][: len(ids)]) for row in (0, 1)]
     assert lm.generate(["a", "b"], len(ids)) == whole
-    found = lm.generate(["a", "b"], len(ids), until=["Oslo", "unheard"])
-    for text, full in zip(found, whole, strict=True):
+    actual = lm.generate(["a", "b"], len(ids), until=["Oslo", "unheard"])
+    for text, full in zip(actual, whole, strict=True):
         assert full.startswith(text) and text.endswith("Oslo") and len(text) < len(full)
     answer = lm.generate(["a"], len(ids), until_answer=True)[0]
     assert answer.strip() == "Rome is Oslo" and answer.endswith("\n")
@@ -168,9 +168,9 @@ def test_next_logprobs_are_those_behind_the_prompt(name: str) -> None:
     expected = torch.stack([plain.logits(plain.ids(prompt))[-1].log_softmax(-1) for prompt in PROMPTS])
     for budget in (4096, 12, 1):
         lm.budget = budget
-        found = lm.next_logprobs(PROMPTS)
-        assert found.dtype == np.float32 and found.shape == (4, len(lm.tokenizer))
-        assert np.allclose(found, expected.detach().numpy(), atol=1e-4)
+        actual = lm.next_logprobs(PROMPTS)
+        assert actual.dtype == np.float32 and actual.shape == (4, len(lm.tokenizer))
+        assert np.allclose(actual, expected.detach().numpy(), atol=1e-4)
 
 
 def test_samples_are_drawn_by_the_models_probabilities_and_by_the_seed() -> None:
@@ -246,22 +246,22 @@ def test_a_prompt_of_many_targets_keeps_the_budget(monkeypatch: pytest.MonkeyPat
 def test_target_logits_are_those_of_plain_passes_in_order(name: str) -> None:
     lm = tiny_lm(name)
     plain = plain_of(lm, name)
-    asked = [(plain.ids(p), plain.target(p, t)) for p, t in zip(PROMPTS, TARGETS, strict=True)]
-    expected = [plain.logits([*p, *t])[len(p) - 1 : -1] for p, t in asked]
-    assert torch.allclose(lm.target_logits(asked), torch.cat(expected), atol=1e-4)
+    pairs = [(plain.ids(p), plain.target(p, t)) for p, t in zip(PROMPTS, TARGETS, strict=True)]
+    expected = [plain.logits([*p, *t])[len(p) - 1 : -1] for p, t in pairs]
+    assert torch.allclose(lm.target_logits(pairs), torch.cat(expected), atol=1e-4)
 
 
 def test_weights_stand_in_inside_the_graph() -> None:
     lm = tiny_lm("gpt2")
-    before, asked = weights(lm.model), [(lm.tokens.prompt(PROMPTS[0]), lm.tokens.target(PROMPTS[0], "Oslo"))]
+    before, pairs = weights(lm.model), [(lm.tokens.prompt(PROMPTS[0]), lm.tokens.target(PROMPTS[0], "Oslo"))]
     name = f"{lm.sites.mlp_out[1]}.weight"
     other = (lm.model.get_parameter(name).detach() * 2).requires_grad_()
-    logits = lm.target_logits(asked, {name: other})
+    logits = lm.target_logits(pairs, {name: other})
     (gradient,) = torch.autograd.grad(logits.sum(), other)
     assert gradient.abs().max() > 0 and same_weights(lm.model, before)
     change = Patch((method_delta(name, lm.model.get_parameter(name).detach().T),))
     with change.applied(lm) as edited:
-        assert torch.allclose(edited.target_logits(asked), logits, atol=1e-4)
+        assert torch.allclose(edited.target_logits(pairs), logits, atol=1e-4)
 
 
 def method_delta(name: str, value: Tensor) -> Any:
@@ -282,11 +282,11 @@ def test_what_is_read_is_what_flows_in_plain_passes(name: str) -> None:
     sites = [(plain.down(1), "in"), (plain.down(2), "out"), (plain.block(2), "out"), (plain.attention(0), "out")]
     for budget in (4096, 50):
         lm.budget = budget
-        found = lm.read(rows, columns, sites)
+        actual = lm.read(rows, columns, sites)
         for site in sites:
-            expected = torch.cat([plain.flow(row, *site)[its] for row, its in zip(rows, columns, strict=True)])
-            assert torch.allclose(found[site], expected, atol=1e-4)
-            assert found[site].dtype == torch.float32
+            expected = torch.cat([plain.flow(row, *site)[some] for row, some in zip(rows, columns, strict=True)])
+            assert torch.allclose(actual[site], expected, atol=1e-4)
+            assert actual[site].dtype == torch.float32
 
 
 def test_read_stops_at_the_deepest_site() -> None:
@@ -354,19 +354,19 @@ def test_an_encoder_decoder_answers_as_plainly_asked(seq2seq: HFLM) -> None:
         given = logp[range(len(target)), target].tolist()
         expected.append(Score(tuple(target), tuple(given), tuple(logp.argmax(-1).tolist())))
     first = torch.stack([seq2seq_logits(lm, source, [])[-1].log_softmax(-1) for source in sources])
-    said = [seq2seq_greedy(lm, source, 5) for source in sources]
+    new = [seq2seq_greedy(lm, source, 5) for source in sources]
     for budget in (4096, 1):
         lm.budget = budget
         assert_scores(lm.score(PROMPTS, TARGETS), expected)
-        assert lm.generate(PROMPTS, 5) == [lm.tokens.decode(ids) for ids in said]
+        assert lm.generate(PROMPTS, 5) == [lm.tokens.decode(ids) for ids in new]
         assert np.allclose(lm.next_logprobs(PROMPTS), first.detach().numpy(), atol=1e-4)
 
 
 def test_answers_of_an_encoder_decoder_end_each_for_itself(seq2seq: HFLM) -> None:
     limits = [5, 2, 1, 4]
-    found = seq2seq._continued(PROMPTS, limits, model_file.greedy)
+    actual = seq2seq._continued(PROMPTS, limits, model_file.greedy)
     sources = [seq2seq.tokens.prompt(prompt) for prompt in PROMPTS]
-    assert found == [seq2seq_greedy(seq2seq, source, n) for source, n in zip(sources, limits, strict=True)]
+    assert actual == [seq2seq_greedy(seq2seq, source, n) for source, n in zip(sources, limits, strict=True)]
 
 
 def test_a_model_in_training_mode_is_put_into_evaluation_mode() -> None:
@@ -503,8 +503,8 @@ def test_while_generating_one_call_lives_from_the_prompt_to_the_last_token(monke
     recorder = Recorder(lm.sites.mlp_out[1])
     monkeypatch.setattr(lm.tokens, "prompt", lambda text: PROMPT_IDS[int(text)])
     with Patch((recorder,)).applied(lm) as edited:
-        said = edited._continued(["0", "1"], [3, 2], lambda logits, rows, step: torch.full((len(rows),), 20))
-    assert said == [[20] * 3, [20] * 2]
+        new = edited._continued(["0", "1"], [3, 2], lambda logits, rows, step: torch.full((len(rows),), 20))
+    assert new == [[20] * 3, [20] * 2]
     (first, second, third) = sorted(recorder.calls)
     order = slice(None) if first[2][0] == [1, 1, 1] else slice(None, None, -1)
     assert (first[0], first[1], first[4]) == (0, [2, 2], (2, 3))  # padded on the left
@@ -559,15 +559,15 @@ def test_a_call_is_seen_only_while_it_runs() -> None:
 def test_edits_hold_with_a_sentencepiece_tokenizer(name: str, settings: dict[str, Any]) -> None:
     lm = tiny_lm("llama sentencepiece")
     made = method(name, **settings)
-    before, asked = weights(lm.model), ([e.prompt for e in EDITS], [e.target_new for e in EDITS])
-    scores = lm.score(*asked)
+    before, pairs = weights(lm.model), ([e.prompt for e in EDITS], [e.target_new for e in EDITS])
+    scores = lm.score(*pairs)
     patch = made.edit(lm, EDITS, made.prepare(lm, TEXTS))
     with patch.applied(lm) as edited:
-        now, said = edited.score(*asked), edited.generate(asked[0], 8)
+        now, new = edited.score(*pairs), edited.generate(pairs[0], 8)
     assert sum(score.total for score in now) > sum(score.total for score in scores)
-    for score, text, edit in zip(now, said, EDITS, strict=True):
+    for score, text, edit in zip(now, new, EDITS, strict=True):
         assert (score.argmax == score.tokens) is text.strip().startswith(edit.target_new)
-    assert same_weights(lm.model, before) and lm.score(*asked) == scores
+    assert same_weights(lm.model, before) and lm.score(*pairs) == scores
 
 
 def test_the_two_tokenizers_differ_where_it_matters() -> None:

@@ -178,10 +178,10 @@ def test_what_is_longer_than_the_model_reads_is_refused() -> None:
     ],
 )
 def test_the_subjects_last_token_ends_where_the_subject_does(tokens: Tokens, prompt: str, subject: str) -> None:
-    at = tokens.last_of_subject(prompt, subject)
+    last = tokens.last_of_subject(prompt, subject)
     ids, end = tokens.prompt(prompt), prompt.rindex(subject) + len(subject)
-    assert tokens.decode(ids[: at + 1]).strip().startswith(prompt[:end])
-    assert not tokens.decode(ids[:at]).strip().startswith(prompt[:end])
+    assert tokens.decode(ids[: last + 1]).strip().startswith(prompt[:end])
+    assert not tokens.decode(ids[:last]).strip().startswith(prompt[:end])
 
 
 def test_a_slow_tokenizer_finds_the_subject_by_the_length_of_what_comes_before(tokens: Tokens) -> None:
