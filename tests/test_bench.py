@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ from errata.report.html import page
 from errata.report.markdown import markdown
 from errata.report.pictures import curves
 from errata.report.rows import from_jsonl, to_jsonl
-from errata.report.sections import sections
+from errata.report.sections import report_sections, sections
 from errata.types import Case, Edit, Probe, Row
 
 TIMES = ("seconds_per_edit", "peak_mib")
@@ -288,6 +289,66 @@ def test_the_unedited_model_is_asked_once_for_all_methods(tmp_path: Path) -> Non
     planned = plan(methods=["a", {"name": "b"}], settings=["single", SEQUENCE], seeds=[0, 1])
     forgetful(planned, tmp_path / "rows.jsonl", load=load, method=lambda name, **settings: Forgetful())
     assert [len(lm.calls) for lm in models] == [2]  # one for each seed's cases: patches answer from tables of their own
+
+
+# By whose rules ----------------------------------------------------------------------------------
+
+
+def test_each_data_set_is_asked_by_its_protocol(tmp_path: Path) -> None:
+    data = [{"name": "x", "limit": 4}, {"name": "x", "limit": 4, "protocol": "zsre"}, {"name": "x", "protocol": "rome"}]
+    planned = plan(methods=["forgetful"], data=data, settings=[{"kind": "batch", "size": 4}], protocol="wild")
+    units = units_of(planned, lambda name, **settings: Forgetful(), cases)
+    assert [(unit.protocol.name, unit.modes) for unit in units] == [
+        ("wild", ("generated",)),
+        ("zsre", ("forced",)),
+        *[("rome", ("forced", "generated"))] * 3,
+    ]
+    assert len({unit.key for unit in units}) == len(units)
+    loads: list[Known] = []
+
+    def load(name: str) -> Known:
+        loads.append(table())
+        return loads[-1]
+
+    usual = {"methods": ["forgetful"], "data": data[:2], "settings": [{"kind": "batch", "size": 4}]}
+    rows = forgetful(plan(**usual, protocol="wild"), tmp_path / "r", load=load)
+    assert [call[0] for lm in loads for call in lm.calls] == ["generate", "score"]  # a baseline for each protocol
+    edits = [(row.protocol, row.mode, row.metric, row.before, row.after) for row in rows if row.kind == "edit"]
+    wild, zsre = ("wild", "generated", "accuracy", 0.0, 1.0), ("zsre", "forced", "token_accuracy", 0.0, 1.0)
+    assert edits == [wild] * 4 + [zsre] * 4
+    assert {(row.protocol, row.mode) for row in rows if row.kind == "cost"} == {
+        ("wild", "generated"),
+        ("zsre", "forced"),
+    }
+    resumed = forgetful(plan(**usual, protocol="wild"), tmp_path / "r", load=load)
+    assert resumed == rows and len(loads) == 1
+    ours = forgetful(plan(**usual), tmp_path / "r")
+    assert ours[: len(rows)] == rows and {row.protocol for row in ours[len(rows) :]} == {"errata"}
+
+
+def test_a_sequence_stops_by_the_metric_of_its_protocol(tmp_path: Path) -> None:
+    """With a span of 5 two of the first four are forgotten after 7 edits, and one after 6."""
+    stop = {"metric": "token_accuracy", "first": 4, "below": 0.8}
+    setting = {"kind": "sequential", "batch": 1, "checkpoints": list(range(1, 13)), "stop": stop}
+    data, method = [{"name": "people", "limit": 12}], {"name": "forgetful", "span": 5}
+    rows = forgetful(plan(methods=[method], data=data, settings=[setting], protocol="zsre"), tmp_path / "r")
+    assert [row.after for row in rows if row.metric == "edits_endured"] == [5]
+    assert {row.after_edits for row in rows if row.kind == "edit"} == set(range(1, 7))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "wild", "modes": ["forced"]}, "asks nothing forced"),
+        ({"protocol": "rome", "settings": [{"kind": "single", "untouched": 2}]}, "leave untouched out"),
+        ({"protocol": "zsre", "settings": [{**SEQUENCE, "stop": {}}]}, "give it metric as token_accuracy"),
+        ({"protocol": "convsent", "settings": [{**SEQUENCE, "stop": {}}]}, "choose another kind of probe"),
+    ],
+)
+def test_what_a_protocol_does_not_ask_is_refused_before_the_work(changes: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=message):
+        forgetful(plan(**changes), tmp_path / "r")
+    assert not list(tmp_path.iterdir())
 
 
 # Going on ----------------------------------------------------------------------------------------
@@ -675,6 +736,100 @@ def test_a_section_is_shown_at_the_end_of_its_sequences() -> None:
     assert "- b: Unsupported: no | no" in text and text.startswith("# T\n") and "\nN\n" in text
     assert "reliability after so many edits:" in text and "| a | 1.00 ± 0.00 (4) | 0.75 ± 0.25 (4) |" in text
     assert "<td>0.83 <small>± 0.17 (6)</small></td>" in page(rows) and "Unsupported: no | no" in page(rows)
+
+
+def asked_by_rome() -> list[Row]:
+    """A sequence of two edits: the first is won at once and lost at the end, the second won; two texts are written."""
+    rows: list[Row] = []
+    labels: dict[str, Any] = {"method": "a", "setting": "sequence", "protocol": "rome", "mode": "forced"}
+    for n, wins in ((1, (1.0,)), (2, (0.0, 1.0))):
+        at: Any = {**labels, "after_edits": n}
+        for i, after in enumerate(wins):
+            rows += [row(**at, case=str(i), metric="success", after=after)]
+            rows += [row(**at, case=str(i), kind="paraphrase", metric="success", after=1.0)]
+            rows += [row(**at, case=str(i), kind="neighborhood", metric="success", before=1.0, after=0.5)]
+            text = {**at, "mode": "generated", "kind": "generation", "metric": "entropy"}
+            rows += [row(**text, case=str(i), before=5.0, after=4.0)]
+        rows += [row(**at, case="all", kind="cost", metric="seconds_per_edit", before=None, after=1.0)]
+    return rows
+
+
+def test_a_protocol_has_its_own_numbers_in_the_report() -> None:
+    found = report_sections(asked_by_rome())
+    ends = ["forced", "generated", "published numbers"]
+    assert [section.title for section in found] == [f"sequence · m · d · rome · {end}" for end in ends]
+    (table,) = found[-1].tables()
+    assert "kmeng01/rome" in table.caption and table.head == ("method", "edits", "ES", "PS", "NS", "GE", "S")
+    before, one, two = table.body
+    assert before[:5] == ("(unedited)", "0", "0.00 ± 0.00 (2)", "0.00 ± 0.00 (2)", "100.00 ± 0.00 (2)")
+    assert one == ("a", "1", "100.00 (1)", "100.00 (1)", "50.00 (1)", "400.00 (1)", "75.00 (1)")
+    # S = 3 / (1/50 + 1/100 + 1/50)
+    assert two[2:5] == ("50.00 ± 50.00 (2)", "100.00 ± 0.00 (2)", "50.00 ± 0.00 (2)") and two[-1] == "60.00 (1)"
+    for text in (markdown(asked_by_rome()), page(asked_by_rome())):
+        assert "published numbers" in text and "ES" in text
+    alone = [replace(r, setting="single", after_edits=1) for r in asked_by_rome() if r.after_edits == 1]
+    (table,) = report_sections(alone)[-1].tables()
+    assert table.head[:2] == ("method", "ES") and len(table.body) == 2
+
+
+def test_the_retention_of_a_sequence_is_in_the_report() -> None:
+    rows = [
+        row(method="a", setting="s", seed=seed, case=str(i), probe=str(i), after_edits=n, after=after)
+        for seed, last in ((0, (0.0, 1.0)), (1, (1.0, 1.0)))
+        for n, values in ((1, (1.0,)), (2, last))
+        for i, after in enumerate(values)
+    ]
+    rows += [
+        row(method="a", setting="s", seed=seed, case="all", kind="cost", metric="peak_mib", after_edits=n, after=1.0)
+        for seed in (0, 1)
+        for n in (1, 2)
+    ]
+    (section,) = sections(rows)
+    table = section.tables()[1]
+    assert (table.caption, table.head) == ("retention (reliability)", ("method", "retainability", "backward transfer"))
+    # seed 0: (1/2 - 1) / 1, and its first edit fell from 1 to 0
+    assert table.body == (("a, seed 0", "-0.500", "-1.00 (1)"), ("a, seed 1", "0.000", "0.00 (1)"))
+    assert "| a, seed 0 | -0.500 | -1.00 (1) |" in markdown(rows)
+    first, *_ = sections([r for r in asked_by_rome() if r.mode == "forced"])
+    assert first.edited == "reliability: success" and first.retention["a"].retainability == -0.5
+    assert not sections(rows[:1])[0].retention
+
+
+class Read(HTMLParser):
+    """The tags and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+
+def test_a_page_of_html_is_whole_and_shows_texts_as_they_are() -> None:
+    rows = [
+        row(method="a", setting="<b>one</b>", case="1", after=1.0),
+        row(method="a", setting="two", case="1", error="<script>x</script>"),
+    ]
+    text = page(rows, title="T & U", note="a < b", picture="<svg><g></g></svg>")
+    read = Read(text)
+    assert text.startswith("<!doctype html>") and not read.open
+    assert not {"script", "b", "link", "img"} & set(read.tags)  # nothing is run, nothing is fetched
+    assert (read.tags.count("svg"), read.tags.count("style"), read.tags.count("table")) == (1, 1, 2)
+    for shown in ("T & U", "a < b", "<b>one</b> · m · d · generated", "a: <script>x</script>"):
+        assert shown in read.texts
+    assert "svg" not in Read(page(rows)).tags
 
 
 def test_curves_are_drawn_as_pictures(tmp_path: Path) -> None:
