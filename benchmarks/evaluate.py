@@ -51,7 +51,7 @@ def generated(lm: Any, cases: Any, repeats: int) -> dict[str, Any]:
 
 
 def forced(lm: Any, cases: Any, repeats: int, protocol: str) -> dict[str, Any]:
-    """Scores of fed answers; by ROME's protocol two for each prompt."""
+    """Scores of fed answers; two for each prompt by ROME's protocol."""
     asked = list(errata.baseline(lm, cases, ["forced"], protocol=protocol).replies.scores)
     figures, fast, plain = compared(
         lambda: list(errata.baseline(lm, cases, ["forced"], protocol=protocol).replies.scores.values()),
