@@ -750,7 +750,8 @@ def asked_by_rome() -> list[Row]:
             rows += [row(**at, case=str(i), kind="neighborhood", metric="success", before=1.0, after=0.5)]
             text = {**at, "mode": "generated", "kind": "generation", "metric": "entropy"}
             rows += [row(**text, case=str(i), before=5.0, after=4.0)]
-        rows += [row(**at, case="all", kind="cost", metric="seconds_per_edit", before=None, after=1.0)]
+        costs: Any = {**at, "case": "all", "kind": "cost", "metric": "seconds_per_edit", "before": None, "after": 1.0}
+        rows += [row(**{**costs, "mode": mode}) for mode in ("forced", "generated")]
     return rows
 
 
@@ -758,6 +759,9 @@ def test_a_protocol_has_its_own_numbers_in_the_report() -> None:
     found = report_sections(asked_by_rome())
     ends = ["forced", "generated", "published numbers"]
     assert [section.title for section in found] == [f"sequence · m · d · rome · {end}" for end in ends]
+    without_texts = [r for r in asked_by_rome() if r.kind != "generation"]  # generated: nothing but costs
+    titles = [section.title for section in report_sections(without_texts)]
+    assert titles == [f"sequence · m · d · rome · {end}" for end in ends[::2]]
     (table,) = found[-1].tables()
     assert "kmeng01/rome" in table.caption and table.head == ("method", "edits", "ES", "PS", "NS", "GE", "S")
     before, one, two = table.body
@@ -786,13 +790,16 @@ def test_the_retention_of_a_sequence_is_in_the_report() -> None:
     ]
     (section,) = sections(rows)
     table = section.tables()[1]
-    assert (table.caption, table.head) == ("retention (reliability)", ("method", "retainability", "backward transfer"))
-    # seed 0: (1/2 - 1) / 1, and its first edit fell from 1 to 0
-    assert table.body == (("a, seed 0", "-0.500", "-1.00 (1)"), ("a, seed 1", "0.000", "0.00 (1)"))
-    assert "| a, seed 0 | -0.500 | -1.00 (1) |" in markdown(rows)
-    first, *_ = sections([r for r in asked_by_rome() if r.mode == "forced"])
-    assert first.edited == "reliability: success" and first.retention["a"].retainability == -0.5
-    assert not sections(rows[:1])[0].retention
+    # seed 0: (1/2 - 1) / 1, and its first edit fell from 1 to 0; seed 1 kept all
+    assert table.caption == "changes of accuracy"
+    numbers = dict(zip(table.head, table.body[0], strict=True))
+    assert (numbers["retainability"], numbers["backward transfer"]) == ("-0.25 (2)", "-0.50 ± 0.50 (2)")
+    (forced,) = sections([r for r in asked_by_rome() if r.mode == "forced"])
+    table = forced.tables()[1]
+    assert table.caption == "changes of accuracy (over a sequence: success of edits)"
+    assert table.head == ("method", "backward transfer", "retainability")
+    assert table.body == (("a", "-1.00 (1)", "-0.50 (2)"),)
+    assert "retainability" not in sections(rows[:1])[0].changes["a"]
 
 
 class Read(HTMLParser):

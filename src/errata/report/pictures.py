@@ -68,6 +68,7 @@ def _draw(axis: Any, section: Section, column: str, looks: dict[str, Any]) -> di
         x, y, spread = zip(*points, strict=True)
         handles[name] = axis.errorbar(x, y, spread, marker="o", markersize=3, capsize=2, **looks[name])
     axis.set(title=column, xlabel="edits")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     if column in SHARES:
         axis.set_ylim(-0.03, 1.03)
     return handles

@@ -91,17 +91,21 @@ class PublishedSection:
             (name, *(("0" if n is None else str(n),) if sequence else ()), *map(mean_text, cells))
             for name, n, cells in self.lines
         )
-        return [TextTable(f"the numbers of {self.source}", head, body)]
+        return [TextTable(f"by the names and in the units of {self.source}", head, body)]
 
 
 def report_sections(rows: Iterable[Row]) -> list[Section | PublishedSection]:
-    """All that a report shows: the sections of each setting, model, data set and protocol, and then its own numbers."""
+    """All that a report shows: the sections of each setting, model, data set and protocol, and then its own numbers.
+
+    A mode in which nothing but costs was measured is left out where there is another.
+    """
     rows = list(rows)
     alone = _made_alone(rows)
     shown: list[Section | PublishedSection] = []
     for group in _grouped(rows, "setting", "model", "data", "protocol"):
         numbers = _published_section(group)
-        shown += [_section(of_mode, alone) for of_mode in _grouped(group, "mode")]
+        modes = {row.mode for row in group if row.kind != "cost"}
+        shown += [_section(of, alone) for of in _grouped(group, "mode") if of[0].mode in modes or not modes]
         shown += [numbers] if numbers else []
     return shown
 
