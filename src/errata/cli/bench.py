@@ -33,9 +33,8 @@ def bench(
     import errata
     from errata.bench.plan import Plan
     from errata.bench.run import run
-    from errata.methods.registry import METHODS
 
-    chosen = Plan.read(plan, every=list(METHODS))
+    chosen = Plan.read(plan, every=list(errata.methods()))
 
     def load(name: str) -> "HFLM":
         return errata.load(name, device=device, dtype=dtype)
