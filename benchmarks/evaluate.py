@@ -41,9 +41,9 @@ def compared(fast: Callable[[], Any], plain: Callable[[], Any], repeats: int) ->
 def generated(lm: Any, cases: Any, repeats: int) -> dict[str, Any]:
     """Answers in our own protocol."""
     before = errata.baseline(lm, cases)
-    prompts = [prompt for prompt, _ in before.replies.texts]
+    prompts = list(before.replies.answers)
     figures, fast, plain = compared(
-        lambda: list(errata.baseline(lm, cases).replies.texts.values()),
+        lambda: list(errata.baseline(lm, cases).replies.answers.values()),
         lambda: [lm.generate([prompt], before.protocol.answer.tokens, until_answer=True)[0] for prompt in prompts],
         repeats,
     )
