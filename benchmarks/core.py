@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from errata.methods._statistics import second_moments
 
 import errata
 from errata.methods.closed_form import solve
 from errata.model import passes
+from errata.model.second_moment import second_moments
 from errata.model.tokens import pad
 from errata.patch.delta import Delta, LowRank, weight_shape
 from errata.patch.memory import GRAM, KEYS, remember

@@ -41,9 +41,9 @@ def compared(fast: Callable[[], Any], plain: Callable[[], Any], repeats: int) ->
 def generated(lm: Any, cases: Any, repeats: int) -> dict[str, Any]:
     """Answers in our own protocol."""
     before = errata.baseline(lm, cases)
-    prompts = [prompt for prompt, _ in before.replies.texts]
+    prompts = list(before.replies.answers)
     figures, fast, plain = compared(
-        lambda: list(errata.baseline(lm, cases).replies.texts.values()),
+        lambda: list(errata.baseline(lm, cases).replies.answers.values()),
         lambda: [lm.generate([prompt], before.protocol.answer.tokens, until_answer=True)[0] for prompt in prompts],
         repeats,
     )
@@ -51,7 +51,7 @@ def generated(lm: Any, cases: Any, repeats: int) -> dict[str, Any]:
 
 
 def forced(lm: Any, cases: Any, repeats: int, protocol: str) -> dict[str, Any]:
-    """Scores of fed answers; by ROME's protocol two for each prompt."""
+    """Scores of fed answers; two for each prompt by ROME's protocol."""
     asked = list(errata.baseline(lm, cases, ["forced"], protocol=protocol).replies.scores)
     figures, fast, plain = compared(
         lambda: list(errata.baseline(lm, cases, ["forced"], protocol=protocol).replies.scores.values()),

@@ -43,8 +43,8 @@ def speed(model: str, n: int, repeats: int) -> dict[str, Any]:
     scores = {}
     for name, patch in patches.items():
         with patch.applied(lm) as edited:
-            said = edited.score([e.prompt for e in edits], [e.target_new for e in edits])
-        scores[name] = sum(s.correct for s in said) / n
+            answers = edited.score([e.prompt for e in edits], [e.target_new for e in edits])
+        scores[name] = sum(answer.correct for answer in answers) / n
     weights = {k: p.parts[0].weights for k, p in patches.items()}
     differ = [
         float((dense(weights["fast"][name]) - dense(w)).norm() / dense(w).norm())

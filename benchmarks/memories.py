@@ -1,4 +1,4 @@
-"""What a memory costs while the model speaks: stored kilobytes an edit, and how much slower it generates. As a table.
+"""What a memory costs while the model generates: stored kilobytes an edit, and how much slower it is. As a table.
 
     python benchmarks/memories.py [--model world] [--methods grace rag …] [--facts 1 100 1000] [--threads N]
 
@@ -30,17 +30,17 @@ def main() -> None:
     parser.add_argument("--facts", nargs="+", type=int, default=[1, 100, 1000])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeats", type=int, default=5)
-    asked = parser.parse_args()
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    lm = errata.load(asked.model)
-    asked.facts.sort()
-    cases = errata.cases("world", limit=max(asked.facts) + PROMPTS)
-    print("| method | KB an edit | " + " | ".join(f"{n:,} facts" for n in asked.facts) + " |")
-    print("|" + " --- |" * (len(asked.facts) + 2))
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    lm = errata.load(args.model)
+    args.facts.sort()
+    cases = errata.cases("world", limit=max(args.facts) + PROMPTS)
+    print("| method | KB an edit | " + " | ".join(f"{n:,} facts" for n in args.facts) + " |")
+    print("|" + " --- |" * (len(args.facts) + 2))
     of_weights = ("fine-tuning", "locate, then edit", "neuron attribution")
-    for name in asked.methods or [name for name, its in errata.methods().items() if its.family not in of_weights]:
-        figures = [measured(lm, patch, cases, n, asked.repeats) for n, patch in patches(lm, name, cases, asked.facts)]
+    for name in args.methods or [name for name, about in errata.methods().items() if about.family not in of_weights]:
+        figures = [measured(lm, patch, cases, n, args.repeats) for n, patch in patches(lm, name, cases, args.facts)]
         slower = " | ".join(f"{ratio:.2f}" for _, ratio in figures)
         print(f"| {name} | {figures[-1][0]:.2f} | {slower} |", flush=True)
 
@@ -69,16 +69,16 @@ def measured(lm: Any, patch: Patch, cases: Sequence[Case], n: int, repeats: int)
     inside, outside = cases[:n][: PROMPTS // 2], cases[n:]
     prompts = [case.edits[0].prompt for case in (*inside, *outside[: PROMPTS - len(inside)])]
 
-    def speed(speaker: Any) -> float:
+    def tokens_per_second(asked: Any) -> float:
         began = time.perf_counter()
-        texts = speaker.generate(prompts, TOKENS)
+        texts = asked.generate(prompts, TOKENS)
         tokens = sum(len(lm.tokens.target(p, text)) if text.strip() else 1 for p, text in zip(prompts, texts))
         return tokens / (time.perf_counter() - began)
 
     for turn in range(repeats + 1):  # the first one warms up
-        bare = speed(lm)
+        bare = tokens_per_second(lm)
         with patch.applied(lm) as edited:
-            patched = speed(edited)
+            patched = tokens_per_second(edited)
         if turn:
             without.append(bare)
             with_patch.append(patched)

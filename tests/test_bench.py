@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,22 +17,23 @@ from typer.testing import CliRunner
 
 import errata
 from errata.bench import run as bench
-from errata.bench.cost import Peak
+from errata.bench.cost import PeakMemory
 from errata.bench.plan import Plan, Setting
 from errata.bench.run import run
 from errata.bench.units import units_of
 from errata.cli import app
 from errata.cli import bench as command
-from errata.errors import BadInput, Unsupported
+from errata.errors import BadInput, UnknownName, Unsupported
 from errata.evaluation.baseline import baseline
 from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import Mean
 from errata.methods import registry
 from errata.patch.patch import EMPTY
 from errata.report.html import page
+from errata.report.markdown import markdown
 from errata.report.pictures import curves
 from errata.report.rows import from_jsonl, to_jsonl
-from errata.report.tables import markdown, sections
+from errata.report.sections import report_sections, sections
 from errata.types import Case, Edit, Probe, Row
 
 TIMES = ("seconds_per_edit", "peak_mib")
@@ -52,14 +54,14 @@ def cases(name: str = "", limit: int | None = None, seed: int = 0, format: str |
     return [case(number) for number in order[:limit]]
 
 
-def plan(**said: Any) -> Plan:
+def plan(**changes: Any) -> Plan:
     usual = {"models": ["tiny"], "methods": [FTM], "data": [{"name": "people", "limit": 6}], "settings": [SEQUENCE]}
-    return Plan.of({**usual, **said})
+    return Plan.of({**usual, **changes})
 
 
-def go(its: Plan, output: Path, **how: Any) -> list[Row]:
+def go(planned: Plan, output: Path, **how: Any) -> list[Row]:
     """The rows in the file after a run on the tiny model."""
-    run(its, output, **{"load": lambda name: tiny_lm("gpt2"), "method": errata.method, "cases": cases, **how})
+    run(planned, output, **{"load": lambda name: tiny_lm("gpt2"), "method": errata.method, "cases": cases, **how})
     return from_jsonl(output.read_text())
 
 
@@ -68,7 +70,7 @@ def timeless(rows: Sequence[Row]) -> list[Row]:
 
 
 def counting(failing: Callable[[int, Sequence[Edit]], None] = lambda calls, edits: None) -> Any:
-    """``errata.method`` whose methods note each call of ``edit``, and fail as they are told to."""
+    """``errata.method`` whose methods note each call of ``edit``, and then call ``failing``."""
     calls: list[tuple[int, Any]] = []
     real = errata.method
 
@@ -97,11 +99,11 @@ def counting(failing: Callable[[int, Sequence[Edit]], None] = lambda calls, edit
 def test_a_sequence_is_the_fold_and_asks_all_earlier_cases(tmp_path: Path) -> None:
     rows = go(plan(), tmp_path / "rows.jsonl")
     lm, made, patch, expected = tiny_lm("gpt2"), errata.method("ft-m", steps=2), EMPTY, list[Row]()
-    before, its = baseline(lm, cases(limit=6)), cases(limit=6)
+    before, six = baseline(lm, cases(limit=6)), cases(limit=6)
     for n in (2, 4, 6):
-        patch = made.edit(lm, [c.edits[0] for c in its[n - 2 : n]], prior=patch)
+        patch = made.edit(lm, [c.edits[0] for c in six[n - 2 : n]], prior=patch)
         with patch.applied(lm) as edited:
-            expected += evaluate(before, edited, its[:n], after_edits=n)
+            expected += evaluate(before, edited, six[:n], after_edits=n)
     labels = {
         "model": "tiny", "method": "ft-m", "settings": "steps=2", "data": "people limit=6",
         "setting": "sequential by 2, asked at 2 4 6",
@@ -119,9 +121,12 @@ def test_a_sequence_is_the_fold_and_asks_all_earlier_cases(tmp_path: Path) -> No
 def test_before_the_edits_only_what_will_be_asked_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[str] = []
     real = bench.baseline
-    monkeypatch.setattr(
-        bench, "baseline", lambda lm, its, modes: seen.extend(c.id for c in its) or real(lm, its, modes)
-    )
+
+    def watched(lm: Any, asked: Sequence[Case], *more: Any, **options: Any) -> Any:
+        seen.extend(case.id for case in asked)
+        return real(lm, asked, *more, **options)
+
+    monkeypatch.setattr(bench, "baseline", watched)
     setting = {"kind": "sequential", "batch": 1, "checkpoints": [6], "recheck": 2}
     rows = go(plan(settings=[setting]), tmp_path / "rows.jsonl")
     assert seen == list(dict.fromkeys(row.case for row in rows if row.kind == "edit")) and len(seen) == 2
@@ -129,8 +134,8 @@ def test_before_the_edits_only_what_will_be_asked_is_asked(monkeypatch: pytest.M
 
 def test_single_and_batch_begin_anew(tmp_path: Path) -> None:
     method = counting()
-    its = plan(settings=["single", {"kind": "batch", "size": 2, "cases": 5}], modes=["generated", "forced"])
-    rows = go(its, tmp_path / "rows.jsonl", method=method)
+    planned = plan(settings=["single", {"kind": "batch", "size": 2, "cases": 5}], modes=["generated", "forced"])
+    rows = go(planned, tmp_path / "rows.jsonl", method=method)
     assert method.calls == [(1, EMPTY)] * 6 + [(2, EMPTY)] * 2  # the fifth case fills no batch
     edits = {(row.setting, row.mode, row.case, row.after_edits) for row in rows if row.kind == "edit"}
     batch = {("batch of 2", mode, f"case {i}", 2) for i in range(4) for mode in ("generated", "forced")}
@@ -149,25 +154,25 @@ def test_seeds_draw_cases_and_make_methods(tmp_path: Path) -> None:
     data = [{"name": "people", "limit": 2}, {"name": "people", "limit": 2, "seed": 7}]
     rows = go(plan(data=data, seeds=[0, 3], settings=["single"]), tmp_path / "rows.jsonl", method=method)
     assert seen == [0, 3]
-    found = {(row.data, row.seed, row.case) for row in rows if row.kind == "edit"}
+    drawn = {(row.data, row.seed, row.case) for row in rows if row.kind == "edit"}
     free = {("people limit=2", seed, f"case {seed + i}") for seed in (0, 3) for i in range(2)}
-    assert found == free | {("people limit=2 seed=7", seed, f"case {7 + i}") for seed in (0, 3) for i in range(2)}
+    assert drawn == free | {("people limit=2 seed=7", seed, f"case {7 + i}") for seed in (0, 3) for i in range(2)}
 
 
 def test_transforms_at_each_step_or_at_the_end(tmp_path: Path) -> None:
-    lm, its, made = tiny_lm("gpt2"), cases(limit=6), errata.method("ft-m", steps=2)
-    before = baseline(lm, its)
+    lm, six, made = tiny_lm("gpt2"), cases(limit=6), errata.method("ft-m", steps=2)
+    before = baseline(lm, six)
     for at in ("step", "end"):
         then, method = {"name": "rect", "keep": 0.1, "at": at}, counting()
         rows = go(plan(methods=[{**FTM, "transform": then}]), tmp_path / f"{at}.jsonl", method=method)
         patch = EMPTY
         for n in (2, 4, 6):
-            new = made.edit(lm, [c.edits[0] for c in its[n - 2 : n]], prior=patch)
+            new = made.edit(lm, [c.edits[0] for c in six[n - 2 : n]], prior=patch)
             patch = errata.patch.transforms.rect(new, lm, 0.1, patch) if at == "step" else new
             assert n == 6 or method.calls[n // 2][1] == patch
         measured = patch if at == "step" else errata.patch.transforms.rect(patch, lm, 0.1)
         with measured.applied(lm) as edited:
-            expected = evaluate(before, edited, its, after_edits=6)
+            expected = evaluate(before, edited, six, after_edits=6)
         last = [(row.case, row.after) for row in rows if row.after_edits == 6 and row.kind != "cost"]
         assert last == [(row.case, row.after) for row in expected]
         assert {row.settings for row in rows} == {"steps=2 + rect keep=0.1" + (" at the end" if at == "end" else "")}
@@ -202,7 +207,7 @@ class Changed:
 
 
 class Forgetful:
-    """Knows its last ``span`` edits; what it says of others is what it last learnt."""
+    """Answers as its last ``span`` edits want, and elsewhere as the table does."""
 
     name = "forgetful"
 
@@ -218,13 +223,13 @@ class Forgetful:
 
 
 def table() -> Known:
-    asked = [(p, "Rome") for c in cases() for p in (c.edits[0].prompt, *(probe.prompt for probe in c.probes))]
-    return Known(dict(asked))
+    prompts = [p for c in cases() for p in (c.edits[0].prompt, *(probe.prompt for probe in c.probes))]
+    return Known(dict.fromkeys(prompts, "Rome"))
 
 
-def forgetful(its: Plan, output: Path, **how: Any) -> list[Row]:
+def forgetful(planned: Plan, output: Path, **how: Any) -> list[Row]:
     made = {"load": lambda name: table(), "method": lambda name, **settings: Forgetful(**settings)}
-    return go(its, output, **{**made, **how})
+    return go(planned, output, **{**made, **how})
 
 
 def test_a_sequence_stops_where_its_first_cases_are_forgotten(tmp_path: Path) -> None:
@@ -234,8 +239,8 @@ def test_a_sequence_stops_where_its_first_cases_are_forgotten(tmp_path: Path) ->
     setting = {"kind": "sequential", "batch": 1, "checkpoints": list(range(1, 13))}
     for below, end in ((0.8, 6), (0.6, 7), (0.5, 8), (0.0, 12)):
         stop = {"kind": "edit", "first": 4, "below": below}
-        its = plan(methods=[method], data=data, settings=[{**setting, "stop": stop}])
-        rows = forgetful(its, tmp_path / f"{below}.jsonl")
+        planned = plan(methods=[method], data=data, settings=[{**setting, "stop": stop}])
+        rows = forgetful(planned, tmp_path / f"{below}.jsonl")
         assert max(row.after_edits for row in rows if row.kind == "edit") == end
         endured = [row.after for row in rows if row.metric == "edits_endured"]
         assert endured == [end if below == 0.0 else end - 1]
@@ -245,9 +250,9 @@ def test_a_sequence_stops_where_its_first_cases_are_forgotten(tmp_path: Path) ->
 def test_untouched_facts_are_further_cases_and_keep_their_answers(tmp_path: Path) -> None:
     setting = {"kind": "sequential", "batch": 2, "untouched": 3}
     rows = forgetful(plan(settings=[setting], methods=["forgetful"], data=[{"name": "x", "limit": 4}]), tmp_path / "r")
-    found = [(r.case, r.probe, r.metric, r.before, r.after) for r in rows if r.kind == "unrelated"]
+    untouched = [(r.case, r.probe, r.metric, r.before, r.after) for r in rows if r.kind == "unrelated"]
     expected = [case(number) for number in (4, 5, 6)]
-    assert found == [
+    assert untouched == [
         (f"untouched {c.id}", c.edits[0].prompt, metric, 1.0, 1.0)
         for c in expected
         for metric in ("accuracy", "agreement")
@@ -264,13 +269,14 @@ def test_a_sample_of_the_earlier_cases_grows_and_keeps_whom_it_had() -> None:
         for seed in range(6)
     ]
     unit = units[0]
-    asked = [[c.id for c in unit.asked(n)] for n in (4, 6, 8, 12)]
-    assert asked[:2] == [[f"case {i}" for i in range(n)] for n in (4, 6)]
-    assert [len(its) for its in asked] == [4, 6, 6, 6]
-    for n, its in zip((8, 12), asked[2:]):
-        assert its[:3] == ["case 0", "case 1", "case 2"] and its == [c.id for c in unit.cases[:n] if c.id in its]
-    assert set(asked[3]) & {f"case {i}" for i in range(8)} <= set(asked[2])
-    assert len({tuple(c.id for c in its.asked(12)) for its in units}) > 1
+    names = [[c.id for c in unit.asked_after(n)] for n in (4, 6, 8, 12)]
+    assert names[:2] == [[f"case {i}" for i in range(n)] for n in (4, 6)]
+    assert [len(sample) for sample in names] == [4, 6, 6, 6]
+    for n, sample in zip((8, 12), names[2:]):
+        assert sample[:3] == ["case 0", "case 1", "case 2"]
+        assert sample == [c.id for c in unit.cases[:n] if c.id in sample]
+    assert set(names[3]) & {f"case {i}" for i in range(8)} <= set(names[2])
+    assert len({tuple(c.id for c in other.asked_after(12)) for other in units}) > 1
 
 
 def test_the_unedited_model_is_asked_once_for_all_methods(tmp_path: Path) -> None:
@@ -280,9 +286,69 @@ def test_the_unedited_model_is_asked_once_for_all_methods(tmp_path: Path) -> Non
         models.append(table())
         return models[-1]
 
-    its = plan(methods=["a", {"name": "b"}], settings=["single", SEQUENCE], seeds=[0, 1])
-    forgetful(its, tmp_path / "rows.jsonl", load=load, method=lambda name, **settings: Forgetful())
+    planned = plan(methods=["a", {"name": "b"}], settings=["single", SEQUENCE], seeds=[0, 1])
+    forgetful(planned, tmp_path / "rows.jsonl", load=load, method=lambda name, **settings: Forgetful())
     assert [len(lm.calls) for lm in models] == [2]  # one for each seed's cases: patches answer from tables of their own
+
+
+# By whose rules ----------------------------------------------------------------------------------
+
+
+def test_each_data_set_is_asked_by_its_protocol(tmp_path: Path) -> None:
+    data = [{"name": "x", "limit": 4}, {"name": "x", "limit": 4, "protocol": "zsre"}, {"name": "x", "protocol": "rome"}]
+    planned = plan(methods=["forgetful"], data=data, settings=[{"kind": "batch", "size": 4}], protocol="wild")
+    units = units_of(planned, lambda name, **settings: Forgetful(), cases)
+    assert [(unit.protocol.name, unit.modes) for unit in units] == [
+        ("wild", ("generated",)),
+        ("zsre", ("forced",)),
+        *[("rome", ("forced", "generated"))] * 3,
+    ]
+    assert len({unit.key for unit in units}) == len(units)
+    loads: list[Known] = []
+
+    def load(name: str) -> Known:
+        loads.append(table())
+        return loads[-1]
+
+    usual = {"methods": ["forgetful"], "data": data[:2], "settings": [{"kind": "batch", "size": 4}]}
+    rows = forgetful(plan(**usual, protocol="wild"), tmp_path / "r", load=load)
+    assert [call[0] for lm in loads for call in lm.calls] == ["generate", "score"]  # a baseline for each protocol
+    edits = [(row.protocol, row.mode, row.metric, row.before, row.after) for row in rows if row.kind == "edit"]
+    wild, zsre = ("wild", "generated", "accuracy", 0.0, 1.0), ("zsre", "forced", "token_accuracy", 0.0, 1.0)
+    assert edits == [wild] * 4 + [zsre] * 4
+    assert {(row.protocol, row.mode) for row in rows if row.kind == "cost"} == {
+        ("wild", "generated"),
+        ("zsre", "forced"),
+    }
+    resumed = forgetful(plan(**usual, protocol="wild"), tmp_path / "r", load=load)
+    assert resumed == rows and len(loads) == 1
+    ours = forgetful(plan(**usual), tmp_path / "r")
+    assert ours[: len(rows)] == rows and {row.protocol for row in ours[len(rows) :]} == {"errata"}
+
+
+def test_a_sequence_stops_by_the_metric_of_its_protocol(tmp_path: Path) -> None:
+    """With a span of 5 two of the first four are forgotten after 7 edits, and one after 6."""
+    stop = {"metric": "token_accuracy", "first": 4, "below": 0.8}
+    setting = {"kind": "sequential", "batch": 1, "checkpoints": list(range(1, 13)), "stop": stop}
+    data, method = [{"name": "people", "limit": 12}], {"name": "forgetful", "span": 5}
+    rows = forgetful(plan(methods=[method], data=data, settings=[setting], protocol="zsre"), tmp_path / "r")
+    assert [row.after for row in rows if row.metric == "edits_endured"] == [5]
+    assert {row.after_edits for row in rows if row.kind == "edit"} == set(range(1, 7))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "wild", "modes": ["forced"]}, "asks nothing forced"),
+        ({"protocol": "rome", "settings": [{"kind": "single", "untouched": 2}]}, "leave untouched out"),
+        ({"protocol": "zsre", "settings": [{**SEQUENCE, "stop": {}}]}, "give it metric as token_accuracy"),
+        ({"protocol": "convsent", "settings": [{**SEQUENCE, "stop": {}}]}, "choose another kind of probe"),
+    ],
+)
+def test_what_a_protocol_does_not_ask_is_refused_before_the_work(changes: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=message):
+        forgetful(plan(**changes), tmp_path / "r")
+    assert not list(tmp_path.iterdir())
 
 
 # Going on ----------------------------------------------------------------------------------------
@@ -319,7 +385,7 @@ def test_a_run_that_was_killed_goes_on(killed_at: int, whole: tuple[str, list[Ro
         go(plan(settings=ALL), file, method=counting(kill))
     method = counting()
     assert timeless(go(plan(settings=ALL), file, method=method)) == timeless(whole[1])
-    assert len(method.calls) == 11 - (killed_at - 1)  # a sequence goes on from its last checkpoint
+    assert len(method.calls) == 11 - (killed_at - 1)  # a sequence resumes at its last checkpoint
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
@@ -415,15 +481,15 @@ def failed_peak(rows: Sequence[Row], name: str) -> float | None:
 
 def test_a_method_that_cannot_prepare_is_a_row_for_each_unit(tmp_path: Path) -> None:
     class Helpless(Forgetful):
-        asked = 0
+        calls = 0
 
         def prepare(self, lm: Any, data: Any = None) -> Any:
-            self.asked += 1
+            self.calls += 1
             raise BadInput("no texts")
 
     made = Helpless()
     rows = forgetful(plan(settings=["single"]), tmp_path / "r", method=lambda name, **settings: made)
-    assert [r.error for r in rows if r.kind == "edit"] == ["BadInput: no texts"] * 6 and made.asked == 1
+    assert [r.error for r in rows if r.kind == "edit"] == ["BadInput: no texts"] * 6 and made.calls == 1
 
 
 def test_what_is_no_error_of_ours_stops_the_run_and_keeps_what_was_done(tmp_path: Path) -> None:
@@ -441,7 +507,7 @@ def test_everything_is_made_and_read_before_the_work(tmp_path: Path) -> None:
     def load(name: str) -> Any:
         raise AssertionError("too early")
 
-    for said, message in (
+    for changes, message in (
         ({"methods": [FTM, "ft-n"]}, "did you mean ft-m"),
         ({"methods": [{"name": "ft-m", "stepz": 1}]}, "did you mean steps"),
         ({"methods": [{**FTM, "transform": "rekt"}]}, "did you mean rect"),
@@ -453,7 +519,7 @@ def test_everything_is_made_and_read_before_the_work(tmp_path: Path) -> None:
         ({"data": [{"name": "x"}], "settings": [{"kind": "single", "untouched": 12}]}, "shall stay untouched"),
     ):
         with pytest.raises(BadInput, match=message):
-            go(plan(**said), tmp_path / "rows.jsonl", load=load)
+            go(plan(**changes), tmp_path / "rows.jsonl", load=load)
     assert not list(tmp_path.iterdir())
 
 
@@ -461,52 +527,73 @@ def test_everything_is_made_and_read_before_the_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("changes", "message"),
     [
         ({"model": ["x"]}, "unknown key of a bench file 'model'; did you mean models"),
-        ({"models": "world"}, "models of a bench file is a list, found 'world'"),
-        ({"models": [1]}, "is a text"),
-        ({"seeds": [-1]}, "whole number from 0"),
-        ({"modes": ["force"]}, "unknown mode 'force'; did you mean forced"),
-        ({"data": [{"limit": 3}]}, "data needs name"),
-        ({"data": [{"name": "x", "limit": 0}]}, "limit of data is a whole number from 1, found 0"),
-        ({"data": [{"name": "x", "limt": 3}]}, "unknown key of data 'limt'; did you mean limit"),
-        ({"settings": ["singl"]}, "unknown kind of setting 'singl'; did you mean single"),
-        ({"settings": ["batch"]}, "the setting 'batch' needs size"),
-        ({"settings": [{"kind": "single", "size": 3}]}, "unknown key of the setting 'single' 'size'"),
-        ({"settings": [{**SEQUENCE, "checkpoints": [4, 2]}]}, "checkpoints rise"),
-        ({"settings": [{**SEQUENCE, "checkpoints": 4}]}, "checkpoints of the setting 'sequential' is a list"),
-        ({"settings": [{**SEQUENCE, "stop": {"kind": "edits"}}]}, "did you mean edit"),
-        ({"settings": [{**SEQUENCE, "stop": {"below": "x"}}]}, "below of stop is a number"),
+        ({"models": "world"}, "models is a list, found 'world'"),
+        ({"models": []}, "models is a list with at least one entry, found []"),
+        ({"models": ["a", 1]}, "models[1] is a text, found 1"),
+        ({"models": [""]}, "models[0] is a text, found ''"),
+        ({"seeds": [-1]}, "seeds[0] is a whole number from 0, found -1"),
+        ({"seeds": [True]}, "seeds[0] is a whole number from 0, found True"),
+        ({"modes": ["force"]}, "modes[0]: unknown mode 'force'; did you mean forced"),
+        ({"protocol": "roma"}, "protocol: unknown protocol 'roma'; did you mean rome"),
+        ({"data": ["x", {"limit": 3}]}, "data[1]: data needs name; found limit"),
+        ({"data": [{"name": "x", "limit": 0}]}, "data[0].limit is a whole number from 1, found 0"),
+        ({"data": [{"name": "x", "limit": "3"}]}, "data[0].limit is a whole number from 1, found '3'"),
+        ({"data": [{"name": "x", "limt": 3}]}, "data[0]: unknown key of data 'limt'; did you mean limit"),
+        ({"data": [{"name": "x", "options": {}}]}, "unknown key of data 'options'; known: format"),
+        ({"data": [{"name": "x", "read": {"a": 3}}]}, "data[0].read is a table of texts, true and false, found"),
+        ({"data": [{"name": "x", "protocol": "wilde"}]}, "data[0].protocol: unknown protocol 'wilde'; did you"),
+        ({"settings": ["singl"]}, "settings[0]: unknown kind of setting 'singl'; did you mean single"),
+        ({"settings": [{}]}, "settings[0]: a setting needs kind; found nothing"),
+        ({"settings": [3]}, "settings[0] is a kind of setting or a table of TOML, found 3"),
+        ({"settings": ["single", "batch"]}, "settings[1]: a batch setting needs size; found kind"),
+        ({"settings": [{"kind": "single", "size": 3}]}, "unknown key of a single setting 'size'; known: cases, kind"),
+        ({"settings": [{"kind": "batch", "size": 3, "ability": 1}]}, "true, false, or a file with a text on each line"),
+        ({"settings": [{**SEQUENCE, "checkpoints": [4, 2]}]}, "settings[0]: checkpoints rise; found 2 behind 4"),
+        ({"settings": [{**SEQUENCE, "checkpoints": 4}]}, "settings[0].checkpoints is a list, found 4"),
+        ({"settings": [{**SEQUENCE, "stop": {"kind": "edits"}}]}, "stop.kind: unknown kind of probe 'edits'; did"),
+        ({"settings": [{**SEQUENCE, "stop": {"below": "x"}}]}, "settings[0].stop.below is a number, found 'x'"),
         ({"settings": [{**SEQUENCE, "recheck": 10, "stop": {}}]}, "raise it"),
-        ({"methods": [3]}, "a method is a table of TOML, found 3"),
-        ({"methods": [{**FTM, "transform": {"name": "prune", "at": "start"}}]}, "'step' or 'end'"),
+        ({"methods": [3]}, "methods[0] is a table of TOML, found 3"),
+        ({"methods": [{"steps": 3}]}, "methods[0]: a method needs name; found steps"),
+        (
+            {"methods": [{**FTM, "transform": {"name": "prune", "at": "start"}}]},
+            "methods[0].transform.at is 'step' or 'end', found 'start'",
+        ),
     ],
 )
-def test_what_is_wrong_with_a_plan_is_said(said: Any, message: str) -> None:
+def test_what_is_wrong_with_a_plan_is_named(changes: Any, message: str) -> None:
     with pytest.raises(BadInput) as caught:
-        plan(**said)
+        plan(**changes)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert isinstance(caught.value, UnknownName) == ("unknown" in message)
 
 
 def test_a_plan_needs_its_four_lists() -> None:
-    with pytest.raises(BadInput, match="needs models and data and settings and methods"):
+    with pytest.raises(BadInput, match="a bench file needs models and methods and data and settings; found nothing"):
         Plan.of({})
-    assert [its.name for its in Plan.of({**said(), "methods": "all"}, every=["a", "b"]).methods] == ["a", "b"]
-    mixed = Plan.of({**said(), "methods": ["all", {"name": "a", "x": 1}]}, every=["a", "b"]).methods
-    assert [(its.name, its.label) for its in mixed] == [("a", ""), ("b", ""), ("a", "x=1")]
+    usual = {"models": ["x"], "data": ["y"], "settings": ["single"], "methods": ["z"]}
+    assert [spec.name for spec in Plan.of({**usual, "methods": "all"}, every=["a", "b"]).methods] == ["a", "b"]
+    mixed = Plan.of({**usual, "methods": ["all", {"name": "a", "x": 1}]}, every=["a", "b"]).methods
+    assert [(spec.name, spec.label) for spec in mixed] == [("a", ""), ("b", ""), ("a", "x=1")]
 
 
-def said() -> dict[str, Any]:
-    return {"models": ["x"], "data": ["y"], "settings": ["single"], "methods": ["z"]}
+def test_a_plan_cannot_be_changed() -> None:
+    made = plan()
+    with pytest.raises(ValueError, match="frozen"):
+        made.models = ("other",)  # pyright: ignore[reportAttributeAccessIssue]
+    assert hash(made.data[0]) == hash(plan().data[0])
 
 
-def test_settings_are_told_apart_by_their_labels() -> None:
-    known = [Setting.read(its) for its in ("single", {"kind": "single", "untouched": 2}, {"kind": "batch", "size": 2})]
+def test_settings_have_labels_of_their_own() -> None:
+    known = [Setting.of(one) for one in ("single", {"kind": "single", "untouched": 2}, {"kind": "batch", "size": 2})]
     stop = {"first": 5, "below": 0.9}
-    known += [Setting.read({**SEQUENCE, **more}) for more in ({}, {"recheck": 9}, {"stop": stop}, {"untouched": 3})]
-    known += [Setting.read({**SEQUENCE, "checkpoints": [10, 20, 30, 40]})]
-    assert len({its.label for its in known}) == len(known)
+    more = ({}, {"recheck": 9}, {"stop": stop}, {"untouched": 3}, {"stop": {**stop, "metric": "success"}})
+    known += [Setting.of({**SEQUENCE, **changes}) for changes in more]
+    known += [Setting.of({**SEQUENCE, "checkpoints": [10, 20, 30, 40]})]
+    assert len({setting.label for setting in known}) == len(known)
     assert known[-1].label == "sequential by 2, asked at 10 20 … 40"
     assert known[5].label.endswith("until edit of the first 5 is below 0.9")
 
@@ -537,8 +624,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def words(*said: str, code: int = 0) -> Any:
-    result = CliRunner().invoke(app, said)
+def words(*typed: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, typed)
     assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception}"
     return result
 
@@ -609,25 +696,25 @@ def test_the_commands_have_functions_of_their_names(here: Path) -> None:
 
 def test_the_plans_that_come_with_the_project_are_plans() -> None:
     docs = Path(__file__).parents[1] / "docs"
-    for name in ("table.toml", "endurance.toml"):
-        its = Plan.read(docs / name, every=list(errata.methods()))
-        assert units_of(its, errata.method, errata.cases)
+    for name in ("table.toml", "endurance.toml", "why.toml"):
+        planned = Plan.read(docs / name, every=list(errata.methods()))
+        assert units_of(planned, errata.method, errata.cases)
 
 
 # The report, worked by hand ----------------------------------------------------------------------
 
 
-def row(**said: Any) -> Row:
-    return Row(**{"model": "m", "data": "d", "kind": "edit", "metric": "accuracy", "before": 0.0, **said})
+def row(**fields: Any) -> Row:
+    return Row(**{"model": "m", "data": "d", "kind": "edit", "metric": "accuracy", "before": 0.0, **fields})
 
 
 def test_a_section_is_shown_at_the_end_of_its_sequences() -> None:
     rows: list[Row] = []
     for seed, points in ((0, (2, 4)), (1, (2,))):
         for n in points:
-            its: Any = {"method": "a", "setting": "sequence", "seed": seed, "after_edits": n}
-            rows += [row(**its, case=str(i), after=float(n == 2 or i > 0)) for i in range(n)]
-            rows += [row(**its, case="all", kind="cost", metric="seconds_per_edit", before=None, after=n / 2)]
+            labels: Any = {"method": "a", "setting": "sequence", "seed": seed, "after_edits": n}
+            rows += [row(**labels, case=str(i), after=float(n == 2 or i > 0)) for i in range(n)]
+            rows += [row(**labels, case="all", kind="cost", metric="seconds_per_edit", before=None, after=n / 2)]
     rows += [row(method="b", setting="sequence", case="all", after_edits=2, after=None, error="Unsupported: no | no")]
     rows += [row(method="a", setting="other", case="1", after=1.0, mode="forced")]
     first, second = sections(rows)
@@ -635,11 +722,11 @@ def test_a_section_is_shown_at_the_end_of_its_sequences() -> None:
     assert first.columns == ("reliability", "seconds per edit")
     lines = dict(first.lines)
     # seed 0 after four edits: 0 1 1 1; seed 1 after two: 1 1; b is dashed
-    found = lines["a"][0]
-    assert found is not None and (found.mean, found.error, found.count) == (*map(pytest.approx, (5 / 6, 1 / 6)), 6)
+    mean = lines["a"][0]
+    assert mean is not None and (mean.mean, mean.error, mean.count) == (*map(pytest.approx, (5 / 6, 1 / 6)), 6)
     assert lines["a"][1] == Mean(1.5, 0.5, 2) and lines["b"] == (None, None)
     assert lines["(unedited)"] == (Mean(0.0, 0.0, 7), None)
-    assert {key: its[0] and its[0].mean for key, its in first.course.items()} == {
+    assert {key: cells[0] and cells[0].mean for key, cells in first.course.items()} == {
         ("a", 2): 1.0,
         ("a", 4): 0.75,
         ("b", 2): None,
@@ -648,15 +735,117 @@ def test_a_section_is_shown_at_the_end_of_its_sequences() -> None:
     assert "| a | 0.83 ± 0.17 (6) | 1.5 |" in text and "| b | - | - |" in text
     assert "- b: Unsupported: no | no" in text and text.startswith("# T\n") and "\nN\n" in text
     assert "reliability after so many edits:" in text and "| a | 1.00 ± 0.00 (4) | 0.75 ± 0.25 (4) |" in text
-    assert "<td>0.83 ± 0.17 (6)</td>" in page(rows) and "Unsupported: no | no" in page(rows)
+    assert "<td>0.83 <small>± 0.17 (6)</small></td>" in page(rows) and "Unsupported: no | no" in page(rows)
+
+
+def asked_by_rome() -> list[Row]:
+    """A sequence of two edits: the first is won at once and lost at the end, the second won; two texts are written."""
+    rows: list[Row] = []
+    labels: dict[str, Any] = {"method": "a", "setting": "sequence", "protocol": "rome", "mode": "forced"}
+    for n, wins in ((1, (1.0,)), (2, (0.0, 1.0))):
+        at: Any = {**labels, "after_edits": n}
+        for i, after in enumerate(wins):
+            rows += [row(**at, case=str(i), metric="success", after=after)]
+            rows += [row(**at, case=str(i), kind="paraphrase", metric="success", after=1.0)]
+            rows += [row(**at, case=str(i), kind="neighborhood", metric="success", before=1.0, after=0.5)]
+            text = {**at, "mode": "generated", "kind": "generation", "metric": "entropy"}
+            rows += [row(**text, case=str(i), before=5.0, after=4.0)]
+        costs: Any = {**at, "case": "all", "kind": "cost", "metric": "seconds_per_edit", "before": None, "after": 1.0}
+        rows += [row(**{**costs, "mode": mode}) for mode in ("forced", "generated")]
+    return rows
+
+
+def test_a_protocol_has_its_own_numbers_in_the_report() -> None:
+    found = report_sections(asked_by_rome())
+    ends = ["forced", "generated", "published numbers"]
+    assert [section.title for section in found] == [f"sequence · m · d · rome · {end}" for end in ends]
+    without_texts = [r for r in asked_by_rome() if r.kind != "generation"]  # generated: nothing but costs
+    titles = [section.title for section in report_sections(without_texts)]
+    assert titles == [f"sequence · m · d · rome · {end}" for end in ends[::2]]
+    (table,) = found[-1].tables()
+    assert "kmeng01/rome" in table.caption and table.head == ("method", "edits", "ES", "PS", "NS", "GE", "S")
+    before, one, two = table.body
+    assert before[:5] == ("(unedited)", "0", "0.00 ± 0.00 (2)", "0.00 ± 0.00 (2)", "100.00 ± 0.00 (2)")
+    assert one == ("a", "1", "100.00 (1)", "100.00 (1)", "50.00 (1)", "400.00 (1)", "75.00 (1)")
+    # S = 3 / (1/50 + 1/100 + 1/50)
+    assert two[2:5] == ("50.00 ± 50.00 (2)", "100.00 ± 0.00 (2)", "50.00 ± 0.00 (2)") and two[-1] == "60.00 (1)"
+    for text in (markdown(asked_by_rome()), page(asked_by_rome())):
+        assert "published numbers" in text and "ES" in text
+    alone = [replace(r, setting="single", after_edits=1) for r in asked_by_rome() if r.after_edits == 1]
+    (table,) = report_sections(alone)[-1].tables()
+    assert table.head[:2] == ("method", "ES") and len(table.body) == 2
+
+
+def test_the_retention_of_a_sequence_is_in_the_report() -> None:
+    rows = [
+        row(method="a", setting="s", seed=seed, case=str(i), probe=str(i), after_edits=n, after=after)
+        for seed, last in ((0, (0.0, 1.0)), (1, (1.0, 1.0)))
+        for n, values in ((1, (1.0,)), (2, last))
+        for i, after in enumerate(values)
+    ]
+    rows += [
+        row(method="a", setting="s", seed=seed, case="all", kind="cost", metric="peak_mib", after_edits=n, after=1.0)
+        for seed in (0, 1)
+        for n in (1, 2)
+    ]
+    (section,) = sections(rows)
+    table = section.tables()[1]
+    # seed 0: (1/2 - 1) / 1, and its first edit fell from 1 to 0; seed 1 kept all
+    assert table.caption == "changes of accuracy"
+    numbers = dict(zip(table.head, table.body[0], strict=True))
+    assert (numbers["retainability"], numbers["backward transfer"]) == ("-0.25 (2)", "-0.50 ± 0.50 (2)")
+    (forced,) = sections([r for r in asked_by_rome() if r.mode == "forced"])
+    table = forced.tables()[1]
+    assert table.caption == "changes of accuracy (over a sequence: success of edits)"
+    assert table.head == ("method", "backward transfer", "retainability")
+    assert table.body == (("a", "-1.00 (1)", "-0.50 (2)"),)
+    assert "retainability" not in sections(rows[:1])[0].changes["a"]
+
+
+class Read(HTMLParser):
+    """The tags and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+
+def test_a_page_of_html_is_whole_and_shows_texts_as_they_are() -> None:
+    rows = [
+        row(method="a", setting="<b>one</b>", case="1", after=1.0),
+        row(method="a", setting="two", case="1", error="<script>x</script>"),
+    ]
+    text = page(rows, title="T & U", note="a < b", picture="<svg><g></g></svg>")
+    read = Read(text)
+    assert text.startswith("<!doctype html>") and not read.open
+    assert not {"script", "b", "link", "img"} & set(read.tags)  # nothing is run, nothing is fetched
+    tables = sum(len(section.tables()) for section in report_sections(rows))
+    assert (read.tags.count("svg"), read.tags.count("style"), read.tags.count("table")) == (1, 1, tables)
+    for shown in ("T & U", "a < b", "<b>one</b> · m · d · generated", "a: <script>x</script>"):
+        assert shown in read.texts
+    assert "svg" not in Read(page(rows)).tags
 
 
 def test_curves_are_drawn_as_pictures(tmp_path: Path) -> None:
     rows = [
         r
         for n in (2, 4)
-        for its in [{"method": "a", "setting": "s", "after_edits": n}]
-        for r in (row(**its, case="1", after=0.5), row(**its, case="all", kind="cost", metric="peak_mib", after=1.0))
+        for labels in [{"method": "a", "setting": "s", "after_edits": n}]
+        for r in (row(**labels, case="1", after=0.5), row(**labels, kind="cost", metric="peak_mib", after=1.0))
     ]
     curves(rows, tmp_path / "c.svg")
     assert "<svg" in (tmp_path / "c.svg").read_text()
@@ -672,7 +861,7 @@ def test_compact_lines_are_the_same_rows() -> None:
 
 def test_the_peak_is_of_what_was_done_meanwhile() -> None:
     lm: Any = SimpleNamespace(device=SimpleNamespace(type="cpu"))
-    watch = Peak(lm)
+    watch = PeakMemory(lm)
     if watch.start is None:
         assert watch.mib() is None  # this system does not tell
         return

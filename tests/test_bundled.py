@@ -9,7 +9,7 @@ import torch
 
 import errata
 from errata.answers import begins_with_answer
-from errata.report.rows import summary
+from errata.report.folds import summary
 from errata.world.facts import RELATIONS, world
 from errata.world.text import ask
 

@@ -725,11 +725,11 @@ def test_a_bad_file_ends_with_one_message_and_exit_code_2(tmp_path: Path) -> Non
 
 
 def test_a_bench_file_says_how_its_data_are_read() -> None:
-    spec = DataSpec.read({"name": "zsre.json", "limit": 3, "read": {"target": "answers", "conflicts": True}})
+    spec = DataSpec.of({"name": "zsre.json", "limit": 3, "read": {"target": "answers", "conflicts": True}})
     assert dict(spec.options) == {"target": "answers", "conflicts": True} and hash(spec)
     assert spec.label == "zsre.json limit=3 target=answers conflicts=True"
-    with pytest.raises(BadInput, match="read of data is a table of texts, true and false"):
-        DataSpec.read({"name": "zsre.json", "read": {"target": 3}})
+    with pytest.raises(BadInput, match="read is a table of texts, true and false"):
+        DataSpec.of({"name": "zsre.json", "read": {"target": 3}})
 
 
 # Real samples ------------------------------------------------------------------------------------

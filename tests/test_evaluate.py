@@ -19,7 +19,8 @@ from errata.evaluation.metrics import Mean
 from errata.evaluation.protocols import PROTOCOLS
 from errata.model.lm import LM
 from errata.patch.patch import Patch
-from errata.report.rows import from_jsonl, summary, to_jsonl
+from errata.report.folds import summary
+from errata.report.rows import from_jsonl, to_jsonl
 from errata.report.tables import table
 from errata.types import MODES, Case, Edit, Probe, Row, Score
 

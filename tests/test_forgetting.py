@@ -11,8 +11,8 @@ from errata.evaluation.baseline import baseline
 from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import Mean
 from errata.patch.patch import EMPTY
-from errata.report.rows import Retention, derived, retention
-from errata.report.tables import markdown
+from errata.report.changes import Retention, derived, retention
+from errata.report.markdown import markdown
 from errata.types import Case, Row
 
 

@@ -16,7 +16,7 @@ from errata.evaluation.metrics import Tfidf
 from errata.evaluation.protocols import METRICS, PROTOCOLS, protocol
 from errata.evaluation.scorers import SCORERS
 from errata.model.lm import LM
-from errata.report.rows import published
+from errata.report.folds import published
 from errata.types import MODES, Case, Edit, Probe, Row, Score
 
 

@@ -15,8 +15,8 @@ from errata.evaluation.ability import Ability, Checkup
 from errata.evaluation.baseline import baseline
 from errata.evaluation.evaluate import evaluate
 from errata.evaluation.protocols import PROTOCOLS
-from errata.report.rows import published
-from errata.report.tables import markdown
+from errata.report.folds import published
+from errata.report.markdown import markdown
 from errata.types import Case, Probe, Row
 
 CASE = CASES[0]

@@ -1,4 +1,4 @@
-"""Many runs: what a bench file says, the folds it comes to, their costs, and rows that a broken-off run goes on from.
+"""Many runs from one file: the plan, its units (folds of edits), their costs, and rows that a stopped run resumes from.
 
 May import ``report`` (rows), ``evaluation`` and what lies below; knows no method by name.
 """

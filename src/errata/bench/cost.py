@@ -12,9 +12,17 @@ from errata.model.hf import HFLM
 log = logging.getLogger(__name__)
 
 
-class Peak:
-    """The most memory that was in use since this was made, above what was then, in MiB: of the accelerator, or of
-    the process. None where the system does not tell."""
+class PeakMemory:
+    """Measures the most memory that was in use since it was made, above what was in use then.
+
+        memory = PeakMemory(lm)
+        patch = method.edit(lm, edits)
+        mib = memory.mib()
+
+    Of the accelerator where the model is on one: what torch allocated there. Otherwise of the whole process: its
+    resident memory, which Linux alone tells and which other threads share. Making a second one ends the first: both
+    systems keep one peak, which is set back here.
+    """
 
     def __init__(self, lm: HFLM) -> None:
         self.accelerator = lm.device.type != "cpu" and torch.accelerator.is_available()
@@ -25,14 +33,18 @@ class Peak:
             self.start = _resident("VmRSS") if _reset_peak() else None
 
     def mib(self) -> float | None:
+        """The peak so far, in MiB; None where the system does not tell."""
         if self.accelerator:
             return round(torch.accelerator.max_memory_allocated() / 2**20 - cast(float, self.start), 1)
-        top = None if self.start is None else _resident("VmHWM")
-        return None if top is None or self.start is None else round(max(0.0, top - self.start), 1)
+        peak = None if self.start is None else _resident("VmHWM")
+        return None if peak is None or self.start is None else round(max(0.0, peak - self.start), 1)
 
 
 def _reset_peak() -> bool:
-    """Linux forgets the process's peak when asked to; what the C library holds free is given back first."""
+    """Sets the process's peak back to what is in use; False where the system (no Linux) cannot.
+
+    What the C library holds free is given back first, so that it does not count as in use.
+    """
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):
@@ -45,6 +57,7 @@ def _reset_peak() -> bool:
 
 
 def _resident(name: str) -> float | None:
+    """A line of Linux's ``/proc/self/status`` (``VmRSS``: in use, ``VmHWM``: the peak) in MiB; None without it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(f"{name}:"))

@@ -1,200 +1,310 @@
-"""What a bench file says: models, methods, data and settings that are crossed. Read from TOML and checked.
+"""A bench file: models, methods, data and settings that are crossed. Read from TOML and checked.
 
 Plan.read("run.toml", every=list(errata.methods()))
 """
 
 import tomllib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import override
+
+from errata.bench.validation import Count, NamedTable, Number, Seed, Table, Text, expected
 from errata.errors import BadInput, unknown
-from errata.evaluation.protocols import METRICS
+from errata.evaluation import protocols
 from errata.patch.transforms import Step, transform
 from errata.types import MODES, Case, Mode
 
 FIRST = 100  # of a sequence's cases are asked at every checkpoint, where only some of them are
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class MethodSpec:
-    """A method with settings, and what is done to its patches: at each ``step``, or at the ``end`` of what is asked."""
+def _mode(value: Any) -> Any:
+    if value not in MODES:
+        raise unknown("mode", str(value), list(MODES))
+    return value
 
-    name: str
-    settings: Mapping[str, Any]
-    transform: Mapping[str, Any] | None = None
-    at: str = "step"
+
+def _protocol(name: str) -> str:
+    return protocols.protocol(name).name
+
+
+def _kind_of_probe(kind: str) -> str:
+    if kind not in protocols.METRICS:
+        raise unknown("kind of probe", kind, list(protocols.METRICS))
+    return kind
+
+
+def _pairs(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, dict):
+        raise ValueError("no table")
+    return tuple(cast("dict[str, Any]", value).items())
+
+
+List = Annotated[tuple[T, ...], Field(min_length=1)]
+ModeName = Annotated[Mode, BeforeValidator(_mode)]
+ProtocolName = Annotated[Text, AfterValidator(_protocol)]
+ProbeKind = Annotated[Text, AfterValidator(_kind_of_probe)]
+Options = Annotated[
+    tuple[tuple[str, StrictStr | StrictBool], ...],
+    BeforeValidator(_pairs),
+    expected("a table of texts, true and false"),
+]
+Ability = Annotated[
+    StrictBool | Annotated[str, Field(strict=True, min_length=1)],
+    expected("true, false, or a file with a text on each line"),
+]
+
+
+class TransformSpec(NamedTable):
+    """What is done to a method's patches (``errata.patch.transforms``): at each ``step``, or at the ``end``."""
+
+    model_config = ConfigDict(extra="allow")
+    title: ClassVar[str] = "a transform"
+
+    at: Annotated[Literal["step", "end"], expected("'step' or 'end'")] = "step"
+
+    @property
+    def label(self) -> str:
+        """Name, settings and place as text."""
+        return " ".join(filter(None, (f"+ {self.name}", _words(self.settings), "at the end" * (self.at == "end"))))
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The transform's own arguments."""
+        return self.model_extra or {}
+
+    def make(self) -> Step:
+        """The transform itself. Raises :class:`BadInput` for an unknown name or argument."""
+        return transform(self.name, **self.settings)
+
+
+class MethodSpec(NamedTable):
+    """A method with settings, which the method itself checks, and what is done to its patches."""
+
+    model_config = ConfigDict(extra="allow")
+    title: ClassVar[str] = "a method"
+
+    transform: TransformSpec | None = None
 
     @property
     def label(self) -> str:
         """The settings as text."""
-        words = [_words(self.settings)]
-        if self.transform:
-            rest = {name: value for name, value in self.transform.items() if name != "name"}
-            words += [f"+ {self.transform['name']}", _words(rest), "" if self.at == "step" else f"at the {self.at}"]
-        return " ".join(filter(None, words))
+        return " ".join(filter(None, (_words(self.settings), self.transform.label if self.transform else "")))
 
-    @classmethod
-    def read(cls, value: Any) -> Self:
-        table = _table("a method", _named(value), {"name": _text}, loose=True)
-        name, then = table.pop("name"), table.pop("transform", None)
-        if then is None:
-            return cls(name, table)
-        then = _table("a transform", _named(then), {"name": _text}, loose=True)
-        at = then.get("at", "step")
-        if at not in ("step", "end"):
-            raise BadInput(f"a transform's at is 'step' or 'end', found {at!r}")
-        return cls(name, table, {key: its for key, its in then.items() if key != "at"}, at)
-
-    def step(self) -> Step | None:
-        return transform(**self.transform) if self.transform else None
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The method's hyper-parameters as the file gives them."""
+        return self.model_extra or {}
 
 
-@dataclass(frozen=True)
-class DataSpec:
+class DataSpec(NamedTable):
     """Cases: the first ``limit`` that ``seed`` draws; the run's seed where none is given.
 
     ``options`` (``read`` in TOML) are those of ``errata.data.reader.read``: a format's own, ``strict``, ``conflicts``.
+    ``protocol`` is by whose rules these cases are asked; the plan's where none is given.
     """
 
-    name: str
-    limit: int | None = None
-    seed: int | None = None
-    format: str | None = None
-    options: tuple[tuple[str, str | bool], ...] = ()
+    title: ClassVar[str] = "data"
+
+    limit: Count | None = None
+    seed: Seed | None = None
+    format: Text | None = None
+    options: Options = Field(default=(), alias="read")
+    protocol: ProtocolName | None = None
 
     @property
     def label(self) -> str:
-        own = {"limit": self.limit, "seed": self.seed, "format": self.format}
-        rest = {key: value for key, value in own.items() if value is not None} | dict(self.options)
-        return f"{self.name} {_words(rest)}".strip()
+        """Which cases, as text. Without the protocol, which rows have a field for."""
+        given = {"limit": self.limit, "seed": self.seed, "format": self.format}
+        words = {key: value for key, value in given.items() if value is not None} | dict(self.options)
+        return f"{self.name} {_words(words)}".strip()
 
+
+class Stop(Table):
+    """Ends a sequence where the mean of a metric over a kind of probes of its first cases falls below a bound."""
+
+    title: ClassVar[str] = "stop"
+
+    kind: ProbeKind = "edit"
+    metric: Text = "accuracy"
+    first: Count = FIRST
+    below: Number = 0.8
+
+    @property
+    def label(self) -> str:
+        """The rule as text."""
+        measure = self.kind if self.metric == "accuracy" else f"{self.kind} ({self.metric})"
+        return f"until {measure} of the first {self.first} is below {self.below}"
+
+
+class Setting(Table, ABC):
+    """How the cases are edited: :class:`Single`, :class:`Batch` or :class:`Sequential`, which ``kind`` says.
+
+    ``cases`` takes the first of the data's. ``untouched`` further cases of the data are never edited, and their own
+    questions are asked with the true answer.
+    """
+
+    title: ClassVar[str] = "a setting"
+
+    kind: Text
+    cases: Count | None = None
+    untouched: Count = 0
+
+    @model_validator(mode="wrap")
     @classmethod
-    def read(cls, value: Any) -> Self:
-        may = {"limit": _count, "seed": _seed, "format": _text, "read": _options}
-        found = _table("data", _named(value), {"name": _text}, may)
-        options = found.pop("read", ())
-        return cls(**found, options=options)
+    def _choose_class(cls, value: Any, handler: Callable[[Any], Self]) -> Any:
+        """The setting of the class that ``kind`` names; the kind alone may stand for a table."""
+        if cls is not Setting:
+            return handler(value)
+        table: Any = {"kind": value} if isinstance(value, str) else value
+        if not isinstance(table, dict):
+            raise PydanticCustomError("expected", "a kind of setting or a table of TOML")
+        kind = cast("dict[str, Any]", table).get("kind")
+        if kind is None:
+            raise BadInput(f"{cls.title} needs kind; found {', '.join(table) or 'nothing'}")
+        if not isinstance(kind, str) or kind not in SETTINGS:
+            raise unknown("kind of setting", str(kind), list(SETTINGS))
+        return SETTINGS[kind].model_validate(table)
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """The setting as text."""
+
+    @abstractmethod
+    def batches(self, cases: Sequence[Case], data: str) -> list[list[list[Case]]]:
+        """The folds, each a list of batches. Raises :class:`BadInput` where there are too few cases in ``data``."""
+
+    def _label(self, *words: str) -> str:
+        return ", ".join(filter(None, words))
+
+    @property
+    def _untouched(self) -> str:
+        return f"{self.untouched} untouched" if self.untouched else ""
+
+    def _check_count(self, cases: Sequence[Case], needed: int, data: str) -> None:
+        if len(cases) < needed:
+            raise BadInput(f"the setting {self.label!r} needs {needed} cases, and {data!r} gives {len(cases)}")
 
 
-@dataclass(frozen=True)
-class Stop:
-    """Ends a sequence where a kind's mean accuracy over its first cases falls below a bound."""
+class Single(Setting):
+    """Each case alone, from the unedited model."""
 
-    kind: str = "edit"
-    first: int = FIRST
-    below: float = 0.8
+    title: ClassVar[str] = "a single setting"
 
-    @classmethod
-    def read(cls, value: Any) -> Self:
-        found = _table("stop", value, {}, {"kind": _text, "first": _count, "below": _number})
-        if found.get("kind", "edit") not in METRICS:
-            raise unknown("kind of probe", found["kind"], list(METRICS))
-        return cls(**found)
+    @property
+    @override
+    def label(self) -> str:
+        return self._label(self.kind, self._untouched)
+
+    @override
+    def batches(self, cases: Sequence[Case], data: str) -> list[list[list[Case]]]:
+        return [[[case]] for case in cases]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How the cases are edited: each alone, in batches that begin anew, or in batches that follow each other.
+class Batch(Setting):
+    """Batches of ``size`` cases, each from the unedited model; cases that fill no batch are left out.
 
-    ``size`` cases make one step. A sequence is asked at its ``checkpoints`` (in cases): all earlier cases, or
-    ``recheck`` of them (the first, and a sample of the others drawn once). ``untouched`` further cases of the data are
-    never edited, and their own questions are asked with the true answer. ``cases`` takes the first of the data's.
     ``ability`` asks besides what the model can do (``errata.evaluation.ability``) and how far its weights have moved,
     on texts of its own, or on those of a file that it names.
     """
 
-    kind: Literal["single", "batch", "sequential"]
-    size: int = 1
-    checkpoints: tuple[int, ...] = ()
-    stop: Stop | None = None
-    recheck: int | None = None
-    untouched: int = 0
-    cases: int | None = None
-    ability: bool | str = False
+    title: ClassVar[str] = "a batch setting"
+
+    size: Count
+    ability: Ability = False
 
     @property
+    @override
     def label(self) -> str:
-        if self.kind == "single":
-            words = ["single"]
-        elif self.kind == "batch":
-            words = [f"batch of {self.size}"]
-        else:
-            words = [f"sequential by {self.size}"]
-        if self.checkpoints:
-            words.append(f"asked at {_span(self.checkpoints)}")
-        if self.recheck:
-            words.append(f"{self.recheck} rechecked")
-        if self.untouched:
-            words.append(f"{self.untouched} untouched")
-        if self.ability:
-            words.append("ability" if self.ability is True else f"ability on {self.ability}")
-        if self.stop:
-            words.append(f"until {self.stop.kind} of the first {self.stop.first} is below {self.stop.below}")
-        return ", ".join(words)
+        return self._label(f"batch of {self.size}", self._untouched, _ability_label(self.ability))
+
+    @override
+    def batches(self, cases: Sequence[Case], data: str) -> list[list[list[Case]]]:
+        self._check_count(cases, self.size, data)
+        starts = range(0, len(cases) - self.size + 1, self.size)
+        return [[list(cases[start : start + self.size])] for start in starts]
+
+
+class Sequential(Setting):
+    """Batches of ``batch`` cases, one upon the other, asked at ``checkpoints`` (in cases; the last at least).
+
+    All earlier cases are asked, or ``recheck`` of them: the first, and a sample of the others drawn once.
+    ``ability`` as in :class:`Batch`, at each checkpoint.
+    """
+
+    title: ClassVar[str] = "a sequential setting"
+
+    batch: Count
+    checkpoints: List[Count] = ()
+    stop: Stop | None = None
+    recheck: Count | None = None
+    ability: Ability = False
+
+    @model_validator(mode="after")
+    def _check_numbers(self) -> Self:
+        for point, after in pairwise((0, *self.checkpoints)):
+            if after <= point:
+                raise BadInput(f"checkpoints rise; found {after} behind {point}")
+        if self.recheck is not None and self.stop is not None and self.recheck < self.stop.first:
+            raise BadInput(
+                f"recheck ({self.recheck}) covers the first {self.stop.first} cases that stop looks at; raise it"
+            )
+        return self
 
     @property
-    def first(self) -> int:
-        """How many of the first cases are always asked."""
+    @override
+    def label(self) -> str:
+        return self._label(
+            f"sequential by {self.batch}",
+            f"asked at {_span(self.checkpoints)}" if self.checkpoints else "",
+            f"{self.recheck} rechecked" if self.recheck else "",
+            self._untouched,
+            _ability_label(self.ability),
+            self.stop.label if self.stop else "",
+        )
+
+    @property
+    def always_asked(self) -> int:
+        """How many of the first cases are asked at every checkpoint."""
         if self.stop:
             return self.stop.first
         return FIRST if self.recheck is None else min(FIRST, max(1, self.recheck // 2))
 
-    @classmethod
-    def read(cls, value: Any) -> Self:
-        table = _table("a setting", _named(value, "kind"), {"kind": _text}, loose=True)
-        both = {"untouched": _count, "cases": _count}
-        many = both | {"ability": _ability}
-        of = {
-            "single": ({}, both),
-            "batch": ({"size": _count}, many),
-            "sequential": ({"batch": _count}, many | {"checkpoints": _counts, "recheck": _count, "stop": Stop.read}),
-        }
-        kind = table["kind"]
-        if kind not in of:
-            raise unknown("kind of setting", kind, list(of))
-        needs, may = of[kind]
-        found = dict(_table(f"the setting {kind!r}", table, {"kind": _text} | needs, may))
-        if kind == "sequential":
-            found["size"] = found.pop("batch")
-        its = cls(**found)
-        for point, after in pairwise((0, *its.checkpoints)):
-            if after <= point:
-                raise BadInput(f"checkpoints rise; found {after} behind {point}")
-        if its.recheck is not None and its.stop is not None and its.recheck < its.stop.first:
-            raise BadInput(
-                f"recheck ({its.recheck}) covers the first {its.stop.first} cases that stop looks at; raise it"
-            )
-        return its
-
+    @override
     def batches(self, cases: Sequence[Case], data: str) -> list[list[list[Case]]]:
-        """The folds, each a list of batches. Raises :class:`BadInput` where there are too few cases."""
-        if self.kind == "single":
-            return [[[case]] for case in cases]
-        last = max(self.checkpoints, default=self.size)
-        if len(cases) < last:
-            raise BadInput(f"the setting {self.label!r} needs {last} cases, and {data!r} gives {len(cases)}")
-        if self.kind == "batch":
-            starts = range(0, len(cases) - self.size + 1, self.size)
-            return [[list(cases[start : start + self.size])] for start in starts]
+        last = max(self.checkpoints, default=self.batch)
+        self._check_count(cases, last, data)
         cases = cases[:last] if self.checkpoints else cases
-        if odd := [n for n in self.checkpoints if n % self.size and n != len(cases)]:
-            raise BadInput(f"checkpoints are multiples of the batch of {self.size}; found {odd[0]}")
-        return [[list(cases[start : start + self.size]) for start in range(0, len(cases), self.size)]]
+        if odd := [n for n in self.checkpoints if n % self.batch and n != len(cases)]:
+            raise BadInput(f"checkpoints are multiples of the batch of {self.batch}; found {odd[0]}")
+        return [[list(cases[start : start + self.batch]) for start in range(0, len(cases), self.batch)]]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is crossed with what."""
+SETTINGS: Mapping[str, type[Setting]] = {"single": Single, "batch": Batch, "sequential": Sequential}
 
-    models: tuple[str, ...]
-    methods: tuple[MethodSpec, ...]
-    data: tuple[DataSpec, ...]
-    settings: tuple[Setting, ...]
-    modes: tuple[Mode, ...] = ("generated",)
-    seeds: tuple[int, ...] = (0,)
+
+class Plan(Table):
+    """What is crossed with what, and by whose rules it is asked.
+
+    ``modes`` are each protocol's own where they are not given (of ``errata``: generated alone).
+    """
+
+    title: ClassVar[str] = "a bench file"
+
+    models: List[Text]
+    methods: List[MethodSpec]
+    data: List[DataSpec]
+    settings: List[Setting]
+    modes: List[ModeName] | None = None
+    seeds: List[Seed] = (0,)
+    protocol: ProtocolName = "errata"
 
     @classmethod
     def read(cls, path: str | Path, every: Sequence[str] = ()) -> Self:
@@ -212,109 +322,27 @@ class Plan:
             raise BadInput(f"{path}: {error}") from error
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], every: Sequence[str] = ()) -> Self:
-        """The plan of what a TOML file says."""
-        needs = {"models": _many(_text), "data": _many(DataSpec.read), "settings": _many(Setting.read)}
-        may = {"modes": _many(_mode), "seeds": _many(_seed)}
-        methods = {"methods": _many(MethodSpec.read)}
-        asked = record.get("methods")
-        if every and (asked == "all" or (isinstance(asked, list) and "all" in asked)):
-            more = [one for one in asked if one != "all"] if isinstance(asked, list) else []
-            record = {**record, "methods": [*every, *more]}
-        return cls(**_table("a bench file", record, needs | methods, may))
+    @override
+    def of(cls, value: Any, every: Sequence[str] = ()) -> Self:
+        """The plan of what a TOML file holds."""
+        methods = value.get("methods") if isinstance(value, dict) else None
+        if every and (methods == "all" or (isinstance(methods, list) and "all" in methods)):
+            more = [spec for spec in methods if spec != "all"] if isinstance(methods, list) else []
+            value = {**value, "methods": [*every, *more]}
+        return super().of(value)
 
 
-# Reading -----------------------------------------------------------------------------------------
-
-Reader = Callable[[Any], Any]
-
-
-def _table(
-    what: str, value: Any, needs: Mapping[str, Reader], may: Mapping[str, Reader] | None = None, loose: bool = False
-) -> dict[str, Any]:
-    """A table's entries as their readers give them; what is ``loose`` may have others."""
-    if not isinstance(value, dict):
-        raise BadInput(f"{what} is a table of TOML, found {value!r}")
-    found, known = cast("dict[str, Any]", value), {**needs, **(may or {})}
-    if not loose and (extra := [key for key in found if key not in known]):
-        raise unknown(f"key of {what}", extra[0], list(known))
-    if missing := [key for key in needs if key not in found]:
-        raise BadInput(f"{what} needs {' and '.join(missing)}; found {', '.join(found) or 'nothing'}")
-    read: dict[str, Any] = {}
-    for key, its in found.items():
-        try:
-            read[key] = known[key](its) if key in known else its
-        except _Wrong as error:
-            raise BadInput(f"{key} of {what} is {error}, found {its!r}") from error
-    return read
-
-
-def _named(value: Any, key: str = "name") -> Any:
-    """A text stands for a table with that name alone."""
-    return {key: value} if isinstance(value, str) else value
-
-
-class _Wrong(Exception):
-    """Says what was expected."""
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise _Wrong("a text")
-    return value
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise _Wrong("a whole number from 1")
-    return value
-
-
-def _seed(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise _Wrong("a whole number from 0")
-    return value
-
-
-def _options(value: Any) -> tuple[tuple[str, str | bool], ...]:
-    if not isinstance(value, dict) or not all(isinstance(its, str | bool) for its in value.values()):
-        raise _Wrong("a table of texts, true and false")
-    return tuple(cast("dict[str, str | bool]", value).items())
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise _Wrong("a number")
-    return float(value)
-
-
-def _ability(value: Any) -> bool | str:
-    if isinstance(value, bool) or (isinstance(value, str) and value):
-        return value
-    raise _Wrong("true, false, or a file with a text on each line")
-
-
-def _mode(value: Any) -> str:
-    if value not in MODES:
-        raise unknown("mode", str(value), list(MODES))
-    return value
-
-
-def _many(reader: Reader) -> Reader:
-    def read(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list) or not value:
-            raise _Wrong("a list")
-        return tuple(reader(its) for its in cast("list[Any]", value))
-
-    return read
-
-
-def _counts(value: Any) -> tuple[int, ...]:
-    return _many(_count)(value)
+# Labels ------------------------------------------------------------------------------------------
 
 
 def _words(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _ability_label(ability: bool | str) -> str:
+    if not ability:
+        return ""
+    return "ability" if ability is True else f"ability on {ability}"
 
 
 def _span(numbers: Sequence[int]) -> str:

@@ -1,10 +1,10 @@
-"""Runs methods on data in settings and writes rows; interrupted, the same call goes on where it stopped.
+"""Runs methods on data in settings and writes rows; interrupted, the same call resumes where it stopped.
 
     plan = Plan.read("run.toml", every=list(errata.methods()))
     run(plan, "rows.jsonl", load=errata.load, method=errata.method, cases=errata.cases)
 
 Everything measured is one fold, ``patch = method.edit(lm, batch, state, patch)``: a single edit and a batch are one
-step of it. Rows of a unit (one fold) are appended together and end with its cost; what a broken-off run left
+step of it. Rows of a unit (one fold) are appended together and end with its cost; what an interrupted run left
 half-written is dropped and done again. Knows no method by name.
 """
 
@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
-from errata.bench.cost import Peak
+from errata.bench.cost import PeakMemory
 from errata.bench.plan import Plan
-from errata.bench.store import Progress, ProgressFolder, RowFile
-from errata.bench.units import END, Editor, Unit, units_of
+from errata.bench.store import RowFile, UnitCheckpoint, UnitProgress
+from errata.bench.units import LAST_METRIC, Editor, Unit, units_of
 from errata.errors import ErrataError
 from errata.evaluation.ability import Checkup, ability_of
 from errata.evaluation.baseline import Baseline, baseline
@@ -30,7 +30,7 @@ from errata.types import Case, Row
 log = logging.getLogger(__name__)
 
 
-Watch = Callable[[int, int, str], None]  # cases done, cases in all, what is being done
+OnProgress = Callable[[int, int, str], None]  # cases done, cases in all, what is being done
 
 
 def run(
@@ -40,58 +40,62 @@ def run(
     load: Callable[[str], HFLM],
     method: Callable[..., Any],
     cases: Callable[..., list[Case]],
-    watch: Watch = lambda done, total, text: None,
+    on_progress: OnProgress = lambda done, total, text: None,
     retry: bool = False,
 ) -> int:
-    """Measures what is not yet in ``output``, unit by unit, and says how many units that were.
+    """Measures what is not yet in ``output``, unit by unit; returns the number of these units.
 
-    An error of Errata's own becomes a row with ``error``, and the run goes on; ``retry`` does such units again.
+    An error of Errata's own becomes a row with ``error``, and the run continues; ``retry`` does such units again.
     Raises :class:`BadInput` for a plan that cannot be carried out, before anything is done.
     """
-    output = Path(output)
     units = units_of(plan, method, cases)
-    done = RowFile(output).tidied(units, retry)
-    left = [unit for unit in units if unit.key not in done]
-    bar = _Bar(watch, sum(len(unit.cases) for unit in left))
+    file = RowFile(Path(output))
+    finished = file.finished(units, retry)
+    left = [unit for unit in units if unit.key not in finished]
+    reporter = _Reporter(on_progress, sum(len(unit.cases) for unit in left))
     for model in plan.models:
-        its = [unit for unit in left if unit.labels["model"] == model]
-        if its:
-            _run_model(load(model), its, RowFile(output), bar)
+        of_model = [unit for unit in left if unit.labels["model"] == model]
+        if of_model:
+            _run_model(load(model), of_model, file, reporter)
     return len(left)
 
 
-def _run_model(lm: HFLM, units: Sequence[Unit], rows: RowFile, bar: "_Bar") -> None:
-    before: dict[Any, Baseline] = {}
-    checks: dict[Any, Checkup] = {}
-    made, prepared = None, _Prepared(lm)
+def _run_model(lm: HFLM, units: Sequence[Unit], file: RowFile, reporter: "_Reporter") -> None:
+    """Measures the units of one model. What the unedited model answers is asked once for units that ask the same."""
+    baselines: dict[Any, Baseline] = {}
+    checkups: dict[Any, Checkup] = {}
+    method, prepared = None, _Prepared(lm)
     for unit in units:
-        of = (unit.labels["data"], unit.labels["seed"])
-        if of not in before:
-            bar.say(f"asking {lm.name} before the edits")
-            same = [its for its in units if (its.labels["data"], its.labels["seed"]) == of]
-            asked = {id(case): case for its in same for case in (*its.ever_asked(), *its.untouched)}
-            before[of] = baseline(lm, list(asked.values()), unit.modes)
-        if (ability := unit.setting.ability) and ability not in checks:
-            bar.say(f"asking {lm.name} what it can do")
-            texts = None if ability is True else ability
-            checks[ability] = Checkup(lm, ability_of(lm, texts), unit.modes)
-        if unit.method is not made:
-            made, prepared = unit.method, _Prepared(lm)  # one state is held at a time
-        saved = rows.progress(unit)
-        measured = _Fold(unit, lm, prepared, before[of], checks.get(ability), saved, bar).rows()
-        rows.append(measured)
-        saved.forget()
+        if unit.questions_key not in baselines:
+            reporter.report(f"asking {lm.name} before the edits")
+            same = [other for other in units if other.questions_key == unit.questions_key]
+            asked = {id(case): case for other in same for case in (*other.ever_asked(), *other.untouched)}
+            baselines[unit.questions_key] = baseline(lm, list(asked.values()), unit.modes, protocol=unit.protocol)
+        if unit.ability and (unit.ability, unit.modes) not in checkups:
+            reporter.report(f"asking {lm.name} what it can do")
+            texts = None if unit.ability is True else unit.ability
+            checkups[unit.ability, unit.modes] = Checkup(lm, ability_of(lm, texts), unit.modes)
+        if unit.method is not method:
+            method, prepared = unit.method, _Prepared(lm)  # one state is held at a time
+        checkpoint, checkup = file.checkpoint(unit), checkups.get((unit.ability, unit.modes))
+        rows = _Fold(unit, lm, prepared, baselines[unit.questions_key], checkup, checkpoint, reporter).rows()
+        file.append(rows)
+        checkpoint.remove()
 
 
 class _Prepared:
-    """A method's state for a model, computed once; what went wrong is raised each time."""
+    """A method's state for a model, computed once; an error of that is raised each time."""
 
     def __init__(self, lm: HFLM) -> None:
-        self.lm, self.state, self.error, self.asked = lm, cast(Any, None), cast(ErrataError | None, None), False
+        self.lm = lm
+        self.state: Any = None
+        self.error: ErrataError | None = None
+        self.tried = False
 
-    def of(self, method: Editor) -> Any:
-        if not self.asked:
-            self.asked = True
+    def state_of(self, method: Editor) -> Any:
+        """What ``method.prepare`` returned."""
+        if not self.tried:
+            self.tried = True
             try:
                 self.state = method.prepare(self.lm)
             except ErrataError as error:
@@ -109,84 +113,88 @@ class _Fold:
     lm: HFLM
     prepared: _Prepared
     before: Baseline
-    check: Checkup | None
-    saved: ProgressFolder
-    bar: "_Bar"
-    trying: int = 0  # edits in force, or being made
+    checkup: Checkup | None
+    checkpoint: UnitCheckpoint
+    reporter: "_Reporter"
+    edits: int = 0  # in force, or being made
 
     def rows(self) -> list[Row]:
         """Those of the whole unit: measured, or up to the error that ended it; costs last."""
-        unit, at = self.unit, self.saved.load(self.lm)
-        self.bar.done += sum(map(len, unit.batches[: at.steps]))
-        went_wrong = None
+        unit, progress = self.unit, self.checkpoint.load(self.lm)
+        self.reporter.done += sum(map(len, unit.batches[: progress.steps]))
+        error = None
         try:
-            self._go_on(at)
-        except ErrataError as error:
-            went_wrong = f"{type(error).__name__}: {error}"
-            log.warning("%s %s: %s", unit.labels["method"], unit.name, went_wrong)
-            its: Any = {**unit.labels, "case": unit.name, "kind": "edit", "metric": "accuracy", "error": went_wrong}
-            at.rows += [Row(**its, mode=mode, after_edits=self.trying) for mode in unit.modes]
-        n = _edits_in(unit.batches[: at.steps])
-        self.bar.done += sum(map(len, unit.batches[at.steps :]))
-        if unit.setting.stop:
-            at.rows += unit.cost(n, {"edits_endured": at.endured}, went_wrong)
-        return at.rows + unit.cost(n, {END: at.peak}, went_wrong)
+            self._continue(progress)
+        except ErrataError as wrong:
+            error = f"{type(wrong).__name__}: {wrong}"
+            log.warning("%s %s: %s", unit.labels["method"], unit.name, error)
+            progress.rows += unit.rows(kind="edit", metric="accuracy", error=error, after_edits=self.edits)
+        n = _edits_in(unit.batches[: progress.steps])
+        self.reporter.done += sum(map(len, unit.batches[progress.steps :]))
+        if unit.stops:
+            progress.rows += unit.cost_rows(n, {"edits_endured": progress.endured}, error)
+        return progress.rows + unit.cost_rows(n, {LAST_METRIC: progress.peak}, error)
 
-    def _go_on(self, at: Progress) -> None:
+    def _continue(self, progress: UnitProgress) -> None:
+        """Makes the steps that are left, and keeps what is reached at each checkpoint."""
         unit = self.unit
-        self._say("preparing")
-        state = self.prepared.of(unit.method)
-        for batch in unit.batches[at.steps :]:
-            self._say("editing")
-            self.trying = _edits_in(unit.batches[: at.steps + 1])
-            at.patch = self._edited(batch, state, at)
-            at.steps += 1
-            self.bar.done += len(batch)
-            cases = sum(map(len, unit.batches[: at.steps]))
+        self._report("preparing")
+        state = self.prepared.state_of(unit.method)
+        for batch in unit.batches[progress.steps :]:
+            self._report("editing")
+            self.edits = _edits_in(unit.batches[: progress.steps + 1])
+            progress.patch = self._edit(batch, state, progress)
+            progress.steps += 1
+            self.reporter.done += len(batch)
+            cases = sum(map(len, unit.batches[: progress.steps]))
             if cases not in unit.checkpoints:
                 continue
-            self._say("asking")
-            found = self._asked(at, cases)
-            at.rows += found
-            if not unit.holds(cases, found):
+            self._report("asking")
+            measured = self._ask(progress, cases)
+            progress.rows += measured
+            if not unit.goes_on(cases, measured):
                 break
-            at.endured = self.trying
-            if at.steps < len(unit.batches):
-                self.saved.save(at)
+            progress.endured = self.edits
+            if progress.steps < len(unit.batches):
+                self.checkpoint.save(progress)
 
-    def _edited(self, batch: Sequence[Case], state: Any, at: Progress) -> Patch:
-        """One step, with what it cost."""
-        unit, then = self.unit, self.unit.spec.step()
-        memory, began = Peak(self.lm), time.perf_counter()
-        patch = unit.method.edit(self.lm, [edit for case in batch for edit in case.edits], state, at.patch)
-        if then and unit.spec.at == "step":
-            patch = then(patch, self.lm, at.patch)
-        at.seconds += time.perf_counter() - began
-        at.peak = max((its for its in (at.peak, memory.mib()) if its is not None), default=None)
+    def _edit(self, batch: Sequence[Case], state: Any, progress: UnitProgress) -> Patch:
+        """The patch after one more step, whose time and memory are noted."""
+        memory, began = PeakMemory(self.lm), time.perf_counter()
+        edits = [edit for case in batch for edit in case.edits]
+        patch = self.unit.method.edit(self.lm, edits, state, progress.patch)
+        patch = self._transform("step", patch, progress.patch)
+        progress.seconds += time.perf_counter() - began
+        progress.peak = max((mib for mib in (progress.peak, memory.mib()) if mib is not None), default=None)
         return patch
 
-    def _asked(self, at: Progress, cases: int) -> list[Row]:
-        unit, patch, then = self.unit, at.patch, self.unit.spec.step()
-        if then and unit.spec.at == "end":
-            patch = then(patch, self.lm, EMPTY)
-        n = self.trying
+    def _transform(self, at: Literal["step", "end"], patch: Patch, prior: Patch) -> Patch:
+        """The patch as the plan's transform leaves it, if it has one there."""
+        spec = self.unit.spec.transform
+        return patch if spec is None or spec.at != at else spec.make()(patch, self.lm, prior)
+
+    def _ask(self, progress: UnitProgress, cases: int) -> list[Row]:
+        """The rows of a checkpoint, after so many cases."""
+        unit, n = self.unit, self.edits
+        patch = self._transform("end", progress.patch, EMPTY)
         with patch.applied(self.lm) as edited:
-            asked = [*unit.asked(cases), *unit.untouched]
+            asked = [*unit.asked_after(cases), *unit.untouched]
             rows = evaluate(self.before, edited, asked, after_edits=n, **unit.labels)
-            able = [] if self.check is None else self.check.rows(edited, after_edits=n, **unit.labels)
-        if self.check is not None:
-            able += self.check.drift(patch, after_edits=n, **unit.labels)
+            ability = [] if self.checkup is None else self.checkup.rows(edited, after_edits=n, **unit.labels)
+        if self.checkup is not None:
+            ability += self.checkup.drift(patch, after_edits=n, **unit.labels)
         untouched = {case.id for case in unit.untouched}
         rows = [row for row in rows if row.kind != "edit" or row.case not in untouched]
         figures = {
-            "seconds_per_edit": round(at.seconds / n, 4),
+            "seconds_per_edit": round(progress.seconds / n, 4),
             "kilobytes_per_edit": round(patch.nbytes / 1000 / n, 3),
         }
-        return rows + able + unit.cost(n, figures)
+        return rows + ability + unit.cost_rows(n, figures)
 
-    def _say(self, doing: str) -> None:
-        its = self.unit.labels
-        self.bar.say(" ".join(filter(None, (doing, its["method"], its["settings"], "·", its["setting"]))))
+    def _report(self, activity: str) -> None:
+        labels = self.unit.labels
+        words = (activity, labels["method"], labels["settings"], "·", labels["setting"])
+        self.reporter.report(" ".join(filter(None, words)))
 
 
 def _edits_in(batches: Iterable[Sequence[Case]]) -> int:
@@ -194,10 +202,12 @@ def _edits_in(batches: Iterable[Sequence[Case]]) -> int:
 
 
 @dataclass
-class _Bar:
-    watch: Watch
+class _Reporter:
+    """Tells how many of the run's cases are done."""
+
+    on_progress: OnProgress
     total: int
     done: int = 0
 
-    def say(self, text: str) -> None:
-        self.watch(self.done, self.total, text)
+    def report(self, text: str) -> None:
+        self.on_progress(self.done, self.total, text)

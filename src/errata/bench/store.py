@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errata.bench.units import COST, END, Unit
+from errata.bench.units import COST, LAST_METRIC, Unit
 from errata.errors import BadInput, ErrataError
 from errata.files import write_text
 from errata.model.hf import HFLM
@@ -22,8 +22,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
-    """How far a fold has come."""
+class UnitProgress:
+    """How far the fold of a unit has come.
+
+    ``steps`` batches are edited, ``patch`` is the result and ``rows`` were measured so far. ``seconds`` is the time
+    that editing took, ``peak`` its highest memory in MiB. ``endured`` is the number of edits at the last checkpoint
+    that the stop rule let pass.
+    """
 
     steps: int = 0
     patch: Patch = field(default_factory=lambda: EMPTY)
@@ -35,25 +40,29 @@ class Progress:
 
 @dataclass(frozen=True)
 class RowFile:
-    """The file of rows, and a folder beside it with the patches of sequences that are under way."""
+    """The file of rows: JSON lines, to which a unit's rows are appended together. Beside it lies a folder ``.parts``
+    with the checkpoints of units that are under way."""
 
     path: Path
 
     def append(self, rows: Sequence[Row]) -> None:
+        """Writes a unit's rows behind the others, on the disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(to_jsonl(rows, compact=True))
             file.flush()
             os.fsync(file.fileno())
 
-    def progress(self, unit: Unit) -> "ProgressFolder":
+    def checkpoint(self, unit: Unit) -> "UnitCheckpoint":
+        """The folder in which the unit's progress is kept."""
         name = hashlib.sha256(repr((unit.key, unit.modes)).encode()).hexdigest()[:16]
-        return ProgressFolder(Path(f"{self.path}.parts") / name, unit)
+        return UnitCheckpoint(Path(f"{self.path}.parts") / name, unit)
 
-    def tidied(self, units: Sequence[Unit], retry: bool) -> set[tuple[Any, ...]]:
-        """The keys of units that are done. What is left of others is taken out of the file.
+    def finished(self, units: Sequence[Unit], retry: bool) -> set[tuple[Any, ...]]:
+        """The keys of those units whose rows the file holds whole; other rows of these units are taken out of it.
 
-        Units of another plan stay in it. Raises :class:`BadInput` where the file holds anything else.
+        With ``retry`` a unit that ended with an error is not finished. Rows of units of another plan stay in the file.
+        Raises :class:`BadInput` where the file holds anything else.
         """
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         whole, _, torn = text.rpartition("\n")
@@ -64,19 +73,14 @@ class RowFile:
             *blocks, rest = _blocks(from_jsonl(whole))
         except BadInput as error:
             raise BadInput(f"{self.path}: {error}; or name another file") from error
-        mine = {unit.key[:-1] for unit in units}
-        if strange := [row for row in rest if _key(row)[:-1] not in mine]:
-            raise BadInput(
-                f"the last {len(rest)} rows of {self.path} are of a unit that was broken off or of another command "
-                f"({', '.join(str(its) for its in _key(strange[0])[:-1] if its != '')}), and this plan has none such; "
-                "remove them or name another file"
-            )
+        self._check_rest(rest, units)
         modes = {unit.key: set(unit.modes) for unit in units}
-        kept, done = [], set[tuple[Any, ...]]()
+        kept: list[list[Row]] = []
+        done = set[tuple[Any, ...]]()
         for block in blocks:
             key, last = _key(block[-1]), block[-1]
-            asked = {row.mode for row in block if (row.kind, row.metric) == (COST, END)}
-            if key in modes and (not modes[key] <= asked or (retry and last.error is not None)):
+            measured = {row.mode for row in block if _ends_unit(row)}
+            if key in modes and (not modes[key] <= measured or (retry and last.error is not None)):
                 continue
             kept.append(block)
             done |= {key} & modes.keys()
@@ -84,60 +88,80 @@ class RowFile:
             write_text(self.path, to_jsonl((row for block in kept for row in block), compact=True))
         for unit in units:
             if unit.key in done:
-                self.progress(unit).forget()
+                self.checkpoint(unit).remove()
         return done
+
+    def _check_rest(self, rows: Sequence[Row], units: Iterable[Unit]) -> None:
+        """Raises :class:`BadInput` where rows without an end are of no unit of this plan."""
+        labels = {tuple(unit.labels.values()) for unit in units}
+        if strange := [row for row in rows if _labels(row) not in labels]:
+            raise BadInput(
+                f"the last {len(rows)} rows of {self.path} are of a unit that was broken off or of another command "
+                f"({', '.join(str(label) for label in _labels(strange[0]) if label != '')}), and this plan has none "
+                "such; remove them or name another file"
+            )
+
+
+def _labels(row: Row) -> tuple[Any, ...]:
+    return (row.model, row.method, row.settings, row.data, row.seed, row.setting)
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    return (row.model, row.method, row.settings, row.data, row.seed, row.setting, row.case)
+    """The key of the unit that a cost row is of."""
+    return (*_labels(row), row.protocol, row.case)
+
+
+def _ends_unit(row: Row) -> bool:
+    return (row.kind, row.metric) == (COST, LAST_METRIC)
 
 
 def _blocks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """The rows of each unit, which ends with the last of its costs; last the rows that are left without an end."""
     block: list[Row] = []
     for row in rows:
-        ends = (row.kind, row.metric) == (COST, END)
-        if block and (block[-1].kind, block[-1].metric) == (COST, END) and not (ends and _key(row) == _key(block[-1])):
+        if block and _ends_unit(block[-1]) and not (_ends_unit(row) and _key(row) == _key(block[-1])):
             yield block
             block = []
         block.append(row)
-    ended = bool(block) and (block[-1].kind, block[-1].metric) == (COST, END)
+    ended = bool(block) and _ends_unit(block[-1])
     if ended:
         yield block
     yield [] if ended else block
 
 
 @dataclass(frozen=True)
-class ProgressFolder:
+class UnitCheckpoint:
     """A folder with the patch of a sequence at its last checkpoint, and the rows up to there."""
 
     folder: Path
     unit: Unit
 
-    def load(self, lm: HFLM) -> Progress:
+    def load(self, lm: HFLM) -> UnitProgress:
         """Where the fold stopped; its beginning where nothing usable was kept."""
         file = self.folder / "progress.json"
         if not file.is_file():
-            return Progress()
+            return UnitProgress()
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             patch = Patch.load(self.folder / record.pop("patch"))
             patch.check(lm)
-            return Progress(patch=patch, rows=[Row(**row) for row in record.pop("rows")], **record)
+            return UnitProgress(patch=patch, rows=[Row(**row) for row in record.pop("rows")], **record)
         except (ErrataError, OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be gone on from (%s); its sequence begins anew", self.folder, error)
-            return Progress()
+            log.warning("%s cannot be resumed (%s); its sequence begins anew", self.folder, error)
+            return UnitProgress()
 
-    def save(self, at: Progress) -> None:
+    def save(self, progress: UnitProgress) -> None:
+        """Takes the place of what was kept before."""
         old = set(self.folder.glob("*.safetensors"))
-        patch = at.patch.save(self.folder / f"{at.steps}.safetensors")
-        numbers = {"steps": at.steps, "seconds": at.seconds, "peak": at.peak, "endured": at.endured}
-        record = {"patch": patch.name, "rows": [asdict(row) for row in at.rows], **numbers}
+        patch = progress.patch.save(self.folder / f"{progress.steps}.safetensors")
+        numbers = {name: getattr(progress, name) for name in ("steps", "seconds", "peak", "endured")}
+        record = {"patch": patch.name, "rows": [asdict(row) for row in progress.rows], **numbers}
         write_text(self.folder / "progress.json", json.dumps(record, ensure_ascii=False))
         for file in old - {patch}:
             file.unlink(missing_ok=True)
 
-    def forget(self) -> None:
+    def remove(self) -> None:
+        """Deletes the folder, and the one above it when it is empty."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
             self.folder.parent.rmdir()

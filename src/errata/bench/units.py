@@ -1,4 +1,4 @@
-"""What a plan comes to: units, each one fold of edits with its batches, checkpoints and costs."""
+"""The units of a plan: each one fold of edits with its batches, checkpoints and labels."""
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,130 +8,208 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
-from errata.bench.plan import DataSpec, MethodSpec, Plan, Setting
+from errata.bench.plan import Batch, DataSpec, MethodSpec, Plan, Sequential, Setting, Single, Stop
 from errata.errors import BadInput
+from errata.evaluation import protocols
+from errata.evaluation.baseline import modes_of
 from errata.evaluation.metrics import mean_over_cases
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Edit, Mode, Probe, Row
 
-COST, END = "cost", "peak_mib"  # the kind of rows that end a unit, and the metric of the very last
+COST = "cost"  # the kind of rows that end a unit
+LAST_METRIC = "peak_mib"  # the metric of the very last of them
 
 
 class Editor(Protocol):
     """What is measured: a method."""
 
     @property
-    def name(self) -> Any: ...
-    def prepare(self, lm: HFLM, data: Any = None) -> Any: ...
-    def edit(self, lm: HFLM, edits: Sequence[Edit], state: Any = None, prior: Patch = EMPTY) -> Patch: ...
+    def name(self) -> Any:
+        """The method's registered name."""
+        ...
+
+    def prepare(self, lm: HFLM, data: Any = None) -> Any:
+        """As :meth:`errata.methods.base.Method.prepare`."""
+        ...
+
+    def edit(self, lm: HFLM, edits: Sequence[Edit], state: Any = None, prior: Patch = EMPTY) -> Patch:
+        """As :meth:`errata.methods.base.Method.edit`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """One fold: its batches, what its rows are labelled with, and how it is asked."""
+    """One fold of edits: the smallest part of a plan that is measured, written and resumed as a whole.
+
+    ``labels`` go into its rows, ``name`` says which of the cases it edits (``case`` of its cost rows). ``untouched``
+    are cases that are asked and never edited.
+    """
 
     labels: Mapping[str, Any]
-    name: str  # which of the cases, as the cost rows say in ``case``
+    name: str
     batches: Sequence[Sequence[Case]]
     untouched: Sequence[Case]
     setting: Setting
     spec: MethodSpec
     method: Editor
+    protocol: protocols.Protocol
     modes: tuple[Mode, ...]
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return (*self.labels.values(), self.name)
+        """What no other unit of a plan has."""
+        return (*self.labels.values(), self.protocol.name, self.name)
+
+    @property
+    def questions_key(self) -> tuple[Any, ...]:
+        """Units of one model that have this in common share the unedited model's replies."""
+        return (self.labels["data"], self.labels["seed"], self.protocol.name)
 
     @cached_property
     def cases(self) -> list[Case]:
         """All that are edited, in order."""
         return [case for batch in self.batches for case in batch]
 
+    @property
+    def ability(self) -> bool | str:
+        """Whether the model's ability is asked for at the checkpoints; a text names a file to read."""
+        return self.setting.ability if isinstance(self.setting, Batch | Sequential) else False
+
+    @property
+    def _sequence(self) -> Sequential | None:
+        return self.setting if isinstance(self.setting, Sequential) else None
+
+    @property
+    def stops(self) -> bool:
+        """Whether the fold may end before its last batch."""
+        return self._sequence is not None and self._sequence.stop is not None
+
     @cached_property
     def checkpoints(self) -> set[int]:
         """Numbers of cases after which it is asked: the last at least."""
-        return {*self.setting.checkpoints, len(self.cases)}
+        return {*(self._sequence.checkpoints if self._sequence else ()), len(self.cases)}
 
-    def asked(self, n: int) -> list[Case]:
-        """Those of the first ``n`` cases that are asked; a sample grows with ``n`` and keeps whom it had."""
-        limit, first = self.setting.recheck, self.setting.first
-        if limit is None or n <= limit:
+    def asked_after(self, n: int) -> list[Case]:
+        """Those of the first ``n`` cases that are asked then. A sample grows with ``n`` and keeps its earlier cases."""
+        sequence = self._sequence
+        if sequence is None or sequence.recheck is None or n <= sequence.recheck:
             return self.cases[:n]
+        first = sequence.always_asked
         rng = random.Random(f"recheck {self.labels['seed']}")
         rank = [rng.random() for _ in self.cases]
-        sampled = sorted(sorted(range(first, n), key=rank.__getitem__)[: limit - first])
+        sampled = sorted(sorted(range(first, n), key=rank.__getitem__)[: sequence.recheck - first])
         return [self.cases[i] for i in (*range(first), *sampled)]
 
     def ever_asked(self) -> list[Case]:
         """Those that are asked at any checkpoint, in the order of the edits."""
-        found = {id(case) for n in self.checkpoints for case in self.asked(n)}
-        return [case for case in self.cases if id(case) in found]
+        asked = {id(case) for n in self.checkpoints for case in self.asked_after(n)}
+        return [case for case in self.cases if id(case) in asked]
 
-    def holds(self, n: int, rows: Iterable[Row]) -> bool:
-        """Whether the sequence goes on after a checkpoint's rows."""
-        stop = self.setting.stop
+    def goes_on(self, n: int, rows: Iterable[Row]) -> bool:
+        """Whether the sequence continues after the rows of the checkpoint at ``n`` cases."""
+        stop = self._sequence.stop if self._sequence else None
         if stop is None:
             return True
         first = {case.id for case in self.cases[: min(stop.first, n)]}
-        found = mean_over_cases(
+        measure = (stop.kind, stop.metric, _stop_mode(stop, self.protocol, self.modes))
+        mean = mean_over_cases(
             (row.case, row.after)
             for row in rows
-            if row.case in first and (row.kind, row.metric, row.mode) == (stop.kind, "accuracy", self.modes[0])
-            if row.after is not None
+            if row.case in first and (row.kind, row.metric, row.mode) == measure and row.after is not None
         )
-        return found is None or found.mean >= stop.below
+        return mean is None or mean.mean >= stop.below
 
-    def cost(self, n: int, figures: Mapping[str, float | None], error: str | None = None) -> list[Row]:
-        """Rows of cost after ``n`` edits, in each mode, so that each mode's table has them."""
-        its: Any = {**self.labels, "case": self.name, "kind": COST, "after_edits": n, "error": error}
-        return [
-            Row(**its, metric=name, mode=mode, after=value) for name, value in figures.items() for mode in self.modes
-        ]
+    def rows(self, **fields: Any) -> list[Row]:
+        """A row with the unit's labels and these fields for each mode, so that each mode's table has it."""
+        shared: Any = {**self.labels, "case": self.name, "protocol": self.protocol.name, **fields}
+        return [Row(**shared, mode=mode) for mode in self.modes]
+
+    def cost_rows(self, n: int, figures: Mapping[str, float | None], error: str | None = None) -> list[Row]:
+        """Rows of kind ``cost`` after ``n`` edits: metric -> value."""
+        costs = [self.rows(kind=COST, metric=k, after=v, after_edits=n, error=error) for k, v in figures.items()]
+        return [row for rows in costs for row in rows]
 
 
 def units_of(plan: Plan, method: Callable[..., Any], cases: Callable[..., list[Case]]) -> list[Unit]:
-    """Every fold of the plan. All methods are made and all cases read: what is wrong is found before the work."""
-    drawn: dict[Any, list[Case]] = {}
+    """Every fold of the plan.
 
-    def draw(data: DataSpec, seed: int, untouched: int) -> list[Case]:
-        chosen = seed if data.seed is None else data.seed
-        limit = None if data.limit is None else data.limit + untouched
-        key = (data, chosen, limit)
-        if key not in drawn:
-            drawn[key] = cases(data.name, limit=limit, seed=chosen, format=data.format, **dict(data.options))
-        return drawn[key]
-
+    All methods are made and all cases read, so that :class:`BadInput` is raised before the work begins.
+    """
+    drawn = _Cases(cases)
     units: list[Unit] = []
     for model, spec, seed in product(plan.models, plan.methods, plan.seeds):
         made = method(spec.name, **{"seed": seed, **spec.settings})
-        spec.step()
+        if spec.transform:
+            spec.transform.make()
         for data, setting in product(plan.data, plan.settings):
-            if isinstance(setting.ability, str) and not Path(setting.ability).is_file():
-                raise BadInput(f"there is no file {setting.ability}; ability names one with a text on each line")
-            found = draw(data, seed, setting.untouched)
-            count = len(found) - setting.untouched
-            if count < 1:
-                raise BadInput(f"{data.label!r} gives {len(found)} cases, and {setting.untouched} shall stay untouched")
-            untouched = [_as_unrelated(case) for case in found[count:]] if setting.untouched else []
-            if setting.cases is not None and setting.cases > count:
-                raise BadInput(f"{setting.cases} cases were asked for; {data.label!r} gives {count}")
+            protocol = protocols.protocol(data.protocol or plan.protocol)
+            modes = modes_of(protocol, plan.modes)
+            _check(setting, protocol, modes)
+            edited, untouched = drawn.split(data, setting, seed)
             labels = {
                 "model": model, "method": spec.name, "settings": spec.label,
                 "data": data.label, "seed": seed, "setting": setting.label,
             }  # fmt: skip
-            for number, batches in enumerate(setting.batches(found[: setting.cases or count], data.label)):
-                name = batches[0][0].id if setting.kind == "single" else f"{setting.kind} {number + 1}"
-                units.append(Unit(labels, name, batches, untouched, setting, spec, made, plan.modes))
+            for number, batches in enumerate(setting.batches(edited, data.label), start=1):
+                name = batches[0][0].id if isinstance(setting, Single) else f"{setting.kind} {number}"
+                units.append(Unit(labels, name, batches, untouched, setting, spec, made, protocol, modes))
     keys = [unit.key for unit in units]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadInput(f"this would be measured twice: {', '.join(str(its) for its in twice if its != '')}")
+        raise BadInput(f"this would be measured twice: {', '.join(str(part) for part in twice if part != '')}")
     return units
 
 
+class _Cases:
+    """The cases of a plan's data, each read once."""
+
+    def __init__(self, read: Callable[..., list[Case]]) -> None:
+        self.read, self.drawn = read, dict[Any, list[Case]]()
+
+    def split(self, data: DataSpec, setting: Setting, seed: int) -> tuple[list[Case], list[Case]]:
+        """(cases to edit, cases that stay untouched) of a setting. Raises :class:`BadInput` where there are too few."""
+        drawn = self._draw(data, seed if data.seed is None else data.seed, setting.untouched)
+        count = len(drawn) - setting.untouched
+        if count < 1:
+            raise BadInput(f"{data.label!r} gives {len(drawn)} cases, and {setting.untouched} shall stay untouched")
+        if setting.cases is not None and setting.cases > count:
+            raise BadInput(f"{setting.cases} cases were asked for; {data.label!r} gives {count}")
+        return drawn[: setting.cases or count], [_as_unrelated(case) for case in drawn[count:]]
+
+    def _draw(self, data: DataSpec, seed: int, more: int) -> list[Case]:
+        limit = None if data.limit is None else data.limit + more
+        key = (data.name, data.format, data.options, seed, limit)
+        if key not in self.drawn:
+            self.drawn[key] = self.read(data.name, limit=limit, seed=seed, format=data.format, **dict(data.options))
+        return self.drawn[key]
+
+
+def _check(setting: Setting, protocol: protocols.Protocol, modes: Sequence[Mode]) -> None:
+    """Raises :class:`BadInput` where a setting cannot be asked by the protocol, or names a file that is not there."""
+    texts = setting.ability if isinstance(setting, Batch | Sequential) else False
+    if isinstance(texts, str) and not Path(texts).is_file():
+        raise BadInput(f"there is no file {texts}; ability names one with a text on each line")
+    if setting.untouched and not any(protocol.scorers_of("unrelated", mode) for mode in modes):
+        raise BadInput(
+            f"untouched facts are asked as unrelated ones, which the protocol {protocol.name} does not ask; "
+            "leave untouched out"
+        )
+    stop = setting.stop if isinstance(setting, Sequential) else None
+    if stop and _stop_mode(stop, protocol, modes) is None:
+        metrics = dict.fromkeys(metric for mode in modes for metric in protocol.scorers_of(stop.kind, mode))
+        way_out = f"give it metric as {' or '.join(metrics)}" if metrics else "choose another kind of probe"
+        raise BadInput(
+            f"stop looks at {stop.metric} of {stop.kind}, which the protocol {protocol.name} does not ask; {way_out}"
+        )
+
+
+def _stop_mode(stop: Stop, protocol: protocols.Protocol, modes: Sequence[Mode]) -> Mode | None:
+    """The first mode in which the protocol asks what the stop rule looks at."""
+    return next((mode for mode in modes if stop.metric in protocol.scorers_of(stop.kind, mode)), None)
+
+
 def _as_unrelated(case: Case) -> Case:
-    """The questions of edits that are never made, to be answered as ever."""
+    """The questions of edits that are never made, with the true answers."""
     known = [(edit.prompt, (edit.target_true,) if edit.target_true else ()) for edit in case.edits]
     return Case(f"untouched {case.id}", case.edits, tuple(Probe("unrelated", prompt, true) for prompt, true in known))

@@ -1,4 +1,4 @@
-"""``errata bench`` and ``errata report``: many runs from one file, and what came of them."""
+"""``errata bench`` and ``errata report``: many runs from one file, and tables and curves of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from errata.files import write_text
 from errata.types import Row
 
 if TYPE_CHECKING:
-    from errata.bench.run import Watch
+    from errata.bench.run import OnProgress
     from errata.model.hf import HFLM
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -29,24 +29,24 @@ def bench(
     retry: bool = False,
     quiet: bool = True,
 ) -> int:
-    """Measures what a TOML file crosses and ``output`` does not hold yet; how many units that were."""
+    """Measures what a TOML file crosses and ``output`` does not hold yet; returns the number of units measured."""
     import errata
     from errata.bench.plan import Plan
     from errata.bench.run import run
-    from errata.methods.registry import METHODS
 
-    chosen = Plan.read(plan, every=list(METHODS))
+    chosen = Plan.read(plan, every=list(errata.methods()))
 
     def load(name: str) -> "HFLM":
         return errata.load(name, device=device, dtype=dtype)
 
-    with _watching(quiet) as watch:
-        return run(chosen, output, load=load, method=errata.method, cases=errata.cases, watch=watch, retry=retry)
+    with _progress_bar(quiet) as on_progress:
+        made = {"load": load, "method": errata.method, "cases": errata.cases}
+        return run(chosen, output, **made, on_progress=on_progress, retry=retry)
 
 
 @contextmanager
-def _watching(quiet: bool) -> Iterator["Watch"]:
-    """A bar over the cases that are left."""
+def _progress_bar(quiet: bool) -> Iterator["OnProgress"]:
+    """Context manager: a bar on the terminal over the cases that are left; yields what updates it."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = common.stderr(quiet)
     bar = Progress(
@@ -71,20 +71,20 @@ def bench_command(
     dtype: common.Dtype = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Measure methods on data in settings. Interrupted, the same command goes on."""
+    """Measure methods on data in settings. Interrupted, the same command resumes."""
     if output.suffix == ".toml":
         raise BadInput(f"the rows would go to {output}, a TOML file; name another file with -o")
     common.check_output(output, force=True)
     common.set_up_logs(quiet)
     done = bench(plan, output, device=device, dtype=dtype, retry=retry, quiet=quiet)
-    said = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
-    typer.echo(f"{said}; see `errata report {output}`", err=True)
+    outcome = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
+    typer.echo(f"{outcome}; see `errata report {output}`", err=True)
 
 
 def report(path: str | Path, form: str = ".md", picture: str = "") -> str:
     """The tables of a file of rows, as markdown or (``form=".html"``) as HTML; ``picture`` is a file's path, or SVG."""
     from errata.report.html import page
-    from errata.report.tables import markdown
+    from errata.report.markdown import markdown
 
     rows = _rows(Path(path))
     note = common.PREPARED[1:-1] if any(row.model == "world" for row in rows) else ""
@@ -106,7 +106,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _picture(rows: Path, page: Path, form: str, force: bool) -> str:
-    """The curves as SVG for a page of HTML, or the name of a file of them beside one in markdown; "" without curves."""
+    """The curves as SVG for a page of HTML, or the name of a file of them beside one of markdown; "" without curves."""
     from errata.report.pictures import svg
 
     beside = page.with_suffix(".svg")
@@ -130,7 +130,7 @@ def report_command(
     ] = None,
     force: common.Force = False,
 ) -> None:
-    """Tell what came of it: a table for each setting, and curves over a sequence."""
+    """Show what was measured: tables for each setting, and curves over a sequence."""
     if output is None:
         typer.echo(report(rows), nl=False)
         return

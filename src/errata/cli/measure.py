@@ -208,7 +208,8 @@ def eval_command(
 ) -> None:
     """Measure a method, or a patch: reliability, generality, locality; before and after."""
     from errata.patch.patch import Patch
-    from errata.report.rows import published, summary, to_jsonl
+    from errata.report.folds import published, summary
+    from errata.report.rows import to_jsonl
     from errata.report.tables import published_table, table
 
     if output is not None:

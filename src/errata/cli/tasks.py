@@ -111,7 +111,8 @@ def tasks_command(
     as_json: common.Json = False,
 ) -> None:
     """Measure general ability: tasks of lm-evaluation-harness before, with a patch, and undone."""
-    from errata.report.rows import summary, to_jsonl
+    from errata.report.folds import summary
+    from errata.report.rows import to_jsonl
     from errata.report.tables import table
 
     if output is not None:

@@ -1,0 +1,77 @@
+"""Headings of tables and pictures and their order: the one place that words what rows measure."""
+
+from collections.abc import Mapping
+
+NAMES = {  # of kinds, in the order in which they are shown
+    "edit": "reliability",
+    "paraphrase": "paraphrases",
+    "question": "questions",
+    "alias": "alias",
+    "inverse": "inverse",
+    "logical": "logical",
+    "one_hop": "one hop",
+    "multi_hop": "two hops",
+    "new_single_hop": "single hops",
+    "single_hop": "old single hops",
+    "neighborhood": "neighbours",
+    "same_subject": "same subject",
+    "preservation": "other objects",
+    "attribute": "same new object",
+    "unrelated": "unrelated",
+    "distractor": "distracted neighbours",
+    "other_task": "other tasks",
+    "in_context": "facts in context",
+    "generation": "texts",
+}
+SEVERAL_METRICS = tuple(NAMES)[tuple(NAMES).index("neighborhood") :]  # kinds whose metric is always named
+
+COLUMNS: Mapping[tuple[str, str], str] = {  # of a table of methods: (kind, metric) -> heading
+    ("edit", "accuracy"): NAMES["edit"],
+    ("paraphrase", "accuracy"): NAMES["paraphrase"],
+    ("question", "accuracy"): NAMES["question"],
+    ("neighborhood", "agreement"): f"{NAMES['neighborhood']}: agreement",
+    ("neighborhood", "accuracy"): f"{NAMES['neighborhood']}: accuracy",
+    ("same_subject", "accuracy"): NAMES["same_subject"],
+    ("unrelated", "agreement"): f"{NAMES['unrelated']}: agreement",
+    ("unrelated", "accuracy"): f"{NAMES['unrelated']}: accuracy",
+    ("alias", "accuracy"): NAMES["alias"],
+    ("inverse", "accuracy"): NAMES["inverse"],
+    ("one_hop", "accuracy"): NAMES["one_hop"],
+    ("multi_hop", "accuracy"): NAMES["multi_hop"],
+    ("in_context", "accuracy"): NAMES["in_context"],
+    ("text", "loss"): "loss on text",
+    ("text", "perplexity"): "perplexity on text",
+    ("drift", "norm"): "‖Δ‖ / ‖W‖",
+    ("drift", "relative_output_change"): "change of outputs",
+    ("drift", "low"): "low-variance share",
+    ("drift", "effective"): "effective rank",
+    ("cost", "edits_endured"): "edits endured",
+    ("cost", "seconds_per_edit"): "seconds per edit",
+    ("cost", "kilobytes_per_edit"): "KB per edit",
+    ("cost", "peak_mib"): "peak MiB",
+}
+
+EDIT_CURVES = tuple(  # what becomes of the edits, drawn over a sequence
+    COLUMNS[key]
+    for key in (
+        ("edit", "accuracy"),
+        ("paraphrase", "accuracy"),
+        ("neighborhood", "agreement"),
+        ("unrelated", "agreement"),
+    )
+)
+MODEL_CURVES = tuple(  # what becomes of the model; drawn first, where a run asks for its ability
+    COLUMNS[key]
+    for key in (("drift", "norm"), ("drift", "relative_output_change"), ("text", "loss"), ("in_context", "accuracy"))
+)
+COURSE = (*EDIT_CURVES, *MODEL_CURVES, COLUMNS["drift", "low"], COLUMNS["drift", "effective"])  # at each checkpoint
+SHARES = (*EDIT_CURVES, COLUMNS["in_context", "accuracy"])  # of these, what lies between 0 and 1
+PLAIN = tuple(name for (kind, _), name in COLUMNS.items() if kind in ("cost", "drift", "text"))  # without a spread
+
+
+def heading(kind: str, metric: str) -> str:
+    """Words for kind and metric; the metric is named where a kind is measured by more than one."""
+    words = metric.replace("_", " ")
+    if kind not in NAMES:
+        return COLUMNS.get((kind, metric), words if kind == "cost" else f"{kind}: {words}")
+    return f"{NAMES[kind]}: {words}" if kind in SEVERAL_METRICS or metric != "accuracy" else NAMES[kind]
