@@ -6,7 +6,7 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-slow lint format types bench table docs clean
+.PHONY: help demo test test-slow lint format types bench table mutants docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,6 +34,10 @@ bench: $(VENV)/.installed-dev  ## speed and memory, as ratios against the plain 
 	@found=$$(ls benchmarks/*.py 2>/dev/null) || { echo "there are no benchmarks yet"; exit 0; }; \
 	for file in $$found; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
 
+mutants: $(VENV)/.installed-dev  ## changes the code in small ways and says which no test notices: hours, resumes; ARGS="'errata.patch*'" for a part
+	@$(PIP) -e ".[mutants]"
+	@OMP_NUM_THREADS=1 $(BIN)/mutmut run $(ARGS); $(BIN)/mutmut results
+
 table: $(VENV)/.installed  ## docs/methods.md: every method on the bundled model; hours, and the same command resumes
 	@$(BIN)/errata bench docs/table.toml -o docs/table.jsonl $(ARGS)
 	@$(BIN)/errata report docs/table.jsonl -o docs/methods.md --force
@@ -43,7 +47,7 @@ docs: $(VENV)/.installed-dev  ## the documentation, as pages in site/
 	@echo "wrote site/: open site/index.html"
 
 clean:  ## removes caches and builds, and keeps the environment
-	@rm -rf dist build site .cache .pytest_cache .ruff_cache
+	@rm -rf dist build site mutants .cache .pytest_cache .ruff_cache
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from dataclasses import Field, field, fields
 from functools import cache
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pydantic
 
 from errata.errors import BadInput, unknown
-
-if TYPE_CHECKING:
-    from errata.methods.base import Method
 
 
 def setting(
@@ -36,7 +33,7 @@ def setting(
     return field(default=default, metadata={name: value for name, value in given.items() if value not in (None, "")})
 
 
-def notes(cls: "type[Method]") -> dict[str, str]:
+def notes(cls: type[Any]) -> dict[str, str]:
     """Setting -> its note, with its name in the released code where that is another."""
     return {f.name: "; ".join(filter(None, (f.metadata.get("note"), _key(f)))) for f in fields(cls)}
 
@@ -45,7 +42,7 @@ def _key(f: "Field[Any]") -> str:
     return f"`{f.metadata['key']}` in released code" if "key" in f.metadata else ""
 
 
-def checked(cls: "type[Method]", name: str, value: Any, *, typed: bool = False) -> Any:
+def checked(cls: type[Any], name: str, value: Any, *, typed: bool = False) -> Any:
     """A setting's value in its declared type; with ``typed`` it is read from text. Raises :class:`BadInput`."""
     hint = get_type_hints(cls)[name]
     if typed and value.strip() in ("None", "none", "") and type(None) in get_args(hint):
@@ -63,7 +60,7 @@ def checked(cls: "type[Method]", name: str, value: Any, *, typed: bool = False) 
         raise BadInput(f"{cls.name}'s {name} {expected}; found {found}") from error
 
 
-def from_text(cls: "type[Method]", settings: Mapping[str, str]) -> dict[str, Any]:
+def from_text(cls: type[Any], settings: Mapping[str, str]) -> dict[str, Any]:
     """Settings given as text, in their declared types. Raises :class:`BadInput` or ``UnknownName``."""
     names = [f.name for f in fields(cls)]
     for name in settings:
@@ -73,12 +70,12 @@ def from_text(cls: "type[Method]", settings: Mapping[str, str]) -> dict[str, Any
 
 
 @cache
-def _adapters(cls: "type[Method]") -> dict[str, "pydantic.TypeAdapter[Any]"]:
+def _adapters(cls: type[Any]) -> dict[str, pydantic.TypeAdapter[Any]]:
     hints = get_type_hints(cls)
     return {f.name: pydantic.TypeAdapter(_bounded(hints[f.name], _range(cls, f.name))) for f in fields(cls)}
 
 
-def _range(cls: "type[Method]", name: str) -> dict[str, Any]:
+def _range(cls: type[Any], name: str) -> dict[str, Any]:
     """The bounds of a setting: a sub-class that restates only its default keeps them."""
     bounds: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
