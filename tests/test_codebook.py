@@ -1,6 +1,5 @@
 """Codebooks: the rule that places edits, taking one out, where a value is put, answers of several tokens."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,9 +7,11 @@ import torch
 from conftest import EDIT, EDITS, TEXTS, tiny_lm
 
 from errata.errors import BadInput, Unsupported, WrongModel
-from errata.methods.codebook.base import Codebook, Logged
 from errata.methods.codebook.grace import GraceCodebook
-from errata.methods.codebook.horen import HorenCodebook
+from errata.methods.codebook.horen import Directions
+from errata.methods.codebook.keys import KeyTable, Spheres
+from errata.methods.codebook.values import Values
+from errata.methods.memory.log import EditRecord
 from errata.methods.registry import method
 from errata.model import passes
 from errata.model.lm import Call
@@ -19,7 +20,7 @@ from errata.types import Edit
 
 QUICK: dict[str, Any] = {"steps": 40, "stop": 0.1}
 BOTH = ("grace", "horen")
-HOREN = {"replace": "last", "recent": 0.5, "alpha": 0.1, "beta": 20.0, "threshold": 0.9}
+HOREN = {"recent": 0.5, "alpha": 0.1, "beta": 20.0, "threshold": 0.9}
 TWO = [
     Edit("Ann Lee was born in", "Ann Lee", "New York"),
     Edit("Bob Ray lives in", "Bob Ray", "Lima"),
@@ -27,65 +28,62 @@ TWO = [
 ]
 
 
-def logged(i: int, answer: int) -> Logged:
-    return Logged(f"e{i}", f"prompt {i}", [answer], [i])
+def record(i: int, target: int, prompt: int | None = None) -> EditRecord:
+    ids = [i if prompt is None else prompt]
+    return EditRecord(f"e{i}", f"prompt {i}", "prompt", "target", None, ids, [target])
 
 
-def balls(*placed: tuple[float, int], radius: float = 1.0) -> Codebook:
-    """A codebook of keys on a line: (where, answer) in order."""
-    log = [logged(i, answer) for i, (_, answer) in enumerate(placed)]
-    empty = GraceCodebook.empty("site", {"replace": "last", "radius": radius}, 1, 1)
-    return empty.longer(log, torch.tensor([[x] for x, _ in placed]), torch.arange(len(placed)).float()[:, None])
+def spheres(*placed: tuple[float, int], radius: float = 1.0) -> Spheres:
+    """Keys on a line: (position, target) in order."""
+    log = tuple(record(i, target) for i, (_, target) in enumerate(placed))
+    return Spheres.empty(1, radius=radius).extended(log, torch.tensor([[x] for x, _ in placed]))
 
 
 def test_graces_rule() -> None:
     """Far: a key of its own. Near, same answer: the older reaches that far. Near, another answer: half way each."""
-    assert balls((0, 1), (2.1, 1)).radii.tolist() == [1.0, 1.0]
-    grown = balls((0, 1), (1.5, 1))
+    assert spheres((0, 1), (2.1, 1)).radii.tolist() == [1.0, 1.0]
+    grown = spheres((0, 1), (1.5, 1))
     assert grown.radii.tolist() == [1.5, -1.0] and grown.owner.tolist() == [0, 0] and grown.group(1) == [0, 1]
-    within = balls((0, 1), (0.5, 1))
+    within = spheres((0, 1), (0.5, 1))
     assert within.radii.tolist() == [1.0, -1.0]
-    split = balls((0, 1), (1.5, 2))
+    split = spheres((0, 1), (1.5, 2))
     assert split.radii.tolist() == pytest.approx([0.75, 0.75], rel=1e-4) and split.radii[0] < split.radii[1]
-    assert balls((0, 1), (0.5, 2), (-0.9, 3)).radii.tolist() == pytest.approx(
+    assert spheres((0, 1), (0.5, 2), (-0.9, 3)).radii.tolist() == pytest.approx(
         [0.25, 0.25, 0.45], rel=1e-4
     )  # none grows
 
 
 def test_the_value_of_the_nearest_key_answers_within_its_radius() -> None:
-    book = balls((0, 1), (1.5, 2), (10, 3), (10.5, 3))
-    entry, near = book.look(torch.tensor([[0.7], [0.8], [3.0], [10.9], [12.0]]))
+    keys = spheres((0, 1), (1.5, 2), (10, 3), (10.5, 3))
+    entry, near = keys.match(torch.tensor([[0.7], [0.8], [3.0], [10.9], [12.0]]))
     assert entry.tolist() == [0, 1, 1, 2, 2] and near.tolist() == [True, True, False, True, False]
-    assert book.values[book.latest[entry]][:, 0].tolist() == [
-        0.0,
-        1.0,
-        1.0,
-        3.0,
-        3.0,
-    ]  # a joint value: the last trained
+    assert keys.latest[entry].tolist() == [0, 1, 1, 3, 3]  # of a joint entry the value that was trained last
 
 
 def test_the_same_question_again_has_its_new_answer() -> None:
-    first, other, again = logged(0, 1), logged(1, 2), replace(logged(2, 2), asked=[0])
+    log = record(0, 1), record(1, 2), record(2, 2, prompt=0)
     q = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), dim=-1)
-    for kind, settings in ((GraceCodebook, {"replace": "last", "radius": 0.3}), (HorenCodebook, HOREN)):
-        book: Any = kind.empty("site", settings, 2, 1).longer([first, other, again], q, torch.zeros(3, 1))
-        entry, near = book.look(q[:1])
+    empty: tuple[KeyTable, ...] = (Spheres.empty(2, radius=0.3), Directions.empty(2, **HOREN))
+    for keys in (table.extended(log, q) for table in empty):
+        entry, near = keys.match(q[:1])
         assert entry.tolist() == [2] and near.all()
-        assert book.without("e2").look(q[:1])[0].tolist() == [0]  # and the old one, if that is taken back
+        assert keys.kept(log, [0, 1]).match(q[:1])[0].tolist() == [0]  # and the old one, if that is taken back
 
 
 @pytest.mark.parametrize("answers", [2, 30])
 def test_without_is_never_made(answers: int) -> None:
     """Every edit of a crowded codebook taken out: as the rule would have it without, or refused."""
     where = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)) * 2
-    log = [logged(i, i % answers) for i in range(30)]
     values, refused = torch.randn(30, 3), 0
-    empty = GraceCodebook.empty("site", {"replace": "last", "radius": 0.5}, 2, 3)
-    whole = empty.longer(log, where, values)
+
+    def made(rows: list[int]) -> GraceCodebook:
+        log = tuple(record(i, i % answers) for i in rows)
+        keys = Spheres.empty(2, radius=0.5).extended(log, where[rows])
+        return GraceCodebook("site", log, keys, Values(replace="last", add=False, values=values[rows]))
+
+    whole = made(list(range(30)))
     for i in range(30):
-        keep = [j for j in range(30) if j != i]
-        never = empty.longer([log[j] for j in keep], where[keep], values[keep])
+        never = made([j for j in range(30) if j != i])
         try:
             assert whole.without(f"e{i}") == never
         except Unsupported:
@@ -98,17 +96,17 @@ def test_horens_query_and_step() -> None:
     x = torch.randn(1, 7, 4)
     left = Call(torch.tensor([[0, 0, 1, 1, 1, 1, 1]]), torch.tensor([6]))
     right = Call(torch.tensor([[1, 1, 1, 1, 1, 1, 0]]), torch.tensor([4]))
-    book = HorenCodebook.empty("site", HOREN, 4, 1)
-    wanted = x[0, 4:].mean(0) / x[0, 4:].mean(0).norm()  # 3 of 5: half, rounded up
-    assert torch.allclose(book.query(left, x)[0], wanted, atol=1e-6)
-    assert torch.allclose(book.query(right, x.roll(-2, 1))[0], wanted, atol=1e-6)
+    empty = Directions.empty(4, **HOREN)
+    expected = x[0, 4:].mean(0) / x[0, 4:].mean(0).norm()  # 3 of 5: half, rounded up
+    assert torch.allclose(empty.query(left, x)[0], expected, atol=1e-6)
+    assert torch.allclose(empty.query(right, x.roll(-2, 1))[0], expected, atol=1e-6)
     keys = torch.nn.functional.normalize(torch.randn(3, 4), dim=-1)
-    full = book.longer([logged(i, i) for i in range(3)], keys, torch.zeros(3, 1))
-    p = [float(torch.exp(20 * (k @ wanted))) for k in keys]
+    full = empty.extended(tuple(record(i, i) for i in range(3)), keys)
+    p = [float(torch.exp(20 * (k @ expected))) for k in keys]
     r = torch.stack([w / sum(p) * k for w, k in zip(p, keys, strict=True)]).sum(0)
-    q = 0.9 * wanted + 0.1 * r / r.norm()
+    q = 0.9 * expected + 0.1 * r / r.norm()
     best = max(range(3), key=lambda i: float(keys[i] @ q))
-    entry, near = full.look(wanted[None])
+    entry, near = full.match(expected[None])
     assert entry.item() == best and near.item() == (float(keys[best] @ q / q.norm()) > 0.9)
 
 
@@ -181,8 +179,8 @@ def test_values_are_trained_alike_alone_and_in_a_batch(name: str) -> None:
     together: Any = made.edit(lm, TWO, state).parts[0]
     for i, edit in enumerate(TWO):
         alone: Any = made.edit(lm, [edit], state).parts[0]
-        assert torch.allclose(together.values[i], alone.values[0], atol=1e-6)
-        assert torch.allclose(together.queries[i], alone.queries[0], atol=1e-9)
+        assert torch.allclose(together.payload.values[i], alone.payload.values[0], atol=1e-6)
+        assert torch.allclose(together.lookup.queries[i], alone.lookup.queries[0], atol=1e-9)
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -7,8 +7,8 @@ import torch
 from conftest import EDIT, EDITS, TEXTS, tiny_lm
 
 from errata.errors import BadInput, Unsupported
-from errata.methods.codebook.base import Logged
-from errata.methods.codebook.melo import MeloClusters, low_rank
+from errata.methods.codebook.melo import Clusters, low_rank
+from errata.methods.memory.log import EditRecord
 from errata.methods.registry import method
 from errata.model import hooks, passes
 from errata.patch.patch import Patch
@@ -22,11 +22,15 @@ TWO = [
 ]
 
 
-def clusters(*placed: tuple[float, int], radius: float = 1.0) -> MeloClusters:
-    """Clusters of questions on a line: (where, answer) in order, each with a block of its own."""
-    log = [Logged(f"e{i}", f"prompt {i}", [answer], [i]) for i, (_, answer) in enumerate(placed)]
-    empty = MeloClusters.empty("site", {"radius": radius}, 1, 1)
-    return empty.longer(log, torch.tensor([[x] for x, _ in placed]), torch.arange(len(placed)).float()[:, None])
+def record(i: int, target: int, prompt: int | None = None) -> EditRecord:
+    ids = [i if prompt is None else prompt]
+    return EditRecord(f"e{i}", f"prompt {i}", "prompt", "target", None, ids, [target])
+
+
+def clusters(*placed: tuple[float, int], radius: float = 1.0) -> Clusters:
+    """Clusters of prompts on a line: (position, target) in order."""
+    log = tuple(record(i, target) for i, (_, target) in enumerate(placed))
+    return Clusters.empty(1, radius=radius).extended(log, torch.tensor([[x] for x, _ in placed]))
 
 
 def test_a_cluster_moves_to_the_mean_of_its_questions() -> None:
@@ -45,25 +49,25 @@ def test_a_cluster_of_another_answer_halves_the_way_and_forgets_what_is_beyond()
     assert halved.radii.tolist() == pytest.approx([0.75, 0.75], rel=1e-4) and halved.radii[0] < halved.radii[1]
     forgot = clusters((0, 1), (1.5, 1), (0.75, 2))  # right at the centre of the first two
     assert forgot.owner.tolist() == [-1, -1, 2] and forgot.radii[0] < 0
-    assert not forgot.look(torch.tensor([[0.1]]))[1].any()  # nothing is left there, not even at the origin
-    assert [entry["edit"] for entry in forgot.entries()] == ["e2"]
+    assert not forgot.match(torch.tensor([[0.1]]))[1].any()  # nothing is left there, not even at the origin
+    log = tuple(record(i, target) for i, target in enumerate((1, 1, 2)))
+    assert [forgot.details(log, i) is None for i in range(3)] == [True, True, False]
     some = clusters((0, 1), (1.0, 1), (1.5, 2))  # centre 0.5, half way is 0.5: LESS than that
     assert some.owner.tolist() == [-1, -1, 2]
 
 
 def test_the_nearest_question_of_the_nearest_cluster_answers() -> None:
     book = clusters((0, 1), (1.5, 1), (10, 2))
-    entry, near = book.look(torch.tensor([[0.7], [0.8], [9.5], [3.0], [-0.5]]))
+    entry, near = book.match(torch.tensor([[0.7], [0.8], [9.5], [3.0], [-0.5]]))
     assert near.tolist() == [True, True, True, False, False] and entry[:3].tolist() == [0, 1, 2]
 
 
 def test_the_same_question_again_has_its_new_answer() -> None:
-    log = [Logged("a", "p", [1], [0]), Logged("b", "p", [2], [0])]
-    empty = MeloClusters.empty("site", {"radius": 0.5}, 1, 1)
-    book = empty.longer(log, torch.zeros(2, 1), torch.tensor([[0.0], [1.0]]))
-    entry, near = book.look(torch.zeros(1, 1))
-    assert entry.item() == 1 and near.all() and book.owner.tolist() == [-1, 1]
-    assert book.without("b").look(torch.zeros(1, 1))[0].item() == 0
+    log = record(0, 1), record(1, 2, prompt=0)
+    keys = Clusters.empty(1, radius=0.5).extended(log, torch.zeros(2, 1))
+    entry, near = keys.match(torch.zeros(1, 1))
+    assert entry.item() == 1 and near.all() and keys.owner.tolist() == [-1, 1]
+    assert keys.kept(log, [0]).match(torch.zeros(1, 1))[0].item() == 0
 
 
 def test_blocks_of_a_few_edits() -> None:
@@ -72,9 +76,12 @@ def test_blocks_of_a_few_edits() -> None:
     state = made.prepare(lm, TEXTS)
     patch: Any = made.edit(lm, [EDIT], state, made.edit(lm, TWO, state))
     part = patch.parts[0]
-    assert part.values[:, 0].tolist() == [0, 0, 1, 2]
-    assert part.site == lm.sites.mlp_out[1] and list(part.blocks) == [lm.sites.mlp_in[2][0], lm.sites.mlp_in[3][0]]
-    for path, (a, b) in part.blocks.items():
+    assert part.payload.of.tolist() == [0, 0, 1, 2]
+    assert part.site == lm.sites.mlp_out[1] and list(part.payload.factors) == [
+        lm.sites.mlp_in[2][0],
+        lm.sites.mlp_in[3][0],
+    ]
+    for path, (a, b) in part.payload.factors.items():
         out = lm.model.get_submodule(path)(torch.zeros(1, 1, 32)).shape[-1]
         assert a.shape == (3, 2, 32) and b.shape == (3, out, 2)
     with pytest.raises(Unsupported, match="together"):
@@ -100,7 +107,7 @@ def test_the_prompt_itself_is_read_with_the_block_in_force() -> None:
     made = method("melo", **QUICK, share=0.0)
     patch: Any = made.edit(lm, [EDIT], made.prepare(lm, TEXTS))
     (part,) = patch.parts
-    path, (a, b) = next(iter(part.blocks.items()))
+    path, (a, b) = next(iter(part.payload.factors.items()))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     plain = lm.model.get_submodule(path)
     prompts = [EDIT.prompt, "A baker went by night to"]
@@ -146,9 +153,9 @@ def test_blocks_are_trained_alike_alone_and_in_a_batch() -> None:
     together: Any = made.edit(lm, TWO, state).parts[0]
     for i, edit in enumerate(TWO):
         alone: Any = made.edit(lm, [edit], state).parts[0]
-        for path, (a, b) in together.blocks.items():
-            assert torch.allclose(a[i], alone.blocks[path][0][0], atol=1e-6)
-            assert torch.allclose(b[i], alone.blocks[path][1][0], atol=1e-6)
+        for path, (a, b) in together.payload.factors.items():
+            assert torch.allclose(a[i], alone.payload.factors[path][0][0], atol=1e-6)
+            assert torch.allclose(b[i], alone.payload.factors[path][1][0], atol=1e-6)
 
 
 def test_both_halves_of_an_encoder_decoder() -> None:
@@ -156,8 +163,8 @@ def test_both_halves_of_an_encoder_decoder() -> None:
     made = method("melo", **QUICK, targets=("mlp_in", "mlp_out"))
     part: Any = made.edit(lm, [EDIT], made.prepare(lm, TEXTS)).parts[0]
     stacks = (lm.sites.encoder, lm.sites.decoder)
-    wanted = {p for s in stacks for i in (2, 3) for p in (*s.mlp_in[i], s.mlp_out[i])}
-    assert part.site == lm.sites.encoder.mlp_out[1] and set(part.blocks) == wanted
+    expected = {p for s in stacks for i in (2, 3) for p in (*s.mlp_in[i], s.mlp_out[i])}
+    assert part.site == lm.sites.encoder.mlp_out[1] and set(part.payload.factors) == expected
 
 
 def test_bad_input() -> None:
@@ -175,7 +182,7 @@ def test_bad_input() -> None:
     with pytest.raises(BadInput, match="rank = 2"):
         method("melo", rank=3).edit(lm, [EDITS[1]], state, patch)
     lower = method("melo", layer=0)
-    with pytest.raises(BadInput, match="the codebook in prior has site"):
+    with pytest.raises(BadInput, match="the melo memory in prior has site"):
         lower.edit(lm, [EDITS[1]], lower.prepare(lm, TEXTS), patch)
     with pytest.raises(BadInput, match="targets"):
         method("melo", targets=())

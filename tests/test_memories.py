@@ -5,37 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EDIT, EDITS, TEXTS, data_for, tiny_lm
+from conftest import EDIT, EDITS, TEXTS, data_for, quick, tiny_lm
 
+from errata.errors import BadInput
 from errata.methods.base import State
-from errata.methods.registry import method
+from errata.methods.registry import METHODS, method
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
-MEMORIES: dict[str, dict[str, Any]] = {
-    "grace": {"steps": 40},
-    "horen": {"steps": 40},
-    "melo": {"steps": 40},
-    "t-patcher": {"steps": 60, "lr": 0.5, "texts": 40},
-    "wise": {"contexts": 1, "shard": 500},
-    "memoir": {"contexts": 1},
-    "calinet": {"steps": 40, "slots": 8, "contexts": 0, "texts": 40},
-    "ike": {"encoder": "tfidf"},
-    "ice": {"encoder": "tfidf"},
-    "rag": {"encoder": "tfidf"},
-    "memprompt": {"encoder": "tfidf"},
-}
+MEMORIES = [name for name in METHODS if quick(name).tags.memory]
 MANY = [
     Edit(f"{who} {what}", who, where)
     for who in ("Ann Lee", "Bob Ray", "Cy Moor", "Dora Finn", "The old king")
     for what, where in (("was born in", "Lima"), ("lives in", "Oslo"), ("went by night to", "Paris"), ("met", "Rome"))
 ]
-ASKED = [EDIT.prompt, "Rome", "The mayor is Cy Moor of", "A baker lives in", "Bob Ray lives in"]
+PROMPTS = [EDIT.prompt, "Rome", "The mayor is Cy Moor of", "A baker lives in", "Bob Ray lives in"]
 
 
 @pytest.fixture(scope="module", params=MEMORIES)
 def made(request: pytest.FixtureRequest) -> tuple[Any, Any, State, Patch]:
-    lm, m = tiny_lm("llama"), method(request.param, **MEMORIES[request.param])
+    lm, m = tiny_lm("llama"), quick(request.param)
     state = m.prepare(lm, data_for(m)) if m.needs_prepare else State()
     return lm, m, state, m.edit(lm, EDITS, state)
 
@@ -47,19 +36,19 @@ def test_alone_and_in_a_batch(made: Made) -> None:
     lm, _, _, patch = made
     targets = [" Oslo", " New York", " Rome", " Lima", " Paris"]
     with patch.applied(lm) as edited:
-        assert edited.generate(ASKED, 6) == [edited.generate([prompt], 6)[0] for prompt in ASKED]
-        together = [score.total for score in edited.score(ASKED, targets)]
-        alone = [edited.score([p], [t])[0].total for p, t in zip(ASKED, targets, strict=True)]
+        assert edited.generate(PROMPTS, 6) == [edited.generate([prompt], 6)[0] for prompt in PROMPTS]
+        together = [score.total for score in edited.score(PROMPTS, targets)]
+        alone = [edited.score([p], [t])[0].total for p, t in zip(PROMPTS, targets, strict=True)]
         assert together == pytest.approx(alone, abs=1e-4)
 
 
 def test_two_threads_do_not_disturb_each_other(made: Made) -> None:
     lm, _, _, patch = made
     with patch.applied(lm) as edited:
-        wanted = [edited.generate(ASKED, 4), edited.generate(ASKED[::-1], 4)]
+        expected = [edited.generate(PROMPTS, 4), edited.generate(PROMPTS[::-1], 4)]
         with ThreadPoolExecutor(2) as pool:
-            asked = [pool.submit(edited.generate, prompts, 4) for prompts in (ASKED, ASKED[::-1]) * 3]
-            assert [done.result() for done in asked] == wanted * 3
+            answers = [pool.submit(edited.generate, prompts, 4) for prompts in (PROMPTS, PROMPTS[::-1]) * 3]
+            assert [done.result() for done in answers] == expected * 3
 
 
 def test_a_fold_of_twenty_survives_its_file(made: Made, tmp_path: Path) -> None:
@@ -80,7 +69,7 @@ def test_a_fold_of_twenty_survives_its_file(made: Made, tmp_path: Path) -> None:
 def test_encoder_decoders(name: str, tmp_path: Path) -> None:
     """A model that reads the question in its encoder and answers in its decoder."""
     lm = tiny_lm("t5")
-    m = method(name, **MEMORIES[name])
+    m = quick(name)
     state = m.prepare(lm, data_for(m)) if m.needs_prepare else State()
     patch = m.edit(lm, [EDITS[1]], state, m.edit(lm, [EDIT], state))
     prompts, targets = [EDIT.prompt, EDITS[1].prompt], [EDIT.target_new, EDITS[1].target_new]
@@ -107,3 +96,15 @@ def test_beside_another_methods_patch(made: Made, tmp_path: Path) -> None:
     with patch.applied(lm) as edited:
         after = edited.score([EDIT.prompt], [EDIT.target_new])[0].total
         assert after != before if m.tags.reads_context else after > before
+
+
+def test_a_damaged_part_is_refused(made: Made) -> None:
+    part = made[3].parts[0]
+    config, tensors = part.config(), part.tensors()
+    assert type(part).build(config, tensors) == part
+    for damaged in ({**config, "log": [{"color": "blue"}]}, {k: v for k, v in config.items() if k != "log"}, {}):
+        with pytest.raises(BadInput, match="damaged"):
+            type(part).build(damaged, tensors)
+    for name in tensors:
+        with pytest.raises(BadInput, match="damaged"):
+            type(part).build(config, {n: t for n, t in tensors.items() if n != name})

@@ -1,4 +1,4 @@
-"""Methods that tell facts before a prompt: what is told, where, and what stays as it was."""
+"""Methods that prepend facts to a prompt: which facts, where, and what stays as it was."""
 
 import itertools
 import sys
@@ -13,47 +13,46 @@ from conftest import CASES, EDIT, EDITS, TEXTS, tiny_lm
 import errata
 from errata.answers import begins_with_answer
 from errata.errors import BadInput, Unsupported, WrongModel
-from errata.methods.prompting.base import Example, Fact, FactPrompt, Facts, fitting
+from errata.methods.memory.log import EditRecord
 from errata.methods.prompting.ike import examples_of
+from errata.methods.prompting.prompted import Example, FactPrompt, fitting
 from errata.methods.prompting.retrieval import SENTENCES, TFIDF, Index, default_encoder, named
 from errata.methods.registry import method
+from errata.model.lm import LM
 from errata.model.resources import Resources
 from errata.model.tokens import sentence
 from errata.patch.patch import Patch
 from errata.types import Edit
 
 ALWAYS = {
-    "by": "test",
+    "method": "test",
     "encoder": TFIDF,
     "most": 1,
     "near": -2.0,
     "named": 0.0,
-    "told": "{fact} ",
+    "fact": "{fact} ",
     "layout": "{facts}{prompt}",
 }
 WHERE_NAMED = ALWAYS | {"most": 4, "named": 1.0}
 
 
-class Scripted:
-    """A model that says what it is told to say, and keeps what it was asked."""
+class Scripted(LM):
+    """A model whose outputs are given by a function of the prompt; it keeps the prompts that it gets."""
 
-    def __init__(self, say: Callable[[str], str] = lambda prompt: " yes.") -> None:
-        self.say, self.asked = say, list[str]()
+    def __init__(self, output: Callable[[str], str] = lambda prompt: " yes.") -> None:
+        self.output, self.prompts = output, list[str]()
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False) -> list[str]:
-        self.asked += prompts
-        return [self.say(prompt) for prompt in prompts]
+    def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, **how: Any) -> list[str]:
+        self.prompts += prompts
+        return [self.output(prompt) for prompt in prompts]
 
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Any]:
-        self.asked += prompts
+        self.prompts += prompts
         return []
 
     def next_logprobs(self, prompts: Sequence[str]) -> Any:
-        self.asked += prompts
+        self.prompts += prompts
         return np.zeros((len(prompts), 1))
-
-    def explain(self, prompts: Sequence[str]) -> list[list[str]]:
-        return [[] for _ in prompts]
 
 
 @cache
@@ -61,15 +60,15 @@ def world() -> Any:
     return errata.load("world")
 
 
-def facts(*edits: Edit) -> tuple[Fact, ...]:
-    return tuple(Fact(edit.id, edit.prompt, edit.subject, edit.target_new) for edit in edits)
+def facts(*edits: Edit) -> tuple[EditRecord, ...]:
+    return tuple(EditRecord.of(edit) for edit in edits)
 
 
-def asked(part: Facts, *prompts: str) -> list[str]:
+def extended(part: FactPrompt, *prompts: str) -> list[str]:
     """What the model gets to read."""
     inner = Scripted()
     part.wrap(inner).generate(prompts)
-    return inner.asked
+    return inner.prompts
 
 
 # What is near ------------------------------------------------------------------------------------
@@ -104,31 +103,31 @@ def test_an_encoder_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         method("ice", encoder="another").edit(lm, [EDIT])
 
 
-# What is told ------------------------------------------------------------------------------------
+# What is prepended -------------------------------------------------------------------------------
 
 
 def test_only_where_the_subject_is_named() -> None:
     part = FactPrompt(facts(*EDITS), WHERE_NAMED)
     prompts = ["Where was Ann Lee born?", "Ann Ray lives in", "Lee", "", "Rome"]
-    assert asked(part, *prompts) == ["Ann Lee was born in Oslo. Where was Ann Lee born?", *prompts[1:]]
-    told = part.wrap(inner := Scripted())
-    told.score(prompts, ["x"] * 5), told.next_logprobs(prompts)
-    assert inner.asked == 2 * asked(part, *prompts)
-    assert told.explain(prompts[:2]) == [[f"test: edit {EDIT.id}, 'Ann Lee was born in Oslo.'"], []]
+    assert extended(part, *prompts) == ["Ann Lee was born in Oslo. Where was Ann Lee born?", *prompts[1:]]
+    prompted = part.wrap(inner := Scripted())
+    prompted.score(prompts, ["x"] * 5), prompted.next_logprobs(prompts)
+    assert inner.prompts == 2 * extended(part, *prompts)
+    assert prompted.explain(prompts[:2]) == [[f"test: edit {EDIT.id}, 'Ann Lee was born in Oslo.'"], []]
 
 
 def test_always_the_nearest() -> None:
     part = FactPrompt(facts(*EDITS), ALWAYS)
-    assert asked(part, "Bob Ray lives", "Ann Lee comes from") == [
+    assert extended(part, "Bob Ray lives", "Ann Lee comes from") == [
         "Bob Ray lives in New York. Bob Ray lives",
         "Ann Lee was born in Oslo. Ann Lee comes from",
     ]
-    assert asked(part, "") == [""]
+    assert extended(part, "") == [""]
 
 
-def test_what_is_far_is_not_told() -> None:
+def test_a_fact_that_is_far_is_not_prepended() -> None:
     part = FactPrompt(facts(*EDITS), WHERE_NAMED | {"near": 0.9})
-    assert asked(part, EDIT.prompt, "Ann Lee's dog is called") == [
+    assert extended(part, EDIT.prompt, "Ann Lee's dog is called") == [
         "Ann Lee was born in Oslo. Ann Lee was born in",
         "Ann Lee's dog is called",
     ]
@@ -137,11 +136,11 @@ def test_what_is_far_is_not_told() -> None:
 def test_the_newest_of_two_answers() -> None:
     later = Edit("Ann Lee  was born in", "Ann Lee", "Lima")
     part = FactPrompt(facts(EDIT, EDITS[1], later), WHERE_NAMED)
-    assert asked(part, EDIT.prompt) == ["Ann Lee  was born in Lima. Ann Lee was born in"]
-    assert [entry["told"] for entry in part.entries()] == ["a newer one", "yes", "yes"]
+    assert extended(part, EDIT.prompt) == ["Ann Lee  was born in Lima. Ann Lee was born in"]
+    assert [entry["in use"] for entry in part.entries()] == ["a newer one", "yes", "yes"]
     earlier = part.without(later.id)
     assert earlier == FactPrompt(facts(EDIT, EDITS[1]), WHERE_NAMED)
-    assert asked(earlier, EDIT.prompt) == ["Ann Lee was born in Oslo. Ann Lee was born in"]
+    assert extended(earlier, EDIT.prompt) == ["Ann Lee was born in Oslo. Ann Lee was born in"]
     assert FactPrompt(facts(EDIT), WHERE_NAMED).without(EDIT.id) is None
 
 
@@ -151,13 +150,13 @@ def test_of_several_facts_the_newest_stands_last() -> None:
         Edit("The dog that belongs to Ann Lee is", "Ann Lee", "Rex"),
     )
     for edits in ((near, far), (far, near)):
-        told = " ".join(sentence(edit.prompt, edit.target_new) for edit in edits)
-        assert asked(FactPrompt(facts(*edits), WHERE_NAMED), near.prompt) == [f"{told} {near.prompt}"]
+        lines = " ".join(sentence(edit.prompt, edit.target_new) for edit in edits)
+        assert extended(FactPrompt(facts(*edits), WHERE_NAMED), near.prompt) == [f"{lines} {near.prompt}"]
 
 
-def test_the_same_edit_twice_is_told_once() -> None:
+def test_the_same_edit_twice_is_prepended_once() -> None:
     part = FactPrompt(facts(EDIT, EDIT), WHERE_NAMED)
-    assert asked(part, EDIT.prompt) == ["Ann Lee was born in Oslo. Ann Lee was born in"]
+    assert extended(part, EDIT.prompt) == ["Ann Lee was born in Oslo. Ann Lee was born in"]
 
 
 def test_sentences() -> None:
@@ -169,10 +168,10 @@ def test_sentences() -> None:
 
 
 def test_examples_of_a_case() -> None:
-    its = list(examples_of(CASES[0]))
-    assert [example.kind for example in its] == ["copy", "update", "update", "retain", "retain"]
-    assert its[0] == Example("Eve Stone was born in Rome.", "Eve Stone was born in", "Rome", "copy")
-    assert its[3] == Example("Eve Stone was born in Rome.", "Flo Ash was born in", "Oslo", "retain")
+    examples = list(examples_of(CASES[0]))
+    assert [example.kind for example in examples] == ["copy", "update", "update", "retain", "retain"]
+    assert examples[0] == Example("Eve Stone was born in Rome.", "Eve Stone was born in", "Rome", "copy")
+    assert examples[3] == Example("Eve Stone was born in Rome.", "Flo Ash was born in", "Oslo", "retain")
 
 
 def test_examples_stand_before_the_fact_the_nearest_last_and_are_cut_from_the_far_end() -> None:
@@ -181,7 +180,7 @@ def test_examples_stand_before_the_fact_the_nearest_last_and_are_cut_from_the_fa
     patch = ike.edit(lm, [EDIT], ike.prepare(lm, CASES))
     inner = Scripted()
     part: Any = patch.parts[0]
-    whole = asked(part, EDIT.prompt)[0]
+    whole = extended(part, EDIT.prompt)[0]
     assert whole.endswith("New Fact: Ann Lee was born in Oslo.\nPrompt: Ann Lee was born in")
     blocks = whole.split("\n\n")
     assert len(blocks) == 9
@@ -189,7 +188,7 @@ def test_examples_stand_before_the_fact_the_nearest_last_and_are_cut_from_the_fa
     assert near[-1] == near.max()
     inner.tokens = lm.tokens  # type: ignore[attr-defined]
     part.wrap(inner).generate([EDIT.prompt])
-    cut = inner.asked[0]
+    cut = inner.prompts[0]
     assert whole.endswith(cut) and 1 < len(cut.split("\n\n")) < 9
     assert lm.tokens.count(cut) + 32 <= lm.tokens.limit  # type: ignore[operator]
 
@@ -203,9 +202,9 @@ def test_what_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
     assert "1 of 3 texts" in caplog.text
     lm = tiny_lm("gpt2")
     long = Edit("Ann Lee " + "went on and on " * 8 + "to", "Ann Lee", "Rome")
-    with method("ice", encoder=TFIDF).edit(lm, [long]).applied(lm) as told, caplog.at_level("WARNING", "errata"):
-        assert told.generate(["Ann Lee was"], 4) == told.inner.generate(["Ann Lee was"], 4)
-    assert "asked as it is" in caplog.text
+    with method("ice", encoder=TFIDF).edit(lm, [long]).applied(lm) as edited, caplog.at_level("WARNING", "errata"):
+        assert edited.generate(["Ann Lee was"], 4) == edited.inner.generate(["Ann Lee was"], 4)
+    assert "stays as it is" in caplog.text
 
 
 # Thresholds and states ---------------------------------------------------------------------------
@@ -242,7 +241,7 @@ def test_going_on_with_other_settings() -> None:
         method("ice", encoder=SENTENCES).edit(lm, [EDITS[1]], None, patch)
     ike = method("ike", encoder=TFIDF)
     both = ike.edit(lm, [EDITS[1]], ike.prepare(lm, CASES), patch)
-    assert [part.settings["by"] for part in both.of_kind(Facts)] == ["ice", "ike"]
+    assert [part.settings["method"] for part in both.of_kind(FactPrompt)] == ["ice", "ike"]
     with pytest.raises(BadInput, match="other examples"):
         ike.edit(lm, [EDITS[2]], ike.prepare(lm, CASES[:2]), both)
 
@@ -271,13 +270,13 @@ def test_settings_out_of_range(bad: dict[str, Any]) -> None:
 def test_the_models_own_layout() -> None:
     lm = tiny_lm("llama")
     lm.resources = Resources(templates={"fact": "<{fact}> ", "reminder": "{prompt} | {facts} | {prompt}"})
-    for name, wanted in (("rag", "<{}> {}"), ("memprompt", "{1} | {0} | {1}")):
+    for name, layout in (("rag", "<{}> {}"), ("memprompt", "{1} | {0} | {1}")):
         m = method(name, encoder=TFIDF)
         part: Any = m.edit(lm, [EDIT], m.prepare(lm, TEXTS)).parts[0]
-        assert asked(part, EDIT.prompt) == [wanted.format("Ann Lee was born in Oslo.", EDIT.prompt)]
+        assert extended(part, EDIT.prompt) == [layout.format("Ann Lee was born in Oslo.", EDIT.prompt)]
 
 
-# The bundled model follows what it is told ---------------------------------------------------------
+# The bundled model follows the facts in its context ------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "least"), [("rag", 8), ("ice", 7), ("memprompt", 7), ("ike", 6)])  # of 8
@@ -288,10 +287,10 @@ def test_on_the_bundled_model(name: str, least: int) -> None:
     before = lm.score(prompts, [edit.target_new for edit in edits])
     stays = ["The capital of Vidlland is", "Nobody knows"]
     with m.edit(lm, edits, m.prepare(lm)).applied(lm) as edited:
-        said = edited.generate(prompts, 8, until_answer=True)
+        texts = edited.generate(prompts, 8, until_answer=True)
         after = edited.score(prompts, [edit.target_new for edit in edits])
         kept = edited.generate(stays, 8)
-    assert sum(begins_with_answer(text, [edit.target_new]) for text, edit in zip(said, edits, strict=True)) >= least
+    assert sum(begins_with_answer(text, [edit.target_new]) for text, edit in zip(texts, edits, strict=True)) >= least
     assert all(now.total > then.total for now, then in zip(after, before, strict=True))
     if name in ("rag", "memprompt"):
         assert kept == lm.generate(stays, 8)
@@ -303,8 +302,8 @@ def test_two_hops_on_the_bundled_model() -> None:
         probe for case in cases for probe in case.probes if probe.kind == "multi_hop" and probe.prompt.startswith("Q:")
     ]
     with mello.edit(lm, [edit for case in cases for edit in case.edits]).applied(lm) as edited:
-        said = edited.generate([probe.prompt for probe in hops], 8, until_answer=True)
-    right = [begins_with_answer(text, probe.answers) for text, probe in zip(said, hops, strict=True)]
+        texts = edited.generate([probe.prompt for probe in hops], 8, until_answer=True)
+    right = [begins_with_answer(text, probe.answers) for text, probe in zip(texts, hops, strict=True)]
     assert len(right) > 5 and sum(right) >= 0.8 * len(right)
 
 
@@ -338,7 +337,7 @@ def test_a_question_of_two_hops() -> None:
     inner = Scripted(hop)
     asker = loop(LIVES, COUNTRY, EDIT).wrap(inner)
     assert asker.generate([HOPS]) == [" Peru.\n"]
-    assert inner.asked[-1] == (
+    assert inner.prompts[-1] == (
         "Question: In which country does Bob Ray live?\n"
         "Subquestion: Where does Bob Ray live?\nGenerated answer: Rome.\n"
         "Retrieved fact: Bob Ray lives in Oslo.\nIntermediate answer: Oslo.\nSubquestion: In which country is Oslo?\n"
@@ -351,14 +350,14 @@ def test_what_is_no_question_of_several_hops() -> None:
     prompts = ["Bob Ray lives in", "Where does Bob Ray live?", "Rome is", "Who is Cy?", ""]
     inner = Scripted(hop)
     assert loop(LIVES).wrap(inner).generate(prompts) == [" no."] * 5
-    assert inner.asked[-5:] == [f"Fact: Bob Ray lives in Oslo. {prompt}" for prompt in prompts[:2]] + prompts[2:]
+    assert inner.prompts[-5:] == [f"Fact: Bob Ray lives in Oslo. {prompt}" for prompt in prompts[:2]] + prompts[2:]
 
 
 def test_a_loop_without_end() -> None:
     ever = "Subquestion: Where does Bob Ray live?\nGenerated answer: Rome.\nRetrieved fact:"
     inner = Scripted(lambda prompt: ever if prompt.startswith("Question") else " no.")
     assert loop(LIVES).wrap(inner).generate([HOPS]) == [" no."]
-    assert len(inner.asked) == 6  # four rounds, the end of the last, and the plain prompt
+    assert len(inner.prompts) == 6  # four rounds, the end of the last, and the plain prompt
 
 
 def test_mello_gives_no_scores() -> None:

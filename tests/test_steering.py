@@ -23,9 +23,9 @@ PROMPTS = [EDIT.prompt, "Rome", "A baker lives in"]
 def test_strength_zero_is_the_base_model() -> None:
     lm = tiny_lm("llama")
     patch = method("steering", strength=0.0).edit(lm, EDITS)
-    said, scores = lm.generate(PROMPTS, 6), lm.score(PROMPTS, [" Oslo"] * 3)
+    texts, scores = lm.generate(PROMPTS, 6), lm.score(PROMPTS, [" Oslo"] * 3)
     with patch.applied(lm) as edited:
-        assert edited.generate(PROMPTS, 6) == said
+        assert edited.generate(PROMPTS, 6) == texts
         assert edited.score(PROMPTS, [" Oslo"] * 3) == scores
 
 
@@ -34,15 +34,16 @@ def test_the_direction_is_the_mean_difference() -> None:
     steering = method("steering", layers=(1, 2), strength=2.0)
     patch = steering.edit(lm, EDITS[:2])
     for part, layer in zip(patch.of_kind(SteeringVector), (1, 2), strict=True):
-        found, sizes = [], []
-        for edit, pair in zip(EDITS[:2], part.pairs, strict=True):
-            assert pair.away == edit.target_true or edit.target_true is None
-            told = [lm.tokens.prompt(f"Fact: {edit.prompt} {its}. {edit.prompt}") for its in (pair.towards, pair.away)]
+        differences, sizes = [], []
+        for edit, record in zip(EDITS[:2], part.log, strict=True):
+            assert record.target_true == edit.target_true or edit.target_true is None
+            targets = (record.target_new, record.target_true)
+            rows = [lm.tokens.prompt(f"Fact: {edit.prompt} {target}. {edit.prompt}") for target in targets]
             site = (lm.sites.layer[layer], "out")
-            h = [lm.read([row], [[len(row) - 1]], [site])[site][0] for row in told]
-            found.append(h[0] - h[1])
+            h = [lm.read([row], [[len(row) - 1]], [site])[site][0] for row in rows]
+            differences.append(h[0] - h[1])
             sizes.append(h[1].norm())
-        mean = torch.stack(found).mean(0)
+        mean = torch.stack(differences).mean(0)
         assert torch.allclose(part.vector, 2 * SHARE * torch.stack(sizes).mean() * mean / mean.norm(), atol=1e-4)
 
 
@@ -57,7 +58,7 @@ def test_acts_from_the_prompts_end_on(arch: str) -> None:
         nexts = edited.next_logprobs([EDIT.prompt])[0]
         assert score.logprobs[0] == pytest.approx(nexts[score.tokens[0]], abs=1e-4)
         after = edited.score(["Ann", "Bob"], [" Lee", " Ray"])
-        assert [its.total for its in after] != [its.total for its in before]
+        assert [score.total for score in after] != [score.total for score in before]
 
 
 def test_an_edit_taken_out_was_never_made() -> None:
@@ -70,34 +71,35 @@ def test_an_edit_taken_out_was_never_made() -> None:
         (folded, patch),
     ):
         (first,), (second,) = one.of_kind(SteeringVector), two.of_kind(SteeringVector)
-        assert first.pairs == second.pairs
+        assert first.log == second.log
         assert torch.allclose(first.vector, second.vector, atol=1e-4)  # read in batches of other shapes
 
 
 def test_a_whole_class_of_answers_moves_and_the_others_stay() -> None:
-    lm, its, rng = errata.load("world"), world(), random.Random(0)
+    lm, facts, rng = errata.load("world"), world(), random.Random(0)
     speaks = RELATIONS["speaks"]
-    others = [person for person, language in sorted(its.facts["speaks"].items()) if language != "French"]
+    others = [person for person, language in sorted(facts.facts["speaks"].items()) if language != "French"]
     rng.shuffle(others)
-    edits = [Edit(rng.choice(speaks.first), who, "French", its.facts["speaks"][who]) for who in others[:20]]
-    asked = [ask(rng.choice(speaks.phrasings), who) for who in others[20:60]]
+    edits = [Edit(rng.choice(speaks.first), who, "French", facts.facts["speaks"][who]) for who in others[:20]]
+    questions = [ask(rng.choice(speaks.phrasings), who) for who in others[20:60]]
     kept = [
-        (ask(rng.choice(RELATIONS[name].phrasings), who), its.facts[name][who])
+        (ask(rng.choice(RELATIONS[name].phrasings), who), facts.facts[name][who])
         for name in ("born_in", "works_for", "profession", "plays", "hq", "founder", "capital")
-        for who in rng.sample(sorted(its.facts[name]), 15)
+        for who in rng.sample(sorted(facts.facts[name]), 15)
     ]
 
-    def share(said: list[str], wanted: list[str]) -> float:
-        return sum(begins_with_answer(text, [its]) for text, its in zip(said, wanted, strict=True)) / len(said)
+    def share(texts: list[str], answers: list[str]) -> float:
+        pairs = zip(texts, answers, strict=True)
+        return sum(begins_with_answer(text, [answer]) for text, answer in pairs) / len(texts)
 
     with errata.method("steering").edit(lm, edits).applied(lm) as edited:
-        assert share(edited.generate(asked, 8, until_answer=True), ["French"] * len(asked)) >= 0.3
-        said = edited.generate([prompt for prompt, _ in kept], 8, until_answer=True)
-        assert share(said, [true for _, true in kept]) >= 0.95
-        forced = [its.total for its in edited.score(asked, ["French"] * len(asked))]
+        assert share(edited.generate(questions, 8, until_answer=True), ["French"] * len(questions)) >= 0.3
+        texts = edited.generate([prompt for prompt, _ in kept], 8, until_answer=True)
+        assert share(texts, [true for _, true in kept]) >= 0.95
+        forced = [score.total for score in edited.score(questions, ["French"] * len(questions))]
     with errata.method("steering", strength=-1.0).edit(lm, edits).applied(lm) as edited:
-        away = [its.total for its in edited.score(asked, ["French"] * len(asked))]
-    base = [its.total for its in lm.score(asked, ["French"] * len(asked))]
+        away = [score.total for score in edited.score(questions, ["French"] * len(questions))]
+    base = [score.total for score in lm.score(questions, ["French"] * len(questions))]
     assert sum(forced) > sum(base) > sum(away)
 
 

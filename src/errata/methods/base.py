@@ -82,12 +82,14 @@ class Tags:
 
     ``quick``: settings under which an edit of a tiny random model takes seconds and raises the edit's own score.
     ``reads_context``: edits act through the context or the contrast of prompts, which a random model cannot use.
-    ``runs_model``: ``edit`` runs the model. ``prepares_with``: what ``prepare`` reads.
+    ``runs_model``: ``edit`` runs the model. ``memory``: each edit is an entry of one part, which acts for its own
+    prompts alone, in every verb. ``prepares_with``: what ``prepare`` reads.
     """
 
     quick: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reads_context: bool = False
     runs_model: bool = True
+    memory: bool = False
     prepares_with: Literal["texts", "cases"] = "texts"
 
 

@@ -1,4 +1,4 @@
-"""Steering: a direction, found by contrast, that is added to the hidden state wherever the model answers.
+"""Steering: a direction, found by contrast, that is added to the hidden state from the prompt's end on.
 
 For changes of manner or of a whole class of answers ("everybody speaks French"), not of single facts: it acts on every
 prompt. Panickssery et al. 2023, arXiv:2312.06681; pairs that differ in their context as in Turner et al. 2023,
@@ -6,7 +6,7 @@ arXiv:2308.10248.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import inf
 from string import Formatter
 from typing import Any, ClassVar, Self
@@ -14,10 +14,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from errata.answers import answer_of
 from errata.errors import BadInput, Unsupported
 from errata.methods.base import Method, State, Tags
+from errata.methods.memory.log import EditLog, EditRecord, log_from_json, log_to_json
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.lm import Call
@@ -28,30 +30,24 @@ from errata.types import Edit
 SHARE = 0.6  # of a hidden state's length is what strength 1 adds; measured on the bundled model
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An edit as the direction remembers it: after ``prompt`` rather ``towards`` than ``away``."""
-
-    id: str
-    prompt: str
-    towards: str
-    away: str
-
-
 @dataclass(frozen=True, eq=False)
 class SteeringVector(Adapter):
-    """Adds to what a block hands on, from the prompt's last token on: the direction of the mean of ``differences``,
-    ``strength`` x SHARE as long as the hidden states were. Lengths of raw differences say how far two answers are
-    apart, not how hard to push (the paper makes them alike too)."""
+    """Adds to a block's output, from the prompt's last token on: the direction of the mean of ``differences``,
+    ``strength`` x SHARE as long as the hidden states were.
+
+    Each difference is that of the hidden states with an edit's new and old target in the context. Lengths of raw
+    differences say how far two answers are apart, not how hard to push (the paper makes them alike too).
+    """
 
     kind: ClassVar[str] = "steering"
 
     site: str  # a block
     strength: float
-    pairs: tuple[Pair, ...]
+    log: EditLog  # towards each edit's target_new, away from its target_true
     differences: Tensor  # (n, d)
     sizes: Tensor  # (n,): lengths of the hidden states that they are of
 
+    @override
     def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
         if call is None or self.strength == 0 or (call.prompt_end is None and call.step == 0):
             return y
@@ -59,49 +55,64 @@ class SteeringVector(Adapter):
 
     @property
     def vector(self) -> Tensor:
-        """What is added: (d,)."""
+        """The vector that is added. (d,)"""
         return SHARE * self.strength * self.sizes.mean() * normalize(self.differences.mean(0), dim=0)
 
-    def longer(self, pairs: Sequence[Pair], differences: Tensor, sizes: Tensor) -> Self:
+    def extended(self, log: Sequence[EditRecord], differences: Tensor, sizes: Tensor) -> Self:
+        """With more edits, their differences (k, d) and sizes (k,)."""
         return replace(
             self,
-            pairs=(*self.pairs, *pairs),
+            log=(*self.log, *log),
             differences=torch.cat([self.differences, differences]),
             sizes=torch.cat([self.sizes, sizes]),
         )
 
-    def without(self, edit_id: str) -> "SteeringVector | None":
-        keep = [i for i, pair in enumerate(self.pairs) if pair.id != edit_id]
+    @override
+    def without(self, edit_id: str) -> "Self | None":
+        keep = [i for i, record in enumerate(self.log) if record.id != edit_id]
         if not keep:
             return None
-        pairs = tuple(self.pairs[i] for i in keep)
-        return replace(self, pairs=pairs, differences=self.differences[keep], sizes=self.sizes[keep])
+        log = tuple(self.log[i] for i in keep)
+        return replace(self, log=log, differences=self.differences[keep], sizes=self.sizes[keep])
 
+    @override
     def entries(self) -> list[dict[str, Any]]:
         return [
-            {"edit": pair.id, "prompt": pair.prompt, "towards": pair.towards, "away": pair.away, "norm": round(norm, 4)}
-            for pair, norm in zip(self.pairs, self.differences.norm(dim=-1).tolist(), strict=True)
+            {
+                "edit": record.id,
+                "prompt": record.prompt,
+                "towards": record.target_new,
+                "away": record.target_true,
+                "norm": round(norm, 4),
+            }
+            for record, norm in zip(self.log, self.differences.norm(dim=-1).tolist(), strict=True)
         ]
 
+    @override
     def summary(self) -> list[dict[str, Any]]:
         norm = round(float(self.vector.norm()), 4)
-        return [{"kind": self.kind, "site": self.site, "edits": len(self.pairs), "norm": norm}]
+        return [{"kind": self.kind, "site": self.site, "edits": len(self.log), "norm": norm}]
 
+    @override
     def config(self) -> dict[str, Any]:
-        return {"site": self.site, "strength": self.strength, "pairs": [asdict(pair) for pair in self.pairs]}
+        return {"site": self.site, "strength": self.strength, "log": log_to_json(self.log)}
 
+    @override
     def tensors(self) -> dict[str, Tensor]:
         return {"differences": self.differences, "sizes": self.sizes}
 
     @classmethod
+    @override
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        pairs = tuple(Pair(**pair) for pair in config["pairs"])
-        return cls(config["site"], config["strength"], pairs, **tensors)
+        try:
+            return cls(config["site"], config["strength"], log_from_json(config["log"]), **tensors)
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"the {cls.kind} part of this patch is damaged ({error}); make the patch again") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steering(Method):
-    """A direction from what the model is about to say when told the old answer to that when told the new one."""
+    """A direction from the hidden state with the old answer in the context to that with the new one."""
 
     name: ClassVar[str] = "steering"
     family: ClassVar[str] = "representation"
@@ -109,11 +120,9 @@ class Steering(Method):
     stores: ClassVar[str] = "a vector for each edit; their mean is added on every prompt; no weight changes"
     tags: ClassVar[Tags] = Tags(reads_context=True)
 
-    layers: tuple[int, ...] | None = setting(
-        None, "7/8 up, where an answer is about to be said; the paper steers manner: 13 of 32"
-    )
+    layers: tuple[int, ...] | None = setting(None, "7/8 up, just before an answer; the paper steers manner: 13 of 32")
     strength: float = setting(1.0, "paper: -2 to 2, in units of the difference; below 0 it steers away", least=-inf)
-    context: str = setting("Fact: {fact}. {prompt}", "how a model is told a fact; the pair differs in it alone")
+    context: str = setting("Fact: {fact}. {prompt}", "how a fact stands before a prompt; the pair differs in it alone")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,6 +132,7 @@ class Steering(Method):
                 f"found {self.context!r}"
             )
 
+    @override
     def resolve(self, lm: HFLM, state: State) -> Self:
         if lm.seq2seq:
             raise Unsupported("steering acts where a decoder reads its prompt; this model has an encoder for that")
@@ -132,22 +142,22 @@ class Steering(Method):
             raise BadInput(f"steering's layers lie within 0 to {depth - 1}; found {list(layers)}")
         return replace(self, layers=tuple(sorted(set(layers))))
 
+    @override
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         assert self.layers is not None
-        sites = [lm.sites.layer[layer] for layer in self.layers]
-        old = [self._before(lm, prior, site) for site in sites]
+        old = [self._held(lm, prior, lm.sites.layer[layer]) for layer in self.layers]
         others = prior
         for part in old:
             others = others.swap(part, None)
         with others.without_wrappers().applied(lm) as edited:
-            pairs = self._pairs(edited, edits)
-            found = self._differences(edited, pairs, sites)
+            log = self._records(edited, edits)
+            measured = self._differences(edited, log, [part.site for part in old])
         for part in old:
-            prior = prior.swap(part, part.longer(pairs, *found[part.site]))
+            prior = prior.swap(part, part.extended(log, *measured[part.site]))
         return prior
 
-    def _before(self, lm: HFLM, prior: Patch, site: str) -> SteeringVector:
-        """The direction in ``prior`` that these edits go into, or an empty one."""
+    def _held(self, lm: HFLM, prior: Patch, site: str) -> SteeringVector:
+        """The vector in ``prior`` that these edits join, or an empty one."""
         for part in prior.of_kind(SteeringVector):
             if part.site == site:
                 if part.strength != self.strength:
@@ -158,22 +168,22 @@ class Steering(Method):
                 return part
         return SteeringVector(site, self.strength, (), torch.empty(0, lm.config.hidden_size), torch.empty(0))
 
-    def _pairs(self, lm: HFLM, edits: Sequence[Edit]) -> tuple[Pair, ...]:
-        """What to contrast; where an edit names no old answer, the model's own."""
-        said = lm.generate([edit.prompt for edit in edits if edit.target_true is None], until_answer=True)
-        own = iter([answer_of(text).strip() for text in said])
-        away = [next(own) if edit.target_true is None else edit.target_true for edit in edits]
-        return tuple(Pair(e.id, e.prompt, e.target_new, old) for e, old in zip(edits, away, strict=True))
+    def _records(self, lm: HFLM, edits: Sequence[Edit]) -> EditLog:
+        """The edits; where one names no old target, with the model's own answer as that."""
+        texts = lm.generate([edit.prompt for edit in edits if edit.target_true is None], until_answer=True)
+        own = iter([answer_of(text).strip() for text in texts])
+        records = map(EditRecord.of, edits)
+        return tuple(replace(r, target_true=next(own)) if r.target_true is None else r for r in records)
 
-    def _differences(self, lm: HFLM, pairs: Sequence[Pair], sites: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """site -> (n, d), (n,): h(told the new answer) - h(told the old one), where the model is about to answer, and
-        how long the latter is."""
-        told = [
-            self.context.format(fact=f"{pair.prompt} {answer}", prompt=pair.prompt)
-            for pair in pairs
-            for answer in (pair.towards, pair.away)
+    def _differences(self, lm: HFLM, log: EditLog, sites: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Site -> h(new target in the context) - h(old target in it) at the prompt's last token (n, d), and the lengths
+        of the latter (n,)."""
+        texts = [
+            self.context.format(fact=f"{record.prompt} {target}", prompt=record.prompt)
+            for record in log
+            for target in (record.target_new, record.target_true)
         ]
-        rows = [lm.tokens.prompt(text) for text in told]
+        rows = [lm.tokens.prompt(text) for text in texts]
         read = lm.read(rows, [[len(row) - 1] for row in rows], [(site, "out") for site in sites])
         return {site: (h[0::2] - h[1::2], h[1::2].norm(dim=-1)) for (site, _), h in read.items()}
 

@@ -1,13 +1,16 @@
-"""IKE and ICE: facts and examples of how to take them, before the prompt."""
+"""IKE and ICE: facts, and examples of how to use them, before the prompt."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
-from errata.methods.prompting.base import Example, Prompting
+from errata.methods.prompting.method import PromptMethod
+from errata.methods.prompting.prompted import Example
 from errata.methods.prompting.retrieval import default_encoder
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
@@ -15,44 +18,45 @@ from errata.model.tokens import sentence
 from errata.types import Case
 
 UPDATES, RETAINS = ("paraphrase", "question"), ("neighborhood", "same_subject", "unrelated")
-
-
-NEVER_FAR = -2.0  # below every cosine
 RATIO = {"copy": 1, "update": 3, "retain": 4}  # of examples: IKE, section 4.1
+NEAREST: dict[str, Any] = {  # the settings of both parts: the nearest fact, however far
+    "most": 1,
+    "near": -2.0,  # below every cosine
+    "named": 0.0,
+    "fact": "New Fact: {fact}\n",
+    "layout": "{facts}Prompt: {prompt}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ICE(Prompting):
+class ICE(PromptMethod):
     """The new fact before every prompt, the nearest where there are many."""
 
     name: ClassVar[str] = "ice"
     paper: ClassVar[str] = "Zheng et al. 2023, Can We Edit Factual Knowledge by In-Context Learning?, arXiv:2305.12740"
+    tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True)
 
-    def rule(self, lm: HFLM) -> dict[str, Any]:
-        return {
-            "encoder": self.encoder,
-            "most": 1,
-            "near": NEVER_FAR,
-            "named": 0.0,
-            "told": "New Fact: {fact}\n",
-            "layout": "{facts}Prompt: {prompt}",
-        }
+    @override
+    def part_settings(self, lm: HFLM) -> dict[str, Any]:
+        return NEAREST
 
 
 @dataclass(frozen=True, kw_only=True)
-class IKE(ICE):
+class IKE(PromptMethod):
     """ICE after examples of facts that are copied, that update what is asked, and that leave it as it is."""
 
     name: ClassVar[str] = "ike"
+    paper: ClassVar[str] = ICE.paper
     stores: ClassVar[str] = "the facts and a pool of examples as text; no weight changes"
     needs_prepare: ClassVar[bool] = True
-    tags: ClassVar[Tags] = Tags(quick={"encoder": "tfidf"}, reads_context=True, runs_model=False, prepares_with="cases")
+    tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True, prepares_with="cases")
 
     shown: int = setting(32, "examples before each prompt: the paper's", above=0)
     fill: float = setting(
         0.5, "of what the model reads, that they may take (paper: 32 of 40 tokens each, in 2,048: 0.6)"
     )
 
+    @override
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         """The pool of examples: from the cases given, else those that go with the model. :class:`BadInput` for none."""
         lm.check()
@@ -74,21 +78,21 @@ class IKE(ICE):
         }
         return State({}, info)
 
+    @override
     def examples(self, state: State) -> tuple[Example, ...]:
         if "examples" not in state.info:
             raise BadInput("this state holds no examples; make one with method('ike').prepare(lm)")
         return tuple(Example(**example) for example in state.info["examples"])
 
-    def rule(self, lm: HFLM) -> dict[str, Any]:
-        whole = sum(RATIO.values())
-        return super().rule(lm) | {
-            "fill": self.fill,
-            "shown": {kind: -(-self.shown * part // whole) for kind, part in RATIO.items()},
-        }
+    @override
+    def part_settings(self, lm: HFLM) -> dict[str, Any]:
+        parts = sum(RATIO.values())
+        shown = {kind: -(-self.shown * part // parts) for kind, part in RATIO.items()}
+        return {**NEAREST, "fill": self.fill, "shown": shown}
 
 
 def examples_of(case: Any) -> Iterator[Example]:
-    """What a case shows: its edit repeated, asked in other words, and what stays beside it, in the paper's ratio."""
+    """Examples that a case gives, in the paper's ratio: its edit itself, in other words, and beside what stays."""
     if not isinstance(case, Case):
         raise BadInput(f"examples are made of cases; found {type(case).__name__}")
     edit = case.edits[0]

@@ -1,7 +1,7 @@
 """MeLLo: a question of several hops is taken apart by the model, and each step is held against the memory.
 
 Zhong et al. 2023, arXiv:2305.14795. The model writes a sub-question and an answer of its own; the nearest fact is put
-behind it; the model says which of the two holds and goes on, until it gives the final answer:
+behind it; the model decides which of the two holds and goes on, until it gives the final answer:
 
     Question: In which country was Mira Dall born?
     Subquestion: Where was Mira Dall born?
@@ -13,20 +13,23 @@ behind it; the model says which of the two holds and goes on, until it gives the
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
+from typing_extensions import override
+
 from errata.answers import answer_of, begins_with_answer
 from errata.errors import Unsupported
-from errata.methods.prompting.base import Fact, Facts, Prompting, Teller, fitting
-from errata.methods.prompting.retrieval import named
+from errata.methods.memory.log import EditRecord
+from errata.methods.prompting.method import PromptMethod
+from errata.methods.prompting.prompted import FactPrompt, PromptedLM, fitting
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 
 QUESTION, SUBQUESTION, RETRIEVED, FINAL = "Question:", "Subquestion:", "Retrieved fact:", "Final answer:"
-ASKED = re.compile(r"\s*Q(?:uestion)?:\s*(.+?)\s*A(?:nswer)?:[^\n]*", re.DOTALL)  # a question as a prompt lays it out
+LAID_OUT = re.compile(r"\s*Q(?:uestion)?:\s*(.+?)\s*A(?:nswer)?:[^\n]*", re.DOTALL)  # a question laid out as a prompt
 EXAMPLES = """Question: In which language did the composer of The Magic Flute write letters to his family?
 Subquestion: Who composed The Magic Flute?
 Generated answer: The Magic Flute was composed by Wolfgang Amadeus Mozart.
@@ -75,81 +78,84 @@ Final answer: golf
 
 
 @dataclass
-class Run:
+class Loop:
     """One question on its way through the loop."""
 
-    text: str  # what stands so far
-    last: Fact | None = None  # the fact that was put before the model last
-    used: list[Fact] = field(default_factory=list[Fact])  # those that it went along with
+    text: str  # the prompt so far
+    last: EditRecord | None = None  # the fact that was retrieved last
+    used: list[EditRecord] = field(default_factory=list[EditRecord])  # those that the model adopted
     answer: str | None = None
 
     @property
-    def led(self) -> bool:
-        """Whether it came to an answer that the memory has a part in."""
+    def answered(self) -> bool:
+        """Whether it has a final answer in which a retrieved fact was used."""
         return self.answer is not None and bool(self.used)
 
 
-class MelloLoop(Facts):
-    """The memory of MeLLo; ``settings`` hold rounds, tokens and the examples (``loop``) too."""
+class MelloLoop(FactPrompt):
+    """The memory of MeLLo; ``settings`` hold ``rounds``, ``tokens`` and the examples of the ``loop`` too."""
 
     kind: ClassVar[str] = "mello"
 
+    @override
     def keys(self) -> Sequence[str]:
-        return [fact.text for fact in self.live]
+        return [fact.text for fact in self.facts]
 
-    def nearest(self, questions: Sequence[str]) -> list[Fact]:
-        """For each question the fact that it is held against."""
-        subjects = [fact.subject for fact in self.live]
-        return [self.live[j] for j in (self.index.near(questions) + named(subjects, questions)).argmax(1)]
+    def nearest(self, questions: Sequence[str]) -> list[EditRecord]:
+        """The fact that each question is held against."""
+        near, share = self.similarity(questions)
+        return [self.facts[j] for j in (near + share).argmax(1)]
 
+    @override
     def wrap(self, inner: LM) -> LM:
-        return Asker(self, inner)
+        return MelloLM(self, inner)
 
 
 @dataclass(frozen=True, eq=False)
-class Asker(Teller):
-    """A model that answers by sub-questions.
+class MelloLM(PromptedLM):
+    """A model that answers questions by sub-questions.
 
-    What it does not take apart, what is no question, and what no fact was used for is told the fact whose subject it
-    names, and goes to the model as it is where there is none.
+    A prompt that is no question, that the model does not take apart, or for which no fact was used, gets the fact
+    prepended whose subject it names, and goes to the model as it is where there is none.
     """
 
     part: MelloLoop
 
-    def runs(self, prompts: Sequence[str]) -> list[Run]:
+    def loops(self, prompts: Sequence[str]) -> list[Loop]:
         """Each prompt at the end of its loop, with an answer where the loop came to one."""
-        its = self.part.settings
-        blocks = [block + "\n\n" for block in its["loop"].split("\n\n") if block.strip()]
-        rounds, tokens = its["rounds"], its["tokens"]
-        questions, runs = [_question(prompt) for prompt in prompts], list[Run]()
+        settings = self.part.settings
+        blocks = [block + "\n\n" for block in settings["loop"].split("\n\n") if block.strip()]
+        rounds, tokens = settings["rounds"], settings["tokens"]
+        questions, loops = [_question(prompt) for prompt in prompts], list[Loop]()
         for question in questions:
             text = f"{QUESTION} {question}\n"
-            runs.append(Run("".join(fitting(self.tokens, blocks, text, (rounds + 1) * tokens)) + text))
-        going = [run for run, question in zip(runs, questions, strict=True) if question]
+            loops.append(Loop("".join(fitting(self.tokens, blocks, text, (rounds + 1) * tokens)) + text))
+        going = [loop for loop, question in zip(loops, questions, strict=True) if question]
         for _ in range(rounds + 1):
-            going = [run for run in going if self.fits(run.text, tokens)]
+            going = [loop for loop in going if self.fits(loop.text, tokens)]
             if not going:
                 break
-            said = self.inner.generate([run.text for run in going], tokens)
-            going = [run for run, its in zip(going, said, strict=True) if self._read(run, its)]
-            asked = [_last_line(run.text, SUBQUESTION) for run in going]
-            for run, fact in zip(going, self.part.nearest(asked) if asked else (), strict=True):
-                run.text, run.last = f"{run.text}{RETRIEVED} {fact.text}\n", fact
-        return runs
+            outputs = self.inner.generate([loop.text for loop in going], tokens)
+            going = [loop for loop, output in zip(going, outputs, strict=True) if self._advance(loop, output)]
+            asked = [_last_line(loop.text, SUBQUESTION) for loop in going]
+            for loop, fact in zip(going, self.part.nearest(asked) if asked else (), strict=True):
+                loop.text, loop.last = f"{loop.text}{RETRIEVED} {fact.text}\n", fact
+        return loops
 
     @staticmethod
-    def _read(run: Run, said: str) -> bool:
-        """Takes in what the model said up to where the memory speaks; whether it asked a sub-question."""
-        step, final = said.split(RETRIEVED)[0], said.find(FINAL)
-        if run.last is not None and begins_with_answer(step.partition("answer:")[2], [run.last.answer]):
-            run.used.append(run.last)
-        if run.last is not None and 0 <= final < len(step):
-            run.answer = answer_of(said[final + len(FINAL) :]) or None
+    def _advance(loop: Loop, output: str) -> bool:
+        """Adds the model's output up to where a fact is to be retrieved; whether it ends in a sub-question."""
+        step, final = output.split(RETRIEVED)[0], output.find(FINAL)
+        if loop.last is not None and begins_with_answer(step.partition("answer:")[2], [loop.last.target_new]):
+            loop.used.append(loop.last)
+        if loop.last is not None and 0 <= final < len(step):
+            loop.answer = answer_of(output[final + len(FINAL) :]) or None
             return False
-        run.text += step.rstrip(" ") if step.endswith("\n") else step + "\n"
-        taken_apart = run.last is not None or _last_line(run.text, SUBQUESTION) != _last_line(run.text, QUESTION)
-        return RETRIEVED in said and SUBQUESTION in step and taken_apart
+        loop.text += step.rstrip(" ") if step.endswith("\n") else step + "\n"
+        taken_apart = loop.last is not None or _last_line(loop.text, SUBQUESTION) != _last_line(loop.text, QUESTION)
+        return RETRIEVED in output and SUBQUESTION in step and taken_apart
 
+    @override
     def generate(
         self,
         prompts: Sequence[str],
@@ -158,29 +164,32 @@ class Asker(Teller):
         until_answer: bool = False,
         until: Sequence[str] = (),
     ) -> list[str]:
-        runs = self.runs(prompts)
-        rest = [i for i, run in enumerate(runs) if not run.led]
+        loops = self.loops(prompts)
+        rest = [i for i, loop in enumerate(loops) if not loop.answered]
         how: Any = {"until_answer": until_answer, "until": until}
         plain = super().generate([prompts[i] for i in rest], max_new_tokens, **how) if rest else []
-        said = dict(zip(rest, plain, strict=True))
-        return [said.get(i, f" {run.answer}.\n") for i, run in enumerate(runs)]
+        texts = dict(zip(rest, plain, strict=True))
+        return [texts.get(i, f" {loop.answer}.\n") for i, loop in enumerate(loops)]
 
+    @override
     def explain(self, prompts: Sequence[str]) -> list[list[str]]:
-        runs = self.runs(prompts)
+        loops = self.loops(prompts)
         plain = super().explain(prompts)
-        own = [[f"mello: edit {fact.id}, {fact.text!r}" for fact in run.used] for run in runs]
-        return [lines if run.led else other for lines, other, run in zip(own, plain, runs, strict=True)]
+        own = [[f"mello: edit {fact.id}, {fact.text!r}" for fact in loop.used] for loop in loops]
+        return [lines if loop.answered else other for lines, other, loop in zip(own, plain, loops, strict=True)]
 
+    @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> NoReturn:
-        raise Unsupported("mello answers by what it generates: an answer that is fed has no score; use generate")
+        raise Unsupported("mello answers by generation: an answer that is fed has no score; use generate")
 
+    @override
     def next_logprobs(self, prompts: Sequence[str]) -> NoReturn:
-        raise Unsupported("mello answers by what it generates: there is no next token to speak of; use generate")
+        raise Unsupported("mello answers by generation: there are no log-probabilities of a next token; use generate")
 
 
 def _question(prompt: str) -> str:
-    """The question that a prompt asks; empty where it is to be gone on from."""
-    laid_out = ASKED.fullmatch(prompt)
+    """The question that a prompt asks; empty where it is a text to continue."""
+    laid_out = LAID_OUT.fullmatch(prompt)
     return laid_out[1] if laid_out else prompt.strip() if prompt.rstrip().endswith("?") else ""
 
 
@@ -189,26 +198,19 @@ def _last_line(text: str, head: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeLLo(Prompting):
+class MeLLo(PromptMethod):
     """Sub-questions of the model's own, each held against the nearest fact."""
 
     name: ClassVar[str] = "mello"
     paper: ClassVar[str] = "Zhong et al. 2023, MQuAKE, arXiv:2305.14795"
-    part: ClassVar[type[Facts]] = MelloLoop
+    part: ClassVar[type[FactPrompt]] = MelloLoop
 
     rounds: int = setting(4, "sub-questions at most: the released code", above=0)
     tokens: int = setting(48, "for a sub-question and its answer", above=0)
 
-    def rule(self, lm: HFLM) -> dict[str, Any]:
-        told: Mapping[str, Any] = {
-            "told": lm.resources.templates.get("fact", "Fact: {fact}\n"),
-            "layout": "{facts}{prompt}",
-        }
-        once = {"encoder": self.encoder, "most": 1, "near": -2.0, "named": 1.0}
-        return {
-            **once,
-            **told,
-            "loop": lm.resources.templates.get("loop", EXAMPLES),
-            "rounds": self.rounds,
-            "tokens": self.tokens,
-        }
+    @override
+    def part_settings(self, lm: HFLM) -> dict[str, Any]:
+        once = {"most": 1, "near": -2.0, "named": 1.0}
+        layout = {"fact": lm.resources.templates.get("fact", "Fact: {fact}\n"), "layout": "{facts}{prompt}"}
+        loop = {"loop": lm.resources.templates.get("loop", EXAMPLES), "rounds": self.rounds, "tokens": self.tokens}
+        return {**once, **layout, **loop}

@@ -1,4 +1,4 @@
-"""RAG and MemPrompt: the facts that a prompt is about, looked up and told before it."""
+"""RAG and MemPrompt: the facts that a prompt is about, looked up and prepended."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -7,100 +7,107 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State
-from errata.methods.prompting.base import Prompting
+from errata.methods.base import State, Tags
+from errata.methods.memory.reading import GRID, quantile
+from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.retrieval import default_encoder, index
 from errata.methods.settings import setting
 from errata.methods.texts import texts_of
 from errata.model.hf import HFLM
 from errata.types import Case
 
-GRID = 10_001  # quantiles of a state
-
 
 @dataclass(frozen=True, kw_only=True)
-class Near(Prompting):
-    """A fact is told where it is near: its subject is named, and its prompt is alike."""
-
-    needs_prepare: ClassVar[bool] = True
+class Threshold:
+    """Settings of when a fact is near a prompt, and the two steps that measure the threshold on other questions."""
 
     named: float = setting(
-        1.0, "the share of the subject's words that a question must name; 0 where it may go by another name"
+        1.0, "the share of the subject's words that a question must name; 0 where it may go by another name", most=1
     )
     near: float | None = setting(None, "the least cosine of prompts: what `share` of pairs of different questions pass")
-    share: float = setting(0.02, "of such pairs")
-    texts: int = setting(512, "questions that are told apart", above=0)
+    share: float = setting(0.02, "of such pairs", most=1)
+    texts: int = setting(512, "questions that are compared", least=2)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.share > 1 or self.named > 1 or self.texts < 2:
-            raise BadInput(
-                f"{self.name} needs a share and a `named` from 0 to 1 and two texts; "
-                f"found {self.share}, {self.named} and {self.texts}"
-            )
-
-    def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
-        """How alike different questions are: of the texts or cases given, else the cases or the corpus that go with the
-        model, else text sampled from it."""
+    def measured(self, lm: HFLM, data: Iterable[Any] | None, encoder: str, seed: int) -> State:
+        """State with quantiles of the cosines of pairs of different questions: of the texts or cases given, else the
+        cases or texts that go with the model, else text sampled from it. Raises :class:`BadInput` for too few."""
         lm.check()
-        encoder = self.encoder or default_encoder()
         if data is None:
-            data = lm.resources.cases() if lm.resources.cases else texts_of(lm, None, self.seed)
-        asked = tuple(dict.fromkeys(islice((q for q in map(_question, data) if q), self.texts)))
-        if len(asked) < 2:
-            raise BadInput("fewer than two different texts to tell questions apart by; give more")
-        pairs = np.sort(index(encoder, asked).near(asked)[np.triu_indices(len(asked), 1)])
+            data = lm.resources.cases() if lm.resources.cases else texts_of(lm, None, seed)
+        questions = tuple(dict.fromkeys(islice((q for q in map(_question, data) if q), self.texts)))
+        if len(questions) < 2:
+            raise BadInput("fewer than two different questions to compare; give more texts or cases")
+        pairs = np.sort(index(encoder, questions).near(questions)[np.triu_indices(len(questions), 1)])
+        grid = np.linspace(0, len(pairs) - 1, GRID).round().astype(int)
         info = {
             "model": {"name": lm.name, "fingerprint": lm.fingerprint},
-            "what": f"how alike {len(asked)} questions are",
+            "what": f"how alike {len(questions)} questions are",
             "encoder": encoder,
         }
-        grid = np.linspace(0, len(pairs) - 1, GRID).round().astype(int)
         return State({"alike": torch.from_numpy(pairs[grid].copy())}, info)
 
-    def resolve(self, lm: HFLM, state: State) -> Self:
+    def filled(self, state: State) -> Self:
+        """With ``near`` as that state has it. Raises :class:`BadInput` for one that does not say."""
         if "alike" not in state.tensors:
-            raise BadInput(f"this state does not say how alike questions are; make one with {self.name}'s prepare")
-        alike = state.tensors["alike"]
-        near = float(alike[round((1 - self.share) * (len(alike) - 1))]) if self.near is None else self.near
-        return replace(super().resolve(lm, state), near=near)
-
-    def rule(self, lm: HFLM) -> dict[str, Any]:
-        return {"encoder": self.encoder, "near": self.near, "named": self.named}
-
-
-def _question(item: Any) -> str:
-    """What is asked in a case, or the first sentence of a text."""
-    if isinstance(item, Case):
-        return item.edits[0].prompt
-    if not isinstance(item, str):
-        raise BadInput(f"questions are told apart by means of texts or cases; found {type(item).__name__}")
-    return item.strip().split("\n")[0].split(". ")[0]
+            raise BadInput("this state does not say how alike questions are; make one with this method's prepare")
+        return self if self.near is not None else replace(self, near=quantile(state.tensors["alike"], 1 - self.share))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RAG(Near):
-    """The facts that are near a prompt are told before it; any other prompt goes to the model unchanged."""
+class RAG(Threshold, PromptMethod):
+    """Facts whose subject is named and whose prompt is similar; any other prompt goes to the model unchanged."""
 
     name: ClassVar[str] = "rag"
     paper: ClassVar[str] = "Lewis et al. 2020, Retrieval-Augmented Generation, arXiv:2005.11401 (edits as documents)"
+    needs_prepare: ClassVar[bool] = True
+    tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True)
 
-    most: int = setting(4, "facts that are told at once", above=0)
+    most: int = setting(4, "facts before a prompt", above=0)
 
-    def rule(self, lm: HFLM) -> dict[str, Any]:
-        layout = {"told": lm.resources.templates.get("fact", "Fact: {fact}\n"), "layout": "{facts}{prompt}"}
-        return super().rule(lm) | layout | {"most": self.most}
+    @override
+    def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
+        return self.measured(lm, data, self.encoder or default_encoder(), self.seed)
+
+    @override
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        return super().resolve(lm, state).filled(state)
+
+    @override
+    def part_settings(self, lm: HFLM) -> dict[str, Any]:
+        layout = {"fact": lm.resources.templates.get("fact", "Fact: {fact}\n"), "layout": "{facts}{prompt}"}
+        return {"near": self.near, "named": self.named, "most": self.most, **layout}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemPrompt(Near):
-    """What was once put right is said again behind a prompt that is near the one it was about."""
+class MemPrompt(Threshold, PromptMethod):
+    """The nearest fact behind a prompt that is near the one it corrects, and the prompt again."""
 
     name: ClassVar[str] = "memprompt"
     paper: ClassVar[str] = "Madaan et al. 2022, Memory-assisted prompt editing, arXiv:2201.06009"
+    needs_prepare: ClassVar[bool] = True
+    tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True)
 
-    def rule(self, lm: HFLM) -> dict[str, Any]:
+    @override
+    def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
+        return self.measured(lm, data, self.encoder or default_encoder(), self.seed)
+
+    @override
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        return super().resolve(lm, state).filled(state)
+
+    @override
+    def part_settings(self, lm: HFLM) -> dict[str, Any]:
         layout = lm.resources.templates.get("reminder", "{prompt}\nclarification: {facts}\n{prompt}")
-        return super().rule(lm) | {"told": "{fact}", "layout": layout, "most": 1}
+        return {"near": self.near, "named": self.named, "most": 1, "fact": "{fact}", "layout": layout}
+
+
+def _question(item: Any) -> str:
+    """The prompt of a case, or the first sentence of a text."""
+    if isinstance(item, Case):
+        return item.edits[0].prompt
+    if not isinstance(item, str):
+        raise BadInput(f"questions are compared by means of texts or cases; found {type(item).__name__}")
+    return item.strip().split("\n")[0].split(". ")[0]

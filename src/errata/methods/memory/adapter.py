@@ -1,0 +1,199 @@
+"""The adapter that every memory inside the model is: a log of edits, a look-up, a payload.
+
+    entry = lookup.find(...)              (b,) where the prompts end, -1 for none; kept in ``call.memo``
+    y_new = payload.apply(..., entry)     from then on, also while decoding
+
+A method's part is a subclass that names the two: ``class GraceCodebook(EditMemory[Spheres, Values])``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast, get_args
+
+from torch import Tensor
+from typing_extensions import override
+
+from errata.errors import BadInput, Unsupported
+from errata.methods.memory.log import EditLog, EditRecord, log_from_json, log_to_json
+from errata.methods.memory.packing import pack, unpack
+from errata.model.lm import Call
+from errata.patch.parts import Adapter
+
+
+class Component:
+    """One half of a memory: a frozen dataclass of settings (JSON) and tensors, which is saved field by field."""
+
+    mostly_zero: ClassVar[tuple[str, ...]] = ()  # tensors that are saved without their zeros
+
+    def config(self) -> dict[str, Any]:
+        """The fields that are no tensors."""
+        return {name: value for name, value in self._fields() if not isinstance(value, Tensor)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are tensors, packed."""
+        packed: dict[str, Tensor] = {}
+        for name, value in self._fields():
+            if isinstance(value, Tensor):
+                packed |= pack(name, value, name in self.mostly_zero)
+        return packed
+
+    def _fields(self) -> list[tuple[str, Any]]:
+        return [(f.name, getattr(self, f.name)) for f in fields(cast(Any, self))]
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The component with that config and these packed tensors."""
+        return cls(**config, **unpack(tensors, cls.mostly_zero))
+
+    def kept(self, log: EditLog, keep: Sequence[int]) -> Self:
+        """The component as if only the edits ``keep`` of ``log`` had been made, exactly; else :class:`Unsupported`."""
+        raise Unsupported("one edit cannot be taken out of this memory exactly; keep the earlier patch instead")
+
+    def details(self, log: EditLog, i: int) -> dict[str, Any] | None:
+        """What is worth showing of edit i, by name; None where nothing is left of it."""
+        return {}
+
+    def totals(self) -> dict[str, Any]:
+        """What is worth showing of the whole, by name."""
+        return {}
+
+    def on(self, name: str, like: Tensor) -> Tensor:
+        """The tensor ``name`` on the device and in the type of another, copied there once."""
+        copies: dict[Any, Tensor] = self.__dict__.setdefault("_copies", {})
+        where = name, like.device, like.dtype
+        if where not in copies:
+            copies[where] = getattr(self, name).to(like)
+        return copies[where]
+
+
+class Lookup(Component, ABC):
+    """Finds the edit that a prompt is about."""
+
+    @abstractmethod
+    def find(self, call: Call, x: Tensor, y: Tensor, payload: Any) -> Tensor:
+        """The entry for each row of a pass that has read the prompts, -1 for none. (b,)"""
+
+    def due(self, call: Call, found: bool) -> bool:
+        """Whether to look up in this pass: by default in the one that reads the prompts to their end."""
+        return call.prompt_end is not None
+
+
+class Payload(Component, ABC):
+    """Acts at the site for the entry that was found."""
+
+    reads: str | None = None  # a module whose input is x, where that is not the site itself (Adapter.reads)
+
+    @abstractmethod
+    def apply(self, call: Call, x: Tensor, y: Tensor, entry: Tensor) -> Tensor:
+        """The site's output, with the entries (b,) in force. (b, t, d)"""
+
+    def unrouted(self, x: Tensor, y: Tensor) -> Tensor:
+        """The site's output while no look-up has run (keys are being read, say): by default unchanged. (b, t, d)"""
+        return y
+
+    def describe(self, log: EditLog, entry: int) -> str:
+        """The entry, for people."""
+        return str(log[entry])
+
+
+L = TypeVar("L", bound=Lookup, covariant=True)
+P = TypeVar("P", bound=Payload, covariant=True)
+
+
+@dataclass(frozen=True, eq=False)
+class EditMemory(Adapter, Generic[L, P]):
+    """A log of edits, the look-up over it, and the payload of its entries, at one site."""
+
+    site: str
+    log: EditLog
+    lookup: L
+    payload: P
+
+    @property
+    @override
+    def reads(self) -> str | None:
+        return self.payload.reads
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What another edit must agree on to join this memory: its site and the settings of its components."""
+        return {"site": self.site, **self.lookup.config(), **self.payload.config()}
+
+    @override
+    def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
+        entry = None if call is None else self.entry(call, x, y)
+        if call is None or entry is None:
+            return self.payload.unrouted(x, y)
+        return self.payload.apply(call, x, y, entry)
+
+    def entry(self, call: Call, x: Tensor, y: Tensor) -> Tensor | None:
+        """The entry of each row, -1 for none: looked up once and kept. None before that. (b,)"""
+        key = id(self)
+        if self.log and self.lookup.due(call, key in call.memo):
+            call.memo[key] = self.lookup.find(call, x, y, self.payload)
+        return call.memo.get(key)
+
+    @override
+    def explain(self, call: Call) -> Sequence[str | None]:
+        if id(self) not in call.memo:
+            return [None] * len(call.mask)
+        entries = call.memo[id(self)].tolist()
+        return [f"{self.kind}: {self.payload.describe(self.log, i)}" if i >= 0 else None for i in entries]
+
+    @override
+    def without(self, edit_id: str) -> "Self | None":
+        keep = [i for i, record in enumerate(self.log) if record.id != edit_id]
+        if len(keep) == len(self.log) or not keep:
+            return self if keep else None
+        return replace(
+            self,
+            log=tuple(self.log[i] for i in keep),
+            lookup=self.lookup.kept(self.log, keep),
+            payload=self.payload.kept(self.log, keep),
+        )
+
+    @override
+    def entries(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for i, record in enumerate(self.log):
+            lookup, payload = self.lookup.details(self.log, i), self.payload.details(self.log, i)
+            if lookup is not None and payload is not None:
+                found.append({"edit": record.id, "prompt": record.prompt, **lookup, **payload})
+        return found
+
+    @override
+    def summary(self) -> list[dict[str, Any]]:
+        line = {"kind": self.kind, "site": self.site, "edits": len(self.log)}
+        return [{**line, **self.lookup.totals(), **self.payload.totals()}]
+
+    @override
+    def config(self) -> dict[str, Any]:
+        components = {"lookup": self.lookup.config(), "payload": self.payload.config()}
+        return {"site": self.site, "log": log_to_json(self.log), **components}
+
+    @override
+    def tensors(self) -> dict[str, Tensor]:
+        components = {"lookup": self.lookup, "payload": self.payload}
+        return {f"{half}.{name}": t for half, part in components.items() for name, t in part.tensors().items()}
+
+    @classmethod
+    @override
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        halves: list[Any] = []
+        try:
+            for half, kind in zip(("lookup", "payload"), get_args(cls.__orig_bases__[0]), strict=True):  # type: ignore[attr-defined]
+                own = {n.removeprefix(f"{half}."): t for n, t in tensors.items() if n.startswith(f"{half}.")}
+                halves.append(kind.build(config[half], own))
+            return cls(config["site"], log_from_json(config["log"]), *halves)
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"the {cls.kind} part of this patch is damaged ({error}); make the patch again") from error
+
+
+def joint_training(record: EditRecord, log: EditLog, keep: Sequence[int]) -> Unsupported:
+    """The error for taking out edits (those of ``log`` that are not kept) that ``record``'s entry was trained with."""
+    gone = log[next(i for i in range(len(log)) if i not in set(keep))]
+    return Unsupported(
+        f"what answers {record.prompt!r} was trained together with the edit {gone.id} or on top of it; "
+        "keep the patch from before that edit, and make the later ones again"
+    )

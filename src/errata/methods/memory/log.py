@@ -1,0 +1,72 @@
+"""The log of edits that every memory keeps: one record for each edit, in the order in which they were made."""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from errata.errors import BadInput
+from errata.model.tokens import Tokens, sentence
+from errata.types import Edit
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """An edit as a memory keeps it: its texts and, where the memory works on tokens, the ids of prompt and target."""
+
+    id: str
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+    prompt_ids: list[int] = field(default_factory=list[int])
+    target_ids: list[int] = field(default_factory=list[int])
+
+    @classmethod
+    def of(cls, edit: Edit, tokens: Tokens | None = None) -> Self:
+        """The record of an edit; with ``tokens`` it holds ids."""
+        if tokens is None:
+            return cls(**edit.to_json())
+        return cls(
+            **edit.to_json(),
+            prompt_ids=tokens.prompt(edit.prompt),
+            target_ids=tokens.target(edit.prompt, edit.target_new),
+        )
+
+    @property
+    def text(self) -> str:
+        """The statement that prompt and new target make."""
+        return sentence(self.prompt, self.target_new)
+
+    def about(self, subject: str) -> str:
+        """The prompt with another subject in the place of its own (the last occurrence counts)."""
+        at = self.prompt.rfind(self.subject)
+        return self.prompt[:at] + subject + self.prompt[at + len(self.subject) :]
+
+    def __str__(self) -> str:
+        return f"edit {self.id}, {self.prompt!r}"
+
+
+EditLog = tuple[EditRecord, ...]
+
+
+def log_to_json(log: Sequence[EditRecord]) -> list[dict[str, Any]]:
+    """The records as JSON objects."""
+    return [asdict(record) for record in log]
+
+
+def log_from_json(records: Sequence[Mapping[str, Any]]) -> EditLog:
+    """The records of :func:`log_to_json`. Raises :class:`BadInput` for anything else."""
+    try:
+        return tuple(EditRecord(**record) for record in records)
+    except TypeError as error:
+        raise BadInput(f"the log of edits in this patch is damaged ({error}); make the patch again") from error
+
+
+def newest(questions: Iterable[Hashable]) -> list[int]:
+    """Indices of the questions that no later one repeats, in order."""
+    return sorted({question: i for i, question in enumerate(questions)}.values())
+
+
+def current(log: Sequence[EditRecord]) -> list[int]:
+    """Indices of the edits whose prompt (by its ids) no later edit repeats, in order."""
+    return newest(tuple(record.prompt_ids) for record in log)

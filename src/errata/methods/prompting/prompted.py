@@ -1,0 +1,247 @@
+"""The wrapper that prepends text to a prompt: the edits that are near it as facts, and examples of how to use facts.
+
+All methods of the family are rows over one prompt,
+
+    x' = examples(x) + facts(x) + x
+
+and differ in how many examples and facts are taken, from where on a fact counts as near, and in the layout. A prompt
+without facts goes to the model as it is.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+import numpy as np
+from torch import Tensor
+from typing_extensions import override
+
+from errata.errors import BadInput
+from errata.methods.memory.log import EditLog, EditRecord, log_from_json, log_to_json, newest
+from errata.methods.prompting.retrieval import Index, index, named
+from errata.model.lm import LM
+from errata.model.tokens import Tokens, sentence
+from errata.patch.parts import Wrapper
+from errata.types import Score
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+log = logging.getLogger(__name__)
+
+ROOM = 32  # tokens that are left for an answer, however few are asked for (the same prompt to score and to generate)
+ALL = 1e-6  # what a share of words may lack to count as all of them
+
+
+@dataclass(frozen=True)
+class Example:
+    """A fact, and a prompt with its answer under that fact: ``kind`` is copy, update or retain."""
+
+    fact: str
+    prompt: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True, eq=False)
+class FactPrompt(Wrapper):
+    """Edits as facts that are prepended to a prompt. Of two edits with one prompt the newer counts.
+
+    ``settings`` hold the ``method``, the ``encoder``, how facts are chosen (``most``, ``near``, ``named``) and laid out
+    (``fact``, ``layout``), and how many examples of each kind are ``shown`` in what share of the context (``fill``).
+    """
+
+    kind: ClassVar[str] = "facts"
+
+    log: EditLog
+    settings: Mapping[str, Any]
+    examples: tuple[Example, ...] = ()
+
+    @cached_property
+    def in_use(self) -> list[int]:
+        """Indices of the edits whose prompt no later edit repeats."""
+        return newest(" ".join(record.prompt.split()).casefold() for record in self.log)
+
+    @cached_property
+    def facts(self) -> EditLog:
+        """The edits in use, in order."""
+        return tuple(self.log[i] for i in self.in_use)
+
+    def keys(self) -> Sequence[str]:
+        """The text of each fact that a question is compared with."""
+        return [fact.prompt for fact in self.facts]
+
+    @cached_property
+    def index(self) -> Index:
+        """The index of :meth:`keys`."""
+        return index(self.settings["encoder"], tuple(self.keys()))
+
+    def similarity(self, questions: Sequence[str]) -> "tuple[npt.NDArray[Any], npt.NDArray[Any]]":
+        """The cosine of each question with each fact's key, and the share of the subject's words that it names.
+        (b, n) and (b, n)"""
+        return self.index.near(questions), named([fact.subject for fact in self.facts], questions)
+
+    def retrieved(self, questions: Sequence[str]) -> list[list[EditRecord]]:
+        """The facts for each question, the newest last: where two disagree, models tend to follow the later one.
+
+        At most ``most``, of those whose cosine is at least ``near`` and whose share is at least ``named``, with the
+        largest sums of both.
+        """
+        if not questions:
+            return []
+        near, share = self.similarity(questions)  # (b, n)
+        fires = (near >= self.settings["near"]) & (share >= self.settings["named"] - ALL)
+        fires &= np.array([bool(question.strip()) for question in questions])[:, None]
+        ranked = np.argsort(np.where(fires, near + share, -np.inf), axis=1, kind="stable")[:, -self.settings["most"] :]
+        return [[self.facts[j] for j in sorted(row) if fires[i, j]] for i, row in enumerate(ranked)]
+
+    def laid_out(self, facts: Sequence[str], prompt: str) -> str:
+        """The text of a prompt behind facts."""
+        lines = "".join(self.settings["fact"].format(fact=fact) for fact in facts)
+        return self.settings["layout"].format(facts=lines, prompt=prompt)
+
+    def shown(self, questions: Sequence[str]) -> list[list[str]]:
+        """The examples for each question as text, the nearest last: of each kind its share."""
+        if not self.examples or not questions:
+            return [[] for _ in questions]
+        texts = [self.laid_out([example.fact], example.prompt) for example in self.examples]
+        near = index(self.settings["encoder"], tuple(texts)).near(questions)  # (b, examples)
+        kinds = np.array([example.kind for example in self.examples])
+        taken: list[npt.NDArray[np.int64]] = []  # (b, some) of each kind
+        for kind, count in self.settings["shown"].items():
+            of_kind = np.flatnonzero(kinds == kind)
+            taken.append(of_kind[np.argsort(near[:, of_kind], axis=1, kind="stable")[:, len(of_kind) - count :]])
+        every = np.concatenate(taken, axis=1)
+        order = np.take_along_axis(every, np.argsort(np.take_along_axis(near, every, 1), axis=1, kind="stable"), 1)
+        ended = [sentence(text, example.answer) + "\n\n" for text, example in zip(texts, self.examples, strict=True)]
+        return [[ended[j] for j in row] for row in order]
+
+    @override
+    def wrap(self, inner: LM) -> LM:
+        return PromptedLM(self, inner)
+
+    # The part --------------------------------------------------------------------------------------
+
+    @override
+    def without(self, edit_id: str) -> "Self | None":
+        left = tuple(record for record in self.log if record.id != edit_id)
+        return replace(self, log=left) if left else None
+
+    @override
+    def entries(self) -> list[dict[str, Any]]:
+        states = {True: "yes", False: "a newer one"}
+        return [
+            {"edit": record.id, "fact": record.text, "in use": states[i in self.in_use]}
+            for i, record in enumerate(self.log)
+        ]
+
+    @override
+    def summary(self) -> list[dict[str, Any]]:
+        line = {"kind": self.kind, "method": self.settings["method"], "encoder": self.settings["encoder"]}
+        return [{**line, "facts": len(self.log), **({"examples": len(self.examples)} if self.examples else {})}]
+
+    @override
+    def config(self) -> dict[str, Any]:
+        examples = [asdict(example) for example in self.examples]
+        return {"settings": dict(self.settings), "log": log_to_json(self.log), "examples": examples}
+
+    @override
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    @classmethod
+    @override
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        try:
+            examples = tuple(Example(**example) for example in config["examples"])
+            return cls(log_from_json(config["log"]), config["settings"], examples)
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"the {cls.kind} part of this patch is damaged ({error}); make the patch again") from error
+
+
+# The model behind the wrapper ----------------------------------------------------------------------
+
+
+def fitting(tokens: Tokens | None, before: Sequence[str], text: str, room: int) -> list[str]:
+    """The last of the texts ``before`` that fit the model together with ``text`` and ``room`` more tokens."""
+    kept = list(before)
+    if not kept or tokens is None or tokens.limit is None:
+        return kept
+    rough = np.cumsum([tokens.count(part) for part in [text, *reversed(kept)]])[1:]  # parts, from the near end on
+    kept = kept[len(kept) - int((rough <= tokens.limit).sum()) :]
+    while kept and tokens.count("".join(kept) + text) > tokens.limit - room:
+        kept.pop(0)
+    if len(kept) < len(before):
+        log.info("%d of %d texts before %r were cut to fit the model", len(before) - len(kept), len(before), text[-60:])
+    return kept
+
+
+@dataclass(frozen=True, eq=False)
+class PromptedLM(LM):
+    """The inner model with facts and examples prepended to each prompt that is about an edit."""
+
+    part: FactPrompt
+    inner: LM
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """The inner model's, where it has any."""
+        return getattr(self.inner, "tokens", None)
+
+    def prompted(self, prompts: Sequence[str], room: int = ROOM) -> list[tuple[str, list[EditRecord]]]:
+        """Each prompt with the text before it, and the facts in that."""
+        questions = [prompt if isinstance(cast(Any, prompt), str) else "" for prompt in prompts]  # no text: see inner
+        retrieved = self.part.retrieved(questions)
+        some = [i for i, facts in enumerate(retrieved) if facts]
+        shown = dict(zip(some, self.part.shown([questions[i] for i in some]), strict=True))
+        return [
+            self._fitted(shown[i], facts, prompt, room) if facts else (prompt, [])
+            for i, (prompt, facts) in enumerate(zip(prompts, retrieved, strict=True))
+        ]
+
+    def _fitted(
+        self, shown: list[str], facts: list[EditRecord], prompt: str, room: int
+    ) -> tuple[str, list[EditRecord]]:
+        """Examples are dropped before facts are; a prompt for which not even one fact fits stays as it is."""
+        limit = (self.tokens and self.tokens.limit) or 0
+        for cut in range(len(facts)):
+            text = self.part.laid_out([fact.text for fact in facts[cut:]], prompt)
+            if self.fits(text, room):
+                reserved = max(room, round((1 - self.part.settings.get("fill", 1.0)) * limit))
+                return "".join(fitting(self.tokens, shown, text, reserved)) + text, facts[cut:]
+        log.warning("no fact fits the model before %r: the prompt stays as it is", prompt[:60])
+        return prompt, []
+
+    def fits(self, text: str, room: int) -> bool:
+        """Whether the model reads it all, with so many tokens left."""
+        return self.tokens is None or self.tokens.limit is None or self.tokens.count(text) + room <= self.tokens.limit
+
+    @override
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 32,
+        *,
+        until_answer: bool = False,
+        until: Sequence[str] = (),
+    ) -> list[str]:
+        extended = [text for text, _ in self.prompted(prompts, max(ROOM, max_new_tokens))]
+        return self.inner.generate(extended, max_new_tokens, until_answer=until_answer, until=until)
+
+    @override
+    def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
+        return self.inner.score([text for text, _ in self.prompted(prompts)], targets)
+
+    @override
+    def next_logprobs(self, prompts: Sequence[str]) -> "npt.NDArray[np.float32]":
+        return self.inner.next_logprobs([text for text, _ in self.prompted(prompts)])
+
+    @override
+    def explain(self, prompts: Sequence[str]) -> list[list[str]]:
+        """The facts before each prompt, a line for each, newest first; then what the inner model reports."""
+        prompted, method = self.prompted(prompts), self.part.settings["method"]
+        inside = self.inner.explain([text for text, _ in prompted])
+        own = [[f"{method}: edit {fact.id}, {fact.text!r}" for fact in reversed(facts)] for _, facts in prompted]
+        return [lines + more for lines, more in zip(own, inside, strict=True)]

@@ -1,0 +1,180 @@
+"""How a side matrix is trained: losses of targets with something added at one site, and gradient descent on them.
+
+Training works in the layer's units: with s_x and s_y the median lengths of the site's inputs and outputs,
+ΔW = (s_y / s_x) V, and rates, clips and margins are those of V.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.methods.base import State
+from errata.methods.memory.log import EditRecord
+from errata.methods.memory.reading import Rows, observe, row_losses
+from errata.methods.settings import setting
+from errata.methods.side_memory.matrix import At
+from errata.methods.texts import contexts_of
+from errata.model.hf import HFLM
+from errata.model.intervention import InterventionSite, Pass
+from errata.model.lm import Call
+from errata.model.passes import at_least_float32, budgeted
+from errata.patch.parts import output_replaced
+
+Change = Callable[[list[int], Tensor], Tensor]  # (indices of rows, x (b, t, f)) -> what is added (b, t, d)
+Margin = Callable[[Tensor], Tensor]  # V -> the penalty for distances that are too small or too large
+
+CHECK = 5  # steps after which finished edits are measured again
+
+
+def site_tensors(lm: HFLM, site: str, prompts: Sequence[list[int]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs (t, f) and outputs (t, d) of a site at each token of each prompt (ids)."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep(batch: list[int], call: Call, x: Tensor, y: Tensor) -> None:
+        for row, i in enumerate(batch):
+            n = len(prompts[i])
+            found[i] = at_least_float32(x[row, :n]), at_least_float32(y[row, :n])
+
+    rows = [(prompt, [lm.tokens.fill]) for prompt in prompts]
+    observe(lm, site, rows, budgeted([len(prompt) for prompt in prompts], lm.budget), keep)
+    return [found[i][0] for i in range(len(prompts))], [found[i][1] for i in range(len(prompts))]
+
+
+def side_statistics(lm: HFLM, site: str, texts: Sequence[str]) -> tuple[list[Tensor], dict[str, Any]]:
+    """The site's inputs (t, f) for each text, on the CPU, and the median lengths of inputs and outputs."""
+    xs, ys = site_tensors(lm, site, [lm.tokens.prompt(text) for text in texts])
+    sizes = {"in": float(torch.cat(xs).norm(dim=-1).median()), "out": float(torch.cat(ys).norm(dim=-1).median())}
+    return [x.cpu() for x in xs], {"what": f"{len(texts)} texts at the layer of a side memory", **sizes}
+
+
+def unit(state: State) -> float:
+    """s_y / s_x: the size of ΔW where that of V is 1."""
+    return state.info["out"] / state.info["in"]
+
+
+def training_rows(lm: HFLM, log: Sequence[EditRecord], contexts: int, seed: int, bare: int = 0) -> tuple[Rows, Tensor]:
+    """Each edit's prompt and target (ids), alone and behind contexts, and the edit of each row.
+
+    The first ``bare`` edits are there without contexts.
+    """
+    before = contexts_of(lm, contexts, seed) if not lm.seq2seq else [""]
+    rows: list[tuple[list[int], list[int]]] = []
+    of: list[int] = []
+    for i, edit in enumerate(log):
+        for context in before[: 1 if i < bare else None]:
+            ids = lm.tokens.prompt(context + edit.prompt) if context else edit.prompt_ids
+            rows.append((ids, edit.target_ids))
+            of.append(i)
+    return rows, torch.tensor(of)
+
+
+class SiteLosses:
+    """Losses of targets with something added at one site, computed again and again.
+
+    What is below the site runs once (:meth:`HFLM.intervention`), unless other adapters or an encoder stand in the way.
+    """
+
+    def __init__(self, lm: HFLM, site: str, rows: Rows, *, plain: bool = False):
+        self.lm, self.site, self.rows = lm, site, list(rows)
+        plain = plain or lm.seq2seq or bool(lm.explainers)
+        self.batches: list[tuple[list[int], Pass | None]] = []
+        for batch in budgeted([len(p) + len(t) for p, t in rows], lm.budget):
+            self.batches.append((batch, None if plain else self._suffix(batch)))
+
+    def _suffix(self, batch: Sequence[int]) -> Pass:
+        rows = [[*p, *t[:-1]] for p, t in (self.rows[i] for i in batch)]
+        site = InterventionSite(self.lm.sites.mlp_out.index(self.site), mlp_output=True)
+        return self.lm.intervention(rows, [0] * len(rows), site, self._columns(batch))
+
+    def _columns(self, batch: Sequence[int]) -> list[list[int]]:
+        return [[len(p) - 1 + j for j in range(len(t))] for p, t in (self.rows[i] for i in batch)]
+
+    def of(self, change: Change, chosen: Sequence[bool]) -> Iterator[tuple[list[int], Tensor]]:
+        """Batches of indices of the chosen rows, and each row's mean loss of a target token (b,)."""
+        for batch, suffix in self.batches:
+            places = [j for j, i in enumerate(batch) if chosen[i]]
+            rows = [batch[j] for j in places]
+            if not rows:
+                continue
+
+            def add(call: Any, x: Tensor, y: Tensor, rows: list[int] = rows) -> Tensor:
+                return y + change(rows, at_least_float32(x)).to(y)
+
+            with output_replaced(self.lm, self.site, add):
+                asked = [self.rows[i] for i in rows]
+                logits = (
+                    suffix.select(places).logits(None, self._columns(rows)) if suffix else self.lm.target_logits(asked)
+                )
+            yield rows, row_losses(logits, asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideSettings:
+    """Settings of how a side matrix is trained, and of which tokens decide that it acts."""
+
+    contexts: int = setting(3, "texts before the prompt that it is trained behind; released codes: about 10")
+    steps: int = setting(30, "both released codes, within a factor of two", above=0)
+    lr: float = setting(1.0, "both papers; of V", key="edit_lr", above=0)
+    decay: float = setting(1e-5, "both released codes")
+    clip: float = setting(1.0, "length of a step's gradient, for each edit in it; released code of MEMOIR")
+    stop: float = setting(0.02, "loss of a token below which an edit is done; released code of MEMOIR")
+    at: At = setting(
+        "last", "which tokens of a prompt decide; papers: the mean, which tells paraphrases from others less well"
+    )
+
+    @property
+    def descent(self) -> "Descent":
+        """The descent that these settings name."""
+        return Descent(self.steps, self.lr, self.decay, self.clip, self.stop)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Gradient descent on V, with the gradient clipped to ``clip`` times the square root of the number of edits."""
+
+    steps: int
+    lr: float
+    decay: float
+    clip: float
+    stop: float
+
+    def run(
+        self,
+        v: Tensor,
+        losses: SiteLosses,
+        of: Tensor,
+        change: Callable[[Tensor], Change],
+        margin: Margin | None = None,
+    ) -> Tensor:
+        """V after at most ``steps`` steps: fewer once the losses of all edits and the penalty are below ``stop``.
+
+        ``of`` says of which edit each row is. An edit whose loss is below ``stop`` has no gradient; every few steps all
+        are measured again.
+        """
+        rows_of = torch.bincount(of).to(v)  # (n,)
+        loss, penalty = torch.full_like(rows_of, torch.inf), torch.zeros((), device=v.device)
+        v = v.clone().requires_grad_()
+        sgd = torch.optim.SGD([v], lr=self.lr, weight_decay=self.decay)
+        for step in range(self.steps):
+            unfinished = (loss >= self.stop).cpu()
+            every = step % CHECK == 0 or not (unfinished.any() or float(penalty) > self.stop)
+            chosen = torch.ones_like(unfinished) if every else unfinished
+            loss = loss.masked_fill(chosen.to(v.device), 0.0)
+            for rows, row_loss in losses.of(change(v), chosen[of].tolist()):
+                shares = row_loss.to(v) / rows_of[of[rows]]
+                loss.index_add_(0, of[rows].to(v.device), shares.detach())
+                if shares.requires_grad and unfinished[of[rows]].any():
+                    (shares * unfinished[of[rows]].to(v)).sum().backward()
+            penalty = margin(v) if margin is not None else penalty
+            if every and bool((loss < self.stop).all()) and float(penalty) <= self.stop:
+                break
+            if penalty.requires_grad:
+                (len(rows_of) * penalty).backward()
+            if v.grad is not None:
+                torch.nn.utils.clip_grad_norm_([v], self.clip * len(rows_of) ** 0.5)
+                sgd.step()
+                sgd.zero_grad()
+        return v.detach()
