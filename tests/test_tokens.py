@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import sentencepiece, tokenizer
+from tokenizers import decoders
 
 from errata.errors import BadInput
 from errata.model.tokens import Tokens, fed_unchanged, pad, positions_of, sentence
@@ -247,6 +248,25 @@ def test_the_tail_of_a_text_is_its_end_and_fits(tokens: Tokens, room: int) -> No
 def test_decoded_text_is_as_it_was_written_without_special_tokens(tokens: Tokens) -> None:
     text = "Ann Lee , who 's old . Is n't she ?"
     assert tokens.decode([0, *tokens._plain(text), 1, 2]).strip() == text
+
+
+@pytest.mark.parametrize("prompt", ["Ann Lee was born in", "Ann Lee:\n", "He is in ", "Zürich ☃"])
+@pytest.mark.parametrize("text", [" Rome", "Rome", "\nRome", "☃", "ly", "  Rome", " ", ""])
+def test_a_continuation_is_what_its_ids_add_to_the_prompt(tokens: Tokens, prompt: str, text: str) -> None:
+    before, line = tokens.prompt(prompt), tokens._plain("\n")
+    ids = tokens._plain("\n" + text)[len(line) :]
+    assert tokens.continuation(before, ids) == text
+    assert tokens.decode([*before, *ids]) == tokens.decode(before) + text
+    if not isinstance(tokens.tokenizer.backend_tokenizer.decoder, decoders.Sequence):
+        assert tokens.continuation(before, ids) == tokens.decode(ids)  # raw, with byte-level tokenizers
+    stray = tokens._plain("☃")[-1:]  # a byte that is no character
+    assert tokens.continuation(before, stray) == tokens.decode(stray) == "�"
+
+
+def test_a_continuation_of_no_text_is_a_text(tokens: Tokens) -> None:
+    ids = tokens._plain("Rome is old")
+    assert tokens.continuation(tokens.prompt(""), ids) == tokens.decode(ids)
+    assert Tokens(tokens.tokenizer, seq2seq=True).continuation(tokens.prompt("Who?"), ids) == tokens.decode(ids)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -168,6 +169,26 @@ class Tokens:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that ``ids`` add to the prompt's ids, its leading space included.
+
+        Decoded behind a letter: SentencePiece's decoder drops the space before the first of its tokens.
+        """
+        if self.seq2seq or all(token in self._special for token in prompt):
+            return self.decode(ids)  # the beginning of a text
+        letter, before = self._letter
+        return self.decode([*letter, *ids])[len(before) :]
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def _letter(self) -> tuple[list[int], str]:
+        """Ids of a letter, and what is decoded from them."""
+        ids = self._plain("a")
+        return ids, self.decode(ids)
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
