@@ -19,6 +19,7 @@ from errata.model import hooks, passes
 from errata.model.hf import HFLM
 from errata.model.intervention import FullPass, InterventionSite, SuffixPass
 from errata.model.passes import same_logits
+from errata.model.prefixes import shared_lengths
 from errata.types import Edit
 
 CONTEXTS = ["", "The king. ", "Paris by night. "]  # too short to be run once for many rows
@@ -187,12 +188,55 @@ def test_logits_agree_as_far_as_their_precision_goes() -> None:
     assert same_logits(unlikely, full)  # what has no probability may differ
 
 
-@pytest.mark.xfail(strict=True, reason="the first batch was not ragged, and what it showed is taken for all")
 def test_a_ragged_batch_is_checked_though_an_even_one_came_first() -> None:
     lm = bending("positions of its own")
     rows, positions, columns = inputs(lm)
     lm.intervention(rows[:1], positions[:1], InterventionSite(1), columns[:1])
     assert isinstance(lm.intervention(rows, positions, InterventionSite(1), columns), FullPass)
+    assert isinstance(lm.intervention(rows[:1], positions[:1], InterventionSite(1), columns[:1]), SuffixPass)
+
+
+def test_a_batch_with_a_prefix_is_checked_though_one_without_came_first() -> None:
+    lm = bending("running mean")
+    rows, positions, columns = inputs(lm)
+    site, last = InterventionSite(1), [[len(row) - 1] for row in rows]
+    assert isinstance(lm.intervention(rows[:1], [0], site, last[:1]), SuffixPass)
+    assert isinstance(lm.intervention(rows[:1], positions[:1], site, columns[:1]), FullPass)
+
+
+def test_beginnings_of_several_lengths_are_checked_though_what_is_behind_them_is_even() -> None:
+    """Where the prefixes are equally long, and the beginnings that rows share are padded."""
+    lm = bending("positions of its own")
+    kinds = [(first, n, i) for first, n in ((8, 6), (9, 8)) for i in (50, 60)]
+    rows = [[first, *range(10, 9 + n), *range(i, i + 10 - n), 70, 71] for first, n, i in kinds]
+    positions, columns = [10] * 4, [[1]] * 4
+    assert shared_lengths([row[:10] for row in rows]) == [6, 6, 8, 8]
+    lm.intervention(rows[:1], positions[:1], InterventionSite(1), columns[:1])
+    assert isinstance(lm.intervention(rows, positions, InterventionSite(1), columns), FullPass)
+
+
+def test_the_row_with_most_padding_is_among_those_compared() -> None:
+    lm = bending("positions of its own")
+    rows, positions, columns = inputs(lm)
+    longest, shortest = (pick(range(len(rows)), key=positions.__getitem__) for pick in (max, min))
+    order = [longest] * 37 + [shortest] + [longest] * 2
+    rows, positions, columns = ([values[i] for i in order] for values in (rows, positions, columns))
+    assert isinstance(lm.intervention(rows, positions, InterventionSite(1), columns), FullPass)
+
+
+def test_each_sort_of_batch_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = HFLM(build("gpt2", vocab_size=320), tokenizer())
+    rows, positions, columns = inputs(lm)
+    compared: list[int] = []
+
+    def same(fast: Tensor, full: Tensor) -> bool:
+        compared.append(len(fast))
+        return same_logits(fast, full)
+
+    monkeypatch.setattr(passes, "same_logits", same)
+    for n in (1, len(rows), 1, len(rows), len(rows) - 1):
+        lm.intervention(rows[:n], positions[:n], InterventionSite(1), columns[:n])
+    assert compared == [1, len(rows)]
 
 
 @pytest.mark.parametrize("kind", BENDING)

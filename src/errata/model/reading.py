@@ -11,7 +11,7 @@ from torch import Tensor
 from errata.model import hooks, passes
 from errata.model.intervention import FullPass, InterventionSite, Pass, SuffixPass
 from errata.model.lm import Call
-from errata.model.prefixes import PrefixGroup, shared_prefixes
+from errata.model.prefixes import PrefixGroup, shared_lengths, shared_prefixes
 from errata.model.tokens import pad
 from errata.model.view import ModelView
 
@@ -98,7 +98,7 @@ class TensorPasses(ModelView):
 
     def _groups(self, rows: passes.Rows, first: Sequence[int]) -> list[PrefixGroup]:
         """The rows of a batch in groups that each need one pass; nothing before ``first`` will be read."""
-        groups = shared_prefixes(self.model, self.sites, rows, first)
+        groups = shared_prefixes(self.model, self.sites, rows, shared_lengths(rows, first))
         if groups is not None:
             return groups
         padded = pad(rows, "right", self.tokens.fill, self.device)
@@ -145,21 +145,35 @@ class TensorPasses(ModelView):
 
         It runs the suffix only (:class:`SuffixPass`), or everything where ``plain``. The first suffix pass of a model
         at a site is compared with the full pass, at ``columns`` (counted from the changed position); where they differ,
-        full passes are used there from then on, with a warning in the log.
+        full passes are used there from then on, with a warning in the log. So are the first one that needs a cache, and
+        the first one in which rows are padded before their first token: a model may break the rules there alone.
         """
         inputs = (self.model, self.sites, rows, positions, site, self.tokens.fill)
-        holds = self._shared.suffix_holds
-        if plain or holds.get(site) is False or not passes.accepts(self.model, "past_key_values"):
+        shared = shared_lengths([row[:position] for row, position in zip(rows, positions, strict=True)])
+        padded = len(set(positions)) > 1 or _padded(shared)
+        holds, key = self._shared.suffix_holds, (site, any(positions), padded)
+        if plain or holds.get(key) is False or not passes.accepts(self.model, "past_key_values"):
             return FullPass(*inputs)
         fast = SuffixPass(*inputs)
-        if site not in holds:
+        if key not in holds:
             full = FullPass(*inputs)
-            some = list(range(0, len(rows), max(1, len(rows) // CHECKED)))
+            some = _checked(list(zip(positions, shared, strict=True)))
             few = [columns[i] for i in some]
             with torch.no_grad():
                 logits = [one.select(some).logits(None, few) for one in (fast, full)]
-            holds[site] = passes.same_logits(*logits)
-            if not holds[site]:
+            holds[key] = passes.same_logits(*logits)
+            if not holds[key]:
                 log.warning("%s gives other logits in the suffix pass; full passes are used, slower", self.name)
                 return full
         return fast
+
+
+def _padded(lengths: Sequence[int]) -> bool:
+    """Whether beginnings of these lengths (0: none) are padded when they are run together."""
+    return len({n for n in lengths if n}) > 1
+
+
+def _checked(sizes: Sequence[Any]) -> list[int]:
+    """Indices of the rows that a check compares: of all sizes, the smallest and the largest among them."""
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
+    return sorted({*order[:: max(1, len(order) // CHECKED)], *order[-1:]})
