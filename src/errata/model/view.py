@@ -37,6 +37,8 @@ class _Shared:
     fingerprint: str | None = None
     # does the suffix pass hold at this site, for rows that have a prefix or not, padded in front or not?
     suffix_holds: dict[tuple[InterventionSite, bool, bool], bool] = field(default_factory=dict)
+    # do rows whose shared beginnings are in a cache give what whole rows do, beginnings padded or not?
+    sharing_holds: dict[bool, bool] = field(default_factory=dict)
 
 
 class ModelView:
