@@ -243,10 +243,9 @@ def test_no_pass_holds_more_tokens_than_the_budget(verb: str, monkeypatch: pytes
     assert all(rows == 1 or rows * width <= 40 for rows, width in shapes)
 
 
-@pytest.mark.xfail(strict=True, reason="all targets of one prompt are run in one batch, however many they are")
 def test_a_prompt_of_many_targets_keeps_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone, and together with prompts and targets of other lengths; one-token targets need only their prompt."""
     lm = tiny_lm("gpt2")
-    lm.budget = 60
     shapes: list[tuple[int, int]] = []
     inputs_of = passes.inputs_of
 
@@ -255,8 +254,26 @@ def test_a_prompt_of_many_targets_keeps_the_budget(monkeypatch: pytest.MonkeyPat
         return inputs_of(model, ids, mask, cache)
 
     monkeypatch.setattr(passes, "inputs_of", noted)
-    lm.score(["Ann Lee was born in"] * 40, [f"New York {i}" for i in range(40)])
-    assert all(rows == 1 or rows * width <= 60 for rows, width in shapes)
+    prompt, other, word = list(range(10, 20)), list(range(30, 40)), list(range(40, 100))
+    cases = {
+        "one prompt": (60, [(prompt, word[i : i + 3]) for i in range(30)]),
+        "long and short": (
+            240,
+            [*((prompt, word[i : i + 2]) for i in range(8)), *((other, word[:n]) for n in (44, 45))],
+        ),
+        "one token each": (60, [(prompt, word[i : i + 1]) for i in range(30)]),
+    }
+    for name, (budget, pairs) in cases.items():
+        lm.budget = 4096
+        expected = lm.score_ids(pairs)
+        lm.budget, n = budget, len(shapes)
+        assert_scores(lm.score_ids(pairs), expected)
+        made = shapes[n:]
+        assert all(rows == 1 or rows * width <= budget for rows, width in made), name
+        if name == "one prompt":
+            assert len(made) == 2 * 6  # five targets at a time
+        if name == "one token each":
+            assert made == [(1, 10)]
 
 
 # Passes with tensors -------------------------------------------------------------------------------
