@@ -19,6 +19,7 @@ from errata.model import hooks, passes
 from errata.model.hf import HFLM
 from errata.model.intervention import FullPass, InterventionSite, SuffixPass
 from errata.model.passes import same_logits
+from errata.model.prefixes import shared_lengths
 from errata.types import Edit
 
 CONTEXTS = ["", "The king. ", "Paris by night. "]  # too short to be run once for many rows
@@ -187,18 +188,58 @@ def test_logits_agree_as_far_as_their_precision_goes() -> None:
     assert same_logits(unlikely, full)  # what has no probability may differ
 
 
-@pytest.mark.xfail(strict=True, reason="the first batch was not ragged, and what it showed is taken for all")
 def test_a_ragged_batch_is_checked_though_an_even_one_came_first() -> None:
     lm = bending("positions of its own")
     rows, positions, columns = inputs(lm)
     lm.intervention(rows[:1], positions[:1], InterventionSite(1), columns[:1])
     assert isinstance(lm.intervention(rows, positions, InterventionSite(1), columns), FullPass)
+    assert isinstance(lm.intervention(rows[:1], positions[:1], InterventionSite(1), columns[:1]), SuffixPass)
+
+
+def test_a_batch_with_a_prefix_is_checked_though_one_without_came_first() -> None:
+    lm = bending("running mean")
+    rows, positions, columns = inputs(lm)
+    site, last = InterventionSite(1), [[len(row) - 1] for row in rows]
+    assert isinstance(lm.intervention(rows[:1], [0], site, last[:1]), SuffixPass)
+    assert isinstance(lm.intervention(rows[:1], positions[:1], site, columns[:1]), FullPass)
+
+
+def test_beginnings_of_several_lengths_are_checked_though_what_is_behind_them_is_even() -> None:
+    """Where the prefixes are equally long, and the beginnings that rows share are padded."""
+    lm = bending("positions of its own")
+    kinds = [(first, n, i) for first, n in ((8, 6), (9, 8)) for i in (50, 60)]
+    rows = [[first, *range(10, 9 + n), *range(i, i + 10 - n), 70, 71] for first, n, i in kinds]
+    positions, columns = [10] * 4, [[1]] * 4
+    assert shared_lengths([row[:10] for row in rows]) == [6, 6, 8, 8]
+    lm.intervention(rows[:1], positions[:1], InterventionSite(1), columns[:1])
+    assert isinstance(lm.intervention(rows, positions, InterventionSite(1), columns), FullPass)
+
+
+def test_the_row_with_most_padding_is_among_those_compared() -> None:
+    lm = bending("positions of its own")
+    rows, positions, columns = inputs(lm)
+    longest, shortest = (pick(range(len(rows)), key=positions.__getitem__) for pick in (max, min))
+    order = [longest] * 37 + [shortest] + [longest] * 2
+    rows, positions, columns = ([values[i] for i in order] for values in (rows, positions, columns))
+    assert isinstance(lm.intervention(rows, positions, InterventionSite(1), columns), FullPass)
+
+
+def test_each_sort_of_batch_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = HFLM(build("gpt2", vocab_size=320), tokenizer())
+    rows, positions, columns = inputs(lm)
+    compared: list[int] = []
+
+    def same(fast: Tensor, full: Tensor) -> bool:
+        compared.append(len(fast))
+        return same_logits(fast, full)
+
+    monkeypatch.setattr(passes, "same_logits", same)
+    for n in (1, len(rows), 1, len(rows), len(rows) - 1):
+        lm.intervention(rows[:n], positions[:n], InterventionSite(1), columns[:n])
+    assert compared == [1, len(rows)]
 
 
 @pytest.mark.parametrize("kind", BENDING)
-@pytest.mark.xfail(
-    strict=True, reason="what rows share is run once into a cache, which nothing holds against the whole"
-)
 def test_keys_behind_shared_contexts_are_those_of_whole_rows(kind: str) -> None:
     lm = bending(kind)
     plain = Plain(lm.model, tokenizer(), "gpt2")
@@ -210,3 +251,46 @@ def test_keys_behind_shared_contexts_are_those_of_whole_rows(kind: str) -> None:
     for edit, mean in zip(edits, actual.mean, strict=True):
         each = [plain.at_subject(context + edit.prompt, edit.subject, *sites[0]) for context in contexts]
         assert torch.allclose(mean, torch.stack(each).mean(0), atol=1e-9)
+
+
+def beginning_alike(*sizes: tuple[int, int]) -> list[list[int]]:
+    """Rows of 12 tokens: for each (n, count), ``count`` of them that share their first n tokens."""
+    kinds = [(first, n, i) for first, (n, count) in enumerate(sizes, 8) for i in range(count)]
+    rows = [[first, *range(20, 19 + n), 50 + i, *range(120, 131 - n)] for first, n, i in kinds]
+    assert shared_lengths(rows) == [n for n, count in sizes for _ in range(count)]
+    return rows
+
+
+def read_last(lm: HFLM, rows: list[list[int]]) -> Tensor:
+    site = ("transformer.h.3", "out")
+    return lm.read(rows, [[11]] * len(rows), [site])[site]
+
+
+def whole(lm: HFLM, rows: list[list[int]]) -> Tensor:
+    plain = Plain(lm.model, tokenizer(), "gpt2")
+    return torch.stack([plain.flow(row, "transformer.h.3", "out")[-1] for row in rows])
+
+
+def test_padded_beginnings_are_checked_though_equal_ones_came_first(caplog: pytest.LogCaptureFixture) -> None:
+    """Also where few rows have another beginning than the others; with one warning."""
+    lm = bending("positions of its own")
+    for sizes in ([(6, 3)], [(6, 49), (8, 2)], [(6, 2), (8, 2)]):
+        with caplog.at_level(logging.WARNING, "errata"):
+            actual = read_last(lm, beginning_alike(*sizes))
+        assert torch.allclose(actual, whole(lm, beginning_alike(*sizes)), atol=1e-9), sizes
+    assert [lm.name in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_shared_beginnings_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = HFLM(build("gpt2", vocab_size=320).double(), tokenizer())
+    compared: list[int] = []
+
+    def same(fast: Tensor, full: Tensor) -> bool:
+        compared.append(len(fast))
+        return same_logits(fast, full)
+
+    monkeypatch.setattr(passes, "same_logits", same)
+    for sizes in ([(6, 3)], [(7, 4)], [(6, 2), (8, 2)], [(6, 3), (9, 3)], [(6, 3)]):
+        rows = beginning_alike(*sizes)
+        assert torch.allclose(read_last(lm, rows), whole(lm, rows), atol=1e-9)
+    assert compared == [3, 4]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import sentencepiece, tokenizer
+from tokenizers import decoders
 
 from errata.errors import BadInput
 from errata.model.tokens import Tokens, fed_unchanged, pad, positions_of, sentence
@@ -55,21 +56,12 @@ def test_behind_white_space_a_target_stands_without_one(tokens: Tokens, prompt: 
     assert tokens.decode(ids).lstrip() == prompt + "Oslo"
 
 
-TWO_SPACES = pytest.mark.xfail(strict=True, reason="the target brings a space of its own: 'in  Oslo' is scored")
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("byte-level", marks=TWO_SPACES),
-        "no prefix space",
-        pytest.param("sentencepiece", marks=TWO_SPACES),
-    ],
-)
-def test_behind_a_space_a_target_stands_without_one(kind: str) -> None:
-    tokens = Tokens(KINDS[kind]())
-    ids = tokens.prompt("Ann Lee was born in ") + tokens.target("Ann Lee was born in ", "Oslo")
-    assert tokens.decode(ids).strip() == "Ann Lee was born in Oslo"
+@pytest.mark.parametrize("prompt", ["Ann Lee was born in ", "Ann Lee:\n ", " "])
+def test_behind_a_space_a_target_stands_without_one(tokens: Tokens, prompt: str) -> None:
+    ids = tokens.target(prompt, "Oslo")
+    assert ids == tokens.target(prompt, " Oslo")
+    assert tokens.decode(tokens.prompt(prompt) + ids).strip() == (prompt + "Oslo").strip()
+    assert tokens.decode(tokens.prompt(prompt) + ids) == tokens.decode(tokens.prompt(prompt)) + "Oslo"
 
 
 def test_a_token_over_the_border_is_split_there() -> None:
@@ -256,6 +248,25 @@ def test_the_tail_of_a_text_is_its_end_and_fits(tokens: Tokens, room: int) -> No
 def test_decoded_text_is_as_it_was_written_without_special_tokens(tokens: Tokens) -> None:
     text = "Ann Lee , who 's old . Is n't she ?"
     assert tokens.decode([0, *tokens._plain(text), 1, 2]).strip() == text
+
+
+@pytest.mark.parametrize("prompt", ["Ann Lee was born in", "Ann Lee:\n", "He is in ", "Zürich ☃"])
+@pytest.mark.parametrize("text", [" Rome", "Rome", "\nRome", "☃", "ly", "  Rome", " ", ""])
+def test_a_continuation_is_what_its_ids_add_to_the_prompt(tokens: Tokens, prompt: str, text: str) -> None:
+    before, line = tokens.prompt(prompt), tokens._plain("\n")
+    ids = tokens._plain("\n" + text)[len(line) :]
+    assert tokens.continuation(before, ids) == text
+    assert tokens.decode([*before, *ids]) == tokens.decode(before) + text
+    if not isinstance(tokens.tokenizer.backend_tokenizer.decoder, decoders.Sequence):
+        assert tokens.continuation(before, ids) == tokens.decode(ids)  # raw, with byte-level tokenizers
+    stray = tokens._plain("☃")[-1:]  # a byte that is no character
+    assert tokens.continuation(before, stray) == tokens.decode(stray) == "�"
+
+
+def test_a_continuation_of_no_text_is_a_text(tokens: Tokens) -> None:
+    ids = tokens._plain("Rome is old")
+    assert tokens.continuation(tokens.prompt(""), ids) == tokens.decode(ids)
+    assert Tokens(tokens.tokenizer, seq2seq=True).continuation(tokens.prompt("Who?"), ids) == tokens.decode(ids)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

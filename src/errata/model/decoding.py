@@ -42,6 +42,7 @@ class StopRule:
     """When the continuation of a row ends: at its limit, at the end token, or when ``ended(text)`` holds."""
 
     tokens: Tokens
+    prompts: Sequence[Sequence[int]]  # ids of each row's prompt
     limits: Sequence[int]  # new tokens of each row
     ended: Callable[[str], bool] | None = None
     past_end: bool = False  # whether the end token is a token like any other
@@ -53,7 +54,7 @@ class StopRule:
         ids.append(token)
         if len(ids) >= self.limits[row]:
             return False
-        return self.ended is None or not self.ended(self.tokens.decode(ids))
+        return self.ended is None or not self.ended(self.tokens.continuation(self.prompts[row], ids))
 
 
 def continued(
@@ -68,8 +69,9 @@ def continued(
     out: list[list[int]] = [[] for _ in rows]
     lengths = [len(row) + n for row, n in zip(rows, limits, strict=True)]
     for batch in passes.budgeted(lengths, lm.budget, [len(row) for row in rows]):
-        stop = StopRule(lm.tokens, [limits[i] for i in batch], ended, past_end)
-        for i, ids in zip(batch, _decoded(lm, [rows[i] for i in batch], batch, stop, choose), strict=True):
+        prompts = [rows[i] for i in batch]
+        stop = StopRule(lm.tokens, prompts, [limits[i] for i in batch], ended, past_end)
+        for i, ids in zip(batch, _decoded(lm, prompts, batch, stop, choose), strict=True):
             out[i] = ids
     return out
 

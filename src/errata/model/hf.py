@@ -41,25 +41,27 @@ class HFLM(TensorPasses, LM):
         def ended(text: str) -> bool:
             return (until_answer and complete(text)) or any(stop in text for stop in until)
 
-        limits = [max_new_tokens] * len(prompts)
-        new = self._continued(prompts, limits, greedy, ended if until_answer or until else None)
-        return [self.tokens.decode(ids) for ids in new]
+        self.check()
+        rows, limits = self._ids(prompts), [max_new_tokens] * len(prompts)
+        new = self._continued(rows, limits, greedy, ended if until_answer or until else None)
+        return [self.tokens.continuation(row, ids) for row, ids in zip(rows, new, strict=True)]
 
     @torch.no_grad()
     @override
     def prolong(
         self, prompts: Sequence[str], totals: Sequence[int], *, top_k: int = 1, seeds: Sequence[int] | None = None
     ) -> list[str]:
-        lengths = [len(self.tokens.prompt(_text(prompt))) for prompt in prompts]
-        limits = [max(0, total - length) for total, length in zip(totals, lengths, strict=True)]
+        self.check()
+        rows = self._ids(prompts)
+        limits = [max(0, total - len(row)) for total, row in zip(totals, rows, strict=True)]
         some = [i for i, limit in enumerate(limits) if limit]
         choose: Choose = greedy
         if top_k > 1:
             choose = TopK(top_k, [(seeds or range(len(prompts)))[i] for i in some], max(limits, default=0))
-        new = self._continued([prompts[i] for i in some], [limits[i] for i in some], choose, past_end=top_k > 1)
+        new = self._continued([rows[i] for i in some], [limits[i] for i in some], choose, past_end=top_k > 1)
         texts = [""] * len(prompts)
         for i, ids in zip(some, new, strict=True):
-            texts[i] = self.tokens.decode(ids)
+            texts[i] = self.tokens.continuation(rows[i], ids)
         return texts
 
     @torch.no_grad()
@@ -70,21 +72,21 @@ class HFLM(TensorPasses, LM):
         def draw(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
             return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)[:, 0]
 
-        return self._continued(prompts, [max_new_tokens] * len(prompts), draw)
+        self.check()
+        return self._continued(self._ids(prompts), [max_new_tokens] * len(prompts), draw)
 
     def _continued(
         self,
-        prompts: Sequence[str],
+        rows: Sequence[list[int]],
         limits: Sequence[int],
         choose: Choose,
         ended: Callable[[str], bool] | None = None,
         past_end: bool = False,
     ) -> list[list[int]]:
-        """The new ids of each prompt, at most its limit of them."""
-        self.check()
+        """The new ids of each row of prompt ids, at most its limit of them."""
         if min(limits, default=1) < 1:
             raise BadInput(f"max_new_tokens must be at least 1, found {min(limits)}")
-        return continued(self, self._ids(prompts), limits, choose, ended, past_end)
+        return continued(self, rows, limits, choose, ended, past_end)
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
         return [self.tokens.prompt(_text(prompt)) for prompt in prompts]

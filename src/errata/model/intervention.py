@@ -27,7 +27,7 @@ from errata.model.passes import (
     unflattened,
     with_hidden,
 )
-from errata.model.prefixes import cache_copy, cache_rows, extend, shared_prefixes
+from errata.model.prefixes import cache_copy, cache_rows, extend, shared_lengths, shared_prefixes
 from errata.model.sites import Sites
 from errata.model.tokens import Padded, pad
 
@@ -158,7 +158,7 @@ class SuffixPass(Pass):
         width = max(map(len, prefixes))
         if not width:
             return cache
-        groups = shared_prefixes(self.model, self.sites, prefixes)
+        groups = shared_prefixes(self.model, self.sites, prefixes, shared_lengths(prefixes))
         if groups is None:
             extend(self.model, self.sites, cache, self.prefix.ids, self.prefix.mask)
             return cache

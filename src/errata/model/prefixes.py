@@ -26,16 +26,13 @@ class PrefixGroup:
     ids: Tensor
 
 
-def shared_prefixes(
-    model: nn.Module, sites: Sites, rows: Rows, most: Sequence[int] | None = None
-) -> list[PrefixGroup] | None:
+def shared_prefixes(model: nn.Module, sites: Sites, rows: Rows, lengths: Sequence[int]) -> list[PrefixGroup] | None:
     """The rows in groups, after the beginnings that several of them share have been run once, into a cache.
 
-    ``most`` limits how many tokens of each row may be taken for its beginning. The rests of a group's rows have the
+    ``lengths`` are the tokens of each row's beginning (:func:`shared_lengths`). The rests of a group's rows have the
     same length, so there is no padding inside a row. None where nothing is shared, or where the model's cache is not
     made of plain layers.
     """
-    lengths = _shared_lengths(rows, most)
     base = new_cache(model)
     if not any(lengths) or base is None or not base.layers:
         return None
@@ -69,8 +66,11 @@ def extend(model: nn.Module, sites: Sites, cache: Any, ids: Tensor, mask: Tensor
         model(**inputs_of(model, ids, mask, cache))
 
 
-def _shared_lengths(rows: Rows, most: Sequence[int] | None) -> list[int]:
-    """For each row, how many of its first tokens it shares with all rows whose first SAME are equal (0: none)."""
+def shared_lengths(rows: Rows, most: Sequence[int] | None = None) -> list[int]:
+    """For each row, how many of its first tokens it shares with all rows whose first SAME are equal (0: none).
+
+    ``most`` limits how many tokens of each row may be taken for its beginning.
+    """
     by_start: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(rows):
         by_start.setdefault(tuple(row[:SAME]), []).append(i)

@@ -11,7 +11,7 @@ from torch import Tensor
 from errata.model import hooks, passes
 from errata.model.intervention import FullPass, InterventionSite, Pass, SuffixPass
 from errata.model.lm import Call
-from errata.model.prefixes import PrefixGroup, shared_prefixes
+from errata.model.prefixes import PrefixGroup, shared_lengths, shared_prefixes
 from errata.model.tokens import pad
 from errata.model.view import ModelView
 
@@ -71,7 +71,8 @@ class TensorPasses(ModelView):
         """Inputs or outputs of modules at the given columns of each row of token ids: site -> (k, width).
 
         A site is (module path, "in" or "out"). Batched; beginnings that rows share are run once, and a pass ends at the
-        deepest site. float32 or more precise, on the CPU.
+        deepest site. float32 or more precise, on the CPU. Shared beginnings are compared with whole rows the first time
+        (see :meth:`intervention`); where they differ, whole rows are read from then on, with a warning in the log.
         """
         self.check()
         starts = [0]
@@ -98,11 +99,48 @@ class TensorPasses(ModelView):
 
     def _groups(self, rows: passes.Rows, first: Sequence[int]) -> list[PrefixGroup]:
         """The rows of a batch in groups that each need one pass; nothing before ``first`` will be read."""
-        groups = shared_prefixes(self.model, self.sites, rows, first)
-        if groups is not None:
-            return groups
+        lengths = shared_lengths(rows, first)
+        groups = None
+        if any(lengths) and self._sharing_holds(rows, lengths):
+            groups = shared_prefixes(self.model, self.sites, rows, lengths)
+        return self._whole(rows) if groups is None else groups
+
+    def _whole(self, rows: passes.Rows) -> list[PrefixGroup]:
+        """The rows in one group, in which nothing is shared."""
         padded = pad(rows, "right", self.tokens.fill, self.device)
         return [PrefixGroup(list(range(len(rows))), [0] * len(rows), None, padded.mask, padded.ids)]
+
+    def _sharing_holds(self, rows: passes.Rows, lengths: Sequence[int]) -> bool:
+        """Whether rows with shared beginnings give the logits of whole rows, compared at the last token of some rows.
+
+        Once for beginnings of one length, and once for those of several, which are padded.
+        """
+        holds, padded = self._shared.sharing_holds, _padded(lengths)
+        if padded not in holds:
+            with_beginning = [i for i, n in enumerate(lengths) if n]
+            chosen = [with_beginning[j] for j in _checked([lengths[i] for i in with_beginning])]
+            some = [rows[i] for i in chosen]
+            groups = shared_prefixes(self.model, self.sites, some, [lengths[i] for i in chosen])
+            if groups is None:
+                return False
+            holds[padded] = passes.same_logits(
+                self._last_logits(some, groups), self._last_logits(some, self._whole(some))
+            )
+            if not holds[padded]:
+                log.warning("%s gives other hidden states behind shared beginnings; whole rows are read", self.name)
+        return holds[padded]
+
+    def _last_logits(self, rows: passes.Rows, groups: Sequence[PrefixGroup]) -> Tensor:
+        """The logits at each row's last token. (b, V)."""
+        logits: list[Any] = [None] * len(rows)
+        for group in groups:
+            last = torch.tensor([len(rows[i]) - n - 1 for i, n in zip(group.rows, group.skipped, strict=True)])
+            gathered = passes.gathered(self.model, self.sites, torch.arange(len(last)), last)
+            with self.calling(Call(group.mask)), gathered:
+                inputs = passes.inputs_of(self.model, group.ids, group.mask, group.cache)
+                for i, row in zip(group.rows, self.run(inputs).logits[0], strict=True):
+                    logits[i] = row
+        return torch.stack(logits)
 
     def watch(
         self, ids: Tensor, mask: Tensor, callbacks: Mapping[Site, Callable[[Tensor], None]], cache: Any = None
@@ -145,21 +183,35 @@ class TensorPasses(ModelView):
 
         It runs the suffix only (:class:`SuffixPass`), or everything where ``plain``. The first suffix pass of a model
         at a site is compared with the full pass, at ``columns`` (counted from the changed position); where they differ,
-        full passes are used there from then on, with a warning in the log.
+        full passes are used there from then on, with a warning in the log. So are the first one that needs a cache, and
+        the first one in which rows are padded before their first token: a model may break the rules there alone.
         """
         inputs = (self.model, self.sites, rows, positions, site, self.tokens.fill)
-        holds = self._shared.suffix_holds
-        if plain or holds.get(site) is False or not passes.accepts(self.model, "past_key_values"):
+        shared = shared_lengths([row[:position] for row, position in zip(rows, positions, strict=True)])
+        padded = len(set(positions)) > 1 or _padded(shared)
+        holds, key = self._shared.suffix_holds, (site, any(positions), padded)
+        if plain or holds.get(key) is False or not passes.accepts(self.model, "past_key_values"):
             return FullPass(*inputs)
         fast = SuffixPass(*inputs)
-        if site not in holds:
+        if key not in holds:
             full = FullPass(*inputs)
-            some = list(range(0, len(rows), max(1, len(rows) // CHECKED)))
+            some = _checked(list(zip(positions, shared, strict=True)))
             few = [columns[i] for i in some]
             with torch.no_grad():
                 logits = [one.select(some).logits(None, few) for one in (fast, full)]
-            holds[site] = passes.same_logits(*logits)
-            if not holds[site]:
+            holds[key] = passes.same_logits(*logits)
+            if not holds[key]:
                 log.warning("%s gives other logits in the suffix pass; full passes are used, slower", self.name)
                 return full
         return fast
+
+
+def _padded(lengths: Sequence[int]) -> bool:
+    """Whether beginnings of these lengths (0: none) are padded when they are run together."""
+    return len({n for n in lengths if n}) > 1
+
+
+def _checked(sizes: Sequence[Any]) -> list[int]:
+    """Indices of the rows that a check compares: of all sizes, the smallest and the largest among them."""
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
+    return sorted({*order[:: max(1, len(order) // CHECKED)], *order[-1:]})

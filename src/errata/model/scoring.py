@@ -1,6 +1,6 @@
 """What a model gives targets behind their prompts. A prompt that has several targets is run once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,10 +22,44 @@ def scored(lm: TensorPasses, pairs: Sequence[Pair]) -> list[Score]:
     shared = {i for members in several for i in members}
     alone = [i for i in range(len(pairs)) if i not in shared]
     scores = _one_by_one(lm, pairs, alone)
-    sizes = [sum(len(pairs[i][0]) + len(pairs[i][1]) for i in members) for members in several]
-    for batch in passes.budgeted(sizes, lm.budget, [len(pairs[members[0]][0]) for members in several]):
-        scores |= _several_targets(lm, pairs, [several[j] for j in batch])
+    for batch in _batches(lm, pairs, several):
+        scores |= _several_targets(lm, pairs, batch)
     return [scores[i] for i in range(len(pairs))]
+
+
+def _batches(lm: TensorPasses, pairs: Sequence[Pair], several: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Prompts with several targets each (indices of their pairs), in batches that keep the budget.
+
+    Where the targets of one prompt are too many, it is run again for each part of them.
+    """
+    parts = [part for members in several for part in _parts(pairs, members, lm.budget)]
+    sizes = [sum(len(pairs[i][0]) + len(pairs[i][1]) for i in part) for part in parts]
+    for batch in passes.budgeted(sizes, lm.budget, [len(pairs[part[0]][0]) for part in parts]):
+        yield from _halved(pairs, [parts[j] for j in batch], lm.budget)
+
+
+def _parts(pairs: Sequence[Pair], members: list[int], budget: int) -> Iterator[list[int]]:
+    """The targets of one prompt, in parts of at most ``budget`` tokens (rows × longest) or of a single target."""
+    if _tokens(pairs, [members]) <= budget:
+        return iter([members])
+    lengths = [len(pairs[i][0]) + len(pairs[i][1]) - 1 for i in members]
+    return ([members[j] for j in part] for part in passes.budgeted(lengths, budget))
+
+
+def _halved(pairs: Sequence[Pair], parts: list[list[int]], budget: int) -> Iterator[list[list[int]]]:
+    """The parts in as few halves as keep the budget: prompts and targets of different lengths are padded."""
+    if len(parts) == 1 or _tokens(pairs, parts) <= budget:
+        yield parts
+        return
+    yield from _halved(pairs, parts[: len(parts) // 2], budget)
+    yield from _halved(pairs, parts[len(parts) // 2 :], budget)
+
+
+def _tokens(pairs: Sequence[Pair], parts: Sequence[Sequence[int]]) -> int:
+    """Tokens of the larger pass: the padded prompts, or those with the rest of each target of several tokens."""
+    indices = [i for part in parts for i in part]
+    rows = max(len(parts), sum(len(pairs[i][1]) > 1 for i in indices))
+    return rows * (max(len(pairs[i][0]) for i in indices) + max(len(pairs[i][1]) for i in indices) - 1)
 
 
 def _one_by_one(lm: TensorPasses, pairs: Sequence[Pair], chosen: Sequence[int]) -> dict[int, Score]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -111,13 +112,24 @@ class Tokens:
         if joined[: len(before)] == before and len(joined) > len(before) and prompt:
             rest = joined[len(before) :]
             return rest[:-1] if len(rest) > 1 and rest[-1] == self.end else rest
-        options = [self._plain(option) for option in (bare, target.lstrip())]
+        options = [self._plain(bare), self._plain(target.lstrip()), self._unprefixed(bare)]
         for ids in options:
-            if ids and self.decode(before + ids).endswith(text):
+            if ids and self._spells(before, ids, prompt, bare):
                 return self._within(ids, target)
         if not options[0]:
             raise BadInput(f"the tokenizer makes nothing of the target {target!r}; give another text")
         return self._within(options[0], target)
+
+    def _spells(self, before: list[int], ids: list[int], prompt: str, text: str) -> bool:
+        """Whether ``ids`` add ``text``, and no space more, to the prompt's ids ``before``; any to an empty prompt."""
+        joined = self.decode(before + ids)
+        return joined == self.decode(before) + text if prompt else joined.endswith(text)
+
+    def _unprefixed(self, text: str) -> list[int]:
+        """Ids of a text without the space that the tokenizer may put before one; empty where they cannot be told."""
+        line = self._plain("\n")  # the space then stands before the line break
+        ids = self._plain("\n" + text)
+        return ids[len(line) :] if ids[: len(line)] == line else []
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of a text in two parts, of any length; nothing is put between them.
@@ -157,6 +169,26 @@ class Tokens:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that ``ids`` add to the prompt's ids, its leading space included.
+
+        Decoded behind a letter: SentencePiece's decoder drops the space before the first of its tokens.
+        """
+        if self.seq2seq or all(token in self._special for token in prompt):
+            return self.decode(ids)  # the beginning of a text
+        letter, before = self._letter
+        return self.decode([*letter, *ids])[len(before) :]
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def _letter(self) -> tuple[list[int], str]:
+        """Ids of a letter, and what is decoded from them."""
+        ids = self._plain("a")
+        return ids, self.decode(ids)
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
