@@ -11,7 +11,7 @@ from conftest import ARCHITECTURES, EDIT, EDITS, data_for, quick, same_weights, 
 
 import errata
 from errata.cli.measure import eval_
-from errata.errors import InForce, NeedsPrepare, Unsupported, WrongModel
+from errata.errors import BadInput, InForce, NeedsPrepare, Unsupported, WrongModel
 from errata.methods.base import Method, State
 from errata.methods.registry import METHODS, method
 from errata.model.hf import HFLM
@@ -198,6 +198,14 @@ def test_a_missing_state_is_refused(name: str) -> None:
     state = made.prepare(tiny_lm("llama"), data_for(made))
     with pytest.raises(WrongModel, match="prepare"):
         made.edit(lm, [EDIT], state)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if method(name).needs_prepare])
+def test_the_state_of_another_method_is_refused(name: str) -> None:
+    lm = tiny_lm("gpt2")
+    model = {"name": lm.name, "fingerprint": lm.fingerprint}
+    with pytest.raises(BadInput, match="prepare"):
+        quick(name).edit(lm, [EDIT], State({}, {"model": model, "method": "another"}))
 
 
 def test_the_public_names() -> None:

@@ -49,7 +49,12 @@ class State:
     def check_for(self, **expected: Any) -> None:
         """Raises :class:`BadInput` unless ``info`` has these values (of a method, a layer)."""
         for name, value in expected.items():
-            if (found := self.info.get(name)) != value:
+            if name not in self.info:
+                raise BadInput(
+                    f"this state is another method's: {name} = {value} is expected, and it has no {name}; "
+                    "make one with this method's prepare"
+                )
+            if (found := self.info[name]) != value:
                 raise BadInput(f"this state was prepared for {name} = {found}, not {value}; prepare anew")
 
     def save(self, path: str | Path) -> None:
