@@ -11,7 +11,7 @@ from errata.answers import complete
 from errata.errors import BadInput
 from errata.model import passes
 from errata.model.decoding import Choose, TopK, continued, decoding_of, greedy
-from errata.model.lm import LM
+from errata.model.lm import LM, listed
 from errata.model.reading import Pair, TensorPasses
 from errata.model.scoring import scored
 from errata.types import Score
@@ -41,7 +41,7 @@ class HFLM(TensorPasses, LM):
         def ended(text: str) -> bool:
             return (until_answer and complete(text)) or any(stop in text for stop in until)
 
-        limits = [max_new_tokens] * len(prompts)
+        limits = [max_new_tokens] * len(listed(prompts))
         new = self._continued(prompts, limits, greedy, ended if until_answer or until else None)
         return [self.tokens.decode(ids) for ids in new]
 
@@ -50,7 +50,7 @@ class HFLM(TensorPasses, LM):
     def prolong(
         self, prompts: Sequence[str], totals: Sequence[int], *, top_k: int = 1, seeds: Sequence[int] | None = None
     ) -> list[str]:
-        lengths = [len(self.tokens.prompt(_text(prompt))) for prompt in prompts]
+        lengths = [len(ids) for ids in self._ids(prompts)]
         limits = [max(0, total - length) for total, length in zip(totals, lengths, strict=True)]
         some = [i for i, limit in enumerate(limits) if limit]
         choose: Choose = greedy
@@ -87,13 +87,13 @@ class HFLM(TensorPasses, LM):
         return continued(self, self._ids(prompts), limits, choose, ended, past_end)
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        return [self.tokens.prompt(_text(prompt)) for prompt in prompts]
+        return [self.tokens.prompt(_text(prompt)) for prompt in listed(prompts)]
 
     @torch.no_grad()
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
         self.check()
-        if len(prompts) != len(targets):
+        if len(listed(prompts)) != len(listed(targets)):
             raise BadInput(f"score needs a target for each prompt: {len(prompts)} prompts, {len(targets)} targets")
         rows = self._ids(prompts)
         ids = [self.tokens.target(prompt, _text(target)) for prompt, target in zip(prompts, targets, strict=True)]
