@@ -270,3 +270,8 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert alone.exit_code == 0, alone.output
     rows = from_jsonl(out.read_text())
     assert {row.after for row in rows} == {None} and {row.method for row in rows} == {""}
+    short = CliRunner().invoke(app, [*words, "--force", "--limit", "2"])
+    assert short.exit_code == 0, short.output
+    rows = from_jsonl(out.read_text())
+    assert len({row.case for row in rows if row.kind == "in_context"}) == 2
+    assert {row.case for row in rows if row.kind == "text"} == {"text 0", "text 1", "all texts"}

@@ -31,7 +31,7 @@ from errata.methods import registry
 from errata.patch.patch import EMPTY
 from errata.report.html import page
 from errata.report.markdown import markdown
-from errata.report.pictures import curves
+from errata.report.pictures import curves, svg
 from errata.report.rows import from_jsonl, to_jsonl
 from errata.report.sections import report_sections, sections
 from errata.types import Case, Edit, Probe, Row
@@ -762,6 +762,9 @@ def test_a_protocol_has_its_own_numbers_in_the_report() -> None:
     without_texts = [r for r in asked_by_rome() if r.kind != "generation"]  # generated: nothing but costs
     titles = [section.title for section in report_sections(without_texts)]
     assert titles == [f"sequence · m · d · rome · {end}" for end in ends[::2]]
+    assert svg(asked_by_rome()) == ""
+    with pytest.raises(BadInput, match=r"no curve to draw: none of reliability, paraphrases, .* was asked"):
+        curves(asked_by_rome(), "never.png")
     (table,) = found[-1].tables()
     assert "kmeng01/rome" in table.caption and table.head == ("method", "edits", "ES", "PS", "NS", "GE", "S")
     before, one, two = table.body

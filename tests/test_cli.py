@@ -214,6 +214,10 @@ def test_a_patch_is_measured_on_its_own_edits_or_on_cases(model: str, here: Path
     assert [(line["kind"], line["metric"], line["mode"]) for line in summaries] == [
         ("edit", "accuracy", "forced"), ("neighborhood", "accuracy", "forced"), ("neighborhood", "agreement", "forced"),
     ]  # fmt: skip
+    foreign = lines(here / "foreign.jsonl", [{"id": "1", "edits": [{**EDITS[0].to_json(), "target_new": "Lima"}]}])
+    told = run("eval", model, "--patch", "p.safetensors", "--cases", foreign).stderr
+    assert "holds the edit of 0 of the 1 cases" in " ".join(told.split()) and "about 1 case:" in told
+    assert "holds the edit" not in result.stderr
     assert (
         json.loads(run("eval", model, "--patch", "p.safetensors", "--limit", 2, "--json", "-q").stdout)[0]["before"][
             "count"

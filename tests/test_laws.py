@@ -11,10 +11,11 @@ from conftest import ARCHITECTURES, EDIT, EDITS, data_for, quick, same_weights, 
 
 import errata
 from errata.cli.measure import eval_
-from errata.errors import InForce, NeedsPrepare, Unsupported, WrongModel
+from errata.errors import BadInput, InForce, NeedsPrepare, Unsupported, WrongModel
 from errata.methods.base import Method, State
 from errata.methods.registry import METHODS, method
 from errata.model.hf import HFLM
+from errata.model.lm import LM
 from errata.patch.patch import EMPTY, Patch
 
 EVERY = [(name, arch) for name in METHODS for arch in ARCHITECTURES]
@@ -198,6 +199,24 @@ def test_a_missing_state_is_refused(name: str) -> None:
     state = made.prepare(tiny_lm("llama"), data_for(made))
     with pytest.raises(WrongModel, match="prepare"):
         made.edit(lm, [EDIT], state)
+
+
+def test_a_model_that_errata_did_not_load_is_refused() -> None:
+    class Remote(LM):
+        def generate(self, prompts: Any, max_new_tokens: int = 32, **how: Any) -> list[str]:
+            return [" Rome." for _ in prompts]
+
+    lm: Any = Remote()
+    with pytest.raises(Unsupported, match="gave, found Remote"):
+        method("ice").edit(lm, [EDIT])
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if method(name).needs_prepare])
+def test_the_state_of_another_method_is_refused(name: str) -> None:
+    lm = tiny_lm("gpt2")
+    model = {"name": lm.name, "fingerprint": lm.fingerprint}
+    with pytest.raises(BadInput, match="prepare"):
+        quick(name).edit(lm, [EDIT], State({}, {"model": model, "method": "another"}))
 
 
 def test_the_public_names() -> None:

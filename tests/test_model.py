@@ -214,6 +214,14 @@ def test_what_is_no_text_is_refused() -> None:
         lm.score(["a", "b"], ["c"])
 
 
+def test_one_text_is_no_list_of_texts() -> None:
+    lm = tiny_lm("gpt2")
+    calls: list[Any] = [lm.generate, lm.next_logprobs, lm.explain, lm.sample, lambda text: lm.score(text, ["a"])]
+    for ask in [*calls, lambda text: lm.score(["a"], text), lambda text: lm.prolong(text, [4])]:
+        with pytest.raises(BadInput, match=r"put it in brackets: \['Rome'\]"):
+            ask("Rome")
+
+
 # Batches -------------------------------------------------------------------------------------------
 
 

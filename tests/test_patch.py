@@ -49,6 +49,15 @@ def test_algebra() -> None:
     assert torch.allclose(changed[4][name] - changed[0][name], 4 * (changed[5][name] - changed[0][name]), atol=1e-4)
 
 
+def test_a_patch_is_shown_in_one_line() -> None:
+    lm, patch = tiny_lm("gpt2"), low_rank(1)
+    assert repr(EMPTY) == "<Patch: empty>" and repr(patch) == "<Patch: delta>"
+    assert repr(patch.parts) == f"(Delta(weights={{'{SITE}.weight': <LowRank: 32 x 64, rank 2>}}),)"
+    lm.name = "tiny"
+    more = method("ft-m", steps=1).edit(lm, [EDIT], prior=patch)
+    assert repr(more) == "<Patch: 1 edit by ft-m, of the model tiny, delta>"
+
+
 def test_nested_on_what_was_yielded() -> None:
     lm = tiny_lm("gpt2")
     before = weights(lm.model)

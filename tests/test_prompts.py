@@ -15,7 +15,7 @@ from errata.answers import begins_with_answer
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.memory.log import EditRecord
 from errata.methods.prompting.ike import examples_of
-from errata.methods.prompting.prompted import Example, FactPrompt, fitting
+from errata.methods.prompting.prompted import Example, FactPrompt, PromptedLM, fitting
 from errata.methods.prompting.retrieval import SENTENCES, TFIDF, Index, default_encoder, named
 from errata.methods.registry import method
 from errata.model.lm import LM
@@ -358,6 +358,13 @@ def test_a_loop_without_end() -> None:
     inner = Scripted(lambda prompt: ever if prompt.startswith("Question") else " no.")
     assert loop(LIVES).wrap(inner).generate([HOPS]) == [" no."]
     assert len(inner.prompts) == 6  # four rounds, the end of the last, and the plain prompt
+
+
+def test_one_text_is_no_list_of_texts() -> None:
+    asker: Any = loop(LIVES).wrap(Scripted())
+    for ask in (asker.generate, asker.explain, PromptedLM(asker.part, Scripted()).generate):
+        with pytest.raises(BadInput, match="expected a list of texts"):
+            ask(HOPS)
 
 
 def test_mello_gives_no_scores() -> None:

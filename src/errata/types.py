@@ -74,7 +74,7 @@ class Edit:
         record = cast("dict[str, Any]", record)
         names = [field.name for field in fields(cls)]
         if unknown := sorted(set(record) - set(names)):
-            raise BadInput(f"an edit has no {', '.join(unknown)}; its keys are {', '.join(names)}")
+            raise BadInput(f"an edit has no key {', '.join(unknown)}; its keys are {', '.join(names)}")
         if missing := [name for name in names[:3] if name not in record]:
             raise BadInput(f"an edit needs {', '.join(missing)}; found only {', '.join(record) or 'nothing'}")
         return cls(**record)

@@ -1,5 +1,6 @@
 """``errata eval``: a method, or a patch that anybody made, measured on cases before and after the edit."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from errata.methods.base import Method
     from errata.model.hf import HFLM
     from errata.patch.patch import Patch
+
+log = logging.getLogger(__name__)
 
 Setting = Literal["single", "batch"]
 METHOD = "memit"  # where neither a method nor a patch is given
@@ -50,9 +53,10 @@ def eval_(
     if isinstance(subject, Patch):
         subject.check(lm)
         cases = own_cases(lm, subject) if cases is None else cases
+        _say_what_it_does_not_hold(subject, cases)
     if cases is None:
         raise BadInput("a method is measured on cases; give some")
-    with common.step(f"asking {lm.name} about {len(cases)} cases", quiet):
+    with common.step(f"asking {lm.name} about {len(cases)} case{'s' * (len(cases) != 1)}", quiet):
         before = baseline(lm, cases, modes, protocol=protocol)
     how: Any = {"judge": judge, "model": lm.name, **labels}
     if isinstance(subject, Patch):
@@ -66,6 +70,17 @@ def _eval_patch(lm: "HFLM", patch: "Patch", cases: Sequence[Case], before: Any, 
     with common.step("asking again with the patch", quiet), patch.applied(lm) as edited:
         labels: Any = {"method": makers(patch), "setting": "patch"}
         return evaluate(before, edited, cases, after_edits=len(patch.edits), **how, **labels)
+
+
+def _say_what_it_does_not_hold(patch: "Patch", cases: Sequence[Case]) -> None:
+    held = {(edit.prompt, edit.target_new) for edit in patch.edits}
+    foreign = [case for case in cases if not any((edit.prompt, edit.target_new) in held for edit in case.edits)]
+    if held and foreign:
+        log.warning(
+            "the patch holds the edit of %d of the %d cases: of the others this shows what it does besides",
+            len(cases) - len(foreign),
+            len(cases),
+        )
 
 
 def _eval_method(

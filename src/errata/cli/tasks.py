@@ -35,8 +35,8 @@ def tasks(
     """Rows of tasks before, with the patch in force, and (of the harness's tasks) after it is undone.
 
     ``names`` are tasks of lm-evaluation-harness, those in YAML files of ``folder``, or ``ability``, the built-in set;
-    ``limit`` takes the first documents of each task. Without a patch rows have a ``before`` alone. Raises
-    :class:`BadInput` for tasks that cannot be read.
+    ``limit`` takes the first documents of each task (of ``ability`` facts and texts). Without a patch rows have a
+    ``before`` alone. Raises :class:`BadInput` for tasks that cannot be read.
     """
     return _tasks(lm, _find(names, folder), ABILITY in names, patch, limit, seed, quiet)
 
@@ -60,7 +60,7 @@ def _tasks(
     rows: list[Row] = []
     if with_ability:
         with common.step("asking for what it can do", quiet):
-            rows += ability(lm, patch, **labels)
+            rows += ability(lm, patch, limit, **labels)
     if loaded:
         from errata.evaluation.harness import run_tasks
 
@@ -69,15 +69,16 @@ def _tasks(
     return rows
 
 
-def ability(lm: "HFLM", patch: "Patch | None" = None, **labels: Any) -> list[Row]:
+def ability(lm: "HFLM", patch: "Patch | None" = None, limit: int | None = None, **labels: Any) -> list[Row]:
     """Rows of the built-in set: untouched facts, facts in context, loss on text, drift of the weights.
 
-    Without a patch they have a ``before`` alone.
+    ``limit`` takes the first facts and texts. Without a patch rows have a ``before`` alone.
     """
     from errata.evaluation.ability import Checkup, ability_of
 
     labels |= {"model": lm.name, "setting": ABILITY, "after_edits": len(patch.edits) if patch else 0}
-    check = Checkup(lm, ability_of(lm))
+    every = ability_of(lm)
+    check = Checkup(lm, replace(every, cases=every.cases[:limit], texts=every.texts[:limit]))
     if patch is None:
         return [replace(row, after=None) for row in check.rows(lm, **labels)]
     with patch.applied(lm) as edited:
@@ -97,7 +98,8 @@ def tasks_command(
         Path | None, typer.Option("--task-folder", help="A folder with YAML files of more tasks.", show_default=False)
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="How many documents of each task.", show_default="all")
+        int | None,
+        typer.Option(min=1, help="How many documents of each task; of ability facts and texts.", show_default="all"),
     ] = None,
     patch: Annotated[
         Path | None, typer.Option("--patch", help="Ask with this patch too, and when it is undone.", show_default=False)

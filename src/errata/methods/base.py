@@ -49,7 +49,12 @@ class State:
     def check_for(self, **expected: Any) -> None:
         """Raises :class:`BadInput` unless ``info`` has these values (of a method, a layer)."""
         for name, value in expected.items():
-            if (found := self.info.get(name)) != value:
+            if name not in self.info:
+                raise BadInput(
+                    f"this state is another method's: {name} = {value} is expected, and it has no {name}; "
+                    "make one with this method's prepare"
+                )
+            if (found := self.info[name]) != value:
                 raise BadInput(f"this state was prepared for {name} = {found}, not {value}; prepare anew")
 
     def save(self, path: str | Path) -> None:
@@ -134,9 +139,13 @@ class Method(ABC):
         of another model, :class:`BadInput` for what is no edit.
         """
         is_hflm = isinstance(cast(Any, lm), HFLM)  # a wrapper in force is another LM
-        if is_hflm:
-            lm.check()
-        if not is_hflm or not lm.unedited:
+        if not is_hflm:
+            raise Unsupported(
+                f"a method edits a model that errata.load gave, found {type(lm).__name__}; "
+                "where a patch is in force, edit the model itself, with that patch as `prior`"
+            )
+        lm.check()
+        if not lm.unedited:
             raise Unsupported("a patch is in force here; edit the model itself, with that patch as `prior`")
         edits = _edits(edits)
         prior.check(lm)

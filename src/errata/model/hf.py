@@ -11,7 +11,7 @@ from errata.answers import complete
 from errata.errors import BadInput
 from errata.model import passes
 from errata.model.decoding import Choose, TopK, continued, decoding_of, greedy
-from errata.model.lm import LM
+from errata.model.lm import LM, listed
 from errata.model.reading import Pair, TensorPasses
 from errata.model.scoring import scored
 from errata.types import Score
@@ -89,13 +89,13 @@ class HFLM(TensorPasses, LM):
         return continued(self, rows, limits, choose, ended, past_end)
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        return [self.tokens.prompt(_text(prompt)) for prompt in prompts]
+        return [self.tokens.prompt(_text(prompt)) for prompt in listed(prompts)]
 
     @torch.no_grad()
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
         self.check()
-        if len(prompts) != len(targets):
+        if len(listed(prompts)) != len(listed(targets)):
             raise BadInput(f"score needs a target for each prompt: {len(prompts)} prompts, {len(targets)} targets")
         rows = self._ids(prompts)
         ids = [self.tokens.target(prompt, _text(target)) for prompt, target in zip(prompts, targets, strict=True)]

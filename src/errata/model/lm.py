@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from errata.errors import Unsupported
+from errata.errors import BadInput, Unsupported
 from errata.types import Score
 
 if TYPE_CHECKING:
@@ -66,6 +66,13 @@ class LM(Protocol):
         Changes of weights act on every prompt and have no line.
         """
         return [[] for _ in prompts]
+
+
+def listed(texts: Sequence[str]) -> Sequence[str]:
+    """The texts; :class:`BadInput` for a single one, whose letters would be taken for prompts."""
+    if isinstance(texts, str):
+        raise BadInput(f"expected a list of texts, found one text; put it in brackets: [{texts!r}]")
+    return texts
 
 
 def _missing(lm: object, verb: str) -> Unsupported:

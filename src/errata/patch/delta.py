@@ -17,7 +17,7 @@ from errata.model.passes import at_least_float32
 from errata.patch.parts import Part
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRank:
     """A matrix Δ as a product of two: ``a @ b``."""
 
@@ -35,6 +35,9 @@ class LowRank:
     def shape(self) -> torch.Size:
         """(out, in)."""
         return torch.Size((self.a.shape[0], self.b.shape[1]))
+
+    def __repr__(self) -> str:
+        return f"<LowRank: {' x '.join(map(str, self.shape))}, rank {self.rank}>"
 
     def dense(self) -> Tensor:
         """The whole matrix. (out, in)."""

@@ -28,7 +28,7 @@ from errata.types import Edit
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Patch:
     """What an edit is: a value that can be applied, undone, added, saved and measured.
 
@@ -73,6 +73,14 @@ class Patch:
         return isinstance(other, Patch) and self.parts == other.parts and same_tensors(self.memory, other.memory)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:  # in one line: the numbers themselves fill screens
+        made = self.meta.get("made", ())
+        count = sum(len(record["edits"]) for record in made)
+        methods = " + ".join(dict.fromkeys(record["method"] for record in made))
+        said = [f"{count} edit{'s' * (count != 1)} by {methods}"] if made else []
+        said += [f"of the model {name}"] if (name := self.meta.get("model", {}).get("name")) else []
+        return f"<Patch: {', '.join([*said, ' + '.join(part.kind for part in self.parts) or 'empty'])}>"
 
     # Applying --------------------------------------------------------------------------------------
 

@@ -17,17 +17,14 @@ def curves(rows: Iterable[Row], path: "str | Path | IO[str]", form: str | None =
     Each section has a row of pictures of what becomes of the model (how far its weights move and how much that changes
     outputs, its loss on text, facts it follows in its context), where that was asked, and a row of what becomes of the
     edits. ``form`` is the file format where the path has no ending. Raises :class:`BadInput` where no sequence was
-    asked twice, without matplotlib, and where nothing can be written.
+    asked twice or nothing was asked that has a curve, without matplotlib, and where nothing can be written.
     """
     sequences = [section for section in sections(rows) if section.course]
-    grid_rows = [
-        (section, columns)
-        for section in sequences
-        for columns in (MODEL_CURVES, EDIT_CURVES)
-        if any(section.course_of(column) for column in columns)
-    ]
-    if not grid_rows:
+    grid_rows = _grid_rows(sequences)
+    if not sequences:
         raise BadInput("no sequence was asked at more than one checkpoint, so there is no curve to draw")
+    if not grid_rows:
+        raise BadInput(f"there is no curve to draw: none of {', '.join((*EDIT_CURVES, *MODEL_CURVES))} was asked")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -52,11 +49,17 @@ def curves(rows: Iterable[Row], path: "str | Path | IO[str]", form: str | None =
 def svg(rows: Iterable[Row]) -> str:
     """The curves as SVG that can stand in a page; "" where there is no curve to draw."""
     rows = list(rows)
-    if not any(section.course for section in sections(rows)):
+    if not _grid_rows(sections(rows)):
         return ""
     text = io.StringIO()
     curves(rows, text, "svg")
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _grid_rows(of: Iterable[Section]) -> list[tuple[Section, tuple[str, ...]]]:
+    """The rows of pictures: a section, and the columns that are drawn side by side; those alone that have a value."""
+    every = [(section, columns) for section in of for columns in (MODEL_CURVES, EDIT_CURVES)]
+    return [(section, columns) for section, columns in every if any(map(section.course_of, columns))]
 
 
 def _draw(axis: Any, section: Section, column: str, looks: dict[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,8 @@ class ClosedForm(TargetSettings):
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
         layers = self.chosen_layers(lm)
+        if "layers" not in state.info or "norms" not in state.info:
+            raise BadInput("this state holds no statistics of keys; make one with this method's prepare")
         if missing := [layer for layer in layers if layer not in state.info["layers"]]:
             raise BadInput(
                 f"the state holds layers {state.info['layers']}, not {missing}; prepare with the same layers"

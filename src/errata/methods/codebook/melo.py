@@ -227,8 +227,9 @@ class MELO(MemoryMethod):
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
+        resolved = super().resolve(lm, state)  # checks what the state was prepared for
         radius = quantile(state.tensors["apart"], self.share) / 2
-        resolved = super().resolve(lm, state).filled(radius=radius, layers=self._lora_layers(lm))
+        resolved = resolved.filled(radius=radius, layers=self._lora_layers(lm))
         if missing := [path for path in resolved._paths(lm) if path not in state.info["sizes"]]:
             raise BadInput(f"this state was prepared without {missing[0]}; prepare anew, with these settings")
         return resolved

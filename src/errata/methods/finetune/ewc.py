@@ -74,6 +74,8 @@ class EWC(FineTuning):
         resolved = super().resolve(lm, state)
         if state.tensors:
             state.check_for(layer=resolved.layer)
+        if "tokens" not in state.info or any(not name.startswith("F/") for name in state.tensors):
+            raise BadInput("this state holds no Fisher information; make one with this method's prepare")
         return replace(resolved, lam=self.PER_TOKEN / state.info["tokens"]) if resolved.lam is None else resolved
 
     def penalty(self, lm: HFLM, state: State) -> Penalty | None:

@@ -26,7 +26,7 @@ from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.prompted import FactPrompt, PromptedLM, fitting
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
-from errata.model.lm import LM
+from errata.model.lm import LM, listed
 
 QUESTION, SUBQUESTION, RETRIEVED, FINAL = "Question:", "Subquestion:", "Retrieved fact:", "Final answer:"
 LAID_OUT = re.compile(r"\s*Q(?:uestion)?:\s*(.+?)\s*A(?:nswer)?:[^\n]*", re.DOTALL)  # a question laid out as a prompt
@@ -126,7 +126,7 @@ class MelloLM(PromptedLM):
         settings = self.part.settings
         blocks = [block + "\n\n" for block in settings["loop"].split("\n\n") if block.strip()]
         rounds, tokens = settings["rounds"], settings["tokens"]
-        questions, loops = [_question(prompt) for prompt in prompts], list[Loop]()
+        questions, loops = [_question(prompt) for prompt in listed(prompts)], list[Loop]()
         for question in questions:
             text = f"{QUESTION} {question}\n"
             loops.append(Loop("".join(fitting(self.tokens, blocks, text, (rounds + 1) * tokens)) + text))

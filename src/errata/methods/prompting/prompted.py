@@ -21,7 +21,7 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.memory.log import EditLog, EditRecord, log_from_json, log_to_json, newest
 from errata.methods.prompting.retrieval import Index, index, named
-from errata.model.lm import LM
+from errata.model.lm import LM, listed
 from errata.model.tokens import Tokens, sentence
 from errata.patch.parts import Wrapper
 from errata.types import Score
@@ -192,6 +192,7 @@ class PromptedLM(LM):
 
     def prompted(self, prompts: Sequence[str], room: int = ROOM) -> list[tuple[str, list[EditRecord]]]:
         """Each prompt with the text before it, and the facts in that."""
+        prompts = listed(prompts)
         questions = [prompt if isinstance(cast(Any, prompt), str) else "" for prompt in prompts]  # no text: see inner
         retrieved = self.part.retrieved(questions)
         some = [i for i, facts in enumerate(retrieved) if facts]

@@ -150,8 +150,8 @@ class MEMOIR(SideSettings, MemoryMethod):
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
-        threshold = quantile(state.tensors["overlaps"], 1 - self.share)
-        return super().resolve(lm, state).filled(k=state.info["k"], threshold=threshold)
+        resolved = super().resolve(lm, state)  # checks what the state was prepared for
+        return resolved.filled(k=state.info["k"], threshold=quantile(state.tensors["overlaps"], 1 - self.share))
 
     @override
     def empty(self, lm: HFLM, state: State) -> MemoirMemory:
