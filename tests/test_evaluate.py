@@ -203,6 +203,16 @@ class Api(LM):
         return [f" {self.says[prompt]}." for prompt in prompts]
 
 
+@pytest.mark.parametrize(
+    ("replies", "said"), [(["a"], r"gave 1 replies \(str\) to"), ([None] * 9, r".*\(NoneType\) to")]
+)
+def test_a_model_that_replies_something_else_is_refused(replies: list[Any], said: str) -> None:
+    api = Api({})
+    api.generate = lambda prompts, *_, **__: replies[: len(prompts)]  # pyright: ignore
+    with pytest.raises(BadInput, match=f"Api {said} .*a text for each prompt"):
+        baseline(api, [CASE])
+
+
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_model_that_only_generates_is_measured(name: str, tmp_path: Path) -> None:
     require = (Probe("one_hop", "Ann's land is", ("Norway",)),)

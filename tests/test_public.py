@@ -12,6 +12,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_tab_completion_shows_them() -> None:
     assert set(errata.__all__) <= set(dir(errata))
+    assert not {"Any", "TYPE_CHECKING", "import_module"} & set(dir(errata))
 
 
 def test_packages_can_be_imported_beside_the_functions_of_their_name() -> None:

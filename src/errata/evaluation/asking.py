@@ -3,10 +3,10 @@
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from errata.answers import cut
-from errata.errors import Unsupported
+from errata.errors import BadInput, Unsupported
 from errata.types import Score
 
 if TYPE_CHECKING:
@@ -107,5 +107,11 @@ def generate(lm: "LM", pairs: Sequence[Pair], how: Generation) -> list[str]:
     else:
         seeds = [zlib.crc32("\n".join(pair).encode()) for pair in pairs]
         texts = lm.prolong(prompts, [how.total(prompt) for prompt in prompts], top_k=how.top_k, seeds=seeds)
+    if len(texts) != len(prompts) or not all(isinstance(cast(Any, text), str) for text in texts):
+        kinds = " and ".join(sorted({type(text).__name__ for text in texts})) or "nothing"
+        raise BadInput(
+            f"{type(lm).__name__} gave {len(texts)} replies ({kinds}) to {len(prompts)} prompts; "
+            "a model gives a text for each prompt, in their order"
+        )
     front = prompts if how.with_prompt else [""] * len(prompts)
     return [before + cut(text, how.stops, how.markers) for before, text in zip(front, texts, strict=True)]
