@@ -621,3 +621,7 @@ def test_the_two_tokenizers_differ_where_it_matters() -> None:
     assert sentencepiece()("Rome")["input_ids"][0] == 0 and tokenizer()("Rome")["input_ids"][0] != 0
     assert sentencepiece()("")["input_ids"] == [0] and tokenizer()("")["input_ids"] == []
     assert set(PATHS) >= {name.split()[0] for name in MODELS}
+
+
+def test_a_model_is_shown_in_one_line() -> None:
+    assert repr(tiny_lm("gpt2")) == "<HFLM: tiny gpt2, 4 blocks, float32 on cpu>"

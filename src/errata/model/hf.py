@@ -28,6 +28,10 @@ class HFLM(TensorPasses, LM):
     ``patch.applied(lm)`` yields, which is an ``HFLM`` too.
     """
 
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"<HFLM: {self.name or 'a model'}, {self.sites.depth} blocks, {dtype} on {self.device}>"
+
     @torch.no_grad()
     @override
     def generate(
