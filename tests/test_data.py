@@ -128,6 +128,7 @@ CSK: Json = {
 SINGLE: dict[str, Json] = {  # a record of each format whose file needs no other
     "counterfact": COUNTERFACT,
     "flat": FLAT,
+    "edits": {"prompt": "{} lives in", "subject": "Ann", "target_new": "Oslo", "target_true": "Rome", "id": "a"},
     "zsre": ZSRE,
     "zsre-malmen": {"src": "Who?", "rephrase": "Which?", "ans": "Ann", "loc": "nq question: when", "loc_ans": "now"},
     "fever-malmen": {

@@ -43,6 +43,7 @@ FORMATS: Mapping[str, str] = {
     "convsent": "errata.data.convsent:CONVSENT",
     "t-rex": "errata.data.facts:T_REX",
     "pararel": "errata.data.facts:PARAREL",
+    "edits": "errata.data.own:EDITS",
 }
 
 

@@ -1,4 +1,4 @@
-"""Errata's own format: a :class:`Case` as JSON, ``{"id", "edits": […], "probes": […]}``, read strictly."""
+"""Errata's own formats, read strictly: cases ``{"id", "edits": […], "probes": […]}``, and edits alone."""
 
 from typing import Any, cast
 
@@ -39,4 +39,10 @@ def _checked(record: Any, what: str, required: tuple[str, ...], optional: tuple[
     return fields
 
 
+def _edit_alone(record: Record, id: str) -> Case:
+    edit = Edit.from_json(record)
+    return Case(str(record.get("id") or id), (edit,))
+
+
 ERRATA = Format("id edits", lambda path: _case, "probes")
+EDITS = Format("prompt subject target_new", lambda path: _edit_alone, "target_true id")
