@@ -44,7 +44,7 @@ def _key(f: "Field[Any]") -> str:
 
 def checked(cls: type[Any], name: str, value: Any, *, typed: bool = False) -> Any:
     """A setting's value in its declared type; with ``typed`` it is read from text. Raises :class:`BadInput`."""
-    hint = get_type_hints(cls)[name]
+    hint = _hints(cls)[name]
     if typed and value.strip() in ("None", "none", "") and type(None) in get_args(hint):
         return None
     candidate = value
@@ -70,8 +70,13 @@ def from_text(cls: type[Any], settings: Mapping[str, str]) -> dict[str, Any]:
 
 
 @cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+@cache
 def _adapters(cls: type[Any]) -> dict[str, pydantic.TypeAdapter[Any]]:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     return {f.name: pydantic.TypeAdapter(_bounded(hints[f.name], _range(cls, f.name))) for f in fields(cls)}
 
 

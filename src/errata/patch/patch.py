@@ -78,9 +78,9 @@ class Patch:
         made = self.meta.get("made", ())
         count = sum(len(record["edits"]) for record in made)
         methods = " + ".join(dict.fromkeys(record["method"] for record in made))
-        said = [f"{count} edit{'s' * (count != 1)} by {methods}"] if made else []
-        said += [f"of the model {name}"] if (name := self.meta.get("model", {}).get("name")) else []
-        return f"<Patch: {', '.join([*said, ' + '.join(part.kind for part in self.parts) or 'empty'])}>"
+        words = [f"{count} edit{'s' * (count != 1)} by {methods}"] if made else []
+        words += [f"of the model {name}"] if (name := self.meta.get("model", {}).get("name")) else []
+        return f"<Patch: {', '.join([*words, ' + '.join(part.kind for part in self.parts) or 'empty'])}>"
 
     # Applying --------------------------------------------------------------------------------------
 

@@ -21,8 +21,11 @@ from errata.types import Case
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """Settings of when a fact is near a prompt, and the two steps that measure the threshold on other questions."""
+class Threshold(PromptMethod):
+    """Prepends facts that are near a prompt: ``prepare`` measures how near other questions lie to each other."""
+
+    needs_prepare: ClassVar[bool] = True
+    tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True)
 
     named: float = setting(
         1.0, "the share of the subject's words that a question must name; 0 where it may go by another name", most=1
@@ -31,12 +34,14 @@ class Threshold:
     share: float = setting(0.02, "of such pairs", most=1)
     texts: int = setting(512, "questions that are compared", least=2)
 
-    def measured(self, lm: HFLM, data: Iterable[Any] | None, encoder: str, seed: int) -> State:
+    @override
+    def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         """State with quantiles of the cosines of pairs of different questions: of the texts or cases given, else the
         cases or texts that go with the model, else text sampled from it. Raises :class:`BadInput` for too few."""
         lm.check()
+        encoder = self.encoder or default_encoder()
         if data is None:
-            data = lm.resources.cases() if lm.resources.cases else texts_of(lm, None, seed)
+            data = lm.resources.cases() if lm.resources.cases else texts_of(lm, None, self.seed)
         questions = tuple(dict.fromkeys(islice((q for q in map(_question, data) if q), self.texts)))
         if len(questions) < 2:
             raise BadInput("fewer than two different questions to compare; give more texts or cases")
@@ -49,31 +54,25 @@ class Threshold:
         }
         return State({"alike": torch.from_numpy(pairs[grid].copy())}, info)
 
-    def filled(self, state: State) -> Self:
-        """With ``near`` as that state has it. Raises :class:`BadInput` for one that does not say."""
+    @override
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        """With ``near`` as the state has it. Raises :class:`BadInput` for one that does not say."""
+        resolved = super().resolve(lm, state)
         if "alike" not in state.tensors:
             raise BadInput("this state does not say how alike questions are; make one with this method's prepare")
-        return self if self.near is not None else replace(self, near=quantile(state.tensors["alike"], 1 - self.share))
+        if self.near is not None:
+            return resolved
+        return replace(resolved, near=quantile(state.tensors["alike"], 1 - self.share))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RAG(Threshold, PromptMethod):
+class RAG(Threshold):
     """Facts whose subject is named and whose prompt is similar; any other prompt goes to the model unchanged."""
 
     name: ClassVar[str] = "rag"
     paper: ClassVar[str] = "Lewis et al. 2020, Retrieval-Augmented Generation, arXiv:2005.11401 (edits as documents)"
-    needs_prepare: ClassVar[bool] = True
-    tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True)
 
     most: int = setting(4, "facts before a prompt", above=0)
-
-    @override
-    def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
-        return self.measured(lm, data, self.encoder or default_encoder(), self.seed)
-
-    @override
-    def resolve(self, lm: HFLM, state: State) -> Self:
-        return super().resolve(lm, state).filled(state)
 
     @override
     def part_settings(self, lm: HFLM) -> dict[str, Any]:
@@ -82,21 +81,11 @@ class RAG(Threshold, PromptMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemPrompt(Threshold, PromptMethod):
+class MemPrompt(Threshold):
     """The nearest fact behind a prompt that is near the one it corrects, and the prompt again."""
 
     name: ClassVar[str] = "memprompt"
     paper: ClassVar[str] = "Madaan et al. 2022, Memory-assisted prompt editing, arXiv:2201.06009"
-    needs_prepare: ClassVar[bool] = True
-    tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True)
-
-    @override
-    def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
-        return self.measured(lm, data, self.encoder or default_encoder(), self.seed)
-
-    @override
-    def resolve(self, lm: HFLM, state: State) -> Self:
-        return super().resolve(lm, state).filled(state)
 
     @override
     def part_settings(self, lm: HFLM) -> dict[str, Any]:
