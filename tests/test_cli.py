@@ -20,6 +20,8 @@ from errata.cli import app, common, demo, edit, measure, methods, tasks, world
 from errata.errors import Refused
 from errata.methods.registry import METHODS
 from errata.model.resources import Resources
+from errata.world.cases import cases as world_cases
+from errata.world.facts import world as make_world
 
 ONE = ("--prompt", "{} was born in", "--subject", "Ann Lee", "--target", "Oslo")
 FTM = (*ONE, "--method", "ft-m")
@@ -246,12 +248,13 @@ def test_a_patch_is_measured_as_it_is(model: str, here: Path, tmp_path_factory: 
     assert "this patch is of the model" in refused("eval", other, "--patch", "p.safetensors", "-q")
 
 
-def test_of_a_model_of_the_world_the_worlds_probes_are_asked(model: str) -> None:
-    lm, case = errata.load(model), errata.cases("world", limit=3)[2]
+def test_of_a_model_of_the_world_the_worlds_probes_are_asked(model: str, here: Path) -> None:
+    case = errata.cases("world", limit=3)[2]
     patch = errata.Patch(meta={"made": [{"method": "any", "edits": [case.edits[0].to_json()]}]})
-    assert measure.own_cases(lm, patch)[0].probes == ()
-    lm.resources = Resources(texts=lambda: iter(TEXTS))
-    (own,) = measure.own_cases(lm, patch)
+    assert measure.own_cases(errata.load(model), patch)[0].probes == ()
+    folder = saved("gpt2", here / "of the world")
+    (here / "of the world" / "recipe.json").write_text('{"persons": 600, "world_seed": 0}')
+    (own,) = measure.own_cases(errata.load(folder), patch)
     kinds = {probe.kind for probe in own.probes}
     assert {"paraphrase", "neighborhood"} <= kinds and own.edits == case.edits
     assert [p for p in own.probes if p.kind == "paraphrase"] == [p for p in case.probes if p.kind == "paraphrase"]
@@ -282,11 +285,24 @@ def test_world_describes_the_bundled_world() -> None:
     assert summary["example"]["name"] in table and summary["relations"][0]["question"] in table
 
 
-def test_world_train_makes_a_model_that_loads(here: Path) -> None:
-    sizes = "--layers 2 --width 32 --heads 2 --persons 30 --vocab 400 --learn 2 --move 2 --follow 2 --rows 2".split()
-    run("world", "train", "made", *sizes, "-q")
+SMALL = "--layers 2 --width 32 --heads 2 --persons 30 --vocab 400 --learn 2 --move 2 --follow 2 --rows 2".split()
+
+
+def test_world_train_makes_a_model_of_another_world_and_architecture(here: Path) -> None:
+    run("world", "train", "made", *SMALL, "--architecture", "llama", "--world-seed", "3", "-q")
     lm = errata.load("made")
-    assert lm.resources.texts is not None and lm.sites.depth == 2
+    assert lm.model.config.model_type == "llama" and lm.sites.depth == 2
+    names = make_world(30, 3).names["person"]
+    assert lm.resources.texts is not None and any(name in next(iter(lm.resources.texts())) for name in names)
+    drawn = errata.cases("made", limit=5)
+    assert drawn == world_cases(make_world(30, 3), 5) and drawn != errata.cases("world", limit=5)
+    rows = json.loads(run("eval", "made", "--method", "grace", "--limit", "1", "--json", "-q").stdout)
+    assert rows  # its own world is the default
+
+
+def test_world_train_refuses_a_checkpoint_of_another_recipe(here: Path) -> None:
+    sizes = list(SMALL)
+    run("world", "train", "made", *sizes, "-q")
     sizes[1] = "3"
     assert "another recipe" in refused("world", "train", "made", *sizes, "-q")
 
@@ -367,7 +383,7 @@ def test_too_many_cases_are_counted(model: str) -> None:
 
 
 def test_the_demo_wants_a_model_of_the_world(model: str) -> None:
-    assert "does not know the world" in refused("demo", "--model", model, "-q")
+    assert "knows no world" in refused("demo", "--model", model, "-q")
 
 
 def test_a_wrong_usage_ends_with_2() -> None:

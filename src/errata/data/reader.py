@@ -20,6 +20,8 @@ from errata.data.hub import hub_records, is_hub_id
 from errata.data.records import RecordAt, read_records
 from errata.errors import BadInput, unknown
 from errata.types import Case
+from errata.world.cases import cases as world_cases
+from errata.world.named import world_named
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +66,19 @@ def cases(
 ) -> list[Case]:
     """The cases of the bundled world (``"world"``), of a file (JSON lines, or one JSON list), or of a hub id.
 
-    Cases of the world are drawn by ``seed``; others come in their order with seed 0, shuffled with another.
+    The folder of a model that ``errata world train`` made gives the cases of its own world. Cases of a world are drawn
+    by ``seed`` from the subjects of a ``split`` (``"test"``; choose settings on ``"validation"``); others come in their
+    order with seed 0, shuffled with another.
     ``limit`` takes the first of them. ``format`` and ``options`` are those of :func:`read`; skipped and excluded
     records are logged. Raises :class:`BadInput`, which names a broken line by its number.
     """
-    if str(name_or_path) == "world":
-        from errata.world.cases import cases as world_cases
-        from errata.world.facts import world
-
+    if (world := world_named(name_or_path)) is not None:
+        split = options.pop("split", "test")
         if format is not None or options:
             raise BadInput(
                 f"the world is no file, so {', '.join(options) or 'a format'} means nothing there; leave it out"
             )
-        return world_cases(world(), limit, seed)
+        return world_cases(world, limit, seed, split)
     loaded = read(name_or_path, format, **options)
     if loaded.skipped or loaded.excluded or loaded.unread:
         log.warning("%s", loaded)
