@@ -35,6 +35,8 @@ from errata.report.pictures import curves, svg
 from errata.report.rows import from_jsonl, to_jsonl
 from errata.report.sections import report_sections, sections
 from errata.types import Case, Edit, Probe, Row
+from errata.world.cases import cases as world_cases
+from errata.world.facts import world as make_world
 
 TIMES = ("seconds_per_edit", "peak_mib")
 FTM = {"name": "ft-m", "steps": 2}
@@ -289,6 +291,15 @@ def test_the_unedited_model_is_asked_once_for_all_methods(tmp_path: Path) -> Non
     planned = plan(methods=["a", {"name": "b"}], settings=["single", SEQUENCE], seeds=[0, 1])
     forgetful(planned, tmp_path / "rows.jsonl", load=load, method=lambda name, **settings: Forgetful())
     assert [len(lm.calls) for lm in models] == [2]  # one for each seed's cases: patches answer from tables of their own
+
+
+def test_the_world_of_a_model_that_was_trained_on_one_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text('{"persons": 60, "world_seed": 3}')
+    data = [{"name": "world", "limit": 2}]
+    planned = plan(models=["world", str(tmp_path)], methods=["a"], data=data, settings=[{"kind": "batch", "size": 2}])
+    units = units_of(planned, lambda name, **settings: Forgetful(), errata.cases)
+    drawn = {unit.labels["model"]: unit.cases for unit in units}
+    assert drawn == {"world": errata.cases("world", 2), str(tmp_path): world_cases(make_world(60, 3), 2)}
 
 
 # By whose rules ----------------------------------------------------------------------------------
@@ -696,7 +707,7 @@ def test_the_commands_have_functions_of_their_names(here: Path) -> None:
 
 def test_the_plans_that_come_with_the_project_are_plans() -> None:
     docs = Path(__file__).parents[1] / "docs"
-    for name in ("table.toml", "endurance.toml", "why.toml"):
+    for name in ("table.toml", "architectures.toml", "endurance.toml", "why.toml"):
         planned = Plan.read(docs / name, every=list(errata.methods()))
         assert units_of(planned, errata.method, errata.cases)
 

@@ -16,6 +16,7 @@ from errata.evaluation.metrics import mean_over_cases
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Edit, Mode, Probe, Row
+from errata.world.named import known_to
 
 COST = "cost"  # the kind of rows that end a unit
 LAST_METRIC = "peak_mib"  # the metric of the very last of them
@@ -146,7 +147,7 @@ def units_of(plan: Plan, method: Callable[..., Any], cases: Callable[..., list[C
             protocol = protocols.protocol(data.protocol or plan.protocol)
             modes = modes_of(protocol, plan.modes)
             _check(setting, protocol, modes)
-            edited, untouched = drawn.split(data, setting, seed)
+            edited, untouched = drawn.split(known_to(model, data.name), data, setting, seed)
             labels = {
                 "model": model, "method": spec.name, "settings": spec.label,
                 "data": data.label, "seed": seed, "setting": setting.label,
@@ -167,9 +168,12 @@ class _Cases:
     def __init__(self, read: Callable[..., list[Case]]) -> None:
         self.read, self.drawn = read, dict[Any, list[Case]]()
 
-    def split(self, data: DataSpec, setting: Setting, seed: int) -> tuple[list[Case], list[Case]]:
-        """(cases to edit, cases that stay untouched) of a setting. Raises :class:`BadInput` where there are too few."""
-        drawn = self._draw(data, seed if data.seed is None else data.seed, setting.untouched)
+    def split(self, name: str, data: DataSpec, setting: Setting, seed: int) -> tuple[list[Case], list[Case]]:
+        """(cases to edit, cases that stay untouched) of a setting; ``name`` is what the data's means for the model.
+
+        Raises :class:`BadInput` where there are too few.
+        """
+        drawn = self._draw(name, data, seed if data.seed is None else data.seed, setting.untouched)
         count = len(drawn) - setting.untouched
         if count < 1:
             raise BadInput(f"{data.label!r} gives {len(drawn)} cases, and {setting.untouched} shall stay untouched")
@@ -177,11 +181,11 @@ class _Cases:
             raise BadInput(f"{setting.cases} cases were asked for; {data.label!r} gives {count}")
         return drawn[: setting.cases or count], [_as_unrelated(case) for case in drawn[count:]]
 
-    def _draw(self, data: DataSpec, seed: int, more: int) -> list[Case]:
+    def _draw(self, name: str, data: DataSpec, seed: int, more: int) -> list[Case]:
         limit = None if data.limit is None else data.limit + more
-        key = (data.name, data.format, data.options, seed, limit)
+        key = (name, data.format, data.options, seed, limit)
         if key not in self.drawn:
-            self.drawn[key] = self.read(data.name, limit=limit, seed=seed, format=data.format, **dict(data.options))
+            self.drawn[key] = self.read(name, limit=limit, seed=seed, format=data.format, **dict(data.options))
         return self.drawn[key]
 
 

@@ -171,13 +171,6 @@ def _read_cases(name: str, limit: int | None, seed: int, setting: str | None, op
     return errata.cases(name, limit=limit, seed=seed, **(alone | options))
 
 
-def _default_cases(model: str) -> str:
-    """The cases of the model's own world, where it was trained on one; else of the bundled model's."""
-    from errata.world.named import BUNDLED, world_named
-
-    return model if world_named(model) is not None else BUNDLED
-
-
 def eval_command(
     model: common.Model,
     cases: Annotated[
@@ -238,6 +231,7 @@ def eval_command(
     from errata.report.folds import published, summary
     from errata.report.rows import to_jsonl
     from errata.report.tables import published_table, table
+    from errata.world.named import known_to
 
     if output is not None:
         common.check_output(output, force)
@@ -249,10 +243,10 @@ def eval_command(
     judging = _judge(judge, judge_model, rules, mode)
     common.show_logs(quiet)
     options = common.named_values("--read", read)
-    name = cases if cases is not None or patch is not None else _default_cases(model)
+    name = cases if cases is not None or patch is not None else "world"
     if name is None and options:
         raise BadInput("--read goes with --cases; name a file of cases, or leave it out")
-    measured_on = None if name is None else _read_cases(name, limit, seed, setting, options)
+    measured_on = None if name is None else _read_cases(known_to(model, name), limit, seed, setting, options)
     texts = None if isinstance(subject, Patch) else common.texts_for(subject, data)
     lm = common.load_model(model, device, dtype, quiet)
     if isinstance(subject, Patch) and measured_on is None:

@@ -28,3 +28,11 @@ def world_named(name: str | Path) -> World | None:
             f"{file} is no recipe of a world ({type(error).__name__}: {error}); "
             "make the model anew with `errata world train`, or remove the file"
         ) from error
+
+
+def known_to(model: str, cases: str) -> str:
+    """The name of the cases that ``cases`` means for a model: ``"world"`` is the world that the model was trained on.
+
+    Of a model that knows no world it is the bundled one.
+    """
+    return model if cases == BUNDLED and world_named(model) is not None else cases
