@@ -96,11 +96,11 @@ def edit_command(
 ) -> None:
     """Make a patch that changes one fact, or many at once."""
     requested = edits_of(prompt, subject, target, edits)
-    path = output or default_name(requested)
-    common.check_output(path, force)
     chosen = common.make_method(method, set_, seed)
     texts = common.texts_for(chosen, data)
     earlier = load_patch(prior)
+    path = output or default_name(requested)
+    common.check_output(path, force)
     lm = common.load_model(model, device, dtype, quiet)
     result = edit(lm, requested, chosen, texts, earlier, quiet)
     result.patch.save(path)

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor
 
-from errata.errors import BadInput, NeedsPrepare, Unsupported, WrongModel
+from errata.answers import normalise
+from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported, WrongModel
 from errata.files import cache_file, read_tensors, write_tensors
 from errata.methods.settings import checked, setting
 from errata.model.hf import HFLM
@@ -136,7 +137,8 @@ class Method(ABC):
         """The whole next patch: ``prior`` and these edits. The model is left as it was.
 
         Raises :class:`NeedsPrepare` without a state that the method needs, :class:`WrongModel` for the state or patch
-        of another model, :class:`BadInput` for what is no edit.
+        of another model, :class:`BadInput` for what is no edit and for edits that contradict each other,
+        :class:`Refused` where a number of the new patch is not finite.
         """
         is_hflm = isinstance(cast(Any, lm), HFLM)  # a wrapper in force is another LM
         if not is_hflm:
@@ -162,6 +164,11 @@ class Method(ABC):
         with frozen_rng(self.seed):
             resolved = self.resolve(lm, state)
             patch = resolved._edit(lm, edits, state, prior)
+        if where := patch.not_finite():
+            raise Refused(
+                f"{self.name} made a patch in which {where} is no finite number, so there is none; load the model in "
+                "float32, or lower the method's steps or rate"
+            )
         return self._with_meta(patch, lm, resolved, edits, prior, time.perf_counter() - start)
 
     @abstractmethod
@@ -179,7 +186,10 @@ class Method(ABC):
             "versions": versions(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(seconds, 3),
+            "dtype": str(lm.dtype).removeprefix("torch."),
         }
+        if rounded := patch.rounded_away(lm):
+            record["rounded"] = {name: round(share, 4) for name, share in rounded.items()}
         meta = {
             **prior.meta,
             "model": {"name": lm.name, "fingerprint": lm.fingerprint},
@@ -213,6 +223,15 @@ def _edits(edits: Sequence[Edit]) -> list[Edit]:
     for edit in edits:
         if not isinstance(cast(Any, edit), Edit):
             raise BadInput(f"expected errata.Edit, found {type(edit).__name__}: {edit!r}")
+    first: dict[str, Edit] = {}
+    for edit in edits:
+        other = first.setdefault(edit.prompt.strip(), edit)
+        if normalise(other.target_new) != normalise(edit.target_new):
+            raise BadInput(
+                f"two edits contradict each other: {edit.prompt!r} shall be answered {other.target_new!r} (edit "
+                f"{other.id}) and {edit.target_new!r} (edit {edit.id}); leave one out, or make the later one in a call "
+                "of its own, with the first patch as prior"
+            )
     return list(edits)
 
 

@@ -123,6 +123,14 @@ class Patch:
         for delta in self.of_kind(Delta):
             delta.check(lm.model)
 
+    def rounded_away(self, lm: HFLM) -> dict[str, float]:
+        """Parameter name -> the share of its change that the model's type leaves, where that is below 99 %.
+
+        Such a change runs as a side product while the patch is applied, and nothing of it is lost.
+        """
+        deltas = self.of_kind(Delta)
+        return _total(deltas).rounded_away(lm.model) if deltas else {}
+
     def merge(self, lm: HFLM, *, force: bool = False) -> None:
         """Changes the model's weights for good. Raises :class:`Unsupported` if there are other parts than deltas."""
         lm.check()
@@ -192,15 +200,37 @@ class Patch:
     def save(self, path: str | Path, *, memory: bool = True) -> Path:
         """Writes one safetensors file, whole or not at all, and returns its path.
 
-        ``memory=False`` leaves out what only further edits need. Raises :class:`BadInput` if it cannot be written.
+        ``memory=False`` leaves out what only further edits need. Raises :class:`BadInput` if it cannot be written, or
+        holds a number that is not finite.
         """
+        if where := self.not_finite():
+            raise BadInput(f"{where} is no finite number, so {path} was not written; make the patch anew")
         write_patch(Path(path), self.parts, self.memory if memory else {}, self.meta)
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Patch":
-        """The patch in a file, which cannot run code. Raises :class:`BadInput` for a file that is no patch."""
-        return cls(*read_patch(Path(path)))
+        """The patch in a file, which cannot run code.
+
+        Raises :class:`BadInput` for a file that is no patch, or that holds a number that is not finite.
+        """
+        patch = cls(*read_patch(Path(path)))
+        if where := patch.not_finite():
+            raise BadInput(f"{path}: {where} is no finite number; such a patch answers nothing, make it anew")
+        return patch
+
+    def not_finite(self) -> str | None:
+        """Where the first NaN or infinity stands, in the parts or in the memory; None where every number is finite."""
+        for i, part in enumerate(self.parts):
+            of = f"part {i} ({part.kind})"
+            try:
+                json.dumps(part.config(), allow_nan=False)
+            except ValueError:
+                return f"a setting of {of}"
+            if name := _first_not_finite(part.tensors()):
+                return f"an entry of {name} in {of}"
+        name = _first_not_finite(self.memory)
+        return f"an entry of {name} in the memory" if name else None
 
 
 EMPTY = Patch()
@@ -212,6 +242,10 @@ def _total(deltas: Sequence[Delta]) -> Delta:
     for delta in deltas[1:]:
         total = total + delta
     return total
+
+
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, t in tensors.items() if not bool(t.isfinite().all())), None)
 
 
 def _same_model(a: Patch, b: Patch) -> None:
