@@ -168,7 +168,7 @@ class _Builder:
         """Raises :class:`Excluded` where an earlier record has another target for the same subject and relation."""
         relations = self.format.relations(record) if self.format.relations else []
         if len(relations) != len(case.edits):
-            relations = ["{}".join(edit.prompt.rsplit(edit.subject, 1)).casefold() for edit in case.edits]
+            relations = [edit.template.casefold() for edit in case.edits]
         targets = {
             (edit.subject.casefold(), relation): (edit.target_new, position)
             for edit, relation in zip(case.edits, relations, strict=True)

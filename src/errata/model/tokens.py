@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput
+from errata.subjects import placed
 
 
 @dataclass(frozen=True)
@@ -154,17 +155,22 @@ class Tokens:
             ids, keep = self._plain(text), keep - 1
         return text
 
-    def last_of_subject(self, prompt: str, subject: str) -> int:
-        """Index in the prompt's ids of the last token of the subject's last occurrence. Raises :class:`BadInput`."""
-        end = prompt.rfind(subject) + len(subject)
-        if end < len(subject):
-            raise BadInput(f"the subject {subject!r} does not occur in {prompt!r}")
+    def last_of_subject(self, prompt: str, subject: str, at: int | None = None) -> int:
+        """Index in the prompt's ids of the last token of the subject, which begins at character ``at``.
+
+        By default at its last occurrence as a word. Raises :class:`BadInput` where it is not there.
+        """
+        end = placed(prompt, subject, at)[1] + len(subject)
         if getattr(self.tokenizer, "is_fast", False):
             offsets = self.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
             touching = [i for i, (a, b) in enumerate(offsets) if a < end <= b]
             if touching:
                 return touching[-1]
-        return len(self.prompt(prompt[:end])) - 1
+        ids, before = self.prompt(prompt), self.prompt(prompt[:end])
+        if ids[: len(before)] != before:  # a token goes on behind the subject
+            lengths = (len(self.decode(ids[: i + 1])) for i in range(len(ids)))
+            return next((i for i, length in enumerate(lengths) if length >= end), len(ids) - 1)
+        return len(before) - 1
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

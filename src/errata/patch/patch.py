@@ -46,7 +46,9 @@ class Patch:
     @property
     def edits(self) -> list[Edit]:
         """Every edit that was made, in order."""
-        return [Edit(**edit) for made in self.meta.get("made", ()) for edit in made["edits"]]
+        records = [edit for made in self.meta.get("made", ()) for edit in made["edits"]]
+        # a record without a place is of an earlier version, which edited the last occurrence, inside of words too
+        return [Edit(**{"at": edit["prompt"].rfind(edit["subject"]), **edit}) for edit in records]
 
     def of_kind(self, kind: type[P]) -> list[P]:
         """The parts of a class."""

@@ -21,6 +21,7 @@ from errata.methods.neurons.added import ACTIVATIONS, MostActive, Neurons
 from errata.methods.neurons.training import NeuronSettings, TargetTokens, hidden_states
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
+from errata.subjects import last_word
 
 CHECK = 25  # steps between two looks at whether more would help (released code)
 FALL = 1e-3  # fall of a neuron's memory loss in so many steps that still counts (released code)
@@ -102,7 +103,7 @@ class TPatcher(NeuronSettings, MemoryMethod):
         texts: list[str] = state.info["texts"]
         silent: list[Tensor] = []
         for fact in facts:
-            named = torch.tensor([fact.subject in text for text in texts])[state.tensors["of"]]
+            named = torch.tensor([last_word(text, fact.subject) >= 0 for text in texts])[state.tensors["of"]]
             same = torch.tensor([other == fact.prompt_ids for other in others], dtype=torch.bool)
             silent.append(~torch.cat([named, same]))
         return memory, torch.stack(silent)[of].to(q.device)
