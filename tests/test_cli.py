@@ -1,6 +1,7 @@
 """The command line: what it prints and writes, and what a mistake ends with."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EDIT, EDITS, TEXTS, tiny_model, tokenizer
+from rich.status import Status
 from typer.testing import CliRunner
 
 import errata
@@ -149,6 +151,20 @@ def test_results_on_stdout_and_progress_on_stderr(model: str) -> None:
     result = run("ask", model, "Ann Lee")
     assert "loading" in result.stderr and "loading" not in result.stdout
     assert run("ask", model, "Ann Lee", "--quiet").stderr == ""
+
+
+def test_a_step_shows_what_is_logged_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the line that says what is under way, which a terminal draws; warnings stay, on lines of their own."""
+    shown: list[str] = []
+    monkeypatch.setattr(Status, "update", lambda status, line: shown.append(line))
+    log = logging.getLogger("errata.methods.texts")
+    common.show_logs(quiet=False)
+    log.info("before")
+    with common.step("preparing wise", quiet=False):
+        log.info("%d texts", 124)
+        log.warning("texts are few")
+    log.info("after")
+    assert shown == ["preparing wise … 124 texts"]
 
 
 def test_force_overwrites(model: str, here: Path) -> None:
