@@ -11,6 +11,7 @@ from errata.errors import BadInput, unknown
 from errata.types import Edit
 
 Record = Mapping[str, Any]
+RecordAt = tuple[str, Any]  # where a record stands, and the record: a BadInput where it cannot be read
 
 
 class Excluded(Exception):
