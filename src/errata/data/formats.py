@@ -30,21 +30,38 @@ FORMATS: Mapping[str, str] = {
     "counterfact+": "errata.data.counterfact:COUNTERFACT_PLUS",
     "mquake": "errata.data.mquake:MQUAKE",
     "rippleedits": "errata.data.rippleedits:RIPPLEEDITS",
+    "peak": "errata.data.peak:PEAK",
+    "conflictedit": "errata.data.conflictedit:CONFLICTEDIT",
+    "roundedit": "errata.data.conflictedit:ROUNDEDIT",
     "zsre": "errata.data.zsre:ZSRE",
     "zsre-malmen": "errata.data.zsre:ZSRE_MALMEN",
     "fever-malmen": "errata.data.zsre:FEVER_MALMEN",
     "kilt": "errata.data.zsre:KILT",
+    "mzsre": "errata.data.mzsre:MZSRE",
     "wikibigedit": "errata.data.wikibigedit:WIKIBIGEDIT",
     "qaedit": "errata.data.qaedit:QAEDIT",
+    "hallueditbench": "errata.data.hallueditbench:HALLUEDITBENCH",
+    "hallucination": "errata.data.hallucination:HALLUCINATION",
     "wikibio": "errata.data.knowedit:WIKIBIO",
     "knowedit": "errata.data.knowedit:KNOWEDIT",
     "flat": "errata.data.counterfact:FLAT",
     "csk-probes": "errata.data.csk:CSK_PROBES",
     "unke": "errata.data.unke:UNKE",
     "editeverything": "errata.data.unke:EDITEVERYTHING",
+    "elken": "errata.data.elken:ELKEN",
+    "dune": "errata.data.dune:DUNE",
+    "vitaminc": "errata.data.vitaminc:VITAMINC",
     "convsent": "errata.data.convsent:CONVSENT",
+    "personality": "errata.data.convsent:PERSONALITY",
+    "safeedit": "errata.data.safeedit:SAFEEDIT",
+    "sanitation": "errata.data.sanitation:SANITATION",
     "t-rex": "errata.data.facts:T_REX",
     "pararel": "errata.data.facts:PARAREL",
+    "kn-bags": "errata.data.bags:KN_BAGS",
+    "kamel": "errata.data.kamel:KAMEL",
+    "known-facts": "errata.data.known:KNOWN",
+    "lre": "errata.data.lre:LRE",
+    "templama": "errata.data.templama:TEMPLAMA",
     "edits": "errata.data.own:EDITS",
 }
 
@@ -53,15 +70,15 @@ FORMATS: Mapping[str, str] = {
 class Format:
     """How records of a data set become cases. ``docs/data.md`` shows how to write one.
 
-    ``keys`` are those that every record has (``a.b`` inside ``a``, ``a.0`` the first of a list): a format is recognised
-    by them. A record that is a list stands under the key ``items``. ``reader`` takes the file's path (None for a data
-    set of the hub) and, keyword-only, the format's options. It returns the function that makes the case of a record;
-    that function raises :class:`BadInput` for a record that is wrong, and ``Excluded`` for one that a rule leaves out.
-    ``other_keys`` may be missing from a record (``output_*`` for all that begin so); keys in neither are reported.
-    ``relations`` gives the relation of each of a record's edits (without it, the prompt without its subject is taken):
-    two records that give a subject and relation different targets are in conflict. ``parts`` gives the records that
-    one of the file holds (a relation with its facts); without it there is one. Where it is ``strict``, a record with
-    other keys does not fit.
+    ``keys`` are those that every record has (``a.b`` inside ``a``, ``a.0`` the first of a list; with commas where names
+    hold spaces): a format is recognised by them. A record that is a list stands under the key ``items``. ``reader``
+    takes the file's path (None for a data set of the hub) and, keyword-only, the format's options. It returns the
+    function that makes the case of a record; that function raises :class:`BadInput` for a record that is wrong, and
+    ``Excluded`` for one that a rule leaves out. ``other_keys`` may be missing from a record (``output_*`` for all that
+    begin so); keys in neither are reported. ``relations`` gives the relation of each of a record's edits (without it,
+    the prompt without its subject is taken): two records that give a subject and relation different targets are in
+    conflict. ``parts`` gives the records that one of the file holds (a relation with its facts); without it there is
+    one. Where it is ``strict``, a record with other keys does not fit.
     """
 
     keys: str
@@ -77,13 +94,18 @@ class Format:
 
     def missing(self, record: Record) -> list[str]:
         """The keys that every record of the format has, and this one has not."""
-        return [key for key in self.keys.split() if _value(record, key.split(".")) is None]
+        return [key for key in _names(self.keys) if _value(record, key.split(".")) is None]
 
     def unread(self, record: Record) -> list[str]:
         """The record's keys that the format does not know."""
-        known = {key.partition(".")[0] for key in self.keys.split()} | set(self.other_keys.split())
+        known = {key.partition(".")[0] for key in _names(self.keys)} | set(_names(self.other_keys))
         some = [key for key in known if "*" in key]
         return [key for key in record if key not in known and not any(fnmatchcase(key, name) for name in some)]
+
+
+def _names(keys: str) -> list[str]:
+    """The keys in a text, with commas between them where one holds a space."""
+    return [key.strip() for key in keys.split(",")] if "," in keys else keys.split()
 
 
 def _value(value: Any, path: list[str]) -> Any:
@@ -115,7 +137,7 @@ def nearest(record: Record) -> tuple[str, str] | None:
     shared: dict[str, tuple[int, list[str]]] = {}
     for name, format in all_formats():
         missing = format.missing(record)
-        if present := len(format.keys.split()) - len(missing):
+        if present := len(_names(format.keys)) - len(missing):
             shared[name] = present, missing
     if not shared:
         return None

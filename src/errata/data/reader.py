@@ -157,6 +157,8 @@ class _Builder:
                 raise record
             record = as_object(record, "a record")
             parts = list(self.format.parts(record)) if self.format.parts else [record]
+            if not parts:
+                raise BadInput("it holds no edits")
         except BadInput as error:
             self.loaded.skipped.append((position, str(error)))
             return

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from errata.data.fields import RecordAt
+from errata.data.fields import RecordAt, as_object
 from errata.data.tables import parquet_records
 from errata.errors import BadInput
 
@@ -53,6 +53,14 @@ def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[RecordAt]:
             yield from _of_packed(file, path, limit)
         else:
             yield from _of_text(file, path, limit)
+
+
+def read_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Each record of a file that stands beside a data set, where every one must be readable, and an object."""
+    for position, record in read_records(path):
+        if isinstance(record, BadInput):
+            raise BadInput(f"{path}, {position}: {record}")
+        yield as_object(record, f"{path}, {position}: a record")
 
 
 def _of_packed(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
@@ -243,6 +251,7 @@ class _Window:
 def _of_container(file: BinaryIO, path: Path, limit: int, end: str) -> Iterator[RecordAt]:
     """The elements of one JSON list, or the values of one object: a file of any size takes the memory of a record."""
     window = _Window(file, path)
+    what = "list" if end == "]" else "object"
     window.next_sign()
     window.pass_over(window.at + 1)
     number = 0
@@ -253,7 +262,6 @@ def _of_container(file: BinaryIO, path: Path, limit: int, end: str) -> Iterator[
         number += 1
         place = f"record {number} (line {window.line})"
         if number > 1 and sign != ",":
-            what = "list" if end == "]" else "object"
             raise BadInput(f"{path}, {place}: {'a comma is missing' if sign else f'the {what} is cut off'} here")
         if end == "}":
             place = f"record {window.value(place, limit)!r} (line {window.line})"
@@ -264,3 +272,6 @@ def _of_container(file: BinaryIO, path: Path, limit: int, end: str) -> Iterator[
             window.pass_over(window.at + 1)
             window.next_sign()
         yield place, window.value(place, limit)
+    window.pass_over(window.at + 1)
+    if window.next_sign():
+        raise BadInput(f"{path}, line {window.line}: something stands behind the end of the {what}; give one, or lines")
