@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from records import MORE
 from typer.testing import CliRunner
 
 import errata
@@ -155,10 +156,12 @@ SINGLE: dict[str, Json] = {  # a record of each format whose file needs no other
         "id": 2, "question": "Who is Ann Lee?", "para_question": "Ann Lee is who?", "answer": "A long text. Of two.",
         "sub_question": ["Her job?", "Her town?"], "sub_answer": ["singer", "Rome"],
     },
+    "editeverything": {"id": 1, "question": "Who is Ann?", "answer": "A text.", "category": "people"},
     "akew": AKEW,
     "convsent": {"ent": "Rome", "pos": ["Lovely.", "I like it."], "neg": ["Too hot."]},
     "csk": {"case_id": 0, "requested_rewrite": rewrite("Worm bends rabbit:", "Worm", "False", "True", verb="bends")},
     "csk-probes": CSK,
+    **MORE,
 }  # fmt: skip
 
 
@@ -180,8 +183,8 @@ def questions(case: Case, kind: str) -> list[tuple[str, tuple[str, ...]]]:
 
 @pytest.mark.parametrize("format", SINGLE)
 def test_a_format_is_recognised_by_its_keys_and_every_key_is_known(tmp_path: Path, format: str) -> None:
-    loaded = data.read(write(tmp_path / "one.jsonl", SINGLE[format]))
-    assert (loaded.format, len(loaded.cases), loaded.unread) == (format, 1, {})
+    loaded = data.read(write(tmp_path / "one.jsonl", [SINGLE[format]]))
+    assert (loaded.format, loaded.unread) == (format, {}) and loaded.cases and not loaded.skipped
     assert loaded.cases[0].edits[0].target_new
 
 
@@ -540,13 +543,13 @@ def test_more_than_a_tenth_is_an_error(tmp_path: Path) -> None:
         (b" \n\n", "is empty"),
         (b"[]", "is empty"),
         (json.dumps(ZSRE).encode("utf-16"), "UTF-16.*iconv"),
-        (b"\x1f\x8b\x08\x00", "compressed.*gunzip"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (b'{"subject": "\xe9"}', "not UTF-8"),
         (b'[{"a": 1}, {"b": "\xe9"}]', "not UTF-8"),
         (b'[{"a": 1} {"b": 2}]', r"record 2 .line 1.: a comma is missing"),
         (b'[{"a": 1},\n {"b": ', r"record 2 .line 2.: not JSON .line 2: Expecting value."),
         (b'[{"a": 1}', "cut off"),
+        (b'[{"a": 1}]\n[{"a": 2}]', r"line 2: something stands behind the end of the list"),
         (b"[" * 100_000, "nested too deeply|not JSON"),
         (b"7\n", "a record is a JSON object, found int"),
         (b'{"foo": 1}', "line 1: no format is known by the keys foo; known: akew, .*zsre"),
@@ -599,8 +602,9 @@ def test_whatever_a_field_holds_the_record_is_used_or_named(
 ) -> None:
     monkeypatch.setattr(reader, "TOLERATED", 1.0)
     records = [SINGLE[format], *changed(SINGLE[format])]
-    loaded = data.read(write(tmp_path / "odd.jsonl", *records), format, conflicts=True)
-    assert loaded.records == len(records) and loaded.skipped
+    (tmp_path / "odd.json").write_text(json.dumps(records))
+    loaded = data.read(tmp_path / "odd.json", format, conflicts=True)
+    assert loaded.records >= len(records) and loaded.skipped  # one may hold several
 
 
 def test_lines_are_read_with_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -759,4 +763,4 @@ def test_every_record_of_a_sample_is_used_or_named(name: str) -> None:
 
 
 def test_every_format_has_a_record_here() -> None:
-    assert set(FORMATS) - set(SINGLE) == {"errata", "counterfact+", "t-rex", "pararel"}
+    assert set(FORMATS) - set(SINGLE) == {"errata", "counterfact+", "t-rex", "pararel", "kamel"}

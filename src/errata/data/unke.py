@@ -74,7 +74,8 @@ def _fact_probes(facts: Iterable[tuple[str, str]], label: str) -> Iterator[Probe
         yield Probe("question", prompt, (answer,), label=label)
 
 
-UNKE = Format("question answer", lambda path: _case, "id para_question sub_question sub_answer category")
+UNKE = Format("question para_question answer", lambda path: _case, "id sub_question sub_answer category")
+EDITEVERYTHING = Format("question answer category", lambda path: _case, "id")
 AKEW = Format(
     "requested_rewrite.fact_new_uns",
     lambda path: _akew_case,
