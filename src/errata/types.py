@@ -103,10 +103,12 @@ class Edit:
 class Probe:
     """A question that is asked before and after an edit.
 
-    Any of ``answers`` is right. Probes of one ``group`` count as one, by ``rule``; where some share a prompt, all of
-    their answers are expected. A probe with others in ``require`` counts only where all of those were answered before
-    the edit. ``rival`` is the competing object, ``references`` are texts. ``label`` is the data set's own name where
-    that is finer than the kind (a criterion of RippleEdits, a hop of MQuAKE); rows carry it.
+    Any of ``answers`` is right. Probes of one ``group`` count as one, by ``rule``; of those that share a prompt, all
+    answers are expected where a text is searched for them (RippleEdits), any where one answer is given. A probe with
+    others in ``require`` counts only where all of those were answered before the edit. ``rival`` is the competing
+    object, ``references`` are texts. ``label`` is the data set's own name where that is finer than the kind (a
+    criterion of RippleEdits, the hops of MQuAKE); rows carry it. Space around answers and rival is left out, and a
+    rival that is an accepted answer is none. Raises :class:`BadInput`, for an empty answer too.
     """
 
     kind: Kind
@@ -129,6 +131,11 @@ class Probe:
             if isinstance(value, str | Probe):
                 raise BadInput(f"a probe's {name} are a tuple, found {value!r}; write ({value!r},)")
             object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "answers", tuple(answer.strip() for answer in self.answers))
+        rival = (self.rival or "").strip()
+        object.__setattr__(self, "rival", None if rival in ("", *self.answers) else rival)
+        if "" in self.answers:
+            raise BadInput(f"an answer of the probe {self.prompt!r} is empty; leave it out")
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,9 @@ MQUAKE = Protocol(
     scorers={"edit": NEW, "single_hop": NEW, "new_single_hop": NEW, "multi_hop": ("accuracy", "strict")},
     modes=("generated",),
     question="Q: {} A:",
-    answer=Generation(tokens=32, stops=("\n",), markers=("Final answer:", "Answer:")),
+    answer=Generation(
+        tokens=32, until_answer=False, stops=("\nQ:", "\nQuestion:", "\n\n"), markers=("Final answer:", "Answer:")
+    ),
     match="verbatim",
     lines=(
         Line("edit-wise", ("edit",), "accuracy"),
@@ -245,7 +247,7 @@ RELEASED = Protocol(
 )
 WILD = Protocol(
     name="wild",
-    source="WILD: https://arxiv.org/abs/2502.11177, WanliYoung/Revisit-Editing-Evaluation evaluate_utils.py",
+    source="WILD: https://arxiv.org/abs/2502.11177; a full stop inside an accepted answer ends none",
     scorers={**dict.fromkeys(CHANGED, NEW), **dict.fromkeys(STAYING, ("identity",))},
     modes=("generated",),
     answer=Generation(tokens=50, stops=(".", "\n")),
@@ -256,6 +258,12 @@ WILD = Protocol(
         Line("portability", IMPLIED, "accuracy"),
         Line("locality", STAYING, "identity"),
     ),
+)
+WILD_RELEASED = replace(  # "St. Louis" is never right there
+    WILD,
+    name="wild-released",
+    source="WILD as released: WanliYoung/Revisit-Editing-Evaluation easyeditor/evaluate/evaluate_utils.py",
+    answer=replace(WILD.answer, blind=True),
 )
 BELIEF = Protocol(
     name="belief",
@@ -269,13 +277,26 @@ BELIEF = Protocol(
 CONVSENT = Protocol(
     name="convsent",
     source="sentiment: SERAC https://arxiv.org/abs/2206.06520, eric-mitchell/serac metrics.py",
-    scorers={"generation": ("sentiment",), "unrelated": ("agreement",)},
+    scorers={"generation": ("sentiment",), "unrelated": ("generated agreement",)},
     modes=("forced", "generated"),
     lines=(Line("ES", ("generation",), "sentiment"), Line("locality", ("unrelated",), "agreement")),
 )
 PROTOCOLS: Mapping[str, Protocol] = {
     chosen.name: chosen
-    for chosen in (ERRATA, ROME, ZSRE, GRACE, EASYEDIT, MQUAKE, RIPPLEEDITS, RELEASED, WILD, BELIEF, CONVSENT)
+    for chosen in (
+        ERRATA,
+        ROME,
+        ZSRE,
+        GRACE,
+        EASYEDIT,
+        MQUAKE,
+        RIPPLEEDITS,
+        RELEASED,
+        WILD,
+        WILD_RELEASED,
+        BELIEF,
+        CONVSENT,
+    )
 }
 
 

@@ -95,9 +95,11 @@ class HFLM(TensorPasses, LM):
         ended: Callable[[str], bool] | None = None,
         past_end: bool = False,
     ) -> list[list[int]]:
-        """The new ids of each row of prompt ids, at most its limit of them."""
+        """The new ids of each row of prompt ids, at most its limit of them, and as many as the model can read."""
         if min(limits, default=1) < 1:
             raise BadInput(f"max_new_tokens must be at least 1, found {min(limits)}")
+        if self.tokens.limit is not None and not self.seq2seq:
+            limits = [min(n, self.tokens.limit + 1 - len(row)) for n, row in zip(limits, rows, strict=True)]
         return continued(self, rows, limits, choose, ended, past_end)
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:

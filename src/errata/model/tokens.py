@@ -102,11 +102,21 @@ class Tokens:
         """Ids of ``target`` behind ``prompt``, with a space between the two unless the prompt ends with one.
 
         They are those of the joined text where the prompt keeps its own ids in it. Raises :class:`BadInput` for a
-        target of which the tokenizer makes nothing.
+        target of which the tokenizer makes nothing, and for one that is too long behind this prompt.
         """
         if self.seq2seq:
             return self._plain(target.strip())
         before = self.prompt(prompt)
+        ids = self._target(before, prompt, target)
+        together = len(before) + len(ids)
+        if self.limit is not None and together - 1 > self.limit:  # the last one is not fed
+            raise BadInput(
+                f"the prompt {prompt[:60]!r} and the answer {target.strip()[:60]!r} have {together} tokens together; "
+                f"the model reads at most {self.limit}: give a shorter one, or another model"
+            )
+        return ids
+
+    def _target(self, before: list[int], prompt: str, target: str) -> list[int]:
         bare = target.lstrip() if not prompt or prompt[-1:].isspace() else " " + target.lstrip()
         text = prompt + bare
         joined = list(self.tokenizer(text)["input_ids"])
@@ -116,10 +126,10 @@ class Tokens:
         options = [self._plain(bare), self._plain(target.lstrip()), self._unprefixed(bare)]
         for ids in options:
             if ids and self._spells(before, ids, prompt, bare):
-                return self._within(ids, target)
+                return ids
         if not options[0]:
             raise BadInput(f"the tokenizer makes nothing of the target {target!r}; give another text")
-        return self._within(options[0], target)
+        return options[0]
 
     def _spells(self, before: list[int], ids: list[int], prompt: str, text: str) -> bool:
         """Whether ``ids`` add ``text``, and no space more, to the prompt's ids ``before``; any to an empty prompt."""

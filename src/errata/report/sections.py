@@ -8,7 +8,7 @@ from errata.evaluation.metrics import Mean, mean_over_cases
 from errata.evaluation.protocols import PROTOCOLS
 from errata.report.changes import DERIVED, derived
 from errata.report.folds import case_key, edit_metric, published
-from errata.report.headings import COLUMNS, COURSE, EDIT_CURVES, PLAIN
+from errata.report.headings import COLUMNS, COURSE, EDIT_CURVES, PLAIN, kind_of
 from errata.types import Row
 
 EXPLANATION = "Mean over cases ± standard error (cases); a dash where nothing could be measured."
@@ -236,7 +236,7 @@ def _cells(rows: Iterable[Row], field: str = "after") -> dict[str, Mean | None]:
     values: dict[tuple[str, str], list[Any]] = {}
     for row in rows:
         if (value := getattr(row, field)) is not None:
-            values.setdefault((row.kind, row.metric), []).append((case_key(row), value))
+            values.setdefault((kind_of(row), row.metric), []).append((case_key(row), value))
     return {column: mean_over_cases(values.get(measured, ())) for measured, column in COLUMNS.items()}
 
 
