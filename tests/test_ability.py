@@ -21,6 +21,7 @@ from errata.evaluation import drift as module
 from errata.evaluation.ability import Ability, Checkup, ability_of
 from errata.evaluation.drift import Drift, Spectrum, drift, drift_sites, spectra_of
 from errata.evaluation.metrics import change_of
+from errata.model import weights as stored
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.model.resources import Resources
@@ -102,10 +103,9 @@ def test_deltas_count_as_one_and_vectors_are_left_out() -> None:
 def test_weights_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("gpt2")
     patch = errata.method("ft-m", steps=1).edit(lm, EDITS[:1])
-    quantised: Any = lambda name: torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)  # noqa: E731
     monkeypatch.setattr(Delta, "check", lambda *_: None)
-    monkeypatch.setattr(lm.model, "get_parameter", quantised)
-    with pytest.raises(Unsupported, match="offloaded or quantised"):
+    monkeypatch.setattr(stored, "is_plain", lambda *_: False)
+    with pytest.raises(Unsupported, match="its values are needed"):
         drift(lm, patch)
 
 

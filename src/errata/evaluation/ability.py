@@ -24,6 +24,7 @@ from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import nll, perplexity
 from errata.model.hf import HFLM
 from errata.model.lm import LM
+from errata.model.weights import shape_of
 from errata.patch.patch import Patch
 from errata.types import Case, Mode, Probe, Row, Score
 
@@ -159,7 +160,7 @@ class Checkup:
 
     def _ordinary(self, lm: HFLM, sites: Sequence[str]) -> Iterator[str]:
         """Ordinary texts, until there are enough for the widest of these sites."""
-        left = SPECTRUM * max(max(lm.model.get_parameter(f"{site}.weight").shape) for site in sites)
+        left = SPECTRUM * max(max(shape_of(lm.model, f"{site}.weight")) for site in sites)
         for text in self.ability.ordinary:
             yield text
             left -= len(lm.tokens.pair("", text)[1])

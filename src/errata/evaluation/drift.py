@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.errors import BadInput, Unsupported
+from errata.errors import BadInput
 from errata.evaluation.metrics import change_of
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.model.second_moment import second_moments
+from errata.model.weights import plain
 from errata.patch.delta import Delta, LowRank, Weight, oriented
 from errata.patch.patch import Patch
 
@@ -111,9 +112,7 @@ def _matrices(patch: Patch) -> dict[str, Weight]:
 
 def _weight(lm: HFLM, name: str) -> Tensor:
     """W (out, in), float64 on the CPU."""
-    param = lm.model.get_parameter(name).detach()
-    if param.device.type == "meta" or not param.is_floating_point():
-        raise Unsupported(f"{name} is offloaded or quantised; load {lm.name or 'the model'} whole, on one device")
+    param = plain(lm.model, name, "its values are needed").detach()
     return oriented(lm.model, name, at_least_float32(param)).cpu().double()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from errata.errors import UnknownSites
 from errata.model.recording import ModuleCall, evaluating, is_causal, measured, recorded
 from errata.model.sites import Sites
+from errata.model.weights import holds_integers, is_linear, owner
 
 
 def find_sites(model: Any) -> Sites:
@@ -102,7 +103,7 @@ def _unsupported(block: nn.Module) -> str | None:
         if len(members) > 1 and len({type(member) for member in members}) == 1:
             return f"holds {len(members)} expert MLPs (`{name}`), a mixture of experts"
     for name, weight in block.named_parameters():
-        if weight.ndim == 3:
+        if weight.ndim == 3 and not is_linear(owner(block, name)[0]):
             return f"holds {len(weight)} expert MLPs (stacked in `{name}`), a mixture of experts"
     return None
 
@@ -147,6 +148,11 @@ def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -
     inside = set(block.module.modules())
     linears = [call for call in calls if call.module in inside and call.is_linear]
     if len(linears) < 4 or block.output_state is None:
+        if foreign := _foreign(block.module):
+            raise UnknownSites(
+                f"{where} holds `{foreign[0]}`, a {foreign[1]}, which packs its weight in an unknown form; "
+                "load the model unquantised, or quantised by bitsandbytes or torchao"
+            )
         raise _refusal(f"{where} runs {len(linears)} linears, too few for attention and an MLP")
     mlp_out = linears.pop()
     mlp_in = [linears.pop()]
@@ -162,6 +168,14 @@ def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -
     if not one_token:
         raise _refusal(f"in {where} `{mlp_out.name}` comes last but reads a mixture of tokens")
     return _Parts(mlp_in, mlp_out, attn_out, gain)
+
+
+def _foreign(block: nn.Module) -> tuple[str, str] | None:
+    """Name and class of the first module that holds matrices of integers and does not say how large its weight is."""
+    for name, module in block.named_modules():
+        if not is_linear(module) and holds_integers(module):
+            return name, type(module).__name__
+    return None
 
 
 def _attn_out(block: ModuleCall, where: str, linears: list[ModuleCall], mlp: list[ModuleCall]) -> ModuleCall:

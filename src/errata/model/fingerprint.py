@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errata.model.weights import packed
+
 SAMPLES = 64  # entries of each tensor
 UNSPECIFIC = {  # keys of the configuration that differ between copies of one model
     "torch_dtype",
@@ -32,14 +34,25 @@ def fingerprint(model: nn.Module) -> str:
         if name in tied:  # offloaded, they are listed twice
             continue
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        values = stored(model, name, tensor).detach()
-        n = values.numel()
-        sampled = torch.arange(0, n, max(1, n // SAMPLES), device=values.device)[:SAMPLES]
-        digest.update(_rounded(values.reshape(-1)[sampled]))
+        for values in pieces(stored(model, name, tensor).detach()):
+            digest.update(_sampled(values))
+    for path, module in packed(model):  # GPTQ's and AWQ's integers are no parameters
+        for name, values in sorted(module.named_buffers()):
+            digest.update(f"{path}.{name} {tuple(values.shape)}".encode())
+            digest.update(_sampled(stored(model, f"{path}.{name}", values)))
     return digest.hexdigest()[:16]
 
 
-def _rounded(values: Tensor) -> bytes:
+def pieces(values: Tensor) -> list[Tensor]:
+    """The plain tensors that a value consists of: itself, or those that a tensor subclass packs (torchao)."""
+    flatten: Any = getattr(values, "__tensor_flatten__", None)
+    return [values] if flatten is None else [x for name in flatten()[0] for x in pieces(getattr(values, name))]
+
+
+def _sampled(values: Tensor) -> bytes:
+    n = values.numel()
+    at = torch.arange(0, n, max(1, n // SAMPLES), device=values.device)[:SAMPLES]
+    values = values.reshape(-1)[at]
     if not values.is_floating_point():
         return values.cpu().contiguous().numpy().tobytes()
     return values.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from errata.model.weights import check_gradients
+
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Before = Callable[[Args, Kwargs], tuple[Args, Kwargs] | None]
@@ -71,7 +73,11 @@ def all_of(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Context manager: no parameter requires a gradient; afterwards each is as before."""
+    """Context manager for searches by gradient: no parameter requires one; afterwards each is as before.
+
+    Raises :class:`Unsupported` where a quantised layer passes no gradient on.
+    """
+    check_gradients(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     try:
         for p in trainable:

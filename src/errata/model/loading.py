@@ -35,17 +35,17 @@ def load(
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise BadInput("a model in memory needs its tokenizer: load(model, tokenizer=tokenizer)")
-        if device is not None or chosen_dtype is not None:
-            model = model.to(device=None if device == "auto" else device, dtype=chosen_dtype)
         name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
-        return HFLM(model, tokenizer, sites=sites, name=name)
+        if device is not None or chosen_dtype is not None:
+            model = _moved(name, model, device=None if device == "auto" else device, dtype=chosen_dtype)
+        return HFLM(_with_gradients(model), tokenizer, sites=sites, name=name)
     name = str(model)
     config = _config(name, from_pretrained)
     target = _best_device() if device is None else device
     if chosen_dtype is None and str(target) == "cpu":
         chosen_dtype = torch.float32
     network = _network(name, config, target, chosen_dtype, from_pretrained)
-    return HFLM(network, tokenizer or _tokenizer(name, from_pretrained), sites=sites, name=name)
+    return HFLM(_with_gradients(network), tokenizer or _tokenizer(name, from_pretrained), sites=sites, name=name)
 
 
 def _config(name: str, options: dict[str, Any]) -> Any:
@@ -71,17 +71,40 @@ def _network(name: str, config: Any, device: Any, dtype: torch.dtype | None, opt
 
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     options = {"dtype": dtype or "auto"} | options
-    if str(device) == "auto":
+    spread = str(device) == "auto"
+    if spread or "quantization_config" in options or getattr(config, "quantization_config", None):
         _need_accelerate()
-        return auto.from_pretrained(name, **({"device_map": "auto"} | options))
+        options = {"device_map": "auto" if spread else {"": device}} | options  # where weights are quantised
     try:
-        return auto.from_pretrained(name, **options).to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch refuses a device that is not there
-        first = str(error).strip().splitlines()[0]
-        raise BadInput(f"{name} cannot be put on {device!r} ({first}); try cpu") from error
-    except (OSError, ValueError) as error:
+        network = auto.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{name} cannot be loaded as a language model: {first}") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise _no_place(name, device, error) from error
+    return network if "device_map" in options else _moved(name, network, device=device)
+
+
+def _moved(name: str, model: Any, **to: Any) -> Any:
+    try:
+        return model.to(**to)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch refuses a device that is not there
+        raise _no_place(name, to["device"], error) from error
+    except ValueError as error:  # as transformers refuses to cast what is quantised
+        raise BadInput(f"{name}: {str(error).strip().splitlines()[0]}; leave device and dtype out") from error
+
+
+def _no_place(name: str, device: Any, error: Exception) -> BadInput:
+    return BadInput(f"{name} cannot be put on {device!r} ({str(error).strip().splitlines()[0]}); try cpu")
+
+
+def _with_gradients(model: Any) -> Any:
+    """The model, with no layer of bitsandbytes packed anew for a kernel of the CPU that passes no gradient on."""
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+            module.state_dict()  # undoes the packing where it has been done
+    return model
 
 
 def _tokenizer(name: str, options: dict[str, Any]) -> Any:
@@ -132,4 +155,6 @@ def _need_accelerate() -> None:
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
-        raise BadInput('device="auto" needs accelerate: pip install "errata[accelerate]"') from error
+        raise BadInput(
+            'device="auto" and quantised weights need accelerate: pip install "errata[accelerate]"'
+        ) from error

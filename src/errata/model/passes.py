@@ -77,8 +77,12 @@ def new_cache(model: nn.Module) -> Any:
 
 
 def input_device(model: nn.Module, sites: Sites) -> torch.device:
-    """Device of the token ids: that of the embedding, or where the embedding runs if it is offloaded."""
-    embed: Any = model.get_submodule(sites.embed)
+    """Device of the token ids: where the embedding runs."""
+    return device_of(model.get_submodule(sites.embed))
+
+
+def device_of(embed: Any) -> torch.device:
+    """Device on which a module with a weight runs: that of the weight, or another if it is offloaded."""
     if embed.weight.device.type != "meta":
         return embed.weight.device
     return torch.device(getattr(getattr(embed, "_hf_hook", None), "execution_device", None) or "cpu")
@@ -149,12 +153,12 @@ def only_at(
     )
 
 
-def same_logits(fast: Tensor, full: Tensor) -> bool:
-    """Whether two ways to compute logits (k, V) agree within the precision of their type.
+def same_logits(fast: Tensor, full: Tensor, quantised: bool = False) -> bool:
+    """Whether two ways to compute logits (k, V) agree within the precision of their type, or of 8 and 4 bits.
 
     Compares log-probabilities, weighted by the probability: differences in what has none do not count.
     """
-    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(full.dtype, 0.15)
+    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(full.dtype, 0.15) if not quantised else 0.15
     a, b = fast.double().log_softmax(-1), full.double().log_softmax(-1)
     weight = b.exp().clamp(min=1e-4)
     return bool(torch.isfinite(a).all()) and float(((a - b).abs() * weight).amax()) < tolerance

@@ -124,7 +124,7 @@ class TensorPasses(ModelView):
             if groups is None:
                 return False
             holds[padded] = passes.same_logits(
-                self._last_logits(some, groups), self._last_logits(some, self._whole(some))
+                self._last_logits(some, groups), self._last_logits(some, self._whole(some)), self.quantised
             )
             if not holds[padded]:
                 log.warning("%s gives other hidden states behind shared beginnings; whole rows are read", self.name)
@@ -199,7 +199,7 @@ class TensorPasses(ModelView):
             few = [columns[i] for i in some]
             with torch.no_grad():
                 logits = [one.select(some).logits(None, few) for one in (fast, full)]
-            holds[key] = passes.same_logits(*logits)
+            holds[key] = passes.same_logits(*logits, self.quantised)
             if not holds[key]:
                 log.warning("%s gives other logits in the suffix pass; full passes are used, slower", self.name)
                 return full

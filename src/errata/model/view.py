@@ -21,6 +21,7 @@ from errata.model.lm import Call
 from errata.model.resources import Resources
 from errata.model.sites import Sites
 from errata.model.tokens import Tokens
+from errata.model.weights import packed
 
 NONE = Resources()
 BUDGET = 4096  # tokens in a batch, padding included
@@ -118,6 +119,11 @@ class ModelView:
     def unedited(self) -> bool:
         """Whether this is the model itself, not a view with a patch in force."""
         return self._view == 0
+
+    @property
+    def quantised(self) -> bool:
+        """Whether weights of linear layers are stored in fewer bits than floats have."""
+        return any(packed(self.model))
 
     @property
     def fingerprint(self) -> str:

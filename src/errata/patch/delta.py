@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from errata.errors import Unsupported, WrongModel
+from errata.errors import WrongModel
 from errata.model import hooks
+from errata.model import weights as stored
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.patch.parts import Part
@@ -142,21 +143,21 @@ class Delta(Part):
         self.check(model)
         with ExitStack() as stack:
             for name, w in self.weights.items():
-                param = model.get_parameter(name)
-                summed = changed_weight(model, name, w) if _plain(model, param) else None
+                summed = changed_weight(model, name, w) if stored.is_plain(model, name) else None
                 left = 0.0 if summed is None else left_by_rounding(model, name, w, summed)
                 if summed is None or (left < WHOLE and _beside(model, name)):
                     stack.enter_context(_side_product(model, name, w))
                     continue
                 if left < WHOLE:
                     log.warning(ROUNDED, 100 * left, name, "load the model in float32")
+                param = model.get_parameter(name)
                 stack.callback(setattr, param, "data", param.data)
                 param.data = summed
             yield
 
     def rounded_away(self, model: nn.Module) -> dict[str, float]:
         """Parameter name -> the share of its change that rounding to its type would leave, where that is too little."""
-        plain = {name: w for name, w in self.weights.items() if _plain(model, model.get_parameter(name))}
+        plain = {name: w for name, w in self.weights.items() if stored.is_plain(model, name)}
         shares = {name: left_by_rounding(model, name, w, changed_weight(model, name, w)) for name, w in plain.items()}
         return {name: share for name, share in shares.items() if share < WHOLE}
 
@@ -172,31 +173,16 @@ class Delta(Part):
         """Raises :class:`WrongModel` unless the model has every parameter, in the right shape."""
         for name, w in self.weights.items():
             try:
-                param = model.get_parameter(name)
+                shape = stored.shape_of(model, name)
             except AttributeError as error:
                 raise WrongModel(f"the patch changes {name}, which this model does not have") from error
-            shape = tuple(param.shape)
-            expected = tuple(w.shape)[::-1] if _transposed(model, name) else tuple(w.shape)
-            if shape != expected and _plain(model, param):
-                raise WrongModel(f"the patch changes {name} of shape {expected}; here it has {shape}")
+            if shape != tuple(w.shape):
+                raise WrongModel(f"the patch changes {name} of shape {tuple(w.shape)}; here it has {shape}")
 
 
 def _transposed(model: nn.Module, name: str) -> bool:
-    """Whether the parameter is stored as (in, out), as in GPT-2's Conv1D; all others, and deltas, are (out, in)."""
-    from transformers.pytorch_utils import Conv1D
-
-    path, _, leaf = name.rpartition(".")
-    return leaf == "weight" and isinstance(model.get_submodule(path), Conv1D)
-
-
-def _plain(model: nn.Module, param: nn.Parameter) -> bool:
-    """Whether the parameter can be replaced by a sum: floating-point values on a real device."""
-    return param.device.type != "meta" and param.dtype in (
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    )
+    module, leaf = stored.owner(model, name)
+    return leaf == "weight" and stored.transposed(module)
 
 
 def oriented(model: nn.Module, name: str, value: Tensor) -> Tensor:
@@ -206,13 +192,13 @@ def oriented(model: nn.Module, name: str, value: Tensor) -> Tensor:
 
 def weight_shape(lm: HFLM, name: str) -> tuple[int, int]:
     """(out, in) of a linear's weight, by parameter name."""
-    rows, columns = lm.model.get_parameter(name).shape
-    return (columns, rows) if _transposed(lm.model, name) else (rows, columns)
+    rows, columns = stored.shape_of(lm.model, name)
+    return rows, columns
 
 
 def changed_weight(model: nn.Module, name: str, w: Weight) -> Tensor:
     """W + ΔW in new storage, in the module's own order and type. Summed in float32 or more precisely."""
-    param = model.get_parameter(name)
+    param = stored.plain(model, name, "cannot be changed for good")
     value = at_least_float32(param.data)
     if isinstance(w, LowRank):
         a, b = w.a.to(value), w.b.to(value)
@@ -240,22 +226,17 @@ def left_by_rounding(model: nn.Module, name: str, w: Weight, summed: Tensor) -> 
 
 def _beside(model: nn.Module, name: str) -> bool:
     """Whether the change of a parameter can run beside it: a linear's own, which no other module reads."""
-    from transformers.pytorch_utils import Conv1D
-
-    path, _, leaf = name.rpartition(".")
+    module, leaf = stored.owner(model, name)
     param = model.get_parameter(name)
     readers = [n for n, p in model.named_parameters(remove_duplicate=False) if p is param]
-    return (
-        isinstance(model.get_submodule(path), nn.Linear | Conv1D) and leaf in ("weight", "bias") and len(readers) == 1
-    )
+    return stored.is_linear(module) and leaf in ("weight", "bias") and len(readers) == 1
 
 
 def _side_product(model: nn.Module, name: str, w: Weight) -> Any:
     """Context manager: the linear outputs y + x Δᵀ, for weights that are offloaded, quantised or too coarse."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    if isinstance(module, nn.Embedding) or leaf not in ("weight", "bias"):
-        raise Unsupported(f"{name} is offloaded or quantised and no linear layer; load the model on one device")
+    module, leaf = stored.owner(model, name)
+    if leaf != "bias" and not (leaf == "weight" and stored.is_linear(module)):
+        raise stored.refusal(model, name, "belongs to no linear layer, beside which its change could run")
 
     def add(args: hooks.Args, kwargs: hooks.Kwargs, y: Tensor) -> Tensor:
         nonlocal w
@@ -273,13 +254,8 @@ def trainable(lm: HFLM, names: Iterable[str]) -> dict[str, Tensor]:
 
     Nothing is assigned to the model. Raises :class:`Unsupported` for a parameter that is offloaded or quantised.
     """
-    copies: dict[str, Tensor] = {}
-    for name in names:
-        param = lm.model.get_parameter(name)
-        if not _plain(lm.model, param):
-            raise Unsupported(f"{name} is offloaded or quantised and cannot be trained; load the model on one device")
-        copies[name] = at_least_float32(param.detach()).clone().requires_grad_()
-    return copies
+    params = {name: stored.plain(lm.model, name, "cannot be trained") for name in names}
+    return {name: at_least_float32(param.detach()).clone().requires_grad_() for name, param in params.items()}
 
 
 def difference(lm: HFLM, weights: Mapping[str, Tensor]) -> Delta:

@@ -120,7 +120,8 @@ class Patch:
                 f"and this model is {lm.name or '?'} ({lm.fingerprint})"
             )
             if not force:
-                raise WrongModel(f"{message}; load the patch's own model, or pass force=True")
+                copy = ", quantised, which makes it another model" if lm.quantised else ""
+                raise WrongModel(f"{message}{copy}; load the patch's own model, or pass force=True")
             log.warning("%s; applied all the same", message)
         for delta in self.of_kind(Delta):
             delta.check(lm.model)

@@ -19,6 +19,7 @@ from torch import Tensor
 from errata.errors import BadInput, Unsupported, WrongModel, unknown
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
+from errata.model.weights import plain
 from errata.patch.delta import Delta, LowRank, Weight, difference, oriented
 from errata.patch.patch import EMPTY, Patch
 
@@ -28,9 +29,9 @@ Step = Callable[[Patch, HFLM, Patch], Patch]  # (patch, lm, prior) -> patch
 def task_vector(lm: HFLM, tuned: HFLM) -> Patch:
     """τ = θ - θ₀: what fine-tuning changed, as a dense delta of the base (Ilharco et al. 2023, arXiv:2212.04089).
 
-    ``lm`` is the base. It holds every floating-point parameter that differs, tied ones once. Raises
-    :class:`WrongModel` where names or shapes differ, and :class:`Unsupported` where floating-point buffers do, because
-    a patch changes parameters only.
+    ``lm`` is the base. It holds every parameter that differs, tied ones once. Raises :class:`WrongModel`
+    where names or shapes differ, and :class:`Unsupported` where weights are offloaded or quantised, or floating-point
+    buffers differ, because a patch changes parameters only.
     """
     for model in (lm, tuned):
         model.check()
@@ -44,7 +45,7 @@ def task_vector(lm: HFLM, tuned: HFLM) -> Patch:
             raise WrongModel(f"{name} is {shapes}; give a fine-tuned copy of the base")
     _same_buffers(lm, tuned)
     changed: dict[str, Tensor] = {}
-    for name in [name for name, param in ours.items() if param.is_floating_point()]:
+    for name in ours:
         old, new = _value(lm, name), _value(tuned, name)
         new = new.to(torch.promote_types(old.dtype, new.dtype))
         if not torch.equal(old, new.to(old)):
@@ -184,10 +185,7 @@ def _noted(patch: Patch, name: str, **how: Any) -> Patch:
 
 def _value(lm: HFLM, name: str) -> Tensor:
     """A parameter's values in float32 or more precise, in the module's own order."""
-    param = lm.model.get_parameter(name).detach()
-    if param.device.type == "meta" or param.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise Unsupported(f"{name} is offloaded or quantised; load {lm.name or 'the model'} whole, on one device")
-    return at_least_float32(param)
+    return at_least_float32(plain(lm.model, name, "its values are needed").detach())
 
 
 def _same_buffers(lm: HFLM, tuned: HFLM) -> None:

@@ -47,7 +47,7 @@ class FineTuning(Descent):
         layer = self.default_layer(lm) if self.layer is None else self.layer
         if not 0 <= layer < lm.sites.depth:
             raise BadInput(f"{self.name}'s layer must lie within 0 to {lm.sites.depth - 1}; found {layer}")
-        weight = lm.model.get_parameter(weight_of(lm, layer)).detach()
+        (weight,) = (w.detach() for w in trainable(lm, [weight_of(lm, layer)]).values())
         scale = float(weight.float().square().mean().sqrt())
         return replace(
             self,

@@ -22,6 +22,7 @@ from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
+from errata.model.weights import plain
 from errata.patch.delta import Delta, LowRank, Weight
 from errata.patch.patch import Patch
 from errata.types import Case, Edit
@@ -269,11 +270,12 @@ def _columns(lm: HFLM, neurons: Sequence[Neuron]) -> Mapping[Neuron, Tensor]:
 
 def _directions(lm: HFLM, tokens: Sequence[int], width: int) -> Tensor:
     """(n, d): the output embeddings of tokens, at length 1."""
-    weight = lm.model.get_parameter(f"{lm.sites.lm_head}.weight").detach()  # (V, d)
-    if weight.device.type == "meta" or not weight.is_floating_point() or weight.shape[1] != width:
+    name = f"{lm.sites.lm_head}.weight"
+    weight = plain(lm.model, name, "kn writes its rows into other weights").detach()  # (V, d)
+    if weight.shape[1] != width:
         raise Unsupported(
-            f"kn writes output embeddings into columns of width {width}; here {lm.sites.lm_head}.weight is offloaded, "
-            f"quantised or of another width ({tuple(weight.shape)}): choose another method"
+            f"kn writes output embeddings into columns of width {width}; here {name} is of another width "
+            f"({tuple(weight.shape)}): choose another method"
         )
     rows = at_least_float32(weight[list(tokens)]).cpu()
     return rows / rows.norm(dim=1, keepdim=True)

@@ -1,0 +1,114 @@
+"""The weights of linear layers in whatever form they are stored: in either order, offloaded, quantised."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from errata.errors import Unsupported
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that sums are computed in
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is a linear layer of any kind."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D) or hasattr(module, "in_features")
+
+
+def transposed(module: nn.Module) -> bool:
+    """Whether the weight is stored as (in, out), as in GPT-2's Conv1D; all others, and deltas, are (out, in)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that a parameter of this name belongs to, and its own name there."""
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def holds_integers(module: nn.Module) -> bool:
+    """Whether matrices of integers belong to the module itself, as to those that pack a weight."""
+    held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return any(x.ndim > 1 and not x.is_floating_point() and x.dtype != torch.bool for x in held)
+
+
+def form(value: Any) -> str:
+    """In which form a parameter is stored: ``plain`` (floats in this memory), ``offloaded`` or ``quantised``."""
+    if type(value) is not nn.Parameter or (value.dtype not in FLOATS):  # other classes pack their values
+        return "quantised"
+    return "offloaded" if value.device.type == "meta" else "plain"
+
+
+def is_plain(model: nn.Module, name: str) -> bool:
+    """Whether a parameter can be read and replaced as it stands."""
+    module, leaf = owner(model, name)
+    return form(getattr(module, leaf, None)) == "plain"
+
+
+def shape_of(model: nn.Module, name: str) -> tuple[int, ...]:
+    """The shape of a parameter whatever its form; matrices are (out, in), not as they are packed.
+
+    Raises :class:`AttributeError` for a name that the model does not have, and :class:`Unsupported` for a packed weight
+    of a module that does not say how large it is.
+    """
+    module, leaf = owner(model, name)
+    value: Any = getattr(module, leaf, None)
+    if form(value) != "quantised":
+        return tuple(value.shape)[::-1] if leaf == "weight" and transposed(module) else tuple(value.shape)
+    if leaf == "weight" and hasattr(module, "in_features"):
+        size: Any = module
+        return size.out_features, size.in_features
+    if value is None and (leaf != "weight" or not holds_integers(module)):
+        raise AttributeError(f"the model has no parameter {name}")
+    raise refusal(model, name, "its size is not known")
+
+
+def plain(model: nn.Module, name: str, reason: str) -> nn.Parameter:
+    """The parameter as it is stored. Raises :class:`Unsupported`, with the reason, unless it holds floats in memory."""
+    shape_of(model, name)
+    if not is_plain(model, name):
+        raise refusal(model, name, reason)
+    return model.get_parameter(name)
+
+
+def refusal(model: nn.Module, name: str, reason: str) -> Unsupported:
+    """The error about a weight that is not plain: what it is, why that is in the way, and what to load instead."""
+    module, leaf = owner(model, name)
+    kind = form(getattr(module, leaf, None))
+    whole = "on one device" if kind == "offloaded" else "unquantised"
+    return Unsupported(f"{name} ({type(module).__name__}) is {kind}, and {reason}; load the model {whole}")
+
+
+def packed(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Path and module of each linear layer whose weight is quantised."""
+    for path, module in model.named_modules():
+        if hasattr(module, "in_features") and form(getattr(module, "weight", None)) == "quantised":
+            yield path, module
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Raises :class:`Unsupported` where a quantised layer passes no gradient on, as kernels for inference do.
+
+    Tries one layer of each kind: a search through it would go nowhere, and not say so.
+    """
+    kinds: dict[type, tuple[str, Any]] = {}
+    for path, module in packed(model):
+        kinds.setdefault(type(module), (path, module))
+    for path, module in kinds.values():
+        dtype = next((p.dtype for p in model.parameters() if form(p) == "plain"), torch.float32)
+        held = next(chain(module.parameters(), module.buffers()))
+        x = torch.ones(1, 2, module.in_features, dtype=dtype, device=held.device).requires_grad_()
+        with torch.enable_grad():
+            y = module(x)
+        gradient = torch.autograd.grad(y.float().square().sum(), x, allow_unused=True)[0] if y.requires_grad else None
+        if gradient is None or not gradient.any():
+            raise Unsupported(
+                f"{path} ({type(module).__name__}) is quantised and passes no gradient on, which this method needs; "
+                "load the model unquantised, or quantised by bitsandbytes or torchao"
+            )
