@@ -128,9 +128,9 @@ TEMPLAMA: Json = {
     "date": "2010", "id": "Q9_P54_2010", "relation": "P54",
     "most_frequent_answer": {"name": "Reds"}, "most_recent_answer": {"name": "Blues"},
 }  # fmt: skip
-MORE: dict[str, Any] = {  # of formats whose file needs no other
+MORE: dict[str, Any] = {  # of formats whose file needs no other; of the bags a list of one
     "peak": PEAK, "conflictedit": CONFLICT, "roundedit": ROUND, "mzsre": MZSRE, "hallucination": HALLUCINATION,
     "hallueditbench": HALLUEDITBENCH, "elken": ELKEN, "dune": DUNE, "vitaminc": VITAMINC, "personality": PERSONALITY,
-    "safeedit": SAFEEDIT, "sanitation": SANITATION, "kn-bags": BAG, "known-facts": KNOWN, "lre": LRE,
+    "safeedit": SAFEEDIT, "sanitation": SANITATION, "kn-bags": [BAG], "known-facts": KNOWN, "lre": LRE,
     "templama": TEMPLAMA,
 }  # fmt: skip

@@ -128,7 +128,7 @@ CSK: Json = {
     "affected_paraphrase": ["The worm warps the rabbit"], "affected_reasoning": ["Worms are weak"],
     "unaffected_neighborhood_subject": ["Cat bends rabbit"], "affected_neighborhood_object": ["Worm bends hare"],
 }  # fmt: skip
-SINGLE: dict[str, Json] = {  # a record of each format whose file needs no other
+SINGLE: dict[str, Any] = {  # a record of each format whose file needs no other
     "counterfact": COUNTERFACT,
     "flat": FLAT,
     "edits": {"prompt": "{} lives in", "subject": "Ann", "target_new": "Oslo", "target_true": "Rome", "id": "a"},
@@ -185,7 +185,7 @@ def questions(case: Case, kind: str) -> list[tuple[str, tuple[str, ...]]]:
 
 @pytest.mark.parametrize("format", SINGLE)
 def test_a_format_is_recognised_by_its_keys_and_every_key_is_known(tmp_path: Path, format: str) -> None:
-    loaded = data.read(write(tmp_path / "one.jsonl", [SINGLE[format]]))
+    loaded = data.read(write(tmp_path / "one.jsonl", SINGLE[format]))
     assert (loaded.format, loaded.unread) == (format, {}) and loaded.cases and not loaded.skipped
     assert loaded.cases[0].edits[0].target_new
 
@@ -648,7 +648,8 @@ def test_whatever_a_field_holds_the_record_is_used_or_named(
     tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "TOLERATED", 1.0)
-    records = [SINGLE[format], *changed(SINGLE[format])]
+    record = SINGLE[format][0] if isinstance(SINGLE[format], list) else SINGLE[format]
+    records = [record, *changed(record)]
     (tmp_path / "odd.json").write_text(json.dumps(records))
     loaded = data.read(tmp_path / "odd.json", format, conflicts=True)
     assert loaded.records >= len(records) and loaded.skipped  # one may hold several

@@ -324,8 +324,7 @@ def consistent(case: Case) -> bool:
 
 @pytest.mark.parametrize("format", MORE)
 def test_no_prompt_is_asked_with_two_answers(tmp_path: Path, format: str) -> None:
-    record = [MORE[format]] if isinstance(MORE[format], list) else MORE[format]
-    for case in load(tmp_path, record):
+    for case in load(tmp_path, MORE[format]):
         assert consistent(case)
         assert all(edit.prompt == edit.prompt.rstrip() for edit in case.edits)
 
