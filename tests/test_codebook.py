@@ -200,6 +200,8 @@ def test_horens_query_and_step() -> None:
     r = torch.stack([w / sum(p) * k for w, k in zip(p, keys, strict=True)]).sum(0)
     q = 0.9 * expected + 0.1 * r / r.norm()
     best = max(range(3), key=lambda i: float(keys[i] @ q))
+    cosine = (0.9 * 0.5 + 0.1) / (0.9**2 + 0.1**2 + 2 * 0.9 * 0.1 * 0.5) ** 0.5  # of keys 60 degrees apart
+    assert float(empty.measured(torch.tensor(1.0))) == pytest.approx((2 - 2 * cosine) ** 0.5, rel=1e-5)
     entry, near = full.match(expected[None])
     assert entry.item() == best and near.item() == (float(keys[best] @ q / q.norm()) > 0.9)
 

@@ -24,7 +24,7 @@ from errata.model.lm import Call
 class Directions(KeyTable):
     """Unit keys, compared by cosine. The query is the mean of the last tokens of the prompt, at length 1.
 
-    A radius r is the length of a chord: a cosine above 1 − r²/2 is near enough.
+    A radius r is the length of a chord: a cosine above 1 − r²/2 is near enough, τ of the paper.
     """
 
     recent: float  # share of the prompt's tokens that are averaged, and at least the last
@@ -55,6 +55,13 @@ class Directions(KeyTable):
         p = (self.beta * q @ keys.T).masked_fill(dead, -torch.inf).softmax(-1)  # (b, n)
         q = normalize((1 - self.alpha) * q + self.alpha * normalize(p @ keys, dim=-1), dim=-1)
         return (q @ keys.T).masked_fill(dead, -torch.inf)
+
+    @override
+    def measured(self, distance: Tensor) -> Tensor:
+        """The chord that is left after a step towards the key alone."""
+        near, a = 1 - distance.square() / 2, self.alpha
+        stepped = ((1 - a) * near + a) / ((1 - a) ** 2 + a**2 + 2 * a * (1 - a) * near).sqrt()
+        return (2 - 2 * stepped).clamp(min=0).sqrt()
 
     @override
     def joins(self, i: int, answers: Tensor) -> int | None:

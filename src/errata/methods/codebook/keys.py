@@ -66,6 +66,10 @@ class KeyTable(Lookup):
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """The edit whose key is nearest to each query (b, f), and whether it is near enough. (b,) and (b,)"""
 
+    def measured(self, distance: Tensor) -> Tensor:
+        """What :meth:`match` makes of a query's distance from a key, which it compares with the radius."""
+        return distance
+
     @abstractmethod
     def joins(self, i: int, answers: Tensor) -> int | None:
         """The entry that edit i has joined, or None. Only edits with equal ``answers`` (n,) may share one."""

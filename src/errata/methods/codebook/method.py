@@ -20,7 +20,7 @@ from errata.methods.memory.reading import Measured
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 
-log_ = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class CodebookMethod(MemoryMethod):
     blocks_above: ClassVar[int] = 1  # which carry to the answer's later tokens what the last token of the prompt holds
 
     texts: int = setting(512, "openings of texts, whose queries say where other texts begin", least=2)
-    share: float = setting(1e-2, "of the texts, that may ask what an edit asks", most=1)
+    share: float = setting(5e-3, "of the texts, that may ask what an edit asks", most=1)
 
     @abstractmethod
     def keys(self, f: int) -> KeyTable:
@@ -54,15 +54,12 @@ class CodebookMethod(MemoryMethod):
         Edits that nothing finds any more, or that are not found by their own prompt, are warned of.
         """
         queries, outputs = read_queries(lm, old.site, old.lookup, [record.prompt_ids for record in log])
-        reach = self.fixed_reach()
-        reaches = (
-            half_way(queries, state.tensors["queries"], self.share)
-            if reach is None
-            else torch.full((len(queries),), reach)
-        )
+        reach = old.lookup.measured(half_way(queries, state.tensors["queries"], self.share))
+        if (fixed := self.fixed_reach()) is not None:
+            reach = torch.full_like(reach, fixed)
         whole = (*old.log, *log)
-        lookup, training = old.lookup.extended(whole, queries, reaches)
+        lookup, training = old.lookup.extended(whole, queries, reach)
         before = torch.cat([old.lookup.in_use, torch.ones(len(log), dtype=torch.bool)])
         if gone := [str(whole[i]) for i in (before & ~lookup.in_use).nonzero()[:, 0].tolist()]:
-            log_.warning("no longer in force, as newer edits ask the same: %s", "; ".join(gone))
+            logger.warning("no longer in force, as newer edits ask the same: %s", "; ".join(gone))
         return lookup, training, outputs
