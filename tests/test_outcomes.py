@@ -60,6 +60,19 @@ def test_facts_that_leave_the_search_early_keep_their_own_end() -> None:
     assert {one["search_met"] for one in together.values()} == {True, False}
 
 
+@pytest.mark.parametrize("name", ["ft-m", "f-learning", "lora"])
+def test_a_descent_says_how_all_edits_ended_together(name: str) -> None:
+    lm = tiny_lm("gpt2")
+    for settings, met in (({"steps": 1}, False), ({"steps": 200, "stop": 1.0}, True)):
+        found = outcomes(method(name, **settings).edit(lm, EDITS))
+        assert [one["search_met"] for one in found.values()] == [met] * 3
+        (loss,) = {one["search_loss"] for one in found.values()}
+        assert (loss < 1.0) == met
+    before = lm.score([e.prompt for e in EDITS], [e.target_new for e in EDITS])
+    (start,) = {one["search_loss"] for one in outcomes(method("ft-m", steps=1).edit(lm, EDITS)).values()}
+    assert start == pytest.approx(sum(-s.total / len(s.tokens) for s in before) / 3, abs=1e-3)
+
+
 def test_what_was_known_of_earlier_edits_stays(tmp_path: Path) -> None:
     lm, made = tiny_lm("gpt2"), quick("grace")
     state = made.prepare(lm, TEXTS)
