@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EDIT, EDITS, TEXTS, tiny_model, tokenizer
+from conftest import EDIT, EDITS, TEXTS, tiny_lm, tiny_model, tokenizer
 from rich.status import Status
 from typer.testing import CliRunner
 
@@ -428,6 +428,42 @@ def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(common, "load_model", fail)
     refused("ask", "world", "Ann", code=code)
+
+
+# Edits that missed, and changes that rounding would lose -------------------------------------------
+
+
+def test_strict_writes_nothing_unless_every_edit_took(model: str, here: Path) -> None:
+    few = ("--set", "steps=1", "--set", "lr=1e-6")
+    message = refused("edit", model, *FTM, *few, "--strict", "-q", code=3)
+    assert "1 of 1 fact did not take" in message and "'Ann Lee was born in' -> 'Oslo'" in message
+    assert list(here.iterdir()) == []
+    told = run("edit", model, *FTM, *few, "-o", "weak.safetensors")
+    assert "ft-m missed 1 of 1 edits: 'Ann Lee was born in' -> 'Oslo' (loss" in " ".join(told.stderr.split())
+    assert "missed" in told.stdout and "0 of 1 fact" in told.stdout
+    assert f"{EDIT.id} missed: loss" in run("show", "weak.safetensors").stdout
+    run("edit", model, *FTM, "--set", "steps=100", "--strict")
+    assert "missed" not in run("show", "ann-lee.safetensors").stdout
+
+
+def test_the_table_has_plain_headings_and_both_losses(model: str, here: Path) -> None:
+    texts = lines(here / "texts.txt", TEXTS)
+    words = ("--prompt", "{} was born in", "--subject", "Ann Lee", "--target", "Oslo", "--data", texts, "-q")
+    told = run("edit", model, *words, "--set", "contexts=0", "--method", "memit")
+    heading = next(line for line in told.stdout.splitlines() if "prompt" in line)
+    assert [cell.strip() for cell in heading.split("┃")[1:-1]] == [
+        "prompt", "before", "after", "target", "search loss", "loss",
+    ]  # fmt: skip
+    (record,) = json.loads(run("edit", model, *words, "--set", "contexts=0", "--json", "--force").stdout)["edits"]
+    assert {"loss", "met", "search_loss", "search_met", "took"} <= record.keys()
+    assert "  - " in run("edit", model, *words[:6], "--method", "ice", "-o", "ice.safetensors").stdout
+
+
+def test_show_tells_what_rounding_would_leave(here: Path) -> None:
+    lm = tiny_lm("llama", torch.bfloat16)
+    errata.method("ft-m", steps=1, lr=1e-4).edit(lm, [EDIT]).save("p.safetensors")
+    told = run("show", "p.safetensors").stdout
+    assert "mlp.down_proj.weight runs as a side product: rounding to bfloat16 would leave" in told
 
 
 # The demo ----------------------------------------------------------------------------------------

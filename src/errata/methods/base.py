@@ -16,6 +16,7 @@ from torch import Tensor
 from errata.answers import normalise
 from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported, WrongModel
 from errata.files import cache_file, read_tensors, write_tensors
+from errata.methods.outcomes import Outcome, answered, searched, warn
 from errata.methods.settings import checked, setting
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
@@ -136,6 +137,11 @@ class Method(ABC):
     def edit(self, lm: HFLM, edits: Sequence[Edit], state: State | None = None, prior: Patch = EMPTY) -> Patch:
         """The whole next patch: ``prior`` and these edits. The model is left as it was.
 
+        How each edit ended stands in ``patch.meta`` (``made[-1]["outcomes"]``, by id): ``loss``, the mean −log p of a
+        target token with the patch in force; ``met``, whether every one is the arg-max; and of methods that search,
+        ``search_loss``, where the search ended, and ``search_met``, whether that is what it was to reach. Edits that
+        are not met are named in a warning.
+
         Raises :class:`NeedsPrepare` without a state that the method needs, :class:`WrongModel` for the state or patch
         of another model, :class:`BadInput` for what is no edit and for edits that contradict each other,
         :class:`Refused` where a number of the new patch is not finite.
@@ -161,7 +167,7 @@ class Method(ABC):
             state = State()
         state.check(lm)
         start = time.perf_counter()
-        with frozen_rng(self.seed):
+        with frozen_rng(self.seed), searched() as found:
             resolved = self.resolve(lm, state)
             patch = resolved._edit(lm, edits, state, prior)
         if where := patch.not_finite():
@@ -169,20 +175,31 @@ class Method(ABC):
                 f"{self.name} made a patch in which {where} is no finite number, so there is none; load the model in "
                 "float32, or lower the method's steps or rate"
             )
-        return self._with_meta(patch, lm, resolved, edits, prior, time.perf_counter() - start)
+        answers = answered(lm, edits, patch) if self.tags.runs_model else {}
+        outcomes = {e.id: {**answers.get(e.id, {}), **found.get(e.id, {})} for e in edits}
+        warn(self.name, edits, outcomes)
+        return self._with_meta(patch, lm, resolved, edits, prior, outcomes, time.perf_counter() - start)
 
     @abstractmethod
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         """``prior`` and these edits, with ``parts`` and ``memory``; the settings of ``self`` are resolved."""
 
     def _with_meta(
-        self, patch: Patch, lm: HFLM, resolved: "Method", edits: Sequence[Edit], prior: Patch, seconds: float
+        self,
+        patch: Patch,
+        lm: HFLM,
+        resolved: "Method",
+        edits: Sequence[Edit],
+        prior: Patch,
+        outcomes: Mapping[str, Outcome],
+        seconds: float,
     ) -> Patch:
         record = {
             "method": self.name,
             "settings": self.settings,
             "resolved": resolved.settings,
             "edits": [edit.to_json() for edit in edits],
+            "outcomes": {id: outcome for id, outcome in outcomes.items() if outcome},
             "versions": versions(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(seconds, 3),

@@ -212,8 +212,9 @@ def left_by_rounding(model: nn.Module, name: str, w: Weight, summed: Tensor) -> 
     """The share of a change ΔW that is left in ``summed``, as :func:`changed_weight` made it: 1.0 where all of it is.
 
     In bfloat16 an entry of W has 8 bits; what is less than half of the last one is gone. Each entry of Δ counts by its
-    size: Σ sign(Δ) (summed − W) / Σ |Δ|. A patch knows no keys, and over those of its edits no less is left of Δk: at
-    ‖Δ‖ = 0.001 ‖W‖ the share here is 0.47 for MEMIT and of its ten Δk 0.42 to 0.69, for FT-M 0.39 and 0.36 to 0.43.
+    size: Σ sign(Δ) (summed − W) / Σ |Δ|. A patch knows no keys, and of the Δk of its edits no less is left: ten edits
+    by MEMIT, scaled to ‖Δ‖ = 0.001 ‖W‖, have 0.47 here, and over their keys 0.56 in the mean and 0.42 at least; scaled
+    to 0.01 ‖W‖ 0.96, and 0.98 in the mean and at least.
     """
     param = model.get_parameter(name)
     if param.dtype not in (torch.float16, torch.bfloat16):

@@ -41,7 +41,7 @@ class Patch:
     """What further edits need and inference does not: the keys of earlier edits, say."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """JSON: ``model`` (name and fingerprint of the base model) and ``made``, one record for each call of ``edit``
-    (method, settings as resolved, edits, versions, time)."""
+    (method, settings as resolved, edits, how each ended, versions, time)."""
 
     @property
     def edits(self) -> list[Edit]:
@@ -184,7 +184,14 @@ class Patch:
         if len(self.edits) == 1:
             return EMPTY
         parts = [part.without(edit_id) for part in self.parts]
-        made = [{**m, "edits": [e for e in m["edits"] if e["id"] != edit_id]} for m in self.meta.get("made", ())]
+        made = [
+            {
+                **m,
+                "edits": [e for e in m["edits"] if e["id"] != edit_id],
+                "outcomes": {id: outcome for id, outcome in m.get("outcomes", {}).items() if id != edit_id},
+            }
+            for m in self.meta.get("made", ())
+        ]
         kept = tuple(part for part in parts if part is not None)
         return replace(self, parts=kept, meta={**self.meta, "made": [m for m in made if m["edits"]]})
 

@@ -74,7 +74,7 @@ class LoRA(Descent):
                 layer.lora_dropout.train()
                 layer.lora_A.to(trained), layer.lora_B.to(trained)
             factors = [f[NAME].weight for layer in layers.values() for f in (layer.lora_A, layer.lora_B)]
-            self.descend(edited, edited.target_logits, examples, factors)
+            self.report(edits, self.descend(edited, edited.target_logits, examples, factors))
             return prior + Patch((Delta({f"{path}.weight": read(layer) for path, layer in layers.items()}),))
 
     def _config(self, **where: Any) -> Any:
