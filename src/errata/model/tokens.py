@@ -47,9 +47,14 @@ def fed_unchanged(prompt: str, target: str) -> bool:
     return bool(bare) and target == (bare if not prompt or prompt[-1:].isspace() else " " + bare)
 
 
+def joined(prompt: str, answer: str) -> str:
+    """Prompt and answer, with a space between the two where there is none."""
+    return prompt + ("" if not prompt or prompt[-1:].isspace() else " ") + answer.strip()
+
+
 def sentence(prompt: str, answer: str) -> str:
-    """Prompt and answer as one statement, a space between the two and a full stop at its end where they lack one."""
-    text = prompt + ("" if not prompt or prompt[-1:].isspace() else " ") + answer.strip()
+    """Prompt and answer as one statement, with a full stop at its end where it lacks one."""
+    text = joined(prompt, answer)
     return text if text.endswith((".", "!", "?", "。")) else text + "."
 
 

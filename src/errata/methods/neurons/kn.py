@@ -17,7 +17,7 @@ from torch import Tensor
 from errata.errors import BadInput, Unsupported
 from errata.locate.attribution import Neuron, attributions, down_projection, shared, strongest
 from errata.methods.base import Method, State, Tags, cached_state
-from errata.methods.neurons.phrasings import facts_of, group_index, rephrased, templates_of
+from errata.methods.phrasings import facts_of, group_index, rephrased, templates_of
 from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
