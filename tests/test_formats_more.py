@@ -98,7 +98,7 @@ def test_edits_of_one_prompt_come_one_after_the_other(tmp_path: Path) -> None:
 
 def test_an_edit_in_one_language_is_asked_in_others(tmp_path: Path) -> None:
     (case,) = load(tmp_path, MZSRE)
-    assert fields(case) == [("Where was Ann Lee born?", "Ann Lee", "Cologne", None)] and case.id == "mzsre-8"
+    assert fields(case) == [("Where was Ann Lee born?", "Ann Lee", "Cologne", "Rome")] and case.id == "mzsre-8"
     assert labelled(case) == [
         ("paraphrase", "en", "Cologne"), ("one_hop", "en", "Germany"), ("unrelated", "en", "Bob Ray"),
         ("paraphrase", "de", "Köln"), ("paraphrase", "de", "Köln"), ("one_hop", "de", "Deutschland"),
@@ -160,9 +160,10 @@ def test_a_statement_is_divided(statement: str, subject: str | None, prompt: str
 def test_an_event_changes_facts_and_tendencies(tmp_path: Path) -> None:
     (case,) = load(tmp_path, ELKEN)
     assert labelled(case) == [
-        ("question", "fact", "Ann Lee"), ("unrelated", "fact", "Bob"), ("question", "tendency", "A"),
+        ("question", "fact", "Ann Lee", "A. Lee"), ("question", "unknown", "unknown"), ("unrelated", "fact", "Bob"),
+        ("question", "tendency", "A"),
     ]  # fmt: skip
-    assert case.probes[2].prompt == "Question: How may taxes change?\n(A) rise (B) fall\nAnswer:"
+    assert case.probes[3].prompt == "Question: How may taxes change?\n(A) rise (B) fall\nAnswer:"
 
 
 def test_dune_holds_its_edits_in_one_object(tmp_path: Path) -> None:
@@ -277,7 +278,7 @@ def test_kamel_asks_for_any_of_several_objects(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "P103"
     folder.mkdir(parents=True)
     records = [{"index": [1], "sub_label": "Ann", "obj_label": ["Swazi", "Tswana"]}, {"index": [2], "sub_label": "Bob"}]
-    records[1]["obj_label"] = ["French"]
+    records[1]["obj_label"] = [{"chosen": "French", "alternative": ["fr"], "rdf": "French"}]
     path = write(folder / "test.jsonl", *records)
     with pytest.raises(
         BadInput, match=r"no questions are found for .*; name KAMEL's question-templates.csv with templat"
@@ -286,7 +287,8 @@ def test_kamel_asks_for_any_of_several_objects(tmp_path: Path) -> None:
     (tmp_path / "question-templates.csv").write_text("P17, Where is [S]?\nP103, What, if any, does [S] speak?\n")
     ann, bob = data.read(path).cases
     assert fields(ann) == [("What, if any, does Ann speak?", "Ann", "Swazi", None)]
-    assert asked(ann, "question") == [("What, if any, does Ann speak?", "Swazi", "Tswana")] and not bob.probes
+    assert asked(ann, "question") == [("What, if any, does Ann speak?", "Swazi", "Tswana")]
+    assert asked(bob, "question") == [("What, if any, does Bob speak?", "French", "fr")]
     other = write(tmp_path / "kamel_P99.jsonl", *records)
     with pytest.raises(BadInput, match=r"question-templates.csv holds no question about the relation P99"):
         data.read(other)
@@ -300,7 +302,7 @@ def test_a_relation_with_its_samples(tmp_path: Path) -> None:
         ("Bob is from", ""), ("Where is Bob from? From", "zero-shot"),
     ]  # fmt: skip
     assert len(load(tmp_path, LRE, limit=1)) == 1  # of a record that holds two
-    with pytest.raises(BadInput, match="prompt_templates is empty"):
+    with pytest.raises(BadInput, match=r"no template holds {}"):
         load(tmp_path, LRE | {"prompt_templates": [], "prompt_templates_zs": []}, format="lre")
 
 

@@ -5,10 +5,11 @@ Peng et al. 2024 (https://arxiv.org/abs/2402.13093, THU-KEG/Event-Level-Knowledg
 
 from collections.abc import Iterator, Mapping
 
-from errata.data.fields import Record, asked_once, objects, optional_text, statement_edit, text
+from errata.data.fields import Record, asked_once, names, objects, optional_text, statement_edit, text
 from errata.data.formats import Format
 from errata.types import Case, Kind, Probe
 
+UNKNOWN = "unknown"
 QUESTIONS: Mapping[str, tuple[Kind, str]] = {
     "fact.qas": ("question", "fact"),
     "fact.local_qas": ("unrelated", "fact"),
@@ -23,12 +24,19 @@ def _case(record: Record, id: str) -> Case:
 
 
 def _probes(record: Record) -> Iterator[Probe]:
-    """Questions as ELKEN asks them, tendencies with their candidates; labels are its two kinds of them."""
+    """Questions as ELKEN asks them, tendencies with their candidates.
+
+    Labels are its two kinds of them, and "unknown" where an event leaves the answer open, which is to be answered so.
+    """
     for path, (kind, label) in QUESTIONS.items():
         for item in objects(record, path):
             candidates = optional_text(item, "candidate")
             question = text(item, "question") + (f"\n{candidates}" if candidates else "")
-            yield Probe(kind, f"Question: {question}\nAnswer:", (text(item, "answer"),), label=label)
+            answers = names(item.get("answer"), "name", "alias", "answer")
+            of = UNKNOWN if answers == (UNKNOWN,) else label
+            yield Probe(kind, f"Question: {question}\nAnswer:", answers, label=of)
 
 
-ELKEN = Format("event event_type fact tendency", lambda path: _case, relations=lambda record: [text(record, "event")])
+ELKEN = Format(
+    "event event_type fact tendency", lambda path: _case, "id subject", relations=lambda record: [text(record, "event")]
+)

@@ -110,6 +110,13 @@ def distinct(items: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item for item in items if item.strip()))
 
 
+def names(value: Any, name: str, aliases: str, what: str) -> tuple[str, ...]:
+    """The names of an answer: a text, or an object with a name and a list of other names under those keys."""
+    if isinstance(value, dict):
+        return distinct((optional_text(value, name) or "", *texts(value, aliases)))
+    return distinct([as_text(value, what)])
+
+
 def case_id(record: Record, key: str, prefix: str, default: str) -> str:
     """The prefix and the record's own number under ``key``; ``default`` where it has none."""
     number = get(record, key)

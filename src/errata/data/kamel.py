@@ -7,7 +7,7 @@ data/KAMEL/P103/test.jsonl, question-templates.csv).
 import re
 from pathlib import Path
 
-from errata.data.fields import Excluded, Record, make_edit, text, texts
+from errata.data.fields import Excluded, Record, as_list, distinct, make_edit, names, text
 from errata.data.formats import Format, MakeCase
 from errata.errors import BadInput
 from errata.types import Case, Probe
@@ -35,13 +35,15 @@ def reader(path: Path | None, *, templates: str = "") -> MakeCase:
     def case(record: Record, id: str) -> Case:
         if question is None or "[S]" not in question:
             raise Excluded(f"{source.name} holds no question about the relation {relation or 'of the file'}")
-        subject, answers = text(record, "sub_label"), texts(record, "obj_label")
+        subject, objects = text(record, "sub_label"), as_list(record.get("obj_label"), "obj_label")
+        named = [names(item, "chosen", "alternative", "each of obj_label") for item in objects]
+        answers = distinct(name for item in named for name in item)
         if not answers:
-            raise BadInput("obj_label is empty; its first text is the target")
+            raise BadInput("obj_label is empty; its first name is the target")
         edit = make_edit(question.replace("[S]", subject), subject, answers[0])
         return Case(id, (edit,), (Probe("question", edit.prompt, answers),) if len(answers) > 1 else ())
 
     return case
 
 
-KAMEL = Format("sub_label obj_label.0 index", reader)
+KAMEL = Format("sub_label obj_label.0 index", reader, "obj_uri")

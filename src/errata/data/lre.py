@@ -26,14 +26,14 @@ def _case(record: Record, id: str) -> Case:
     """The first template is the edit's, the other ones are paraphrases; those without examples are labelled so."""
     subject, answer = text(record, "subject"), text(record, "object")
     templates = dict.fromkeys(texts(record, "prompt_templates"), "")
-    if not templates:
-        raise BadInput("prompt_templates is empty; the first is the edit's")
     templates |= {t: "zero-shot" for t in texts(record, "prompt_templates_zs") if t not in templates}
-    edit, *others = (
+    prompts = [
         (template.replace("{}", subject).strip(), label) for template, label in templates.items() if "{}" in template
-    )
-    probes = (Probe("paraphrase", prompt, (answer,), label=label) for prompt, label in others)
-    return Case(id, (make_edit(edit[0], subject, answer),), tuple(probes))
+    ]
+    if not prompts:
+        raise BadInput("no template holds {}, the place of the subject")
+    probes = (Probe("paraphrase", prompt, (answer,), label=label) for prompt, label in prompts[1:])
+    return Case(id, (make_edit(prompts[0][0], subject, answer),), tuple(probes))
 
 
 LRE = Format(

@@ -1,8 +1,8 @@
 """MzsRE and BMIKE-53: an edit in one language, and the same questions in others.
 
 Wang et al. 2023, ReMaKE (https://arxiv.org/abs/2312.13040); Nie et al. 2024, BMIKE-53
-(https://arxiv.org/abs/2406.17764; shaobo9856/DistillBMIKE: data/MzsRE, data/MCounterFact). A record holds English and
-one more language.
+(https://arxiv.org/abs/2406.17764; shaobo9856/DistillBMIKE: data/MzsRE, data/MCounterFact, data/WikiFactDiff). A record
+holds English and one more language.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def reader(path: Path | None, *, language: str = "en") -> MakeCase:
         if language not in languages:
             raise BadInput(f"there is no language {language!r}; found {', '.join(languages)}")
         own = languages[language]
-        edit = make_edit(text(own, "src"), text(own, "subject"), text(own, "alt"))
+        edit = make_edit(text(own, "src"), text(own, "subject"), text(own, "alt"), optional_text(own, "old"))
         probes = [probe for name, part in languages.items() for probe in _probes(part, name, name == language)]
         return Case(case_id(own, "case_id", "mzsre", id), (edit,), asked_once((edit,), probes))
 

@@ -67,7 +67,7 @@ def _of_packed(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
     place = "its beginning"
     try:
         with gzip.open(file) as text:
-            for place, record in _of_text(cast("BinaryIO", text), path.with_suffix(""), limit):
+            for place, record in _of_text(cast("BinaryIO", text), path, limit):
                 yield place, record
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadInput(f"{path}, behind {place}: the compressed data are cut off or damaged; fetch it anew") from error
@@ -79,7 +79,7 @@ def _of_text(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
         if start.startswith(mark):
             raise BadInput(f"{path} is {what}")
     file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-    if delimiter := DELIMITERS.get(path.suffix.lower()):
+    if delimiter := DELIMITERS.get(Path(path.name.lower().removesuffix(".gz")).suffix):
         yield from _of_table(file, path, limit, delimiter)
     elif b"".join(_first_lines(file, FIRST, 1)).startswith(b"["):
         yield from _of_container(file, path, limit, "]")

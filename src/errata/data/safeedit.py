@@ -40,5 +40,5 @@ def _probes(record: Record, attack: str, safe: str) -> Iterator[Probe]:
 SAFEEDIT = Format(
     "adversarial prompt, safe generation, unsafe generation",
     lambda path: _case,
-    "id, unsafe category, question, generalization test, knowledge constrain",
+    "id, unsafety category, question, attack category, attack name, generalization test, knowledge constrain",
 )

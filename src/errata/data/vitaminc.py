@@ -51,6 +51,6 @@ def reader(path: Path | None) -> MakeCase:
 VITAMINC = Format(
     "claim evidence label",
     reader,
-    "unique_id case_id wiki_revision_id page revision_type FEVER_id",
+    "unique_id case_id wiki_revision_id page revision_type FEVER_id big_bench_canary",
     lambda record: [text(record, "evidence")],
 )
