@@ -122,7 +122,7 @@ class Unit:
         return mean is None or mean.mean >= stop.below
 
     def rows(self, **fields: Any) -> list[Row]:
-        """A row with the unit's labels and these fields for each mode, so that each mode's table has it."""
+        """A row with the unit's labels and these fields for each mode, so that the rows of each mode are whole."""
         shared: Any = {**self.labels, "case": self.name, "protocol": self.protocol.name, **fields}
         return [Row(**shared, mode=mode) for mode in self.modes]
 
