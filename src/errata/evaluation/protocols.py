@@ -36,6 +36,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {  # kind of probe -> metrics of the pr
 }
 CHANGED = tuple(kind for kind, scorers in METRICS.items() if scorers is NEW)
 STAYING = tuple(kind for kind, scorers in METRICS.items() if scorers is KEPT)
+LESS_IS_BETTER = ("old_first",)  # metrics of edits that fall where an edit holds; all lie between 0 and 1
 IMPLIED = ("alias", "inverse", "logical", "one_hop", "multi_hop")  # portability
 
 
@@ -94,6 +95,11 @@ class Protocol:
             return prompt
         before, _, behind = self.question.rpartition("{}")
         return before + prompt + behind
+
+
+def goodness(metric: str, value: float) -> float:
+    """The value of a metric so that more is better, where edits are compared over a sequence."""
+    return 1 - value if metric in LESS_IS_BETTER else value
 
 
 def _hundred(prompt: str) -> int:
