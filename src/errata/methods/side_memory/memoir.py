@@ -19,9 +19,9 @@ from errata.methods.memory.adapter import EditMemory, Lookup
 from errata.methods.memory.log import EditLog, EditRecord, current
 from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured, pair_quantiles, quantile
+from errata.methods.memory.replacing import replaced
 from errata.methods.settings import setting
 from errata.methods.side_memory.matrix import At, SideMatrix, deciding, of_prompts
-from errata.methods.side_memory.replacing import replaced
 from errata.methods.side_memory.training import (
     Change,
     SideSettings,

@@ -18,10 +18,10 @@ from errata.methods.memory.adapter import EditMemory, Lookup
 from errata.methods.memory.log import EditLog, EditRecord, current
 from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
+from errata.methods.memory.replacing import replaced
 from errata.methods.settings import setting
 from errata.methods.side_memory.alike import alike, names_in, parting
 from errata.methods.side_memory.matrix import At, SideMatrix, deciding, of_prompts
-from errata.methods.side_memory.replacing import replaced
 from errata.methods.side_memory.training import (
     Change,
     SideSettings,
