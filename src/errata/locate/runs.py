@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 def probability(logits: Tensor, o: int) -> Tensor:
     """P(o) from logits (b, V), in float64 on the CPU. (b,)."""
-    return (logits[:, o] - logits.logsumexp(-1)).double().exp().cpu()
+    return (logits[:, o] - logits.logsumexp(-1)).cpu().double().exp()
 
 
 class CorruptedRuns:

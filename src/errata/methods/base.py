@@ -228,10 +228,25 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def frozen_rng(seed: int) -> Iterator[None]:
-    """Context manager: random numbers inside depend on ``seed`` alone, and those outside are as without it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Context manager: random numbers inside depend on ``seed`` alone, and those outside are as without it.
+
+    That holds for the CPU's generator and those of every accelerator in use.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    devices: Any = None if accelerator is None else torch.get_device_module(accelerator)
+    if devices is not None and not getattr(devices, "is_initialized", lambda: True)():
+        devices = None  # nothing is on them, and to ask them would claim their memory
+    every = "_all" if hasattr(devices, "get_rng_state_all") else ""
+    of_cpu, of_devices = torch.get_rng_state(), devices and getattr(devices, f"get_rng_state{every}")()
+    try:
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach those that are not in use, too
+        if devices is not None:
+            getattr(devices, f"manual_seed{every}")(seed)
         yield
+    finally:
+        torch.set_rng_state(of_cpu)
+        if devices is not None:
+            getattr(devices, f"set_rng_state{every}")(of_devices)
 
 
 def _edits(edits: Sequence[Edit]) -> list[Edit]:

@@ -140,11 +140,11 @@ class CausalDecoding:
             return self.lm.run(passes.inputs_of(self.lm.model, ids, self.call.mask, self.cache)).logits[0]
 
     def _keep(self, rows: list[int]) -> None:
-        index = torch.tensor(rows, device=self.ids.device)
+        index = torch.tensor(rows)
         self.call.select(index)
         self.ids = self.ids[index]
-        for layer in self.cache.layers if self.cache is not None else ():
-            layer.batch_select_indices(index)
+        if self.cache is not None:
+            self.cache.batch_select_indices(index)
 
     def _fed(self, mask: Tensor) -> None:
         """What the call shows once tokens behind the prompt are fed."""
@@ -184,7 +184,7 @@ class Seq2SeqDecoding:
 
     def advance(self, tokens: list[int], rows: list[int]) -> None:
         """Goes on with ``rows`` (indices, in order) and the next token of each; the others leave the batch."""
-        index = torch.tensor(rows, device=self.ids.device)
+        index = torch.tensor(rows)
         self.call.select(index)
         self.encoded.last_hidden_state = self.encoded.last_hidden_state[index]
         new = torch.tensor(tokens, device=self.ids.device)[:, None]

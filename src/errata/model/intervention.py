@@ -218,7 +218,7 @@ class SuffixPass(Pass):
     @override
     def select(self, rows: Sequence[int]) -> "SuffixPass":
         chosen = copy.copy(self)
-        index = torch.tensor(list(rows), dtype=torch.long, device=self.mask.device)
+        index = torch.tensor(list(rows), dtype=torch.long)
         chosen.prefix, chosen.suffix = _rows_of(self.prefix, index), _rows_of(self.suffix, index)
         chosen.mask = self.mask[index]
         chosen.cache = cache_rows(self.cache, index)

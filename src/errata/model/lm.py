@@ -104,6 +104,6 @@ class Call:
         return (columns - (t - 1 - self.step)).expand(len(self.mask), t)
 
     def select(self, rows: Tensor) -> None:
-        """Keeps only these rows of the batch (indices, in order)."""
+        """Keeps only these rows of the batch (indices on the CPU, in order)."""
         self.mask = self.mask[rows]
         self.memo = {key: kept[rows] for key, kept in self.memo.items()}

@@ -51,7 +51,7 @@ def shared_prefixes(model: nn.Module, sites: Sites, rows: Rows, lengths: Sequenc
     for (has_prefix, rest), members in by_rest.items():
         cache, mask = new_cache(model), torch.zeros(len(members), 0, dtype=torch.long, device=device)
         if has_prefix:
-            index = torch.tensor([prefixes[tuple(rows[i][: lengths[i]])] for i in members], device=device)
+            index = torch.tensor([prefixes[tuple(rows[i][: lengths[i]])] for i in members])
             cache, mask = cache_rows(base, index), prefix.mask[index]
         ids = torch.tensor([list(rows[i])[lengths[i] :] for i in members], dtype=torch.long, device=device)
         ids = ids.view(len(members), rest)
@@ -93,8 +93,7 @@ def cache_copy(cache: Any) -> Any:
 
 
 def cache_rows(cache: Any, index: Tensor) -> Any:
-    """A cache of some rows; the original stays as it is."""
+    """A cache of some rows; the original stays as it is. ``index`` is on the CPU: layers may be on several devices."""
     chosen = cache_copy(cache)
-    for layer in chosen.layers:
-        layer.batch_select_indices(index)
+    chosen.batch_select_indices(index)
     return chosen

@@ -125,7 +125,8 @@ def output_replaced(
         call, hidden = lm.call, hidden_of(y)
         b = 1 if call is None else len(call.mask)
         x = held.__dict__.pop("x") if reads else args[0]
-        return with_hidden(y, out(call, unflattened(hidden_of(x), b), unflattened(hidden, b)).view_as(hidden))
+        x = unflattened(hidden_of(x), b).to(hidden.device)  # a block's input comes from the device of the one before
+        return with_hidden(y, out(call, x, unflattened(hidden, b)).view_as(hidden))
 
     with ExitStack() as stack:
         if reads:

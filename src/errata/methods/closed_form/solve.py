@@ -6,7 +6,8 @@ for n new keys K (f, n), residuals R (d, n) and the second moment C (f, f) of ke
 λ → 0 interpolates (Δ K = R: ROME and EMMET, arXiv:2202.05262 eq. 2, 2403.14236 eq. 5); λ > 0 is MEMIT
 (arXiv:2210.07229 eq. 14). With a projector P onto the null space of C in the place of C⁻¹ it is AlphaEdit
 (arXiv:2410.02355 eq. 12). Keys K_p of earlier edits join either as ``C + K_p K_pᵀ / λ``. What is factorised for a batch
-is n x n (Woodbury).
+is n x n (Woodbury). All of it is float64 on the CPU; only the large matrix C is factorised on the model's device, where
+that has float64.
 """
 
 import torch
