@@ -72,7 +72,8 @@ class LoRA(Descent):
             trained = torch.promote_types(lm.dtype, torch.float32)  # in float16 Adam's 1e-8 is 0
             for layer in layers.values():
                 layer.lora_dropout.train()
-                layer.lora_A.to(trained), layer.lora_B.to(trained)
+                for side in (layer.lora_A, layer.lora_B):
+                    side.to(trained)
             factors = [f[NAME].weight for layer in layers.values() for f in (layer.lora_A, layer.lora_B)]
             self.report(edits, self.descend(edited, edited.target_logits, examples, factors))
             return prior + Patch((Delta({f"{path}.weight": read(layer) for path, layer in layers.items()}),))
