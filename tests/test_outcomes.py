@@ -60,7 +60,7 @@ def test_facts_that_leave_the_search_early_keep_their_own_end() -> None:
     assert {one["search_met"] for one in together.values()} == {True, False}
 
 
-@pytest.mark.parametrize("name", ["ft-m", "f-learning", "lora"])
+@pytest.mark.parametrize("name", ["ft-m", "lora"])
 def test_a_descent_says_how_all_edits_ended_together(name: str) -> None:
     lm = tiny_lm("gpt2")
     for settings, met in (({"steps": 1}, False), ({"steps": 200, "stop": 1.0}, True)):

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from math import isfinite
 from typing import Any
 
-from errata.errors import Unsupported
+from errata.errors import BadInput, Unsupported
 from errata.model.hf import HFLM
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -51,12 +51,12 @@ def searched() -> Iterator[dict[str, Outcome]]:
 def answered(lm: HFLM, edits: Sequence[Edit], patch: Patch) -> dict[str, Outcome]:
     """Id -> the mean −log p of a target token with the patch in force, and whether each token is the arg-max.
 
-    Empty for a patch that answers by generation alone.
+    Empty for a patch that answers by generation alone, or cannot be asked.
     """
     try:
         with patch.applied(lm) as edited:
             scores = edited.score([edit.prompt for edit in edits], [edit.target_new for edit in edits])
-    except Unsupported:
+    except (Unsupported, BadInput):  # BadInput: what a wrapper adds to a prompt can be too long for the model
         return {}
     return {
         edit.id: {"loss": _number(-score.total / len(score.tokens)), "met": score.correct}

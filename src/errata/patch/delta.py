@@ -164,8 +164,9 @@ class Delta(Part):
     def merge(self, model: nn.Module) -> None:
         """Changes the weights for good: all of them, or none if one cannot be changed."""
         sums = {name: changed_weight(model, name, w) for name, w in self.weights.items()}
-        for name, share in self.rounded_away(model).items():
-            log.warning(ROUNDED, 100 * share, name, "merge into the model in float32, or keep the patch")
+        for name, summed in sums.items():
+            if (left := left_by_rounding(model, name, self.weights[name], summed)) < WHOLE:
+                log.warning(ROUNDED, 100 * left, name, "merge into the model in float32, or keep the patch")
         for name, summed in sums.items():
             model.get_parameter(name).data = summed
 
@@ -212,7 +213,7 @@ def left_by_rounding(model: nn.Module, name: str, w: Weight, summed: Tensor) -> 
     """The share of a change ΔW that is left in ``summed``, as :func:`changed_weight` made it: 1.0 where all of it is.
 
     In bfloat16 an entry of W has 8 bits; what is less than half of the last one is gone. Each entry of Δ counts by its
-    size: Σ sign(Δ) (summed − W) / Σ |Δ|. A patch knows no keys, and of the Δk of its edits no less is left: ten edits
+    size: Σ sign(Δ) (summed − W) / Σ |Δ|. A patch knows no keys; of the Δk of its edits about as much is left: ten edits
     by MEMIT, scaled to ‖Δ‖ = 0.001 ‖W‖, have 0.47 here, and over their keys 0.56 in the mean and 0.42 at least; scaled
     to 0.01 ‖W‖ 0.96, and 0.98 in the mean and at least.
     """

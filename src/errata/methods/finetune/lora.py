@@ -28,7 +28,13 @@ NAME = "default"  # of the adapter while it is in the model
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Descent):
-    """Adam on low-rank changes W + (alpha / rank) B A of a few linear layers in each of some blocks."""
+    """Adam on low-rank changes W + (alpha / rank) B A of a few linear layers in each of some blocks.
+
+    The paper and EasyEdit change the attention's q and v (in GPT-2 c_attn); here it is the down projection. Six
+    validation edits of the bundled model, one at a time, with the answer fed: both learn all of them and their
+    paraphrases; of the neighbours 0.95 keep their answer against 0.05, of the subject's other facts 0.95 against 0.35,
+    of unrelated ones 1.00 against 0.83.
+    """
 
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "Hu et al. 2021, LoRA, arXiv:2106.09685"
@@ -42,7 +48,7 @@ class LoRA(Descent):
     dropout: float = setting(0.1, "EasyEdit: of what goes into A, while it is trained", key="lora_dropout")
     layers: tuple[int, ...] | None = setting(None, "all")
     targets: tuple[Literal["mlp_in", "mlp_out", "attn_out"], ...] = setting(
-        ("mlp_out",), "linear layers of each block", key="target_modules"
+        ("mlp_out",), "of each block; EasyEdit and the paper: the attention's q and v", key="target_modules"
     )
 
     def __post_init__(self) -> None:
@@ -72,7 +78,8 @@ class LoRA(Descent):
             trained = torch.promote_types(lm.dtype, torch.float32)  # in float16 Adam's 1e-8 is 0
             for layer in layers.values():
                 layer.lora_dropout.train()
-                layer.lora_A.to(trained), layer.lora_B.to(trained)
+                for side in (layer.lora_A, layer.lora_B):
+                    side.to(trained)
             factors = [f[NAME].weight for layer in layers.values() for f in (layer.lora_A, layer.lora_B)]
             self.report(edits, self.descend(edited, edited.target_logits, examples, factors))
             return prior + Patch((Delta({f"{path}.weight": read(layer) for path, layer in layers.items()}),))
