@@ -473,6 +473,22 @@ def test_mello_gives_no_scores() -> None:
         asker.score([HOPS], ["Peru"])
     with pytest.raises(Unsupported, match="generate"):
         asker.next_logprobs([HOPS])
+    with pytest.raises(Unsupported, match="generate"):
+        asker.prolong([HOPS], [40])
+
+
+def test_a_text_goes_on_behind_facts_for_as_many_tokens_as_without() -> None:
+    lm = tiny_lm("gpt2")
+    prompts = [EDIT.prompt, "Rome is"]
+    count = lm.tokens.count
+    totals = [count(prompt) + 6 for prompt in prompts]
+    with method("ice", encoder=TFIDF).edit(lm, [EDIT]).applied(lm) as edited:
+        texts = [text for text, _ in edited.prompted(prompts)]  # type: ignore[attr-defined]
+        for how in ({}, {"top_k": 5, "seeds": [3, 4]}):
+            expected = edited.inner.prolong(texts, [count(text) + 6 for text in texts], **how)  # type: ignore[attr-defined]
+            assert edited.prolong(prompts, totals, **how) == expected and all(expected)
+    with pytest.raises(Unsupported, match="no prolong"):
+        FactPrompt(facts(EDIT), ALWAYS).wrap(Scripted()).prolong(prompts, totals)
 
 
 # Three kinds of part -----------------------------------------------------------------------------

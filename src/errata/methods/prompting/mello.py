@@ -182,6 +182,12 @@ class MelloLM(PromptedLM):
     def next_logprobs(self, prompts: Sequence[str]) -> NoReturn:
         raise Unsupported("mello answers by generation: there are no log-probabilities of a next token; use generate")
 
+    @override
+    def prolong(
+        self, prompts: Sequence[str], totals: Sequence[int], *, top_k: int = 1, seeds: Sequence[int] | None = None
+    ) -> NoReturn:
+        raise Unsupported("mello answers questions and does not go on with a text; use generate")
+
 
 def _question(prompt: str) -> str:
     """The question that a prompt asks; empty where it is a text to continue."""

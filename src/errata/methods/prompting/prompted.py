@@ -267,6 +267,19 @@ class PromptedLM(LM):
         return self.inner.next_logprobs([text for text, _ in self.prompted(prompts)])
 
     @override
+    def prolong(
+        self, prompts: Sequence[str], totals: Sequence[int], *, top_k: int = 1, seeds: Sequence[int] | None = None
+    ) -> list[str]:
+        """The text before a prompt takes nothing of its total: as many new tokens as the bare prompt would get."""
+        if self.tokens is None:
+            return super().prolong(prompts, totals, top_k=top_k, seeds=seeds)
+        bare = [self.tokens.count(prompt) for prompt in listed(prompts)]
+        room = max((total - n for total, n in zip(totals, bare, strict=True)), default=0)
+        extended = [text for text, _ in self.prompted(prompts, max(ROOM, room))]
+        longer = [t + self.tokens.count(text) - n for t, text, n in zip(totals, extended, bare, strict=True)]
+        return self.inner.prolong(extended, longer, top_k=top_k, seeds=seeds)
+
+    @override
     def explain(self, prompts: Sequence[str]) -> list[list[str]]:
         """The facts before each prompt, a line for each, newest first; then what the inner model reports."""
         prompted, method = self.prompted(prompts), self.part.settings["method"]

@@ -64,11 +64,17 @@ class RelationPrompt(FactPrompt):
     def _alike(self, templates: Sequence[str]) -> "npt.NDArray[Any]":
         """(u, n): the cosine with each fact's template; at least ``near`` where both are known to ask the same, and -1
         where they are known not to."""
-        k, least = len(self.known), self.settings["near"]
-        near, of_facts = self.index.near(templates), self.index.near(self.keys()[k:])
-        cosine, theirs, own = near[:, k:], self._groups(near[:, :k]), self._groups(of_facts[:, :k])
-        same, told = theirs[:, None] == own, (theirs[:, None] >= 0) & (own >= 0)
-        return np.where(told, np.where(same, np.maximum(cosine, least), -1.0), cosine)
+        near, k = self.index.near(templates), len(self.known)
+        cosine, asked = near[:, k:], self._groups(near[:, :k])[:, None]
+        both = (asked >= 0) & (self.groups >= 0)
+        by_group = np.where(asked == self.groups, np.maximum(cosine, self.settings["near"]), -1.0)
+        return np.where(both, by_group, cosine)
+
+    @cached_property
+    def groups(self) -> "npt.NDArray[Any]":
+        """(n,): the group of each fact's template; -1 where no known phrasing is near."""
+        k = len(self.known)
+        return self._groups(self.index.near(self.keys()[k:])[:, :k])
 
     def _groups(self, near: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
         """(u,): the group of the nearest phrasing, from cosines with all (u, k); -1 where none is near."""
