@@ -373,6 +373,7 @@ def test_a_sequence_stops_where_the_old_answer_comes_back() -> None:
         ({"protocol": "zsre", "settings": [{**SEQUENCE, "stop": {}}]}, "give it metric as token_accuracy"),
         ({"protocol": "convsent", "settings": [{**SEQUENCE, "stop": {}}]}, "choose another kind of probe"),
         ({"settings": ["single", {**SEQUENCE, "stop": {"metric": "x"}}]}, r"settings\[1\]: stop looks at x of edit"),
+        ({"data": [{"name": "x", "protocol": "convsent"}]}, r"^data\[0\]: the protocol convsent finds nothing to ask"),
         ({"settings": ["single", {"kind": "batch", "size": 999}]}, r"data\[0\], settings\[1\]: .* needs 999 cases"),
     ],
 )

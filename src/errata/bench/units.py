@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from errata.bench.plan import Batch, DataSpec, MethodSpec, Plan, Sequential, Setting, Single, Stop
 from errata.errors import BadInput
 from errata.evaluation import protocols
-from errata.evaluation.baseline import modes_of
+from errata.evaluation.baseline import check_asks, groups_of, modes_of
 from errata.evaluation.metrics import mean_over_cases
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
@@ -140,6 +140,7 @@ def units_of(plan: Plan, method: Callable[..., Any], cases: Callable[..., list[C
     """
     drawn = _Cases(cases)
     units: list[Unit] = []
+    asked: set[tuple[str, str, int]] = set()
     for model, (i, spec), seed in product(plan.models, enumerate(plan.methods), plan.seeds):
         with _at(f"methods[{i}]"):
             made = method(spec.name, **{"seed": seed, **spec.settings})
@@ -153,6 +154,10 @@ def units_of(plan: Plan, method: Callable[..., Any], cases: Callable[..., list[C
             with _at(f"data[{j}], settings[{k}]"):
                 edited, untouched = drawn.split(known_to(model, data.name), data, setting, seed)
                 folds = setting.batches(edited, data.label)
+            if (questions := (data.label, protocol.name, seed)) not in asked:
+                with _at(f"data[{j}]"):
+                    check_asks(groups_of(edited, protocol), protocol, modes)
+                asked.add(questions)
             labels = {
                 "model": model, "method": spec.name, "settings": spec.label,
                 "data": data.label, "seed": seed, "setting": setting.label,

@@ -102,7 +102,10 @@ def baseline(
     chosen = _with_tokens(protocols.protocol(protocol), max_new_tokens)
     in_modes = modes_of(chosen, modes)
     groups = groups_of(cases, chosen)
-    _check_asks(cases, groups, chosen, in_modes)
+    if cases:
+        check_asks(groups, chosen, in_modes)
+    for text in dict.fromkeys(s.without for group in groups for mode in in_modes for _, s in group.left_out(mode)):
+        log.warning("%s", text)
     replies = Replies()
     for mode in in_modes:
         replies |= ask(lm, requests_of(groups, mode), chosen.answer, chosen.text)
@@ -111,14 +114,12 @@ def baseline(
     return Baseline(chosen, in_modes, replies, idf)
 
 
-def _check_asks(
-    cases: Sequence[Case], groups: Sequence[ProbeGroup], protocol: protocols.Protocol, modes: Sequence[Mode]
-) -> None:
-    """Raises where none of the protocol's numbers can be had; logs what else is missing for some of them."""
+def check_asks(groups: Sequence[ProbeGroup], protocol: protocols.Protocol, modes: Sequence[Mode]) -> None:
+    """Raises :class:`BadInput` where the groups of some cases give none of the protocol's numbers."""
     measured = {(group.kind, name) for group in groups for mode in modes for name, _ in group.scorers(mode)}
     known = [(kind, name) for mode in modes for kind in protocol.scorers for name in protocol.scorers_of(kind, mode)]
     wanted = [(kind, line.metric) for line in protocol.lines for kind in line.kinds] or known
-    if cases and measured.isdisjoint(wanted):
+    if measured.isdisjoint(wanted):
         scorers = [(kind, SCORERS.get((name, mode))) for kind, name in wanted for mode in modes]
         kinds = dict.fromkeys(kind for kind, scorer in scorers if scorer)
         needs = dict.fromkeys(need for _, scorer in scorers if scorer for need in (*scorer.needs, *scorer.labels))
@@ -127,8 +128,6 @@ def _check_asks(
             f"({' and '.join(modes)}){' by ' if needs else ''}{' and '.join(needs)}; "
             "take another protocol or mode, or cases that have these"
         )
-    for text in dict.fromkeys(s.without for group in groups for mode in modes for _, s in group.left_out(mode)):
-        log.warning("%s", text)
 
 
 def modes_of(protocol: protocols.Protocol, modes: Sequence[str] | None) -> tuple[Mode, ...]:
