@@ -306,6 +306,7 @@ def test_shards_are_filled_and_merged(retrieve: bool, sizes: list[int]) -> None:
         pairs = zip(part.payload.of, calls, strict=True)
         d = torch.stack([(part.payload.weights[i] @ x[0, -1]).norm() for i, (_, x) in pairs])
         held = part.payload.of >= 0
+        assert len(part.lookup.thresholds) == len(part.payload.weights)
         assert torch.allclose(part.lookup.distances[held], d[held], rtol=1e-4)
 
 

@@ -27,7 +27,7 @@ from errata.patch.parts import Adapter
 from errata.patch.patch import Patch
 from errata.types import Edit
 
-SHARE = 0.6  # of a hidden state's length is what strength 1 adds; measured on the bundled model
+SHARE = 0.6  # of a hidden state's length is what strength 1 adds: see Steering
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,13 @@ class SteeringVector(Adapter):
 
 @dataclass(frozen=True, kw_only=True)
 class Steering(Method):
-    """A direction from the hidden state with the old answer in the context to that with the new one."""
+    """A direction from the hidden state with the old answer in the context to that with the new one.
+
+    The paper adds the raw difference, ``strength`` times. Here the direction is SHARE of a hidden state long, since a
+    difference says how far two answers are apart, not how hard to push. With 15 edits "speaks French" of the bundled
+    model's validation split, this share of 29 other people's languages became French, and this one of 36 answers about
+    other relations stayed: SHARE 0.45: 0.14, 0.97; 0.6: 0.72, 0.94; 0.8: 0.93, 0.67; 1: 1.00, 0.31.
+    """
 
     name: ClassVar[str] = "steering"
     family: ClassVar[str] = "representation"

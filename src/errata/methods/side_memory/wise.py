@@ -334,9 +334,10 @@ class WISE(SideSettings, MemoryMethod):
         w = payload.weights[m].to(inputs.x)
         d = inputs.distances(w)
         threshold = self.ratio * float(d.min()) if self.ratio else self._threshold(lm, memory, own, w, d, state)
+        thresholds = lookup.thresholds.tolist()
+        thresholds = [*thresholds[:m], threshold, *thresholds[m + 1 : len(payload.weights)]]  # fewer, after a merge
         distances = lookup.distances.index_copy(0, own, d.to(lookup.distances))
-        thresholds = torch.cat([lookup.thresholds[:m], torch.tensor([threshold]), lookup.thresholds[m + 1 :]])
-        return replace(memory, lookup=replace(lookup, distances=distances, thresholds=thresholds))
+        return replace(memory, lookup=replace(lookup, distances=distances, thresholds=torch.tensor(thresholds)))
 
     def _threshold(self, lm: HFLM, memory: WiseMemory, own: Tensor, w: Tensor, d: Tensor, state: State) -> float:
         """Where the edits ``own`` (indices), with distances ``d``, and they in other words part from what is not
