@@ -45,7 +45,7 @@ class Patch:
 
     @property
     def edits(self) -> list[Edit]:
-        """Every edit that was made, in order."""
+        """Every edit that was made, in order; ``entries()`` of a memory's part says which of them are in use."""
         return [Edit(**edit) for made in self.meta.get("made", ()) for edit in made["edits"]]
 
     def of_kind(self, kind: type[P]) -> list[P]:
