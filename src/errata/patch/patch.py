@@ -45,7 +45,7 @@ class Patch:
 
     @property
     def edits(self) -> list[Edit]:
-        """Every edit that was made, in order."""
+        """Every edit that was made, in order; ``entries()`` of a memory's part says which of them are in use."""
         records = [edit for made in self.meta.get("made", ()) for edit in made["edits"]]
         # a record without a place is of an earlier version, which edited the last occurrence, inside of words too
         return [Edit(**{"at": edit["prompt"].rfind(edit["subject"]), **edit}) for edit in records]
