@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
+SMALLER := --width 320 --heads 4 --persons 200 --rows 8
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-slow lint format types bench table mutants docs clean
+.PHONY: help demo test test-slow lint format types bench table architectures mutants docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## edit ten facts of the bundled model, measure it, undo it: a minute or two
 	@$(BIN)/errata demo $(ARGS)
@@ -41,6 +42,12 @@ mutants: $(VENV)/.installed-dev  ## changes the code in small ways and says whic
 table: $(VENV)/.installed  ## docs/methods.md: every method on the bundled model; hours, and the same command resumes
 	@$(BIN)/errata bench docs/table.toml -o docs/table.jsonl $(ARGS)
 	@$(BIN)/errata report docs/table.jsonl -o docs/methods.md --force
+
+architectures: $(VENV)/.installed  ## docs/architectures.md: every method on three models, two of them trained first; hours, and the same command resumes
+	@$(BIN)/errata world train .worlds/llama --architecture llama --layers 10 $(SMALLER) --world-seed 1 --seed 1 --vocab 2400 --learn 650 --move 350 --follow 400
+	@$(BIN)/errata world train .worlds/gpt2 --layers 6 $(SMALLER) --world-seed 2 --seed 2 --vocab 2600 --learn 500 --move 350 --follow 150
+	@$(BIN)/errata bench docs/architectures.toml -o docs/architectures.jsonl $(ARGS)
+	@$(BIN)/errata report docs/architectures.jsonl -o docs/architectures.md --force
 
 docs: $(VENV)/.installed-dev  ## the documentation, as pages in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict $(ARGS)

@@ -1,8 +1,10 @@
 """Where answers end and which are right, on texts one can check by eye."""
 
+from typing import Any
+
 import pytest
 
-from errata.answers import answer_of, begins_with_answer, complete, exact, normalise
+from errata.answers import answer_of, begins_with_answer, complete, contains, cut, exact, normalise, verbatim
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,63 @@ def test_normalised_as_squad_does() -> None:
 )
 def test_begins_with_an_accepted_answer(text: str, answers: tuple[str, ...], right: bool) -> None:
     assert begins_with_answer(text, answers) is right
+
+
+ENDS = [
+    ("Washington, D.C.", " Washington, D.C. It is", " Washington. D.C."),
+    ("George W. Bush", " George W. Bush.", " George W. Smith"),
+    ("St. Louis", " St. Louis. It is", " St. Paul."),
+    ("Mr. No. 5", " Mr. No. 5\nQ:", " Mr. No. 6"),
+    ("A.\nB.", " A.\nB.", " A."),
+]
+
+
+@pytest.mark.parametrize(("answer", "right", "wrong"), ENDS)
+def test_what_stands_in_an_accepted_answer_ends_nothing(answer: str, right: str, wrong: str) -> None:
+    for match in (begins_with_answer, exact, verbatim):
+        assert match(right, (answer,))
+    assert not verbatim(wrong, (answer,)) and not begins_with_answer(
+        wrong, ("Rome", answer.replace(",", "")[:-1] + "x")
+    )
+    assert answer_of(right, ("Rome", answer)).rstrip(".") == answer.rstrip(".")
+    assert answer_of(" Rome. It is", (answer,)) == "Rome"
+
+
+def test_a_title_ends_no_answer() -> None:
+    assert answer_of(" St. Louis. It") == "St. Louis"
+    assert answer_of(" Mrs. Dalloway. It") == "Mrs. Dalloway"
+    assert answer_of(" first. It") == "first"
+
+
+def test_a_text_is_cut_but_not_inside_an_accepted_answer() -> None:
+    assert cut(" St. Louis. It. So", (".",)) == " St"
+    assert cut(" St. Louis. It. So", (".",), (), ("Rome", "st. louis")) == " St. Louis"
+    assert cut(" Washington, D.C. It. So", (".",), (), ("Washington, D.C.",)) == " Washington, D.C"
+    assert cut(" Rome. St. Louis", (".",), (), ("St. Louis",)) == " Rome"
+    assert cut("Hm. Answer: Rome\nQ: x Answer: Oslo", ("\nQ",), ("Answer:",)) == " Rome"
+
+
+@pytest.mark.parametrize(
+    ("match", "text", "answer", "right"),
+    [
+        (contains, " in (a) Rome!", ")", True),
+        (contains, " in Rome", "---", False),
+        (contains, " in Rome --- or", "---", True),
+        (begins_with_answer, " ).", ")", True),
+        (exact, " ---", "---", True),
+        (verbatim, " Rome (Italy).", "Rome (Italy)", True),
+        (begins_with_answer, " Rome (Italy), yes", "Rome (Italy)", True),
+        (begins_with_answer, " Ελλάδα.", "ελλάδα", True),
+        (verbatim, " 北京。", "北京。", True),
+        (verbatim, " 北京。", "北京", True),
+        (begins_with_answer, "北京。它是首都。", "北京", True),
+        (exact, " दिल्ली। यह", "दिल्ली", True),
+        (contains, " Rome", "", False),
+        (exact, "", "", False),
+    ],
+)
+def test_odd_answers(match: Any, text: str, answer: str, right: bool) -> None:
+    assert match(text, (answer,)) is right
 
 
 def test_exact_is_the_answer_and_nothing_more() -> None:

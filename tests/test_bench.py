@@ -18,23 +18,27 @@ from typer.testing import CliRunner
 import errata
 from errata.bench import run as bench
 from errata.bench.cost import PeakMemory
-from errata.bench.plan import Plan, Setting
+from errata.bench.plan import MethodSpec, Plan, Setting
 from errata.bench.run import run
-from errata.bench.units import units_of
+from errata.bench.units import Unit, units_of
 from errata.cli import app
 from errata.cli import bench as command
 from errata.errors import BadInput, UnknownName, Unsupported
 from errata.evaluation.baseline import baseline
 from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import Mean
+from errata.evaluation.protocols import PROTOCOLS
 from errata.methods import registry
 from errata.patch.patch import EMPTY
+from errata.report.changes import retention
 from errata.report.html import page
 from errata.report.markdown import markdown
 from errata.report.pictures import curves, svg
 from errata.report.rows import from_jsonl, to_jsonl
 from errata.report.sections import report_sections, sections
 from errata.types import Case, Edit, Probe, Row
+from errata.world.cases import cases as world_cases
+from errata.world.facts import world as make_world
 
 TIMES = ("seconds_per_edit", "peak_mib")
 FTM = {"name": "ft-m", "steps": 2}
@@ -291,6 +295,15 @@ def test_the_unedited_model_is_asked_once_for_all_methods(tmp_path: Path) -> Non
     assert [len(lm.calls) for lm in models] == [2]  # one for each seed's cases: patches answer from tables of their own
 
 
+def test_the_world_of_a_model_that_was_trained_on_one_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text('{"persons": 60, "world_seed": 3}')
+    data = [{"name": "world", "limit": 2}]
+    planned = plan(models=["world", str(tmp_path)], methods=["a"], data=data, settings=[{"kind": "batch", "size": 2}])
+    units = units_of(planned, lambda name, **settings: Forgetful(), errata.cases)
+    drawn = {unit.labels["model"]: unit.cases for unit in units}
+    assert drawn == {"world": errata.cases("world", 2), str(tmp_path): world_cases(make_world(60, 3), 2)}
+
+
 # By whose rules ----------------------------------------------------------------------------------
 
 
@@ -336,6 +349,22 @@ def test_a_sequence_stops_by_the_metric_of_its_protocol(tmp_path: Path) -> None:
     assert {row.after_edits for row in rows if row.kind == "edit"} == set(range(1, 7))
 
 
+def test_a_wrong_setting_of_a_method_is_told_with_its_place() -> None:
+    with pytest.raises(UnknownName, match=r"^methods\[1\]: unknown setting of ft-m 'foo'"):
+        units_of(plan(methods=["ft-m", {"name": "ft-m", "foo": 1}]), errata.method, lambda *_, **__: [case(0)] * 9)
+
+
+def test_a_sequence_stops_where_the_old_answer_comes_back() -> None:
+    setting = Setting.of({**SEQUENCE, "stop": {"metric": "old_first", "first": 2, "below": 0.8}})
+    assert setting.label.endswith("until edit (old_first) of the first 2 is above 0.2")
+    method: Any = None
+    belief = PROTOCOLS["belief"]
+    unit = Unit({}, "x", [[case(0), case(1)]], [], setting, MethodSpec.of("x"), method, belief, ("forced",))
+    for values, goes_on in (((0.0, 0.0), True), ((0.0, 0.3), True), ((0.0, 1.0), False)):
+        measured: Any = {"kind": "edit", "metric": "old_first", "mode": "forced"}
+        assert unit.goes_on(2, [Row(**measured, case=case(i).id, after=v) for i, v in enumerate(values)]) is goes_on
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -343,6 +372,8 @@ def test_a_sequence_stops_by_the_metric_of_its_protocol(tmp_path: Path) -> None:
         ({"protocol": "rome", "settings": [{"kind": "single", "untouched": 2}]}, "leave untouched out"),
         ({"protocol": "zsre", "settings": [{**SEQUENCE, "stop": {}}]}, "give it metric as token_accuracy"),
         ({"protocol": "convsent", "settings": [{**SEQUENCE, "stop": {}}]}, "choose another kind of probe"),
+        ({"settings": ["single", {**SEQUENCE, "stop": {"metric": "x"}}]}, r"settings\[1\]: stop looks at x of edit"),
+        ({"settings": ["single", {"kind": "batch", "size": 999}]}, r"data\[0\], settings\[1\]: .* needs 999 cases"),
     ],
 )
 def test_what_a_protocol_does_not_ask_is_refused_before_the_work(changes: Any, message: str, tmp_path: Path) -> None:
@@ -696,7 +727,7 @@ def test_the_commands_have_functions_of_their_names(here: Path) -> None:
 
 def test_the_plans_that_come_with_the_project_are_plans() -> None:
     docs = Path(__file__).parents[1] / "docs"
-    for name in ("table.toml", "endurance.toml", "why.toml"):
+    for name in ("table.toml", "architectures.toml", "endurance.toml", "why.toml"):
         planned = Plan.read(docs / name, every=list(errata.methods()))
         assert units_of(planned, errata.method, errata.cases)
 
@@ -757,11 +788,8 @@ def asked_by_rome() -> list[Row]:
 
 def test_a_protocol_has_its_own_numbers_in_the_report() -> None:
     found = report_sections(asked_by_rome())
-    ends = ["forced", "generated", "published numbers"]
+    ends = ["forced", "published numbers"]  # generated: nothing but costs, and texts that have no column
     assert [section.title for section in found] == [f"sequence · m · d · rome · {end}" for end in ends]
-    without_texts = [r for r in asked_by_rome() if r.kind != "generation"]  # generated: nothing but costs
-    titles = [section.title for section in report_sections(without_texts)]
-    assert titles == [f"sequence · m · d · rome · {end}" for end in ends[::2]]
     assert svg(asked_by_rome()) == ""
     with pytest.raises(BadInput, match=r"no curve to draw: none of reliability, paraphrases, .* was asked"):
         curves(asked_by_rome(), "never.png")
@@ -777,6 +805,39 @@ def test_a_protocol_has_its_own_numbers_in_the_report() -> None:
     alone = [replace(r, setting="single", after_edits=1) for r in asked_by_rome() if r.after_edits == 1]
     (table,) = report_sections(alone)[-1].tables()
     assert table.head[:2] == ("method", "ES") and len(table.body) == 2
+
+
+def test_costs_are_shown_once_and_a_mode_without_a_measure_is_not() -> None:
+    rows: list[Row] = []
+    for mode in ("forced", "generated"):
+        both: Any = {"method": "a", "setting": "batch", "case": "1", "mode": mode}
+        rows += [row(**both, after=1.0), row(**both, kind="cost", metric="peak_mib", before=None, after=2.0)]
+    assert [of.columns for of in report_sections(rows)] == [("reliability", "peak MiB"), ("reliability",)]
+    shares = [r if r.kind == "cost" else replace(r, metric="token_accuracy") for r in rows]
+    texts = [r if r.kind == "cost" else replace(r, metric="entropy") for r in rows]
+    easyedit = [replace(r, protocol="easyedit") for r in (*shares[:2], *texts[2:])]
+    titles = [of.title for of in report_sections(easyedit)]
+    assert titles == [f"batch · m · d · easyedit · {end}" for end in ("forced", "published numbers")]
+
+
+def test_belief_is_lost_where_the_old_answer_comes_back() -> None:
+    rows = [
+        row(
+            method="a",
+            setting="s",
+            protocol="belief",
+            metric="old_first",
+            case=str(i),
+            probe=str(i),
+            after_edits=n,
+            after=v,
+        )
+        for n, values in ((1, (0.0,)), (2, (1.0, 0.0)))
+        for i, v in enumerate(values)
+    ]
+    found = retention(rows, metric="old_first")
+    assert [mean.mean for mean in found.curve.values()] == [1.0, 0.5]
+    assert (found.retainability, found.backward_transfer) == (-0.5, Mean(-1.0, None, 1))
 
 
 def test_the_retention_of_a_sequence_is_in_the_report() -> None:

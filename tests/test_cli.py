@@ -1,6 +1,7 @@
 """The command line: what it prints and writes, and what a mistake ends with."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EDIT, EDITS, TEXTS, tiny_model, tokenizer
+from conftest import EDIT, EDITS, TEXTS, tiny_lm, tiny_model, tokenizer
+from rich.status import Status
 from typer.testing import CliRunner
 
 import errata
@@ -20,6 +22,8 @@ from errata.cli import app, common, demo, edit, measure, methods, tasks, world
 from errata.errors import Refused
 from errata.methods.registry import METHODS
 from errata.model.resources import Resources
+from errata.world.cases import cases as world_cases
+from errata.world.facts import world as make_world
 
 ONE = ("--prompt", "{} was born in", "--subject", "Ann Lee", "--target", "Oslo")
 FTM = (*ONE, "--method", "ft-m")
@@ -149,6 +153,20 @@ def test_results_on_stdout_and_progress_on_stderr(model: str) -> None:
     assert run("ask", model, "Ann Lee", "--quiet").stderr == ""
 
 
+def test_a_step_shows_what_is_logged_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the line that says what is under way, which a terminal draws; warnings stay, on lines of their own."""
+    shown: list[str] = []
+    monkeypatch.setattr(Status, "update", lambda status, line: shown.append(line))
+    log = logging.getLogger("errata.methods.texts")
+    common.show_logs(quiet=False)
+    log.info("before")
+    with common.step("preparing wise", quiet=False):
+        log.info("%d texts", 124)
+        log.warning("texts are few")
+    log.info("after")
+    assert shown == ["preparing wise … 124 texts"]
+
+
 def test_force_overwrites(model: str, here: Path) -> None:
     (here / "p.safetensors").write_text("old")
     run("edit", model, *FTM, "-o", "p.safetensors", "--force")
@@ -246,12 +264,13 @@ def test_a_patch_is_measured_as_it_is(model: str, here: Path, tmp_path_factory: 
     assert "this patch is of the model" in refused("eval", other, "--patch", "p.safetensors", "-q")
 
 
-def test_of_a_model_of_the_world_the_worlds_probes_are_asked(model: str) -> None:
-    lm, case = errata.load(model), errata.cases("world", limit=3)[2]
+def test_of_a_model_of_the_world_the_worlds_probes_are_asked(model: str, here: Path) -> None:
+    case = errata.cases("world", limit=3)[2]
     patch = errata.Patch(meta={"made": [{"method": "any", "edits": [case.edits[0].to_json()]}]})
-    assert measure.own_cases(lm, patch)[0].probes == ()
-    lm.resources = Resources(texts=lambda: iter(TEXTS))
-    (own,) = measure.own_cases(lm, patch)
+    assert measure.own_cases(errata.load(model), patch)[0].probes == ()
+    folder = saved("gpt2", here / "of the world")
+    (here / "of the world" / "recipe.json").write_text('{"persons": 600, "world_seed": 0}')
+    (own,) = measure.own_cases(errata.load(folder), patch)
     kinds = {probe.kind for probe in own.probes}
     assert {"paraphrase", "neighborhood"} <= kinds and own.edits == case.edits
     assert [p for p in own.probes if p.kind == "paraphrase"] == [p for p in case.probes if p.kind == "paraphrase"]
@@ -282,11 +301,24 @@ def test_world_describes_the_bundled_world() -> None:
     assert summary["example"]["name"] in table and summary["relations"][0]["question"] in table
 
 
-def test_world_train_makes_a_model_that_loads(here: Path) -> None:
-    sizes = "--layers 2 --width 32 --heads 2 --persons 30 --vocab 400 --learn 2 --move 2 --follow 2 --rows 2".split()
-    run("world", "train", "made", *sizes, "-q")
+SMALL = "--layers 2 --width 32 --heads 2 --persons 30 --vocab 400 --learn 2 --move 2 --follow 2 --rows 2".split()
+
+
+def test_world_train_makes_a_model_of_another_world_and_architecture(here: Path) -> None:
+    run("world", "train", "made", *SMALL, "--architecture", "llama", "--world-seed", "3", "-q")
     lm = errata.load("made")
-    assert lm.resources.texts is not None and lm.sites.depth == 2
+    assert lm.model.config.model_type == "llama" and lm.sites.depth == 2
+    names = make_world(30, 3).names["person"]
+    assert lm.resources.texts is not None and any(name in next(iter(lm.resources.texts())) for name in names)
+    drawn = errata.cases("made", limit=5)
+    assert drawn == world_cases(make_world(30, 3), 5) and drawn != errata.cases("world", limit=5)
+    rows = json.loads(run("eval", "made", "--method", "grace", "--limit", "1", "--json", "-q").stdout)
+    assert rows  # its own world is the default
+
+
+def test_world_train_refuses_a_checkpoint_of_another_recipe(here: Path) -> None:
+    sizes = list(SMALL)
+    run("world", "train", "made", *sizes, "-q")
     sizes[1] = "3"
     assert "another recipe" in refused("world", "train", "made", *sizes, "-q")
 
@@ -354,6 +386,17 @@ def test_an_existing_file_is_kept(model: str, here: Path) -> None:
     (here / "ann-lee.safetensors").write_text("mine")
     assert "add --force" in refused("edit", model, *FTM)
     assert "add --force" in refused("eval", model, "-o", "ann-lee.safetensors")
+    assert "did you mean steps" in refused("edit", model, *FTM, "--set", "stepz=3")  # what was typed comes first
+    assert "there is no patch" in refused("edit", model, *FTM, "--prior", "none.safetensors")
+
+
+def test_edits_that_contradict_each_other_are_refused(model: str, here: Path) -> None:
+    one, two = EDIT.to_json(), {**EDIT.to_json(), "target_new": "Lima", "id": "two"}
+    edits = lines(here / "edits.jsonl", [one, two])
+    message = refused("edit", model, "--edits", edits, "--method", "ft-m", "-q")
+    assert all(part in message for part in ("'Oslo'", "'Lima'", EDIT.id, "two", EDIT.prompt, "prior"))
+    same = lines(here / "same.jsonl", [one, {**one, "target_new": " oslo.", "id": "again"}])
+    run("edit", model, "--edits", same, "--method", "ft-m", "--set", "steps=1", "-o", "p.safetensors", "-q")
 
 
 def test_a_place_that_cannot_be_written_is_named_before_the_work(model: str, here: Path) -> None:
@@ -367,7 +410,7 @@ def test_too_many_cases_are_counted(model: str) -> None:
 
 
 def test_the_demo_wants_a_model_of_the_world(model: str) -> None:
-    assert "does not know the world" in refused("demo", "--model", model, "-q")
+    assert "knows no world" in refused("demo", "--model", model, "-q")
 
 
 def test_a_wrong_usage_ends_with_2() -> None:
@@ -385,6 +428,42 @@ def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(common, "load_model", fail)
     refused("ask", "world", "Ann", code=code)
+
+
+# Edits that missed, and changes that rounding would lose -------------------------------------------
+
+
+def test_strict_writes_nothing_unless_every_edit_took(model: str, here: Path) -> None:
+    few = ("--set", "steps=1", "--set", "lr=1e-6")
+    message = refused("edit", model, *FTM, *few, "--strict", "-q", code=3)
+    assert "1 of 1 fact did not take" in message and "'Ann Lee was born in' -> 'Oslo'" in message
+    assert list(here.iterdir()) == []
+    told = run("edit", model, *FTM, *few, "-o", "weak.safetensors")
+    assert "ft-m missed 1 of 1 edits: 'Ann Lee was born in' -> 'Oslo' (loss" in " ".join(told.stderr.split())
+    assert "missed" in told.stdout and "0 of 1 fact" in told.stdout
+    assert f"{EDIT.id} missed: loss" in run("show", "weak.safetensors").stdout
+    run("edit", model, *FTM, "--set", "steps=100", "--strict")
+    assert "missed" not in run("show", "ann-lee.safetensors").stdout
+
+
+def test_the_table_has_plain_headings_and_both_losses(model: str, here: Path) -> None:
+    texts = lines(here / "texts.txt", TEXTS)
+    words = ("--prompt", "{} was born in", "--subject", "Ann Lee", "--target", "Oslo", "--data", texts, "-q")
+    told = run("edit", model, *words, "--set", "contexts=0", "--method", "memit")
+    heading = next(line for line in told.stdout.splitlines() if "prompt" in line)
+    assert [cell.strip() for cell in heading.split("┃")[1:-1]] == [
+        "prompt", "before", "after", "target", "search loss", "loss",
+    ]  # fmt: skip
+    (record,) = json.loads(run("edit", model, *words, "--set", "contexts=0", "--json", "--force").stdout)["edits"]
+    assert {"loss", "met", "search_loss", "search_met", "took"} <= record.keys()
+    assert "  - " in run("edit", model, *words[:6], "--method", "ice", "-o", "ice.safetensors").stdout
+
+
+def test_show_tells_what_rounding_would_leave(here: Path) -> None:
+    lm = tiny_lm("llama", torch.bfloat16)
+    errata.method("ft-m", steps=1, lr=1e-4).edit(lm, [EDIT]).save("p.safetensors")
+    told = run("show", "p.safetensors").stdout
+    assert "mlp.down_proj.weight runs as a side product: rounding to bfloat16 would leave" in told
 
 
 # The demo ----------------------------------------------------------------------------------------

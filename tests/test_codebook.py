@@ -1,5 +1,8 @@
 """Codebooks: the rule that places edits, taking one out, where a value is put, answers of several tokens."""
 
+import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,8 @@ from conftest import EDIT, EDITS, TEXTS, tiny_lm
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.codebook.grace import GraceCodebook
 from errata.methods.codebook.horen import Directions
-from errata.methods.codebook.keys import KeyTable, Spheres
+from errata.methods.codebook.keys import KeyTable, Spheres, half_way
+from errata.methods.codebook.melo import Clusters
 from errata.methods.codebook.values import Values
 from errata.methods.memory.log import EditRecord
 from errata.methods.registry import method
@@ -20,7 +24,7 @@ from errata.types import Edit
 
 QUICK: dict[str, Any] = {"steps": 40, "stop": 0.1}
 BOTH = ("grace", "horen")
-HOREN = {"recent": 0.5, "alpha": 0.1, "beta": 20.0, "threshold": 0.9}
+HOREN = {"recent": 0.5, "alpha": 0.1, "beta": 20.0}
 TWO = [
     Edit("Ann Lee was born in", "Ann Lee", "New York"),
     Edit("Bob Ray lives in", "Bob Ray", "Lima"),
@@ -28,22 +32,42 @@ TWO = [
 ]
 
 
-def record(i: int, target: int, prompt: int | None = None) -> EditRecord:
+def record(i: int, target: int, prompt: int | None = None, subject: str = "prompt") -> EditRecord:
     ids = [i if prompt is None else prompt]
-    return EditRecord(f"e{i}", f"prompt {i}", "prompt", "target", None, ids, [target])
+    return EditRecord(f"e{i}", f"{subject} {i}", subject, "target", None, ids, [target])
 
 
 def spheres(*placed: tuple[float, int], radius: float = 1.0) -> Spheres:
     """Keys on a line: (position, target) in order."""
     log = tuple(record(i, target) for i, (_, target) in enumerate(placed))
-    return Spheres.empty(1, radius=radius).extended(log, torch.tensor([[x] for x, _ in placed]))
+    return extended(Spheres.empty(1), log, torch.tensor([[x] for x, _ in placed]), radius)
+
+
+def extended(table: Any, log: Sequence[EditRecord], queries: torch.Tensor, radius: float) -> Any:
+    return table.extended(tuple(log), queries, torch.full((len(queries),), radius))[0]
+
+
+def on_a_line(table: type[KeyTable], *at: float) -> torch.Tensor:
+    """Queries at those places of a line; of directions, at those angles in degrees."""
+    x = torch.tensor(at, dtype=torch.float32)[:, None]
+    return torch.cat([x.deg2rad().cos(), x.deg2rad().sin()], 1) if table is Directions else x
+
+
+def tables() -> list[tuple[type[KeyTable], KeyTable, float]]:
+    """Each kind of table, empty, and a radius of 10 on its line."""
+    radius = 2 * math.sin(math.radians(10) / 2)
+    return [
+        (Spheres, Spheres.empty(1), 10.0),
+        (Clusters, Clusters.empty(1), 10.0),
+        (Directions, Directions.empty(2, **HOREN), radius),
+    ]
 
 
 def test_graces_rule() -> None:
     """Far: a key of its own. Near, same answer: the older reaches that far. Near, another answer: half way each."""
     assert spheres((0, 1), (2.1, 1)).radii.tolist() == [1.0, 1.0]
     grown = spheres((0, 1), (1.5, 1))
-    assert grown.radii.tolist() == [1.5, -1.0] and grown.owner.tolist() == [0, 0] and grown.group(1) == [0, 1]
+    assert grown.radii.tolist() == [1.5, -1.0] and grown.owner.tolist() == [0, 0] and grown.latest[0] == 1
     within = spheres((0, 1), (0.5, 1))
     assert within.radii.tolist() == [1.0, -1.0]
     split = spheres((0, 1), (1.5, 2))
@@ -57,17 +81,87 @@ def test_the_value_of_the_nearest_key_answers_within_its_radius() -> None:
     keys = spheres((0, 1), (1.5, 2), (10, 3), (10.5, 3))
     entry, near = keys.match(torch.tensor([[0.7], [0.8], [3.0], [10.9], [12.0]]))
     assert entry.tolist() == [0, 1, 1, 2, 2] and near.tolist() == [True, True, False, True, False]
-    assert keys.latest[entry].tolist() == [0, 1, 1, 3, 3]  # of a joint entry the value that was trained last
+    assert keys.rows(entry).tolist() == [0, 1, 1, 3, 3]  # of a joint entry the value that was trained last
+    assert keys.rows(torch.tensor([-1])).tolist() == [-1]
 
 
-def test_the_same_question_again_has_its_new_answer() -> None:
+def test_a_key_reaches_half_way_to_where_other_texts_begin() -> None:
+    texts = torch.arange(1.0, 101.0)[:, None]
+    assert half_way(torch.zeros(1, 1), texts, 0.0).tolist() == [0.5]  # the nearest
+    assert half_way(torch.tensor([[0.0], [-7.0]]), texts, 0.05).tolist() == [3.0, 6.5]  # 5 of 99 are nearer
+    lm, near = tiny_lm("gpt2"), {}
+    made: Any = method("grace", **QUICK, share=0.05)
+    state = made.prepare(lm, TEXTS)
+    part: Any = made.edit(lm, EDITS[1:3], state).parts[0]
+    for query, reach in zip(part.lookup.queries, part.lookup.reach, strict=True):
+        near = sorted(float((query - text).norm()) for text in state.tensors["queries"])
+        assert float(reach) == pytest.approx(near[round(0.05 * (len(near) - 1))] / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("table, empty, radius", tables())
+def test_the_same_question_again_has_its_new_answer(table: Any, empty: Any, radius: float) -> None:
     log = record(0, 1), record(1, 2), record(2, 2, prompt=0)
-    q = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), dim=-1)
-    empty: tuple[KeyTable, ...] = (Spheres.empty(2, radius=0.3), Directions.empty(2, **HOREN))
-    for keys in (table.extended(log, q) for table in empty):
-        entry, near = keys.match(q[:1])
-        assert entry.tolist() == [2] and near.all()
-        assert keys.kept(log, [0, 1]).match(q[:1])[0].tolist() == [0]  # and the old one, if that is taken back
+    q = on_a_line(table, 0, 60, 0)
+    keys = extended(empty, log, q, radius)
+    entry, near = keys.match(q[:1])
+    assert entry.tolist() == [2] and near.all()
+    assert keys.kept(log, [0, 1]).match(q[:1])[0].tolist() == [0]  # and the old one, if that is taken back
+
+
+@pytest.mark.parametrize("table, empty, radius", tables())
+def test_edits_that_share_an_entry_outlive_what_happens_to_its_key(table: Any, empty: Any, radius: float) -> None:
+    """Three on a line share the entry of the first; then one of them is asked again, or another edit comes between."""
+    joined = [record(0, 1), record(1, 1), record(2, 1)]
+    shared = extended(empty, joined, on_a_line(table, 0, 5, -5), radius)
+    assert shared.owner.tolist() == [0, 0, 0] and shared.in_use.all()
+    later = [(prompt, (0, 5, -5)[prompt]) for prompt in range(3)] + [(3, 4.0), (3, -4.0), (3, 2.5), (3, 0.5)]
+    for prompt, at in later:
+        log, q = [*joined, record(3, 2, prompt)], on_a_line(table, 0, 5, -5, at)
+        keys = extended(empty, log, q, radius)
+        assert keys.in_use.tolist() == [prompt != 0, prompt != 1, prompt != 2, True]
+        entry, near = keys.match(q)
+        assert near.all() and [log[i].target_ids for i in entry.tolist()] == [
+            [2] if i == prompt or i == 3 else [1] for i in range(4)
+        ]
+        states = [keys.details(log, i)["in use"] for i in range(4)]
+        assert states == ["yes" if used else "a newer one" for used in keys.in_use.tolist()]
+        rows = keys.rows(entry).tolist()
+        assert [row < 3 for row in rows] == [log[i].target_ids == [1] for i in entry.tolist()]
+
+
+@pytest.mark.parametrize("table, empty, radius", tables())
+def test_another_subject_has_an_entry_of_its_own(table: Any, empty: Any, radius: float) -> None:
+    """Though it has the same answer, and its prompt is near."""
+    log = record(0, 1, subject="Ann"), record(1, 1, subject="Bob"), record(2, 1, subject="Ann")
+    keys = extended(empty, log, on_a_line(table, 0, 6, -3), radius)
+    assert keys.owner.tolist() == [0, 1, 0] and keys.in_use.all()
+    assert "shares" not in keys.details(log, 1) and keys.details(log, 2)["shares"] == "e0"
+
+
+@pytest.mark.parametrize("table, empty, radius", tables())
+def test_of_two_prompts_that_read_the_same_the_newer_is_answered(table: Any, empty: Any, radius: float) -> None:
+    log = record(0, 1), record(1, 1), record(2, 2)
+    q = on_a_line(table, 20, 24, 20 + 1e-4)
+    keys = extended(empty, log, q, radius)
+    assert keys.in_use.tolist() == [False, True, True]
+    assert keys.match(q)[0].tolist() == [2, 1, 2] and keys.radii[2] > 1e-2
+
+
+@pytest.mark.parametrize("table, empty, radius", tables())
+def test_every_edit_is_found_or_a_newer_one_is(table: Any, empty: Any, radius: float) -> None:
+    """In a crowd: few answers, prompts that come again."""
+    generator = torch.Generator().manual_seed(0)
+    at = torch.rand(20, generator=generator) * 90
+    prompts = torch.randint(20, (60,), generator=generator).tolist()
+    targets = torch.randint(3, (60,), generator=generator).tolist()
+    log = [record(i, t, p) for i, (t, p) in enumerate(zip(targets, prompts, strict=True))]
+    q = on_a_line(table, *at[prompts].tolist())
+    keys = extended(empty, log, q, radius)
+    newest = dict(zip(prompts, targets, strict=True))
+    later = [{targets[j] for j in range(i, 60) if prompts[j] == p} for i, p in enumerate(prompts)]
+    assert keys.in_use.tolist() == [len(answers) == 1 for answers in later]
+    entry, near = keys.match(q)
+    assert near.all() and [targets[i] for i in entry.tolist()] == [newest[p] for p in prompts]
 
 
 @pytest.mark.parametrize("answers", [2, 30])
@@ -78,7 +172,7 @@ def test_without_is_never_made(answers: int) -> None:
 
     def made(rows: list[int]) -> GraceCodebook:
         log = tuple(record(i, i % answers) for i in rows)
-        keys = Spheres.empty(2, radius=0.5).extended(log, where[rows])
+        keys = extended(Spheres.empty(2), log, where[rows], 0.5)
         return GraceCodebook("site", log, keys, Values(replace="last", add=False, values=values[rows]))
 
     whole = made(list(range(30)))
@@ -101,11 +195,13 @@ def test_horens_query_and_step() -> None:
     assert torch.allclose(empty.query(left, x)[0], expected, atol=1e-6)
     assert torch.allclose(empty.query(right, x.roll(-2, 1))[0], expected, atol=1e-6)
     keys = torch.nn.functional.normalize(torch.randn(3, 4), dim=-1)
-    full = empty.extended(tuple(record(i, i) for i in range(3)), keys)
+    full = extended(empty, [record(i, i) for i in range(3)], keys, (2 - 2 * 0.9) ** 0.5)  # τ = 0.9
     p = [float(torch.exp(20 * (k @ expected))) for k in keys]
     r = torch.stack([w / sum(p) * k for w, k in zip(p, keys, strict=True)]).sum(0)
     q = 0.9 * expected + 0.1 * r / r.norm()
     best = max(range(3), key=lambda i: float(keys[i] @ q))
+    cosine = (0.9 * 0.5 + 0.1) / (0.9**2 + 0.1**2 + 2 * 0.9 * 0.1 * 0.5) ** 0.5  # of keys 60 degrees apart
+    assert float(empty.measured(torch.tensor(1.0))) == pytest.approx((2 - 2 * cosine) ** 0.5, rel=1e-5)
     entry, near = full.match(expected[None])
     assert entry.item() == best and near.item() == (float(keys[best] @ q / q.norm()) > 0.9)
 
@@ -155,20 +251,48 @@ def test_an_edit_taken_out_was_never_made(name: str) -> None:
     assert whole.without(TWO[1].id) == with_one_less
 
 
+SHARED = [Edit(f"Ann Lee {words}", "Ann Lee", "Oslo") for words in ("was born in", "comes from", "is a native of")]
+NEAR: dict[str, dict[str, Any]] = {"grace": {"radius": 1e4}, "horen": {"threshold": 0.0}, "melo": {"radius": 1e4}}
+
+
 def test_edits_of_one_entry_are_trained_together() -> None:
     """Two questions so near that they share a key: both are answered; only the last can be taken out."""
     lm = tiny_lm("gpt2")
-    made = method("grace", **QUICK, radius=1e4)
-    first, second = Edit("Ann Lee was born in", "Ann Lee", "Oslo"), Edit("Bob Ray lives in", "Bob Ray", "Oslo")
+    made = method("grace", **QUICK, **NEAR["grace"])
+    first, second = SHARED[:2]
     state = made.prepare(lm, TEXTS)
     patch = made.edit(lm, [second], state, made.edit(lm, [first], state))
-    (entry,) = patch.parts[0].entries()
-    assert first.id in entry["edit"] and second.id in entry["edit"]
+    entries = patch.parts[0].entries()
+    assert [entry["edit"] for entry in entries] == [first.id, second.id] and entries[1]["shares"] == first.id
     with patch.applied(lm) as edited:
         assert all(score.correct for score in edited.score([first.prompt, second.prompt], ["Oslo", "Oslo"]))
     assert patch.without(second.id) == made.edit(lm, [first], state)
     with pytest.raises(Unsupported, match="together"):
         patch.without(first.id)
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_the_others_of_an_entry_are_answered_when_one_is_asked_again(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = tiny_lm("gpt2")
+    made = method(name, steps=80, **NEAR[name])
+    state = made.prepare(lm, TEXTS)
+    lm_replies = lm.generate([edit.prompt for edit in SHARED], 4)
+    patch = made.edit(lm, SHARED, state)
+    assert [entry.get("shares") for entry in patch.parts[0].entries()] == [None, SHARED[0].id, SHARED[0].id]
+    prompts = [edit.prompt for edit in SHARED]
+    with patch.applied(lm) as edited:
+        before = edited.generate(prompts, 4)
+    again = Edit(SHARED[0].prompt, "Ann Lee", "Lima")
+    patch = Patch.load(made.edit(lm, [again], state, patch).save(tmp_path / "p.safetensors"))
+    entries = patch.parts[0].entries()
+    assert [entry["in use"] for entry in entries] == ["a newer one", "yes", "yes", "yes"]
+    assert "no longer in force" in caplog.text and SHARED[0].id in caplog.text and SHARED[1].id not in caplog.text
+    with patch.applied(lm) as edited:
+        first, *others = edited.generate(prompts, 4)
+        assert first.strip().startswith("Lima") and others == before[1:] != lm_replies[1:]
+        assert SHARED[0].id not in "".join(line for lines in edited.explain(prompts) for line in lines)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -199,7 +323,7 @@ def test_bad_input(name: str) -> None:
     lm = tiny_lm("gpt2")
     state = method(name).prepare(lm, TEXTS)
     with pytest.raises(BadInput, match="prepare anew"):
-        method(name, layer=2).edit(lm, [EDIT], state)
+        method(name, layer=0).edit(lm, [EDIT], state)
     with pytest.raises(BadInput, match="prepare anew"):
         method("horen" if name == "grace" else "grace").edit(lm, [EDIT], state)
     with pytest.raises(WrongModel):
@@ -221,5 +345,5 @@ def test_a_state_is_made_from_the_model_itself_where_no_text_is_given() -> None:
     lm = tiny_lm("gpt2")
     made = method("grace", **QUICK, texts=40)
     state = made.prepare(lm)
-    assert made.edit(lm, [EDIT], state).meta["made"][0]["resolved"]["radius"] > 0
-    assert torch.equal(state.tensors["apart"], made.prepare(lm).tensors["apart"])
+    assert made.edit(lm, [EDIT], state).parts[0].entries()[0]["radius"] > 0
+    assert torch.equal(state.tensors["queries"], made.prepare(lm).tensors["queries"])

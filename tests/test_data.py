@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from records import MORE
 from typer.testing import CliRunner
 
 import errata
@@ -21,6 +22,8 @@ from errata.data import records as files
 from errata.data.fields import Record, choice, make_edit, text, texts
 from errata.data.formats import FORMATS, Format, MakeCase
 from errata.errors import BadInput, UnknownName
+from errata.evaluation.groups import probe_groups
+from errata.evaluation.protocols import PROTOCOLS
 from errata.types import Case, Probe
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data"
@@ -114,7 +117,7 @@ KNOWEDIT: Json = {
     "locality": {"Relation_Specificity": [{"prompt": "Her gender is", "ground_truth": ["female", "woman"]}],
                  "Forgetfulness": [{"prompt": "Other than Oslo", "ground_truth": [["Rome"]]}]},
 }  # fmt: skip
-TRIPLETS = [{"subject": "Ann Lee", "prompt": "{} plays the", "target": "harp"}] * 7
+TRIPLETS = [{"subject": "Ann Lee", "prompt": "The instrument of {} is the", "target": "harp"}] * 7
 AKEW: Json = COUNTERFACT | {
     "requested_rewrite": COUNTERFACT["requested_rewrite"]
     | {"prompt_full": "What does Ann Lee play?", "fact_new_uns": "A long text.", "unsfact_triplets_GPT": TRIPLETS}
@@ -125,7 +128,7 @@ CSK: Json = {
     "affected_paraphrase": ["The worm warps the rabbit"], "affected_reasoning": ["Worms are weak"],
     "unaffected_neighborhood_subject": ["Cat bends rabbit"], "affected_neighborhood_object": ["Worm bends hare"],
 }  # fmt: skip
-SINGLE: dict[str, Json] = {  # a record of each format whose file needs no other
+SINGLE: dict[str, Any] = {  # a record of each format whose file needs no other
     "counterfact": COUNTERFACT,
     "flat": FLAT,
     "edits": {"prompt": "{} lives in", "subject": "Ann", "target_new": "Oslo", "target_true": "Rome", "id": "a"},
@@ -155,10 +158,12 @@ SINGLE: dict[str, Json] = {  # a record of each format whose file needs no other
         "id": 2, "question": "Who is Ann Lee?", "para_question": "Ann Lee is who?", "answer": "A long text. Of two.",
         "sub_question": ["Her job?", "Her town?"], "sub_answer": ["singer", "Rome"],
     },
+    "editeverything": {"id": 1, "question": "Who is Ann?", "answer": "A text.", "category": "people"},
     "akew": AKEW,
     "convsent": {"ent": "Rome", "pos": ["Lovely.", "I like it."], "neg": ["Too hot."]},
     "csk": {"case_id": 0, "requested_rewrite": rewrite("Worm bends rabbit:", "Worm", "False", "True", verb="bends")},
     "csk-probes": CSK,
+    **MORE,
 }  # fmt: skip
 
 
@@ -181,7 +186,7 @@ def questions(case: Case, kind: str) -> list[tuple[str, tuple[str, ...]]]:
 @pytest.mark.parametrize("format", SINGLE)
 def test_a_format_is_recognised_by_its_keys_and_every_key_is_known(tmp_path: Path, format: str) -> None:
     loaded = data.read(write(tmp_path / "one.jsonl", SINGLE[format]))
-    assert (loaded.format, len(loaded.cases), loaded.unread) == (format, 1, {})
+    assert (loaded.format, loaded.unread) == (format, {}) and loaded.cases and not loaded.skipped
     assert loaded.cases[0].edits[0].target_new
 
 
@@ -233,6 +238,26 @@ def test_zsre_edits_to_the_alternative_or_to_the_truth(tmp_path: Path) -> None:
     assert questions(true, "unrelated") == [("nq question: who sang it?", ("Bob Ray",))]
 
 
+def test_what_follows_from_alt_is_not_asked_after_an_edit_to_the_truth(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    true = load(tmp_path, *many(2), ZSRE | {"alt": "Roma", "subject": "Ann"}, target="answers")
+    assert [len(questions(case, "one_hop")) for case in true] == [0, 0, 1]  # "Roma" is true
+    assert caplog.text.count("portability questions follow from alt") == 1
+    caplog.clear()
+    assert questions(load(tmp_path, ZSRE)[0], "one_hop") and not caplog.text
+
+
+def test_space_around_a_target_costs_no_rival(tmp_path: Path) -> None:
+    records = {"zsre": ZSRE | {"alt": " Oslo "}, "flat": FLAT | {"target_new": " harp"}}
+    for format, record in records.items():
+        (case,) = load(tmp_path, record, format=format)
+        for name in ("rome", "belief"):
+            groups = list(probe_groups(case, PROTOCOLS[name]))
+            rivals = {group.kind: group.probes[0].rival for group in groups if group.kind in ("edit", "paraphrase")}
+            assert set(rivals.values()) == {case.edits[0].target_true} and len(rivals) == 2
+
+
 def test_zsre_without_an_alternative_is_excluded_and_not_broken(tmp_path: Path) -> None:
     path = write(tmp_path / "zsre.jsonl", ZSRE, ZSRE | {"alt": ""})
     loaded = data.read(path)
@@ -264,6 +289,9 @@ def test_mquake(tmp_path: Path) -> None:
     (case,) = load(tmp_path, MQUAKE)
     chain = [probe for probe in case.probes if probe.kind == "multi_hop"]
     assert {(p.group, p.rule, p.answers) for p in chain} == {("questions", "any", ("Rome", "Roma"))} and len(chain) == 3
+    assert {p.label for p in chain} == {"2 hops"}
+    four = load(tmp_path, MQUAKE | {"new_single_hops": [HOP, LAST] * 2})[0].probes
+    assert {p.label for p in four if p.kind == "multi_hop"} == {"4 hops"}
     # an edited hop is asked as a cloze, another one as a question
     assert questions(case, "new_single_hop") == [
         ("Rain was written by", ("Ann Lee", "A. Lee")),
@@ -328,6 +356,12 @@ def test_knowedit(tmp_path: Path) -> None:
     }
 
 
+def test_knowedits_questions_that_come_again_have_several_answers(tmp_path: Path) -> None:
+    several = [{"prompt": "Her job is", "ground_truth": [[job, f"{job}s"]]} for job in ("singer", "writer")]
+    (case,) = load(tmp_path, KNOWEDIT | {"portability": {"Reasoning": several}})
+    assert questions(case, "one_hop") == [("Her job is", ("singer", "singers", "writer", "writers"))]
+
+
 def test_a_subject_may_be_spelt_in_other_cases(tmp_path: Path) -> None:
     assert load(tmp_path, SINGLE["qaedit"])[0].edits[0].subject == "ann lee"
     assert load(tmp_path, SINGLE["wikibio"])[0].edits[0].subject == "ann lee"
@@ -353,10 +387,13 @@ def test_free_text_is_a_reference(tmp_path: Path) -> None:
 def test_akew_is_read_as_paragraphs_or_as_facts(tmp_path: Path) -> None:
     (case,) = load(tmp_path, AKEW)
     assert case.edits[0].target_new == "A long text."
-    assert questions(case, "question") == [("Ann Lee plays the", ("harp",))]
+    assert questions(case, "question") == [("The instrument of Ann Lee is the", ("harp",))]
     assert load(tmp_path, AKEW, format="counterfact")[0].edits[0].target_new == "harp"
     several = MQUAKE | {"requested_rewrite": [MQUAKE["requested_rewrite"][0] | {"fact_new_uns": "Ann wrote Rain."}]}
-    assert load(tmp_path, several)[0].edits[0].target_new == "Ann wrote Rain."
+    (chain,), (facts,) = load(tmp_path, several), load(tmp_path, MQUAKE)
+    assert chain.edits[0].target_new == "Ann wrote Rain."
+    kinds = ("multi_hop", "new_single_hop", "single_hop")
+    assert [p for p in chain.probes if p.kind in kinds] == [p for p in facts.probes if p.kind in kinds]
     update = {
         "subject": "Ann",
         "prompt": "{} lives in",
@@ -416,6 +453,19 @@ def test_pararel_has_many_phrasings_of_a_fact(tmp_path: Path) -> None:
     path = write(tmp_path / "trex" / "P19.jsonl", {"sub_label": "Ann", "obj_label": "Rome", "uuid": "u"})
     (case,) = data.read(path).cases
     assert case.edits[0].prompt == "Ann was born in" and questions(case, "paraphrase") == [("Ann is from", ("Rome",))]
+
+
+def test_a_true_fact_of_several_objects_is_no_conflict(tmp_path: Path) -> None:
+    patterns = ("[X] has ties with [Y].", "[X] knows [Y].")
+    write(tmp_path / "patterns.jsonl", *({"pattern": pattern} for pattern in patterns))
+    facts = [{"sub_label": "Peru", "obj_label": land} for land in ("Chad", "Oman", "Togo")]
+    path = write(tmp_path / "P530.jsonl", *facts, {"sub_label": "Mali", "obj_label": "Chad"})
+    loaded = data.read(path, templates=str(tmp_path / "patterns.jsonl"))
+    assert [case.edits[0].target_new for case in loaded.cases] == ["Chad", "Oman", "Togo", "Chad"]
+    assert not loaded.excluded
+    accepted = [questions(case, "paraphrase") for case in loaded.cases]
+    assert accepted[1] == [("Peru knows", ("Oman", "Chad", "Togo"))]
+    assert accepted[3] == [("Mali knows", ("Chad",))]
 
 
 # Formats of other packages ------------------------------------------------------------------------
@@ -540,13 +590,13 @@ def test_more_than_a_tenth_is_an_error(tmp_path: Path) -> None:
         (b" \n\n", "is empty"),
         (b"[]", "is empty"),
         (json.dumps(ZSRE).encode("utf-16"), "UTF-16.*iconv"),
-        (b"\x1f\x8b\x08\x00", "compressed.*gunzip"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (b'{"subject": "\xe9"}', "not UTF-8"),
         (b'[{"a": 1}, {"b": "\xe9"}]', "not UTF-8"),
         (b'[{"a": 1} {"b": 2}]', r"record 2 .line 1.: a comma is missing"),
         (b'[{"a": 1},\n {"b": ', r"record 2 .line 2.: not JSON .line 2: Expecting value."),
         (b'[{"a": 1}', "cut off"),
+        (b'[{"a": 1}]\n[{"a": 2}]', r"line 2: something stands behind the end of the list"),
         (b"[" * 100_000, "nested too deeply|not JSON"),
         (b"7\n", "a record is a JSON object, found int"),
         (b'{"foo": 1}', "line 1: no format is known by the keys foo; known: akew, .*zsre"),
@@ -598,9 +648,11 @@ def test_whatever_a_field_holds_the_record_is_used_or_named(
     tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "TOLERATED", 1.0)
-    records = [SINGLE[format], *changed(SINGLE[format])]
-    loaded = data.read(write(tmp_path / "odd.jsonl", *records), format, conflicts=True)
-    assert loaded.records == len(records) and loaded.skipped
+    record = SINGLE[format][0] if isinstance(SINGLE[format], list) else SINGLE[format]
+    records = [record, *changed(record)]
+    (tmp_path / "odd.json").write_text(json.dumps(records))
+    loaded = data.read(tmp_path / "odd.json", format, conflicts=True)
+    assert loaded.records >= len(records) and loaded.skipped  # one may hold several
 
 
 def test_lines_are_read_with_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -759,4 +811,4 @@ def test_every_record_of_a_sample_is_used_or_named(name: str) -> None:
 
 
 def test_every_format_has_a_record_here() -> None:
-    assert set(FORMATS) - set(SINGLE) == {"errata", "counterfact+", "t-rex", "pararel"}
+    assert set(FORMATS) - set(SINGLE) == {"errata", "counterfact+", "t-rex", "pararel", "kamel"}

@@ -21,6 +21,7 @@ from errata.model.lm import LM
 from errata.patch.patch import Patch
 from errata.report.folds import summary
 from errata.report.rows import from_jsonl, to_jsonl
+from errata.report.sections import sections
 from errata.report.tables import table
 from errata.types import MODES, Case, Edit, Probe, Row, Score
 
@@ -132,6 +133,24 @@ def test_labels_and_the_number_of_edits_stand_in_the_rows() -> None:
         evaluate(before, Table(AFTER), [CASE], colour="red")
 
 
+def test_a_question_of_several_hops_is_named_by_their_number() -> None:
+    labels = ("4 hops", "2 hops", "questions", "4 hops")
+    probes = [Probe("multi_hop", f"q{i}", ("Rome",), label=label) for i, label in enumerate(labels)]
+    case = Case("one", CASE.edits, tuple(probes))
+    says = {**BEFORE, "q0": "Rome", "q1": "Rome", "q2": "Oslo", "q3": "Oslo"}
+    rows = evaluate(baseline(Table(says), [case]), Table(says), [case], method="m")
+    found = {line.name: (line.kind, line.hops, line.after and line.after.mean) for line in summary(rows)}
+    del found["reliability"]
+    assert found == {
+        "two hops": ("multi_hop", "2 hops", 1.0),
+        "four hops": ("multi_hop", "4 hops", 0.5),
+        "several hops": ("multi_hop", "", 0.0),
+    }
+    (section,) = sections(rows)
+    assert section.columns == ("reliability", "two hops", "four hops", "several hops")
+    assert [str(cell) for cell in section.lines[1][1][1:]] == ["1.00 (1)", "0.50 (1)", "0.00 (1)"]
+
+
 def test_every_prompt_is_asked_once_in_one_call() -> None:
     again = Case("two", CASE.edits, CASE.probes)
     before, after = Table(BEFORE), Table(AFTER)
@@ -222,6 +241,7 @@ def test_a_model_that_only_generates_is_measured(name: str, tmp_path: Path) -> N
         Probe("distractor", "Bob was born in", ("Oslo",), rival="New Rome"),
         Probe("unrelated", "Cid was born in", ("Oslo",)),
         Probe("generation", "Ann lives", references=("a text",), label="wanted"),
+        Probe("generation", "Ann lives", references=("no text",), label="opposite"),
     )
     case = Case("one", CASE.edits, probes)
     more = {"Ann's king is": "Olav", "Ann's land is": "Norway", "Ann lives": "on"}

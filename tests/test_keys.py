@@ -1,5 +1,6 @@
 """Keys of subjects, what is kept of them, and λ: worked by hand."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -417,9 +418,13 @@ def test_the_ridge_is_a_share_of_the_mean_eigenvalue() -> None:
     assert torch.allclose(solve.inverse_of(c, 0.1), expected, atol=1e-10)
 
 
-def test_a_second_moment_that_rounding_made_indefinite_still_has_an_inverse() -> None:
+def test_a_second_moment_that_rounding_made_indefinite_still_has_an_inverse(caplog: pytest.LogCaptureFixture) -> None:
     c = torch.diag(torch.tensor([1.0, 1.0, -1e-7]))
-    inverse = solve.inverse_of(c)
+    with caplog.at_level(logging.WARNING, "errata"):
+        solve.inverse_of(torch.eye(3))
+        assert not caplog.records
+        inverse = solve.inverse_of(c)
+    assert "ridge=1e-09, so 1e-06 is taken" in caplog.text and "too few tokens" in caplog.text
     assert torch.linalg.eigvalsh(inverse).min() > 0
     assert torch.allclose(inverse.diagonal()[:2], torch.ones(2).double(), atol=1e-5)
 

@@ -19,10 +19,20 @@ from errata.model.lm import LM
 from errata.patch.patch import EMPTY, Patch
 
 EVERY = [(name, arch) for name in METHODS for arch in ARCHITECTURES]
+# Every method in half precision, behind a norm after the MLP, and with a tokenizer that marks spaces in front of words.
+FURTHER = [
+    (name, *model)
+    for name in METHODS
+    for model in (
+        ("gpt2", torch.float16),
+        ("llama sentencepiece", torch.bfloat16),
+        ("gemma3_text", torch.float32),
+    )
+]
 
 
-def prepared(name: str, arch: str) -> tuple[Method, HFLM, State]:
-    lm = tiny_lm(arch)
+def prepared(name: str, arch: str, dtype: torch.dtype = torch.float32) -> tuple[Method, HFLM, State]:
+    lm = tiny_lm(arch, dtype)
     made = quick(name)
     return made, lm, made.prepare(lm, data_for(made)) if made.needs_prepare else State()
 
@@ -181,6 +191,23 @@ def test_no_edit_on_a_patch_in_force(edited: Edited) -> None:
     made, lm, state, patch = edited
     with patch.applied(lm) as changed, pytest.raises(Unsupported, match="prior"):
         made.edit(changed, [EDIT], state)
+
+
+@pytest.mark.parametrize(("name", "arch", "dtype"), FURTHER, ids=lambda p: str(p).removeprefix("torch."))
+def test_laws_on_further_models(name: str, arch: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Finite, equal when made again and when loaded, undone bit for bit, and the edit's own score rises."""
+    made, lm, state = prepared(name, arch, dtype)
+    before, answers = weights(lm.model), answers_of(lm)
+    patch = made.edit(lm, [EDIT], state)
+    assert patch.not_finite() is None and made.edit(lm, [EDIT], state) == patch
+    loaded = Patch.load(patch.save(tmp_path / "patch.safetensors"))
+    assert loaded == patch
+    with loaded.applied(lm) as changed:
+        after = answers_of(changed)
+    assert after[1] != answers[1]
+    assert same_weights(lm.model, before) and answers_of(lm) == answers
+    if not made.tags.reads_context:
+        assert after[1][0].total > answers[1][0].total
 
 
 def test_the_empty_patch_is_the_base_model() -> None:

@@ -443,6 +443,21 @@ def questions(lm: HFLM) -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama sentencepiece"])
+def test_what_is_longer_than_the_model_reads_is_refused_and_no_text_goes_on_behind_it(name: str) -> None:
+    lm = tiny_lm(name)
+    limit, prompt = lm.tokens.limit or 0, "Ann Lee was born in"
+    before, one = len(lm.tokens.prompt(prompt)), len(lm.tokens.target(prompt, "Rome"))
+    most = (limit + 1 - before) // one  # the last token is not fed
+    fits, long = (" ".join(["Rome"] * n) for n in (most, most + 1))
+    assert len(lm.score([prompt], [fits])[0].tokens) == most * one
+    for targets in ([long], ["Oslo", long]):
+        with pytest.raises(BadInput, match=rf"{prompt}' and the answer 'Rome .*; the model reads at most {limit}"):
+            lm.score([prompt] * len(targets), targets)
+    assert lm.generate([prompt, fits], limit + 9)[0] == lm.generate([prompt], limit + 1 - before)[0]
+    assert lm.prolong([prompt], [limit + 9]) == lm.prolong([prompt], [limit + 1])
+
+
 def test_while_a_patch_is_in_force_only_its_own_view_speaks() -> None:
     lm = tiny_lm("gpt2")
     assert lm.unedited

@@ -149,7 +149,7 @@ def test_memory_of_a_neuron() -> None:
         EditRecord("b", EDITS[1].prompt, EDITS[1].subject, "y z", None, [7], [2, 3]),
     ]
     tokens = TargetTokens(lm, 3, [(fact.prompt_ids, fact.target_ids) for fact in facts])
-    memory, silent = made._memory(old, facts, tokens, tokens.of, state)
+    memory, silent = made._memory(old, facts, [0, 1], tokens, tokens.of, state)
     texts = [state.info["texts"][i] for i in state.tensors["of"].tolist()]
     assert len(memory) == len(texts) + 1 + 3 and silent.shape == (3, len(memory))
     assert silent[0].tolist() == ["Ann Lee" not in text for text in texts] + [False, False, True, True]
@@ -197,6 +197,19 @@ def test_the_same_question_again_has_its_new_answer(name: str) -> None:
         assert len(patch.edits) == len(patch.parts[0].entries()) == 2
         with patch.applied(lm) as edited:
             assert edited.score([EDIT.prompt], ["Lima"])[0].correct
+
+
+def test_the_newest_answer_wins_in_other_words_too() -> None:
+    lm, made = tiny_lm("gpt2"), method("t-patcher", **{**QUICK["t-patcher"], "steps": 150})
+    state = made.prepare(lm, [text for text in TEXTS if "Ann" in text])  # none is a reason to be silent
+    first = made.edit(lm, [EDIT], state)
+    other = Edit("Ann Lee was then born in", EDIT.subject, "Lima", EDIT.target_true)
+    with first.applied(lm) as edited:
+        assert edited.score([other.prompt], [EDIT.target_new])[0].correct
+    patch: Any = made.edit(lm, [other], state, first)
+    with patch.applied(lm) as edited:
+        assert [s.correct for s in edited.score([other.prompt, EDIT.prompt], ["Lima"] * 2)] == [True, True]
+    assert patch.without(other.id) == first
 
 
 @pytest.mark.parametrize("name", BOTH)

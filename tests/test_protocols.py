@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
+from errata.answers import complete
 from errata.errors import BadInput, UnknownName, Unsupported
 from errata.evaluation.baseline import Baseline, baseline
 from errata.evaluation.evaluate import evaluate
@@ -203,8 +204,23 @@ def test_texts_that_are_unsupported_leave_a_dash() -> None:
         (entropy,) = [row for row in rows if row.metric == "entropy"]
         assert (entropy.after, entropy.error) == (None, "no texts of a given length")
         both.append(entropy.before)
-        assert all(row.before is not None and row.after is not None for row in rows if row.metric != "entropy")
+        other = [row for row in rows if row.metric not in ("entropy", "reference")]
+        assert all(row.before is not None and row.after is not None for row in other)
     assert both == [0.0, None]  # "Ann is": one bigram
+
+
+def test_without_texts_to_compare_with_the_table_has_a_dash_and_the_log_says_how_to_give_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    case = Case("one", (EDIT,), (Probe("generation", "Ann"),))
+    rows = run("rome", case, Table({**SAYS, "Ann": " is"}), Table({**AFTER, "Ann": " was"}))
+    (reference,) = [row for row in rows if row.metric == "reference"]
+    assert (reference.before, reference.after) == (None, None)
+    assert reference.error in caplog.text and "attribute_snippets.json" in caplog.text
+    assert [(line.before, line.after) for line in published(rows) if line.name == "RS"] == [(None, None)]
+    caplog.clear()
+    assert not [row for row in run("rome", COUNTERFACT, Table(SAYS), Table(AFTER)) if row.error]  # it has no texts
+    assert not caplog.text
 
 
 def test_counterfact_plus_measures_how_far_the_next_token_moved(tmp_path: Any) -> None:
@@ -353,7 +369,9 @@ def test_wild_stops_at_any_full_stop_and_wants_the_whole_answer() -> None:
     after = {**AFTER, "Ann was born in": " St. Louis.", "Bob was born in": " Oslo. It is"}
     rows = run("wild", case, Table({**SAYS, "Bob was born in": " Oslo. He"}), Table(after))
     found = after_of(rows)
-    assert found["edit", "accuracy"] == 0.0  # "St"
+    assert found["edit", "accuracy"] == 1.0
+    released = run("wild-released", case, Table({**SAYS, "Bob was born in": " Oslo. He"}), Table(after))
+    assert after_of(released) == found | {("edit", "accuracy"): 0.0}  # "St"
     assert found["paraphrase", "accuracy"] == 0.0  # "New Oslo"
     assert found["neighborhood", "identity"] == 1.0
     exact = run("wild", COUNTERFACT, Table(SAYS), Table({**AFTER, "Ann was born in": " the New Rome, she said\n"}))
@@ -382,6 +400,86 @@ def test_answers_of_one_question_are_all_wanted_and_a_question_without_passes_as
     either = Case("one", (EDIT,), (*probes, Probe("logical", "Ann's sea is", (), **of_a_test)))
     assert printed(run("rippleedits", either, before, after))["LG"] == 0.0
     assert printed(run("rippleedits-released", either, before, after))["LG"] == 100.0
+
+
+def test_of_answers_to_one_prompt_any_is_right_where_one_is_given() -> None:
+    probes = [Probe("logical", "Ann's towns are", (town,), group="test 0") for town in ("Rome", "Oslo")]
+    says = {"Ann's towns are": " Rome"}
+    case, before, after = Case("one", (EDIT,), tuple(probes)), Table({**SAYS, **says}), Table({**AFTER, **says})
+    for name in ("errata", "wild"):
+        assert after_of(run(name, case, before, after))["logical", "accuracy"] == 1.0
+    assert after_of(run("errata", case, before, after, modes=["forced"]))["logical", "accuracy"] == 1.0
+
+
+# Answers that hold a full stop, and replies that reason first --------------------------------------
+
+STOPS = ("Washington, D.C.", "George W. Bush", "St. Louis", "Warner Bros. Records", "Dr. No")
+
+
+@pytest.mark.parametrize("name", ["errata", "grace", "mquake", "rippleedits", "wild"])
+@pytest.mark.parametrize("behind", [".", ". It is. So they say", "\nQ: And?", ""])
+@pytest.mark.parametrize("answer", STOPS)
+def test_an_answer_is_not_cut_at_its_own_full_stop(name: str, behind: str, answer: str) -> None:
+    class Short(Table):
+        """Stops writing as soon as it may."""
+
+        @override
+        def generate(self, prompts: Any, max_new_tokens: int = 32, **how: Any) -> list[str]:
+            return [shortened(text, **how) for text in super().generate(prompts, max_new_tokens, **how)]
+
+    case = Case("one", (Edit("Ann was born in", "Ann", answer),))
+    (row,) = run(name, case, Table(SAYS), Short({"Ann was born in": f" {answer}{behind}"}))
+    assert row.after == 1.0
+    wrong = f" {answer.split('. ')[0]}. Other{behind}" if ". " in answer else " Washington, D"
+    (row,) = run(name, case, Table(SAYS), Short({"Ann was born in": wrong}))
+    assert row.after != 1.0
+
+
+def shortened(text: str, until_answer: bool = False, until: Sequence[str] = ()) -> str:
+    """The text as far as a model must write it, letter by letter."""
+    for end in range(len(text)):
+        if (until_answer and complete(text[:end])) or any(stop in text[:end] for stop in until):
+            return text[:end]
+    return text
+
+
+def test_mquake_reads_on_until_the_answer_behind_the_thoughts() -> None:
+    case = Case("one", (EDIT,), (Probe("multi_hop", "q?", ("Italy",)),))
+    thoughts = " Ann was born in Rome. Rome lies in Italy.\nAnswer: Italy\n\nQuestion: Who?\nAnswer: Bob"
+
+    class Short(Table):
+        @override
+        def generate(self, prompts: Any, max_new_tokens: int = 32, **how: Any) -> list[str]:
+            return [shortened(text, **how) for text in super().generate(prompts, max_new_tokens, **how)]
+
+    rows = run("mquake", case, Table({**SAYS, "Q: q? A:": ""}), Short({**AFTER, "Q: q? A:": thoughts}))
+    assert printed(rows)["multi-hop"] == 100.0
+
+
+# A protocol that has nothing to ask ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "probes", "message"),
+    [
+        ("belief", (), "belief finds nothing to ask .*edit, paraphrase, question, alias .forced. by answers and rival"),
+        ("rome", (Probe("unrelated", "who?", ("Bo",)),), "rome finds nothing to ask .* answers and rival"),
+        ("convsent", (Probe("generation", "Ann", references=("a",)),), "convsent .*references and wanted and opposite"),
+        ("convsent", (), "convsent finds nothing to ask"),
+    ],
+)
+def test_a_protocol_that_finds_nothing_to_ask_says_so(name: str, probes: tuple[Probe, ...], message: str) -> None:
+    case = Case("one", (Edit("Ann was born in", "Ann", "New Rome"),), probes)
+    with pytest.raises(BadInput, match=message):
+        baseline(Table({}), [case], protocol=name)
+
+
+def test_sentiments_locality_is_of_answers_alone() -> None:
+    sides = [Probe("generation", "Ann?", references=("good",), label=label) for label in ("wanted", "opposite")]
+    case = Case("one", (EDIT,), (*sides, Probe("unrelated", "who?", ("Bo",))))
+    says = {"Ann?": " so", "who?": " Bo"}
+    rows = run("convsent", case, Table(says), Table({**says, "who?": " Bo Ray"}))
+    assert [(row.mode, row.after) for row in rows if row.kind == "unrelated"] == [("generated", 0.0)]
 
 
 def test_sentiment_of_replies() -> None:

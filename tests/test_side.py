@@ -12,6 +12,7 @@ from errata.errors import BadInput, Unsupported
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.packing import pack, unpack
 from errata.methods.registry import method
+from errata.methods.side_memory.alike import alike, names_in, parting
 from errata.methods.side_memory.matrix import of_prompts
 from errata.methods.side_memory.memoir import MaskedMatrix, Masks, tophash
 from errata.methods.side_memory.training import SiteLosses
@@ -144,6 +145,52 @@ def test_training_in_many_batches_gives_the_same(name: str) -> None:
     assert max(float((one[key].float() - two[key].float()).abs().max()) for key in one if "values" in key) < 1e-3
 
 
+FIVE = [Edit(f"{who} lives in", who, "Oslo") for who in ("Ann Lee", "Bob Ray", "Cy Moor", "Dora Finn", "A baker")]
+LENIENT: dict[str, dict[str, Any]] = {
+    "wise": {"contexts": 1, "shard": 2, "steps": 120, "ratio": 0.5},
+    "memoir": {"contexts": 0, "share": 0.2, "steps": 80, "k": 32},
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("calls", [1, 5])
+def test_the_newest_answer_of_every_prompt_wins(name: str, calls: int) -> None:
+    """In one call and one by one, across shards: each prompt is asked again for another answer."""
+    lm, m, state, patch = made(name, FIVE, **LENIENT[name])
+    again = [replace(edit, target_new="Lima", id="") for edit in FIVE]
+    for i in range(calls):
+        patch = m.edit(lm, again[i::calls], state, patch)
+    with patch.applied(lm) as edited:
+        lima, oslo = (edited.score([e.prompt for e in FIVE], [to] * 5) for to in ("Lima", "Oslo"))
+    assert all(new.total > old.total for new, old in zip(lima, oslo, strict=True))
+    assert [entry["edit"] for entry in side(patch).entries()] == [e.id for e in side(patch).log[5:]]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_newest_answer_wins_in_other_words_too(name: str) -> None:
+    lm, m, state, patch = made(name, [EDIT, EDITS[1]], **LENIENT[name])
+    other = Edit("Ann Lee was then born in", "Ann Lee", "Lima", "Rome")
+    with patch.applied(lm) as edited:
+        assert edited.score([other.prompt], ["Oslo"])[0].correct  # the memory takes both for one question
+    apart = m.edit(lm, [replace(other, target_true="Paris", id="")], state, patch)  # asks for something else
+    assert len(side(apart).entries()) == 3
+    patch = m.edit(lm, [other], state, patch)
+    with patch.applied(lm) as edited:
+        lima, oslo = (edited.score([other.prompt, EDIT.prompt], [to] * 2) for to in ("Lima", "Oslo"))
+    assert all(new.total > old.total for new, old in zip(lima, oslo, strict=True))
+    assert [entry["edit"] for entry in side(patch).entries()] == [EDITS[1].id, side(patch).log[2].id]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_edits_that_end_above_their_loss_are_warned_of(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    made(name, EDITS, steps=1)
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith(f"{name}: 3 of 3 edits ended with a loss above stop = 0.02 (")
+    caplog.clear()
+    made(name, EDITS, steps=1, stop=50.0)
+    assert not caplog.records
+
+
 # MEMOIR --------------------------------------------------------------------------------------------
 
 
@@ -214,7 +261,10 @@ def memories(retrieve: bool, distances: list[float]) -> WiseMemory:
     """Two memories of three edits; the first looks at the first feature, the second at the second, twice as hard."""
     log = tuple(EditRecord(f"e{i}", f"prompt {i}", "prompt", "target") for i in range(3))
     weights = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]])
-    lookup = Distances(at="last", ratio=0.5, retrieve=retrieve, distances=torch.tensor(distances))
+    least = torch.tensor([min(distances[:2]), distances[2]])
+    lookup = Distances(
+        at="last", ratio=0.5, retrieve=retrieve, distances=torch.tensor(distances), thresholds=0.5 * least
+    )
     payload = SideMatrices(shard=2, mask=0.2, weights=weights, of=torch.tensor([0, 0, 1]))
     return WiseMemory("site", log, lookup, payload)
 
@@ -224,8 +274,7 @@ def test_the_memory_of_the_largest_distance_answers_where_it_passes() -> None:
     call = Call(torch.ones(4, 1), torch.zeros(4).long())
     one, each = memories(False, [6.0, 2.0, 4.0]), memories(True, [6.0, 2.0, 4.0])
     payload = one.payload
-    assert one.lookup.thresholds(payload).tolist() == [1.0, 1.0]
-    assert each.lookup.thresholds(payload).tolist() == [1.0, 2.0]
+    assert one.lookup.thresholds.tolist() == each.lookup.thresholds.tolist() == [1.0, 2.0]
     for memory, routed in (
         (one, [1, 0, -1, 0]),
         (each, [1, 0, -1, 0]),
@@ -244,22 +293,20 @@ def test_ties_by_hand() -> None:
     assert ties(deltas, torch.tensor([0.5, 0.5]), 0.25)[0].tolist() == pytest.approx([4.0, 5.0, 0.0, 0.0])
 
 
-FIVE = [Edit(f"{who} lives in", who, "Oslo") for who in ("Ann Lee", "Bob Ray", "Cy Moor", "Dora Finn", "A baker")]
-
-
 @pytest.mark.parametrize(("retrieve", "sizes"), [(False, [4, 1]), (True, [4, 1])])
 def test_shards_are_filled_and_merged(retrieve: bool, sizes: list[int]) -> None:
     lm, m, state, patch = made("wise", FIVE, shard=2, merge=2, steps=10, retrieve=retrieve)
     payload = side(patch).payload
     assert payload.sizes == sizes and payload.of.tolist() == [0, 0, 0, 0, 1]
     assert (payload.weights[0] != 0).float().mean() > 1.4 * (payload.weights[1] != 0).float().mean()
-    more = m.edit(lm, EDITS, state, patch)
+    more = m.edit(lm, [*EDITS, Edit("Eve Stone lives in", "Eve Stone", "Lima")], state, patch)  # one replaces another
     assert side(more).payload.sizes == ([8] if not retrieve else [4, 4])
     for part in (side(patch), side(more)):  # the distances stored are those of the memory as it is
         calls = [seen(lm, part, edit.prompt) for edit in part.log]
         pairs = zip(part.payload.of, calls, strict=True)
         d = torch.stack([(part.payload.weights[i] @ x[0, -1]).norm() for i, (_, x) in pairs])
-        assert torch.allclose(part.lookup.distances, d, rtol=1e-4)
+        held = part.payload.of >= 0
+        assert torch.allclose(part.lookup.distances[held], d[held], rtol=1e-4)
 
 
 def test_a_shard_changes_its_own_entries_alone() -> None:
@@ -281,13 +328,27 @@ def test_the_margins_part_what_is_edited_from_what_is_not() -> None:
     assert ratios[0] > 1.1 * ratios[1]
 
 
-def test_what_looks_like_an_edit_is_made_of_the_edits() -> None:
-    lm, m, _, patch = made("wise", EDITS, steps=1)
-    with patch.applied(lm) as edited:
-        ids = m._others(edited, side(patch).log, [0, 1, 2], torch.Generator().manual_seed(0))
-    texts = {lm.tokens.decode(row).strip() for row in ids}
-    assert texts and not texts & {edit.prompt for edit in EDITS}
-    assert texts <= {edit.about(other.subject) for edit in side(patch).log for other in side(patch).log}
+def test_what_looks_like_an_edit_is_made_of_the_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, names = tiny_lm("llama"), ["Ann Lee", "Eve Stone"]
+    log = tuple(EditRecord.of(edit, lm.tokens) for edit in EDITS)
+
+    def next_logprobs(prompts: list[str]) -> Any:
+        """What is asked of Ann Lee has one answer; every other prompt has its own."""
+        number = {prompt: 0 if "Ann Lee" in prompt else i + 1 for i, prompt in enumerate(dict.fromkeys(prompts))}
+        return torch.eye(99)[[number[prompt] for prompt in prompts]]
+
+    monkeypatch.setattr(lm, "next_logprobs", next_logprobs)
+    same, others = alike(lm, log, [0, 1, 2], names, 20, torch.Generator().manual_seed(0))
+    assert sorted(same) == sorted(edit.about("Ann Lee") for edit in log[1:])
+    asked = {edit.about(who) for edit in log for who in ("Bob Ray", "Cy Moor", "Eve Stone")}
+    assert sorted(others) == sorted(asked - {edit.prompt for edit in log})
+
+
+def test_names_and_the_value_that_parts() -> None:
+    texts = ["So says Ann Lee's baker", "By night the Old King of New York", "Ann Lee was"]
+    assert names_in(texts) == ["Ann Lee", "Old King", "New York"]
+    outside = [torch.linspace(0, 1, 101), torch.linspace(0, 2, 101)]
+    assert parting(torch.linspace(3, 4, 11), outside) == pytest.approx((3.1 + 1.98) / 2)
 
 
 def test_wises_settings() -> None:

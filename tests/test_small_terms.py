@@ -1,6 +1,7 @@
 """Small terms of larger things, each by itself: what a mutation tester found that no other test noticed."""
 
 import copy
+import logging
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from errata.methods.finetune.lora import LoRA
 from errata.methods.losses import smoothed_targets
 from errata.methods.neurons import kn
 from errata.methods.registry import method
-from errata.methods.texts import sampled_texts
+from errata.methods.texts import openings, sampled_texts
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, _side_product
 from errata.patch.patch import EMPTY, Patch
@@ -38,15 +39,45 @@ def test_methods_are_described_by_their_own_words() -> None:
 def test_sampled_texts_are_as_long_as_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, asked = tiny_lm("gpt2"), list[tuple[Any, ...]]()
 
-    def sample(prompts: list[str], length: int, *, seed: int) -> list[list[int]]:
-        asked.append((len(prompts), length, seed))
+    def sample(prompts: list[str], length: int, *, seed: int, until: tuple[str, ...]) -> list[list[int]]:
+        asked.append((len(prompts), length, seed, until))
         return [[5]] * len(prompts)
 
     monkeypatch.setattr(lm, "sample", sample)
+    lm.budget = 64 * 128
     texts = sampled_texts(lm, 3)
     for _ in range(65):
         next(texts)
-    assert lm.tokens.limit == 128 and asked == [(64, 127, 3), (64, 127, 4)]
+    assert lm.tokens.limit == 128 and asked == [(64, 127, 3, ()), (64, 127, 4, ())]
+
+
+def test_methods_that_read_openings_sample_one_sentence_of_a_text(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In batches as large as the budget allows, and no more of them than the openings need."""
+    lm, asked = tiny_lm("gpt2"), list[tuple[Any, ...]]()
+
+    def sample(prompts: list[str], length: int, *, seed: int, until: tuple[str, ...]) -> list[list[int]]:
+        asked.append((len(prompts), length, until))
+        return [lm.tokens._plain(f" {seed}{i} of them live in New York. They") for i in range(len(prompts))]
+
+    monkeypatch.setattr(lm, "sample", sample)
+    lm.budget = 330
+    with caplog.at_level(logging.INFO, "errata"):
+        assert len(openings(lm, None, 15, 0)) == 15
+    assert asked == [(10, 32, (". ",))] * 2
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
+        "no texts given: they are sampled from the model itself"
+    ]
+
+
+def test_a_sample_ends_where_its_text_holds_one_of_the_stops() -> None:
+    lm = tiny_lm("gpt2")
+    whole = lm.sample([""] * 20, 40, seed=1)
+    (stop,) = {lm.tokens.continuation([], whole[0])[3:5]}
+    for ids, ended in zip(whole[:1], lm.sample([""] * 20, 40, seed=1, until=(stop,)), strict=False):
+        assert ended == ids[: len(ended)] and stop in lm.tokens.continuation([], ended)
+        assert stop not in lm.tokens.continuation([], ended[:-1])
 
 
 def test_a_bias_beside_an_offloaded_linear_is_added_to_its_output() -> None:

@@ -11,6 +11,7 @@ from tokenizers import decoders
 
 from errata.errors import BadInput
 from errata.model.tokens import Tokens, fed_unchanged, pad, positions_of, sentence
+from errata.subjects import last_word
 
 
 @cache
@@ -166,33 +167,54 @@ def test_what_is_longer_than_the_model_reads_is_refused() -> None:
         ("Bob met Bob, and Bob went", "Bob"),  # the last occurrence
         ("He is Zürich ☃", "Zürich ☃"),
         ("Ann Lee", "Ann Lee"),
-        ("A baker's Annette went", "Ann"),  # within a word
+        ("Ann is no Annette", "Ann"),  # a word, and not a piece of one
+        ("A baker of Ann's went", "Ann"),
+        ("北京是首都", "北京"),
     ],
 )
 def test_the_subjects_last_token_ends_where_the_subject_does(tokens: Tokens, prompt: str, subject: str) -> None:
     last = tokens.last_of_subject(prompt, subject)
-    ids, end = tokens.prompt(prompt), prompt.rindex(subject) + len(subject)
+    ids, end = tokens.prompt(prompt), last_word(prompt, subject) + len(subject)
     assert tokens.decode(ids[: last + 1]).strip().startswith(prompt[:end])
     assert not tokens.decode(ids[:last]).strip().startswith(prompt[:end])
 
 
+class Slow:
+    """A tokenizer that gives no offsets."""
+
+    is_fast = False
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        assert "return_offsets_mapping" not in settings
+        return self.inner(*args, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
 def test_a_slow_tokenizer_finds_the_subject_by_the_length_of_what_comes_before(tokens: Tokens) -> None:
-    class Slow:
-        is_fast = False
-
-        def __init__(self, inner: Any) -> None:
-            self.inner = inner
-
-        def __call__(self, *args: Any, **settings: Any) -> Any:
-            assert "return_offsets_mapping" not in settings
-            return self.inner(*args, **settings)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.inner, name)
-
     slow = Tokens(Slow(tokens.tokenizer))
     for prompt, subject in (("Ann Lee was born in", "Ann Lee"), ("The mayor is Cy Moor of", "Cy Moor")):
         assert slow.last_of_subject(prompt, subject) == tokens.last_of_subject(prompt, subject)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "at"),
+    [
+        ("Rome and Rome and Romeo", 0),
+        ("Rome and Rome and Romeo", 9),
+        ("Rome and Rome and Romeo", 18),  # within a word
+        ("Romeland is in", 0),
+    ],
+)
+def test_the_subject_is_found_where_it_is_said_to_begin(tokens: Tokens, prompt: str, at: int) -> None:
+    ids, end = tokens.prompt(prompt), at + len("Rome")
+    wanted = next(i for i in range(len(ids)) if tokens.decode(ids[: i + 1]).strip().startswith(prompt[:end]))
+    assert tokens.last_of_subject(prompt, "Rome", at) == wanted
+    assert Tokens(Slow(tokens.tokenizer)).last_of_subject(prompt, "Rome", at) == wanted
 
 
 def test_a_subject_that_is_not_there_is_refused(tokens: Tokens) -> None:

@@ -366,10 +366,11 @@ def test_known_facts_are_averaged(model: str, here: Path) -> None:  # noqa: F811
 def test_facts_may_be_those_of_cases(model: str, here: Path) -> None:  # noqa: F811
     world = command.read_facts("world", 3, seed=2)
     edits = [case.edits[0] for case in errata.cases("world", 3, seed=2)]
-    assert [tuple(fact) for fact in world] == [(e.prompt, e.subject, e.target_true) for e in edits]
+    assert [tuple(fact) for fact in world] == [(e.template, e.subject, e.target_true) for e in edits]
+    assert [fact.prompt for fact in world] == [e.prompt for e in edits]
     cases = [{"id": str(i), "edits": [e.to_json()]} for i, e in enumerate(EDITS)]
     (here / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
-    assert command.read_facts("cases.jsonl") == [(EDIT.prompt, EDIT.subject, EDIT.target_true)]
+    assert command.read_facts("cases.jsonl") == [(EDIT.template, EDIT.subject, EDIT.target_true)]
     assert "knows none of the 1 facts" in refused("trace", model, "--facts", "cases.jsonl", "-q")
 
 

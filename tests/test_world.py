@@ -13,6 +13,7 @@ from errata.types import Case, Probe
 from errata.world.cases import cases
 from errata.world.facts import INVERSES, RELATIONS, TWO_HOPS, World
 from errata.world.facts import world as make_world
+from errata.world.named import world_named
 from errata.world.text import ask
 
 WORLD = make_world()
@@ -84,6 +85,24 @@ def test_splits_share_no_subject() -> None:
     subjects = [WORLD.subjects(split) for split in SPLITS]
     assert sum(map(len, subjects)) == len(set().union(*subjects)) == len(WORLD.split)
     assert [sum(s in WORLD.names["person"] for s in split) for split in subjects] == [200, 50, 350]
+
+
+def test_a_world_is_named_by_the_folder_of_its_model(tmp_path: Path) -> None:
+    assert world_named("world") is WORLD and world_named(tmp_path) is None
+    (tmp_path / "recipe.json").write_text('{"persons": 60, "world_seed": 3}')
+    assert world_named(tmp_path) == make_world(60, 3)
+    for broken in ("{", "[]", '{"persons": "many", "world_seed": 0}', '{"persons": 60}'):
+        (tmp_path / "recipe.json").write_text(broken)
+        with pytest.raises(BadInput, match="no recipe of a world"):
+            data.cases(tmp_path)
+
+
+def test_cases_of_a_split() -> None:
+    subjects = {split: {case.edits[0].subject for case in data.cases("world", 20, split=split)} for split in SPLITS}
+    assert all(subjects[split] <= set(WORLD.subjects(split)) for split in SPLITS)
+    assert data.cases("world", 20) == data.cases("world", 20, split="test")
+    with pytest.raises(UnknownName, match="split"):
+        data.cases("world", split="tests")
 
 
 # Its cases -----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from errata.types import Case, Edit, Probe, Row, Score
 
 if TYPE_CHECKING:
+    from errata import data as data
     from errata.data.reader import cases as cases
     from errata.evaluation.baseline import baseline as baseline
     from errata.evaluation.evaluate import evaluate as evaluate
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _WHERE = {  # name -> module, or module:attribute
     "load": "errata.world.bundled:load",
     "cases": "errata.data.reader:cases",
+    "data": "errata.data",
     "baseline": "errata.evaluation.baseline:baseline",
     "evaluate": "errata.evaluation.evaluate:evaluate",
     "method": "errata.methods.registry:method",
@@ -43,7 +45,7 @@ _WHERE = {  # name -> module, or module:attribute
 
 __all__ = [
     "Case", "Edit", "Probe", "Row", "Score",
-    "load", "cases", "baseline", "evaluate", "method", "methods", "Patch", "EMPTY", "transforms",
+    "load", "cases", "baseline", "evaluate", "method", "methods", "Patch", "EMPTY", "transforms", "data",
 ]  # fmt: skip
 
 

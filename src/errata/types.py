@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast, get_args
 
 from errata.errors import BadInput
+from errata.subjects import last_word, placed, template_of
 
 Mode = Literal["forced", "generated"]
 Kind = Literal[
@@ -36,8 +37,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 class Edit:
     """One requested change: after ``prompt`` the model shall answer ``target_new``.
 
-    A ``{}`` in the prompt is filled with the subject. The subject must occur in the prompt (its last occurrence
-    counts). ``id`` is a digest of the content where none is given. Raises :class:`BadInput`.
+    A ``{}`` in the prompt is filled with the subject and is the place where it is meant (the last one counts). Without
+    one that is the subject's last occurrence as a word. ``at`` is where it begins, kept only where that is elsewhere.
+    Spaces around the subject and behind the prompt are dropped: one is put before the target. ``id`` is a digest of
+    the content where none is given. Raises :class:`BadInput`.
     """
 
     prompt: str
@@ -45,26 +48,38 @@ class Edit:
     target_new: str
     target_true: str | None = None
     id: str = ""
+    at: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, str) and not (field.name == "target_true" and value is None):
-                raise BadInput(f"an edit's {field.name} must be text, found {type(value).__name__}: {value!r}")
+            wanted, words = (int, "a whole number") if field.name == "at" else (str, "text")
+            if value is None and field.name in ("target_true", "at"):
+                continue
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise BadInput(f"an edit's {field.name} must be {words}, found {type(value).__name__}: {value!r}")
         if not self.subject.strip():
             raise BadInput(f"the subject of the edit {self.prompt!r} is empty; name what the fact is about")
         if not self.target_new.strip():
             raise BadInput(f"the target of the edit {self.prompt!r} is empty; give the answer it shall have")
-        object.__setattr__(self, "prompt", self.prompt.replace("{}", self.subject))
-        if self.subject not in self.prompt:
-            raise BadInput(
-                f"the subject {self.subject!r} does not occur in the prompt {self.prompt!r}; "
-                "write it there as it is, or put {} in its place"
-            )
+        object.__setattr__(self, "subject", self.subject.strip(" "))
+        prompt, at = placed(self.prompt.rstrip(" "), self.subject, self.at)
+        object.__setattr__(self, "prompt", prompt)
+        object.__setattr__(self, "at", None if at == last_word(prompt, self.subject) else at)
         if not self.id:
-            content = [self.prompt, self.subject, self.target_new]
+            content = [self.prompt, self.subject, self.target_new, *([] if self.at is None else [self.at])]
             digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
             object.__setattr__(self, "id", digest)
+
+    @property
+    def start(self) -> int:
+        """Where in the prompt the subject begins."""
+        return last_word(self.prompt, self.subject) if self.at is None else self.at
+
+    @property
+    def template(self) -> str:
+        """The prompt with ``{}`` in the subject's place."""
+        return template_of(self.prompt, self.subject, self.at)
 
     @classmethod
     def from_json(cls, record: Any) -> "Edit":
@@ -88,10 +103,12 @@ class Edit:
 class Probe:
     """A question that is asked before and after an edit.
 
-    Any of ``answers`` is right. Probes of one ``group`` count as one, by ``rule``; where some share a prompt, all of
-    their answers are expected. A probe with others in ``require`` counts only where all of those were answered before
-    the edit. ``rival`` is the competing object, ``references`` are texts. ``label`` is the data set's own name where
-    that is finer than the kind (a criterion of RippleEdits, a hop of MQuAKE); rows carry it.
+    Any of ``answers`` is right. Probes of one ``group`` count as one, by ``rule``; of those that share a prompt, all
+    answers are expected where a text is searched for them (RippleEdits), any where one answer is given. A probe with
+    others in ``require`` counts only where all of those were answered before the edit. ``rival`` is the competing
+    object, ``references`` are texts. ``label`` is the data set's own name where that is finer than the kind (a
+    criterion of RippleEdits, the hops of MQuAKE); rows carry it. Space around answers and rival is left out, and a
+    rival that is an accepted answer is none. Raises :class:`BadInput`, for an empty answer too.
     """
 
     kind: Kind
@@ -114,6 +131,11 @@ class Probe:
             if isinstance(value, str | Probe):
                 raise BadInput(f"a probe's {name} are a tuple, found {value!r}; write ({value!r},)")
             object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "answers", tuple(answer.strip() for answer in self.answers))
+        rival = (self.rival or "").strip()
+        object.__setattr__(self, "rival", None if rival in ("", *self.answers) else rival)
+        if "" in self.answers:
+            raise BadInput(f"an answer of the probe {self.prompt!r} is empty; leave it out")
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,10 @@ class DataSpec(NamedTable):
 
 
 class Stop(Table):
-    """Ends a sequence where the mean of a metric over a kind of probes of its first cases falls below a bound."""
+    """Ends a sequence where the mean of a metric over a kind of probes of its first cases falls below a bound.
+
+    Of a metric of which less is better ("old_first" of ``belief``), the mean rises above 1 - ``below``.
+    """
 
     title: ClassVar[str] = "stop"
 
@@ -140,7 +143,8 @@ class Stop(Table):
     def label(self) -> str:
         """The rule as text."""
         measure = self.kind if self.metric == "accuracy" else f"{self.kind} ({self.metric})"
-        return f"until {measure} of the first {self.first} is below {self.below}"
+        bound = f"above {1 - self.below:g}" if self.metric in protocols.LESS_IS_BETTER else f"below {self.below}"
+        return f"until {measure} of the first {self.first} is {bound}"
 
 
 class Setting(Table, ABC):

@@ -1,7 +1,8 @@
 """The units of a plan: each one fold of edits with its batches, checkpoints and labels."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -16,6 +17,7 @@ from errata.evaluation.metrics import mean_over_cases
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Edit, Mode, Probe, Row
+from errata.world.named import known_to
 
 COST = "cost"  # the kind of rows that end a unit
 LAST_METRIC = "peak_mib"  # the metric of the very last of them
@@ -114,14 +116,14 @@ class Unit:
         first = {case.id for case in self.cases[: min(stop.first, n)]}
         measure = (stop.kind, stop.metric, _stop_mode(stop, self.protocol, self.modes))
         mean = mean_over_cases(
-            (row.case, row.after)
+            (row.case, protocols.goodness(stop.metric, row.after))
             for row in rows
             if row.case in first and (row.kind, row.metric, row.mode) == measure and row.after is not None
         )
         return mean is None or mean.mean >= stop.below
 
     def rows(self, **fields: Any) -> list[Row]:
-        """A row with the unit's labels and these fields for each mode, so that each mode's table has it."""
+        """A row with the unit's labels and these fields for each mode, so that the rows of each mode are whole."""
         shared: Any = {**self.labels, "case": self.name, "protocol": self.protocol.name, **fields}
         return [Row(**shared, mode=mode) for mode in self.modes]
 
@@ -138,20 +140,24 @@ def units_of(plan: Plan, method: Callable[..., Any], cases: Callable[..., list[C
     """
     drawn = _Cases(cases)
     units: list[Unit] = []
-    for model, spec, seed in product(plan.models, plan.methods, plan.seeds):
-        made = method(spec.name, **{"seed": seed, **spec.settings})
-        if spec.transform:
-            spec.transform.make()
-        for data, setting in product(plan.data, plan.settings):
+    for model, (i, spec), seed in product(plan.models, enumerate(plan.methods), plan.seeds):
+        with _at(f"methods[{i}]"):
+            made = method(spec.name, **{"seed": seed, **spec.settings})
+            if spec.transform:
+                spec.transform.make()
+        for (j, data), (k, setting) in product(enumerate(plan.data), enumerate(plan.settings)):
             protocol = protocols.protocol(data.protocol or plan.protocol)
             modes = modes_of(protocol, plan.modes)
-            _check(setting, protocol, modes)
-            edited, untouched = drawn.split(data, setting, seed)
+            with _at(f"settings[{k}]"):
+                _check(setting, protocol, modes)
+            with _at(f"data[{j}], settings[{k}]"):
+                edited, untouched = drawn.split(known_to(model, data.name), data, setting, seed)
+                folds = setting.batches(edited, data.label)
             labels = {
                 "model": model, "method": spec.name, "settings": spec.label,
                 "data": data.label, "seed": seed, "setting": setting.label,
             }  # fmt: skip
-            for number, batches in enumerate(setting.batches(edited, data.label), start=1):
+            for number, batches in enumerate(folds, start=1):
                 name = batches[0][0].id if isinstance(setting, Single) else f"{setting.kind} {number}"
                 units.append(Unit(labels, name, batches, untouched, setting, spec, made, protocol, modes))
     keys = [unit.key for unit in units]
@@ -161,15 +167,27 @@ def units_of(plan: Plan, method: Callable[..., Any], cases: Callable[..., list[C
     return units
 
 
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Context manager: what is wrong is told with its place in the file."""
+    try:
+        yield
+    except BadInput as error:
+        raise type(error)(f"{place}: {error}") from error
+
+
 class _Cases:
     """The cases of a plan's data, each read once."""
 
     def __init__(self, read: Callable[..., list[Case]]) -> None:
         self.read, self.drawn = read, dict[Any, list[Case]]()
 
-    def split(self, data: DataSpec, setting: Setting, seed: int) -> tuple[list[Case], list[Case]]:
-        """(cases to edit, cases that stay untouched) of a setting. Raises :class:`BadInput` where there are too few."""
-        drawn = self._draw(data, seed if data.seed is None else data.seed, setting.untouched)
+    def split(self, name: str, data: DataSpec, setting: Setting, seed: int) -> tuple[list[Case], list[Case]]:
+        """(cases to edit, cases that stay untouched) of a setting; ``name`` is what the data's means for the model.
+
+        Raises :class:`BadInput` where there are too few.
+        """
+        drawn = self._draw(name, data, seed if data.seed is None else data.seed, setting.untouched)
         count = len(drawn) - setting.untouched
         if count < 1:
             raise BadInput(f"{data.label!r} gives {len(drawn)} cases, and {setting.untouched} shall stay untouched")
@@ -177,11 +195,11 @@ class _Cases:
             raise BadInput(f"{setting.cases} cases were asked for; {data.label!r} gives {count}")
         return drawn[: setting.cases or count], [_as_unrelated(case) for case in drawn[count:]]
 
-    def _draw(self, data: DataSpec, seed: int, more: int) -> list[Case]:
+    def _draw(self, name: str, data: DataSpec, seed: int, more: int) -> list[Case]:
         limit = None if data.limit is None else data.limit + more
-        key = (data.name, data.format, data.options, seed, limit)
+        key = (name, data.format, data.options, seed, limit)
         if key not in self.drawn:
-            self.drawn[key] = self.read(data.name, limit=limit, seed=seed, format=data.format, **dict(data.options))
+            self.drawn[key] = self.read(name, limit=limit, seed=seed, format=data.format, **dict(data.options))
         return self.drawn[key]
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from errata.errors import BadInput
 
@@ -75,10 +76,12 @@ def stderr(quiet: bool = False) -> Console:
 
 
 def show_logs(quiet: bool) -> None:
-    """Shows Errata's own logs on stderr; with ``quiet`` errors only."""
+    """Shows Errata's own warnings on stderr; with ``quiet`` errors only."""
     log = logging.getLogger("errata")
-    log.handlers = [RichHandler(console=stderr(), show_time=False, show_path=False, show_level=False)]
-    log.setLevel(logging.ERROR if quiet else logging.WARNING)
+    handler = RichHandler(console=stderr(), show_time=False, show_path=False, show_level=False)
+    handler.setLevel(logging.ERROR if quiet else logging.WARNING)
+    log.handlers = [handler]
+    log.setLevel(logging.ERROR if quiet else logging.INFO)  # below a warning: the progress of a step
 
 
 def set_up_logs(quiet: bool) -> None:
@@ -91,13 +94,32 @@ def set_up_logs(quiet: bool) -> None:
     transformers_logging.disable_progress_bar()
 
 
+class _Shown(logging.Handler):
+    """Hands the message of each record below a warning to a function."""
+
+    def __init__(self, show: Callable[[str], Any]) -> None:
+        super().__init__()
+        self.show = show
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            self.show(record.getMessage())
+
+
 @contextmanager
 def step(what: str, quiet: bool) -> Iterator[None]:
-    """Context manager: shows on stderr that ``what`` is under way, and in the end how long it took."""
+    """Context manager: shows on stderr that ``what`` is under way, what is logged of it meanwhile, and in the end how
+    long it took."""
     console = stderr(quiet)
     began = time.perf_counter()
-    with console.status(f"{what} …"):
-        yield
+    with console.status(f"{what} …") as status:
+        shown, log = _Shown(lambda line: status.update(f"{what} … {line}")), logging.getLogger("errata")
+        log.addHandler(shown)
+        try:
+            yield
+        finally:
+            log.removeHandler(shown)
     console.print(f"{what}: {time.perf_counter() - began:.1f} s", style="dim")
 
 

@@ -129,11 +129,12 @@ def demo_command(
 ) -> None:
     """Edit ten facts of the bundled model, measure what happened, and undo it to the last bit."""
     import errata
+    from errata.world.named import world_named
 
-    cases = errata.cases("world", limit=limit, seed=seed)
+    if world_named(model) is None:
+        raise BadInput(f"{model} knows no world; the demo wants 'world' or what `errata world train` made")
+    cases = errata.cases(model, limit=limit, seed=seed)
     lm = common.load_model(model, device, dtype, quiet)
-    if lm.resources.texts is None:
-        raise BadInput(f"{model} does not know the world; the demo wants 'world' or what `errata world train` made")
     console = common.stdout()
     result = demo(lm, cases, Path(tempfile.mkdtemp(prefix="errata-demo-")), console.print, quiet)
     size = common.size(result.file.stat().st_size)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from errata.answers import answer_of, begins_with_answer
 from errata.cli import common
-from errata.errors import BadInput
+from errata.errors import BadInput, Refused
 from errata.types import Edit
 
 if TYPE_CHECKING:
@@ -43,6 +43,20 @@ class Edited:
     def took(self) -> list[bool]:
         """For each edit, whether its prompt is now answered with its target (generated)."""
         return [begins_with_answer(text, [e.target_new]) for e, text in zip(self.edits, self.after, strict=True)]
+
+    @property
+    def outcomes(self) -> list[Mapping[str, Any]]:
+        """For each edit, how it ended: see :meth:`errata.methods.base.Method.edit`."""
+        found = self.patch.meta["made"][-1]["outcomes"]
+        return [found.get(one.id, {}) for one in self.edits]
+
+    @property
+    def missed(self) -> list[Edit]:
+        """The edits that are not answered with their target, generated or fed."""
+        from errata.methods.outcomes import missed
+
+        ended = zip(self.edits, self.took, self.outcomes, strict=True)
+        return [edit for edit, took, outcome in ended if not took or missed(outcome)]
 
 
 def edit(
@@ -88,6 +102,7 @@ def edit_command(
         typer.Option("-o", "--output", help="Where to write; by default named after the subject."),
     ] = None,
     force: common.Force = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Write nothing unless every edit took (exit 3).")] = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
     seed: common.Seed = 0,
@@ -96,20 +111,26 @@ def edit_command(
 ) -> None:
     """Make a patch that changes one fact, or many at once."""
     requested = edits_of(prompt, subject, target, edits)
-    path = output or default_name(requested)
-    common.check_output(path, force)
     chosen = common.make_method(method, set_, seed)
     texts = common.texts_for(chosen, data)
     earlier = load_patch(prior)
+    path = output or default_name(requested)
+    common.check_output(path, force)
     lm = common.load_model(model, device, dtype, quiet)
     result = edit(lm, requested, chosen, texts, earlier, quiet)
+    if strict and (failed := result.missed):
+        named = ", ".join(f"{one.prompt!r} -> {one.target_new!r}" for one in failed[:ROWS])
+        raise Refused(
+            f"{len(failed)} of {_facts(len(requested))} did not take, so nothing was written: {named}; "
+            "try more steps, another method, or do without --strict"
+        )
     result.patch.save(path)
     if as_json:
         common.print_json({"file": str(path), "edits": _answers(result), "took": sum(result.took)})
         return
     common.stdout().print(_table_of_answers(result))
     common.stdout().print(
-        f"{sum(result.took)} of {_facts(len(requested))} now answered as wanted (generated)", soft_wrap=True
+        f"{sum(result.took)} of {_facts(len(requested))} now answered with the target (generated)", soft_wrap=True
     )
     typer.echo(f"wrote {path} ({common.size(path.stat().st_size)})", err=True)
 
@@ -153,19 +174,37 @@ def default_name(edits: Sequence[Edit]) -> Path:
 
 
 def _answers(result: Edited) -> list[dict[str, Any]]:
+    columns = zip(result.edits, result.before, result.after, result.took, result.outcomes, strict=True)
     return [
         {"id": e.id, "prompt": e.prompt, "target_new": e.target_new, "before": before, "after": after, "took": took}
-        for e, before, after, took in zip(result.edits, result.before, result.after, result.took, strict=True)
+        | dict(outcome)
+        for e, before, after, took, outcome in columns
     ]
 
 
 def _table_of_answers(result: Edited) -> Any:
     rows = [
-        (row["prompt"], _short(row["before"]), coloured(_short(row["after"]), row["took"]), row["target_new"])
+        (
+            row["prompt"],
+            _short(row["before"]),
+            coloured(_short(row["after"]), row["took"]),
+            row["target_new"],
+            _loss(row.get("search_loss"), row.get("search_met")),
+            _loss(row.get("loss"), row.get("met")),
+        )
         for row in _answers(result)[:ROWS]
     ]
     more = f" (the first {ROWS} of {len(result.edits)})" if len(result.edits) > ROWS else ""
-    return common.make_table(f"edits{more}", ("prompt", "before", "after", "wanted"), rows)
+    columns = ("prompt", "before", "after", "target", "search loss", "loss")
+    return common.make_table(f"edits{more}", columns, rows, right=columns[-2:])
+
+
+def _loss(value: float | None, met: bool | None) -> Text:
+    """A loss, in green where it is met, otherwise in red and with a word; a dash where none is known."""
+    if met is None:
+        return Text("-")
+    number = "not finite" if value is None else f"{value:.2f}"
+    return coloured(number if met else f"{number} missed", met)
 
 
 def coloured(text: str, good: bool) -> Text:
@@ -279,6 +318,8 @@ def show_command(
             soft_wrap=True,
         )
         console.print("  " + "  ".join(f"{k}={v}" for k, v in made["resolved"].items()), style="dim", soft_wrap=True)
+        for line in _told(made):
+            console.print(f"  {line}", soft_wrap=True)
     edits = [(e["id"], e["prompt"], e["target_new"]) for e in content["edits"][:ROWS]]
     more = f" (the first {ROWS} of {len(content['edits'])})" if len(content["edits"]) > ROWS else ""
     console.print(common.make_table(f"edits{more}", ("id", "prompt", "target"), edits))
@@ -289,6 +330,22 @@ def show_command(
     if content["memory"]:
         shapes = [(name, " x ".join(map(str, shape))) for name, shape in content["memory"].items()]
         console.print(common.make_table("memory (for the next edit)", ("name", "shape"), shapes))
+
+
+def _told(made: Mapping[str, Any]) -> list[str]:
+    """What the record of a call of ``edit`` says of edits that failed, and of changes that rounding would lose."""
+    from errata.methods.outcomes import describe, missed
+
+    lines = [f"{id} missed: {describe(ended)}" for id, ended in made.get("outcomes", {}).items() if missed(ended)]
+    more = [f"and {len(lines) - ROWS} more missed"] if len(lines) > ROWS else []
+    return (
+        lines[:ROWS]
+        + more
+        + [
+            f"{site} runs as a side product: rounding to {made['dtype']} would leave {100 * share:.0f} % of its change"
+            for site, share in made.get("rounded", {}).items()
+        ]
+    )
 
 
 def _print_records(title: str, records: Sequence[Mapping[str, Any]]) -> None:

@@ -114,11 +114,12 @@ def own_cases(lm: "HFLM", patch: "Patch", seed: int = 0) -> list[Case]:
     """
     from errata.evaluation.edits import cases_of
     from errata.world.cases import cases
-    from errata.world.facts import world
+    from errata.world.named import world_named
 
-    if lm.resources.texts is None:
+    world = world_named(lm.name)
+    if world is None:
         return cases_of(patch)
-    return cases_of(patch, cases(world(), len(world().subjects("test")), seed))
+    return cases_of(patch, cases(world, len(world.subjects("test")), seed))
 
 
 def makers(patch: "Patch") -> str:
@@ -162,9 +163,11 @@ def _judge(url: str | None, model: str | None, rules: "Protocol", mode: Mode | N
 
 def _read_cases(name: str, limit: int | None, seed: int, setting: str | None, options: dict[str, str]) -> list[Case]:
     import errata
+    from errata.world.named import world_named
 
-    alone = {"conflicts": "true"} if setting == "single" and name != "world" else {}  # they never meet in one model
-    limit = WORLD_LIMIT if limit is None and name == "world" else limit
+    of_world = world_named(name) is not None
+    alone = {"conflicts": "true"} if setting == "single" and not of_world else {}  # they never meet in one model
+    limit = WORLD_LIMIT if limit is None and of_world else limit
     return errata.cases(name, limit=limit, seed=seed, **(alone | options))
 
 
@@ -172,7 +175,9 @@ def eval_command(
     model: common.Model,
     cases: Annotated[
         str | None,
-        typer.Option(help="'world', a file of cases, or a hub id.", show_default="world; of a patch, its own edits"),
+        typer.Option(
+            help="'world', a file of cases, or a hub id.", show_default="the model's world; of a patch, its own edits"
+        ),
     ] = None,
     read: common.Read = None,
     method: Annotated[
@@ -226,6 +231,7 @@ def eval_command(
     from errata.report.folds import published, summary
     from errata.report.rows import to_jsonl
     from errata.report.tables import published_table, table
+    from errata.world.named import known_to
 
     if output is not None:
         common.check_output(output, force)
@@ -240,7 +246,7 @@ def eval_command(
     name = cases if cases is not None or patch is not None else "world"
     if name is None and options:
         raise BadInput("--read goes with --cases; name a file of cases, or leave it out")
-    measured_on = None if name is None else _read_cases(name, limit, seed, setting, options)
+    measured_on = None if name is None else _read_cases(known_to(model, name), limit, seed, setting, options)
     texts = None if isinstance(subject, Patch) else common.texts_for(subject, data)
     lm = common.load_model(model, device, dtype, quiet)
     if isinstance(subject, Patch) and measured_on is None:

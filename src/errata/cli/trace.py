@@ -11,6 +11,7 @@ from errata.cli import common
 from errata.cli.maps import check_picture, picture, print_maps
 from errata.errors import BadInput
 from errata.files import write_bytes
+from errata.subjects import template_of
 
 if TYPE_CHECKING:
     from errata.locate import Average, Trace
@@ -20,11 +21,16 @@ FACTS = 100  # traced at most, without --limit
 
 
 class Fact(NamedTuple):
-    """A true fact: the attribute answers the prompt about the subject."""
+    """A true fact: the attribute answers the prompt about the subject, which stands in the place of ``{}``."""
 
-    prompt: str
+    template: str
     subject: str
     attribute: str
+
+    @property
+    def prompt(self) -> str:
+        """The template, filled with the subject."""
+        return self.template.replace("{}", self.subject)
 
 
 # Facts -------------------------------------------------------------------------------------------
@@ -65,9 +71,10 @@ def _fact(record: Any, where: str) -> Fact:
         raise BadInput(f"{where}: a fact is a JSON object whose prompt, subject and attribute are texts")
     prompt, subject, attribute = cast("list[str]", values)
     try:
-        return Fact(*filled_prompt(prompt, subject), attribute)
+        prompt, subject, at = filled_prompt(prompt, subject)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from error
+    return Fact(template_of(prompt, subject, at), subject, attribute)
 
 
 def _of_cases(name: str, limit: int | None, seed: int) -> list[Fact]:
@@ -75,7 +82,7 @@ def _of_cases(name: str, limit: int | None, seed: int) -> list[Fact]:
 
     cases = errata.cases(name, limit=(limit or FACTS) if name == "world" else None, seed=seed)
     edits = [edit for case in cases for edit in case.edits]
-    return [Fact(edit.prompt, edit.subject, edit.target_true) for edit in edits if edit.target_true]
+    return [Fact(edit.template, edit.subject, edit.target_true) for edit in edits if edit.target_true]
 
 
 def trace_facts(
@@ -93,7 +100,7 @@ def trace_facts(
     unknown = [fact for fact, score in zip(facts, scores, strict=True) if not score.correct]
     if not known:
         raise BadInput(f"{lm.name} knows none of the {len(facts)} facts, so there is nothing to trace; give others")
-    std = embedding_std(lm, [(fact.prompt, fact.subject) for fact in known])
+    std = embedding_std(lm, [(fact.template, fact.subject) for fact in known])
     traces = [trace(lm, *fact, std=std, **settings) for fact in common.track(known, "tracing", quiet)]
     return traces, unknown
 
@@ -162,11 +169,11 @@ def trace_command(
         title = f"{lm.name}: the average over {result.facts} known facts ({len(unknown)} of {len(chosen)} not known)"
         labels, closing = _roles(result), ["", *_largest(result)]
     else:
-        words = tracing.filled_prompt(prompt or "", subject or "")
+        filled, *_ = tracing.filled_prompt(prompt or "", subject or "")
         lm = common.load_model(model, device, dtype, quiet)
         with common.step("tracing", quiet):
-            result = one = trace(lm, *words, target, **settings)
-        record, title, labels = result.to_json(), f"{words[0]} → {result.answer.strip()}", _tokens(result)
+            result = one = trace(lm, prompt or "", subject or "", target, **settings)
+        record, title, labels = result.to_json(), f"{filled} → {result.answer.strip()}", _tokens(result)
         closing = []
     tables = {f"{name}: {_about(name, one)}": table.tolist() for name, table in result.effects.items()}
     noise_text = f"noise of σ = {one.sigma:.3g}, {one.samples} draws"

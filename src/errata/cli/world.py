@@ -84,11 +84,12 @@ def train(folder: str | Path, quiet: bool = True, **recipe: Any) -> Path:
 @app.command("train")
 def train_command(
     folder: Annotated[Path, typer.Argument(help="Where the model goes; the same command resumes.", show_default=False)],
-    arch: Annotated[Literal["gpt2", "llama"], typer.Option(help="The shape.")] = "gpt2",
+    architecture: Annotated[Literal["gpt2", "llama"], typer.Option(help="The shape.")] = "gpt2",
     layers: Annotated[int | None, typer.Option(min=1)] = None,
     width: Annotated[int | None, typer.Option(min=8)] = None,
     heads: Annotated[int | None, typer.Option(min=1)] = None,
     persons: Annotated[int | None, typer.Option(min=20, help="How large the world is.")] = None,
+    world_seed: Annotated[int, typer.Option(help="Another seed is a world of other names and facts.")] = 0,
     vocab: Annotated[int | None, typer.Option(min=300, help="Entries of the tokenizer.")] = None,
     learn: Annotated[int | None, typer.Option(min=1, help="Steps of stage 1: learn the facts.")] = None,
     move: Annotated[int | None, typer.Option(min=0, help="Steps of stage 2: move them to the subject.")] = None,
@@ -110,5 +111,5 @@ def train_command(
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is a file; give a folder for the model")
     common.set_up_logs(quiet)
-    made = train(folder, quiet, arch=arch, plain=plain, seed=seed, **given)
+    made = train(folder, quiet, architecture=architecture, world_seed=world_seed, plain=plain, seed=seed, **given)
     typer.echo(f"wrote {made}: try `errata demo --model {made}`", err=True)

@@ -20,6 +20,7 @@ END = " .?!"  # behind the object of a pattern
 def reader(path: Path | None, *, templates: str = "") -> MakeCase:
     """Cases of a relation's facts (``P19.jsonl``): the first pattern that ends with the object, others as paraphrases.
 
+    A subject may have several objects, each of which is edited in a case of its own; to paraphrases any is right.
     Patterns are those of ``templates`` (LAMA's relations.jsonl, or ParaRel's patterns of this relation), or of the
     file in the place where these two collections have it. Raises :class:`BadInput` where there is none.
     """
@@ -30,6 +31,7 @@ def reader(path: Path | None, *, templates: str = "") -> MakeCase:
         )
     file_relation = path.stem if path is not None else ""
     patterns = list(_patterns(source, file_relation))
+    objects = _objects(path)
 
     def case(record: Record, id: str) -> Case:
         relation = optional_text(record, "predicate_id") or file_relation
@@ -38,16 +40,28 @@ def reader(path: Path | None, *, templates: str = "") -> MakeCase:
         if not prompts:
             raise Excluded(f"no pattern of {relation or 'its relation'} ends with the object")
         number = get(record, "uuid")
-        probes = tuple(Probe("paraphrase", prompt, (answer,)) for prompt in prompts[1:])
+        others = objects.get((optional_text(record, "predicate_id") or "", subject), ())
+        probes = tuple(Probe("paraphrase", prompt, distinct((answer, *others))) for prompt in prompts[1:])
         return Case(id if number is None else f"{number}", (make_edit(prompts[0], subject, answer),), probes)
 
     return case
 
 
 def relations(record: Record) -> list[str]:
-    """The relation's id of the record's fact; empty where it has none."""
-    relation = optional_text(record, "predicate_id")
-    return [relation] if relation else []
+    """The relation's id with the object: facts are true, so that another object of the relation contradicts none."""
+    return [f"{optional_text(record, 'predicate_id') or ''} {text(record, 'obj_label')}"]
+
+
+def _objects(path: Path | None) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(relation, subject) -> all objects that the file gives it."""
+    objects: dict[tuple[str, str], tuple[str, ...]] = {}
+    for _, record in read_records(path) if path is not None else ():
+        try:
+            key = optional_text(record, "predicate_id") or "", text(record, "sub_label")
+            objects[key] = distinct((*objects.get(key, ()), text(record, "obj_label")))
+        except (BadInput, AttributeError):  # named where its case is made
+            continue
+    return objects
 
 
 def _usual_templates(path: Path | None) -> Path | None:

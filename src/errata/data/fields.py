@@ -4,13 +4,15 @@ Every function raises :class:`BadInput`, which names the field, where a value is
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from errata.errors import BadInput, unknown
-from errata.types import Edit
+from errata.types import Edit, Probe
 
 Record = Mapping[str, Any]
+RecordAt = tuple[str, Any]  # where a record stands, and the record: a BadInput where it cannot be read
 
 
 class Excluded(Exception):
@@ -108,6 +110,13 @@ def distinct(items: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item for item in items if item.strip()))
 
 
+def names(value: Any, name: str, aliases: str, what: str) -> tuple[str, ...]:
+    """The names of an answer: a text, or an object with a name and a list of other names under those keys."""
+    if isinstance(value, dict):
+        return distinct((optional_text(value, name) or "", *texts(value, aliases)))
+    return distinct([as_text(value, what)])
+
+
 def case_id(record: Record, key: str, prefix: str, default: str) -> str:
     """The prefix and the record's own number under ``key``; ``default`` where it has none."""
     number = get(record, key)
@@ -129,6 +138,34 @@ def make_edit(prompt: str, subject: str | None, target_new: str, target_true: st
             subject = spelt
     target_true = (target_true or "").strip() or None
     return Edit(prompt, subject, target_new.strip(), target_true)
+
+
+def subject_in(prompt: str, subject: str | None) -> str | None:
+    """The subject where the prompt contains it, whatever its letter cases; otherwise None."""
+    return subject if subject and subject.casefold() in prompt.casefold() else None
+
+
+def statement_edit(statement: str, subject: str | None = None) -> Edit:
+    """The edit that a statement asks for: what stands behind its subject where that is named, else its second half.
+
+    Some data sets state an edit in sentences, without a question. The statement is what prompt and target are together.
+    """
+    named = re.search(re.escape(subject), statement, re.IGNORECASE) if subject else None
+    if named and statement[named.end() :].strip(" .!?"):
+        return make_edit(statement[: named.end()], named.group(), statement[named.end() :])
+    words = statement.split()
+    if len(words) < 2:
+        raise BadInput(f"a statement has two words at least, found {preview(statement)}")
+    half = (len(words) + 1) // 2
+    return make_edit(" ".join(words[:half]), None, " ".join(words[half:]))
+
+
+def asked_once(edits: Iterable[Edit], probes: Iterable[Probe]) -> tuple[Probe, ...]:
+    """The probes without those whose prompt an edit or an earlier probe asks with other answers."""
+    first: dict[str, tuple[str, ...]] = {edit.prompt: (edit.target_new,) for edit in edits}
+    return tuple(
+        probe for probe in probes if not probe.answers or first.setdefault(probe.prompt, probe.answers) == probe.answers
+    )
 
 
 def choice(option: str, value: str, known: tuple[str, ...]) -> str:

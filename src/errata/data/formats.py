@@ -5,8 +5,9 @@ my-format = "my_package.my_format:MY_FORMAT"        # a Format
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 GROUP = "errata.formats"
 MakeCase = Callable[[Record, str], Case]  # of a record, and the id of the case where the record has none
 
-# The first format whose keys a record has is taken: one whose keys another one has too stands before it.
+# Of several formats whose keys a record has, the one is taken that leaves fewest of its keys unread.
 FORMATS: Mapping[str, str] = {
     "errata": "errata.data.own:ERRATA",
     "akew": "errata.data.unke:AKEW",
@@ -29,20 +30,38 @@ FORMATS: Mapping[str, str] = {
     "counterfact+": "errata.data.counterfact:COUNTERFACT_PLUS",
     "mquake": "errata.data.mquake:MQUAKE",
     "rippleedits": "errata.data.rippleedits:RIPPLEEDITS",
+    "peak": "errata.data.peak:PEAK",
+    "conflictedit": "errata.data.conflictedit:CONFLICTEDIT",
+    "roundedit": "errata.data.conflictedit:ROUNDEDIT",
     "zsre": "errata.data.zsre:ZSRE",
     "zsre-malmen": "errata.data.zsre:ZSRE_MALMEN",
     "fever-malmen": "errata.data.zsre:FEVER_MALMEN",
     "kilt": "errata.data.zsre:KILT",
+    "mzsre": "errata.data.mzsre:MZSRE",
     "wikibigedit": "errata.data.wikibigedit:WIKIBIGEDIT",
     "qaedit": "errata.data.qaedit:QAEDIT",
+    "hallueditbench": "errata.data.hallueditbench:HALLUEDITBENCH",
+    "hallucination": "errata.data.hallucination:HALLUCINATION",
     "wikibio": "errata.data.knowedit:WIKIBIO",
     "knowedit": "errata.data.knowedit:KNOWEDIT",
     "flat": "errata.data.counterfact:FLAT",
     "csk-probes": "errata.data.csk:CSK_PROBES",
     "unke": "errata.data.unke:UNKE",
+    "editeverything": "errata.data.unke:EDITEVERYTHING",
+    "elken": "errata.data.elken:ELKEN",
+    "dune": "errata.data.dune:DUNE",
+    "vitaminc": "errata.data.vitaminc:VITAMINC",
     "convsent": "errata.data.convsent:CONVSENT",
+    "personality": "errata.data.convsent:PERSONALITY",
+    "safeedit": "errata.data.safeedit:SAFEEDIT",
+    "sanitation": "errata.data.sanitation:SANITATION",
     "t-rex": "errata.data.facts:T_REX",
     "pararel": "errata.data.facts:PARAREL",
+    "kn-bags": "errata.data.bags:KN_BAGS",
+    "kamel": "errata.data.kamel:KAMEL",
+    "known-facts": "errata.data.known:KNOWN",
+    "lre": "errata.data.lre:LRE",
+    "templama": "errata.data.templama:TEMPLAMA",
     "edits": "errata.data.own:EDITS",
 }
 
@@ -51,42 +70,81 @@ FORMATS: Mapping[str, str] = {
 class Format:
     """How records of a data set become cases. ``docs/data.md`` shows how to write one.
 
-    ``keys`` are those that every record has (``a.b`` inside ``a``): a format is recognised by them. ``reader`` takes
-    the file's path (None for a data set of the hub) and, keyword-only, the format's options. It returns the function
-    that makes the case of a record; that function raises :class:`BadInput` for a record that is wrong, and ``Excluded``
-    for one that a rule leaves out. ``other_keys`` may be missing from a record; keys in neither are reported.
-    ``relations`` gives the relation of each of a record's edits (without it, the prompt without its subject is taken):
-    two records that give a subject and relation different targets are in conflict.
+    ``keys`` are those that every record has (``a.b`` inside ``a``, ``a.0`` the first of a list; with commas where names
+    hold spaces): a format is recognised by them. A record that is a list stands under the key ``items``. ``reader``
+    takes the file's path (None for a data set of the hub) and, keyword-only, the format's options. It returns the
+    function that makes the case of a record; that function raises :class:`BadInput` for a record that is wrong, and
+    ``Excluded`` for one that a rule leaves out. ``other_keys`` may be missing from a record (``output_*`` for all that
+    begin so); keys in neither are reported. ``relations`` gives the relation of each of a record's edits (without it,
+    the prompt without its subject is taken): two records that give a subject and relation different targets are in
+    conflict. ``parts`` gives the records that one of the file holds (a relation with its facts); without it there is
+    one. Where it is ``strict``, a record with other keys does not fit.
     """
 
     keys: str
     reader: Callable[..., MakeCase]
     other_keys: str = ""
     relations: Callable[[Record], list[str]] | None = None
+    parts: Callable[[Record], Iterable[Record]] | None = None
+    strict: bool = False
 
     def fits(self, record: Any) -> bool:
         """Whether it is a JSON object that has all keys of the format."""
-        return isinstance(record, dict) and not self.missing(record)
+        return isinstance(record, dict) and not self.missing(record) and not (self.strict and self.unread(record))
 
     def missing(self, record: Record) -> list[str]:
         """The keys that every record of the format has, and this one has not."""
-        return [key for key in self.keys.split() if _value(record, key) is None]
+        return [key for key in _names(self.keys) if _value(record, key.split(".")) is None]
 
     def unread(self, record: Record) -> list[str]:
         """The record's keys that the format does not know."""
-        known = {key.partition(".")[0] for key in self.keys.split()} | set(self.other_keys.split())
-        return [key for key in record if key not in known]
+        known = {key.partition(".")[0] for key in _names(self.keys)} | set(_names(self.other_keys))
+        some = [key for key in known if "*" in key]
+        return [key for key in record if key not in known and not any(fnmatchcase(key, name) for name in some)]
 
 
-def _value(record: Record, path: str) -> Any:
-    """The value under ``a.b``, where ``a`` may also be a list of objects of which the first is looked into."""
-    key, _, rest = path.partition(".")
-    value = record.get(key)
-    if isinstance(value, list) and rest:
-        value = cast("list[Any]", value)[0] if value else None
-    if not rest:
+def _names(keys: str) -> list[str]:
+    """The keys in a text, with commas between them where one holds a space."""
+    return [key.strip() for key in keys.split(",")] if "," in keys else keys.split()
+
+
+def _value(value: Any, path: list[str]) -> Any:
+    """The value under ``a.b`` or ``a.0``; of a list of objects, the first is looked into."""
+    if not path:
         return value
-    return _value(cast("Record", value), rest) if isinstance(value, dict) else None
+    key, *rest = path
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        at = int(key) if key.isdigit() else 0
+        return _value(items[at] if at < len(items) else None, rest if key.isdigit() else path)
+    return _value(cast("Record", value).get(key), rest) if isinstance(value, dict) else None
+
+
+def best_fit(record: Any) -> tuple[str, Format] | None:
+    """Name and format of a record: of those whose keys it has, the one that leaves fewest of its keys unread.
+
+    Of equal ones the first; a format of another package only where none of Errata's own fits.
+    """
+    for formats in (own_formats(), other_formats()):
+        fitting = [(name, format) for name, format in formats if format.fits(record)]
+        if fitting:
+            return min(fitting, key=lambda named: len(named[1].unread(record)))
+    return None
+
+
+def nearest(record: Record) -> tuple[str, str] | None:
+    """The format that shares most keys with a record that it does not fit, and why; None where none shares any."""
+    shared: dict[str, tuple[int, list[str]]] = {}
+    for name, format in all_formats():
+        missing = format.missing(record)
+        if present := len(_names(format.keys)) - len(missing):
+            shared[name] = present, missing
+    if not shared:
+        return None
+    name = max(shared, key=lambda name: (shared[name][0], -len(shared[name][1])))
+    missing = shared[name][1]
+    why = f"needs {', '.join(missing)} too" if missing else f"has no {', '.join(format_named(name).unread(record))}"
+    return name, why
 
 
 @cache
@@ -133,9 +191,19 @@ def format_named(name: str) -> Format:
     return loaded
 
 
-def all_formats() -> Iterator[tuple[str, Format]]:
-    """Each usable format with its name, Errata's own first; other packages are imported only when it is their turn."""
-    yield from ((name, format_named(name)) for name in FORMATS)
+def own_formats() -> Iterator[tuple[str, Format]]:
+    """Errata's own formats with their names."""
+    return ((name, format_named(name)) for name in FORMATS)
+
+
+def other_formats() -> Iterator[tuple[str, Format]]:
+    """The usable formats of other packages with their names; the packages are imported only now."""
     for name, entry in installed().items():
         if isinstance(loaded := _load(entry), Format):
             yield name, loaded
+
+
+def all_formats() -> Iterator[tuple[str, Format]]:
+    """Each usable format with its name, Errata's own first."""
+    yield from own_formats()
+    yield from other_formats()

@@ -4,15 +4,17 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from errata.data.records import RecordAt
+from errata.data.fields import RecordAt
+from errata.data.tables import rows_of
 from errata.errors import BadInput
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FILES = (".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".gz")
 
 
 def is_hub_id(name: str) -> bool:
     """Whether the name looks like ``owner/name`` and not like a file."""
-    return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not name.endswith((".json", ".jsonl", ".txt"))
+    return bool(HUB_ID.fullmatch(name)) and not name.startswith(".") and not name.endswith(FILES)
 
 
 def hub_records(name: str, split: str | None = None, config: str | None = None) -> Iterator[RecordAt]:
@@ -29,16 +31,4 @@ def hub_records(name: str, split: str | None = None, config: str | None = None) 
             f"{name} is no file, and the hub does not give it ({type(error).__name__}: {reason}); "
             "check the path or the id, and choose a split and a config where it has several"
         ) from error
-    if isinstance(rows, dict):
-        if len(rows) > 1:
-            raise BadInput(f"{name} has the splits {', '.join(map(str, rows))}; choose one with split=NAME")
-        (rows,) = rows.values()
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", _without_none(row)
-
-
-def _without_none(value: Any) -> Any:
-    """The value without the keys that a table fills up where a record has none."""
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
+    yield from rows_of(name, rows, None)

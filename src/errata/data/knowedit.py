@@ -40,13 +40,19 @@ def _wikibio_case(record: Record, id: str) -> Case:
 
 
 def _criteria_probes(record: Record) -> Iterator[Probe]:
-    """The questions of each criterion; those without an answer are left out, as EasyEdit leaves them out."""
+    """The questions of each criterion; those without an answer are left out, as EasyEdit leaves them out.
+
+    A question that comes again with another answer has several, as a relation with several objects: any is right.
+    """
     for path, kind in CRITERIA.items():
+        questions: dict[str, tuple[str, ...]] = {}
         for item in objects(record, path):
             answers = nested_texts(get(item, "ground_truth") or [], f"ground_truth of {path}")
             for prompt in texts(item, "prompt"):
-                if answers:
-                    yield Probe(kind, prompt, answers, label=path.partition(".")[2])
+                questions[prompt] = distinct((*questions.get(prompt, ()), *answers))
+        for prompt, answers in questions.items():
+            if answers:
+                yield Probe(kind, prompt, answers, label=path.partition(".")[2])
 
 
 KNOWEDIT = Format(

@@ -4,7 +4,7 @@ Zhong et al. 2023 (https://arxiv.org/abs/2305.14795, princeton-nlp/MQuAKE: CF, C
 Zhong et al. 2025 (henryzhongsc/MQuAKE-Remastered: eval/mquake_remastered/mquake_dataset.py) write ``target_new_str``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from errata.data.fields import Record, case_id, distinct, get, make_edit, objects, optional_text, text, texts
 from errata.data.formats import Format
@@ -28,15 +28,19 @@ def _case(record: Record, id: str) -> Case:
     if not rewrites:
         raise BadInput(f"{REWRITES} is empty; a case has one edit at least")
     edits = tuple(_edit(rewrite) for rewrite in rewrites)
+    return Case(case_id(record, "case_id", "mquake", id), edits, tuple(chain_probes(record, rewrites)))
+
+
+def chain_probes(record: Record, rewrites: Sequence[Record]) -> Iterator[Probe]:
+    """The multi-hop questions, labelled with the number of facts of their chain, and each of those facts."""
     answers = distinct((text(record, "new_answer"), *texts(record, "new_answer_alias")))
-    probes = [
-        Probe("multi_hop", question, answers, group="questions", rule="any", label="questions")
-        for question in texts(record, "questions")
-    ]
+    number = len(objects(record, "new_single_hops"))
+    label = f"{number} hops" if number > 1 else ""
+    for question in texts(record, "questions"):
+        yield Probe("multi_hop", question, answers, group="questions", rule="any", label=label)
     edited = {text(rewrite, "question") for rewrite in rewrites if optional_text(rewrite, "question")}
     for kind, chain in HOPS:
-        probes += _hops(record, chain, kind, edited)
-    return Case(case_id(record, "case_id", "mquake", id), edits, tuple(probes))
+        yield from _hops(record, chain, kind, edited)
 
 
 def _edit(rewrite: Record) -> Edit:

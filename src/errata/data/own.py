@@ -45,4 +45,4 @@ def _edit_alone(record: Record, id: str) -> Case:
 
 
 ERRATA = Format("id edits", lambda path: _case, "probes")
-EDITS = Format("prompt subject target_new", lambda path: _edit_alone, "target_true id")
+EDITS = Format("prompt subject target_new", lambda path: _edit_alone, "target_true id at", strict=True)

@@ -6,7 +6,7 @@ loaded.cases, loaded.skipped        # the cases, and of each record that cannot 
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from itertools import chain
@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from errata.answers import normalise
-from errata.data.fields import Excluded, Record, as_object
-from errata.data.formats import Format, MakeCase, all_formats, format_named
+from errata.data.fields import Excluded, Record, RecordAt, as_object
+from errata.data.formats import FORMATS, Format, MakeCase, best_fit, format_named, installed, nearest
 from errata.data.hub import hub_records, is_hub_id
-from errata.data.records import RecordAt, read_records
+from errata.data.records import read_records
+from errata.data.tables import folder_records
 from errata.errors import BadInput, unknown
 from errata.types import Case
+from errata.world.cases import cases as world_cases
+from errata.world.named import world_named
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class Loaded:
 
     @property
     def records(self) -> int:
-        """How many records the data set has."""
+        """How many records were read."""
         return len(self.cases) + len(self.skipped) + len(self.excluded)
 
     def __str__(self) -> str:
@@ -62,28 +65,30 @@ class Loaded:
 def cases(
     name_or_path: str | Path, limit: int | None = None, seed: int = 0, format: str | None = None, **options: Any
 ) -> list[Case]:
-    """The cases of the bundled world (``"world"``), of a file (JSON lines, or one JSON list), or of a hub id.
+    """The cases of the bundled world (``"world"``), of a file or folder, or of a hub id.
 
-    Cases of the world are drawn by ``seed``; others come in their order with seed 0, shuffled with another.
-    ``limit`` takes the first of them. ``format`` and ``options`` are those of :func:`read`; skipped and excluded
+    The folder of a model that ``errata world train`` made gives the cases of its own world. Cases of a world are drawn
+    by ``seed`` from the subjects of a ``split`` (``"test"``; choose settings on ``"validation"``); others come in their
+    order with seed 0, shuffled with another. ``limit`` takes the first of them: with seed 0 no more of a file is read
+    than that needs, with another all of it. ``format`` and ``options`` are those of :func:`read`; skipped and excluded
     records are logged. Raises :class:`BadInput`, which names a broken line by its number.
     """
-    if str(name_or_path) == "world":
-        from errata.world.cases import cases as world_cases
-        from errata.world.facts import world
-
+    if (world := world_named(name_or_path)) is not None:
+        split = options.pop("split", "test")
         if format is not None or options:
             raise BadInput(
                 f"the world is no file, so {', '.join(options) or 'a format'} means nothing there; leave it out"
             )
-        return world_cases(world(), limit, seed)
-    loaded = read(name_or_path, format, **options)
+        return world_cases(world, limit, seed, split)
+    if limit is not None and limit < 1:
+        raise BadInput(f"{limit} cases were asked for; give a limit of 1 at least, or none for all of {name_or_path}")
+    loaded = read(name_or_path, format, limit=None if seed else limit, **options)
     if loaded.skipped or loaded.excluded or loaded.unread:
         log.warning("%s", loaded)
     drawn = list(loaded.cases)
     if seed:
         random.Random(seed).shuffle(drawn)
-    if limit is not None and not 1 <= limit <= len(drawn):
+    if limit is not None and limit > len(drawn):
         unused = loaded.records - len(drawn)
         why = f" ({unused} of its records are not used)" if unused else ""
         raise BadInput(
@@ -96,34 +101,46 @@ def read(
     name_or_path: str | Path,
     format: str | None = None,
     *,
+    limit: int | None = None,
     strict: bool | str = False,
     conflicts: bool | str = False,
     **options: Any,
 ) -> Loaded:
-    """Every case of a file or a hub id, and the records that are not used.
+    """Every case of a file, a folder or a hub id, and the records that are not used.
 
     The format is recognised by the first records' keys unless ``format`` names it; ``options`` are the format's own
-    (zsRE: ``target``), and ``split`` and ``config`` of a hub id. Up to a tenth of the records may be unusable (none
+    (zsRE: ``target``), and ``split`` and ``config`` of a hub id or a folder of ``datasets``. With ``limit`` no more is
+    read than so many cases need, and no more of these are given. Up to a tenth of the records may be unusable (none
     with ``strict``). An edit that gives a subject and relation of an earlier record another target is excluded, since
     both cannot hold in one model; ``conflicts`` keeps it. Raises :class:`BadInput`.
     """
     strict, conflicts = _flag("strict", strict), _flag("conflicts", conflicts)
     name, path = str(name_or_path), Path(name_or_path)
-    if is_hub_id(name) and not path.exists():
-        path, selection = None, {key: options.pop(key) for key in ("split", "config") if key in options}
-        records = hub_records(name, **selection)
-    else:
-        records = read_records(path)
+    records, options = _source(name, path, options)
     if format is None:
         format, chosen, records = _recognise(name, records)
     else:
         chosen = format_named(format)
-    make_case = _make_case(format, chosen, path, options)
+        records = _opened(records, lambda record: chosen if chosen.fits(record) else None)
+    make_case = _make_case(format, chosen, path if path.is_file() else None, options)
     builder = _Builder(Loaded(name, format, [], [], [], {}), chosen, make_case, conflicts)
     for position, record in records:
         builder.add(position, record)
+        if limit is not None and len(builder.loaded.cases) >= limit and _usable(builder.loaded, strict):
+            break
     _check(builder.loaded, strict)
+    del builder.loaded.cases[limit or len(builder.loaded.cases) :]  # a record may hold several
     return builder.loaded
+
+
+def _source(name: str, path: Path, options: Mapping[str, Any]) -> tuple[Iterator[RecordAt], dict[str, Any]]:
+    """The records under a name, and the options that are not those of the source."""
+    if path.is_file() or not (path.is_dir() or is_hub_id(name)):
+        return read_records(path), dict(options)
+    known = ("split",) if path.is_dir() else ("split", "config")
+    selection = {key: options[key] for key in known if key in options}
+    source = folder_records(path, **selection) if path.is_dir() else hub_records(name, **selection)
+    return source, {key: value for key, value in options.items() if key not in selection}
 
 
 class _Builder:
@@ -135,11 +152,24 @@ class _Builder:
         self.targets: dict[tuple[str, str], tuple[str, str]] = {}  # (subject, relation) -> first target, its position
 
     def add(self, position: str, record: Any) -> None:
-        """Add one record; an unusable one is noted and stops nothing."""
+        """Add the cases of one record; an unusable one is noted and stops nothing."""
         try:
             if isinstance(record, BadInput):
                 raise record
             record = as_object(record, "a record")
+            parts = list(self.format.parts(record)) if self.format.parts else [record]
+            if not parts:
+                raise BadInput("it holds no edits")
+        except BadInput as error:
+            self.loaded.skipped.append((position, str(error)))
+            return
+        for number, part in enumerate(parts, start=1):
+            self._add_part(position if len(parts) == 1 else f"{position}, part {number}", part)
+        for key in self.format.unread(record):
+            self.loaded.unread[key] = self.loaded.unread.get(key, 0) + 1
+
+    def _add_part(self, position: str, record: Record) -> None:
+        try:
             case = self.make_case(record, f"{self.loaded.format}-{self.loaded.records + 1}")
             if not self.conflicts:
                 self._check_conflicts(case, record, position)
@@ -150,8 +180,6 @@ class _Builder:
         except Excluded as rule:
             self.loaded.excluded.append((position, str(rule)))
         else:
-            for key in self.format.unread(record):
-                self.loaded.unread[key] = self.loaded.unread.get(key, 0) + 1
             self.loaded.cases.append(self._with_unique_id(case))
 
     def _with_unique_id(self, case: Case) -> Case:
@@ -166,7 +194,7 @@ class _Builder:
         """Raises :class:`Excluded` where an earlier record has another target for the same subject and relation."""
         relations = self.format.relations(record) if self.format.relations else []
         if len(relations) != len(case.edits):
-            relations = ["{}".join(edit.prompt.rsplit(edit.subject, 1)).casefold() for edit in case.edits]
+            relations = [edit.template.casefold() for edit in case.edits]
         targets = {
             (edit.subject.casefold(), relation): (edit.target_new, position)
             for edit, relation in zip(case.edits, relations, strict=True)
@@ -181,15 +209,29 @@ class _Builder:
             self.targets.setdefault(key, value)
 
 
-def _recognise(name: str, source: Iterable[RecordAt]) -> tuple[str, Format, Iterator[RecordAt]]:
-    """The first format that fits one of the first records, its name, and an iterator over all records."""
+def _opened(source: Iterator[RecordAt], fit: Callable[[Any], object]) -> Iterator[RecordAt]:
+    """The records; a list as an object with the key ``items``, and of records by their ids each one.
+
+    An object of objects is a record of its own where a format fits it (``fit``), and holds records where one fits them.
+    """
+    for position, record in source:
+        if isinstance(record, list):
+            record = {"items": record}
+        inner = list(record.values()) if isinstance(record, dict) else []
+        if inner and all(isinstance(part, dict) for part in inner) and not fit(record) and fit(inner[0]):
+            yield from ((f"{position}, {key!r}", part) for key, part in record.items())
+        else:
+            yield position, record
+
+
+def _recognise(name: str, source: Iterator[RecordAt]) -> tuple[str, Format, Iterator[RecordAt]]:
+    """The format that fits the first record that any fits, its name, and an iterator over all records."""
     tried: list[RecordAt] = []
-    rest = iter(source)
+    rest = _opened(source, best_fit)
     for position, record in rest:
         tried.append((position, record))
-        for format_name, format in all_formats():
-            if format.fits(record):
-                return format_name, format, chain(tried, rest)
+        if fit := best_fit(record):
+            return *fit, chain(tried, rest)
         if len(tried) > TRIED:
             break
     if not tried:
@@ -202,11 +244,9 @@ def _recognise(name: str, source: Iterable[RecordAt]) -> tuple[str, Format, Iter
 
 def _no_format(record: Record) -> str:
     """Why no format is recognised, with the nearest one."""
-    formats = dict(all_formats())
-    nearest = min(formats, key=lambda name: len(formats[name].missing(record)))
-    missing, keys = formats[nearest].missing(record), formats[nearest].keys.split()
-    hint = f"nearest is {nearest}, which needs {', '.join(missing)} too; " if len(missing) < len(keys) else ""
-    return f"no format is known by the keys {', '.join(record) or '(none)'}; {hint}known: {', '.join(sorted(formats))}"
+    near, known = nearest(record), ", ".join(sorted({*FORMATS, *installed()}))
+    hint = f"nearest is {near[0]}, which {near[1]}; " if near else ""
+    return f"no format is known by the keys {', '.join(record) or '(none)'}; {hint}known: {known}"
 
 
 def _make_case(format_name: str, format: Format, path: Path | None, options: Mapping[str, Any]) -> MakeCase:
@@ -229,7 +269,7 @@ def _check(loaded: Loaded, strict: bool) -> None:
         raise BadInput(
             f"{loaded.name} holds no records; give a file with one JSON object on each line, or a list of them"
         )
-    if len(loaded.skipped) > (0 if strict else TOLERATED * loaded.records):
+    if not _usable(loaded, strict):
         rule = "none may be (strict)" if strict else f"up to {TOLERATED:.0%} may be"
         raise BadInput(
             f"{loaded.name} ({loaded.format}): {len(loaded.skipped)} of {loaded.records} records cannot be used, "
@@ -237,6 +277,11 @@ def _check(loaded: Loaded, strict: bool) -> None:
         )
     if not loaded.cases:
         raise BadInput(f"{loaded}; nothing is left to use")
+
+
+def _usable(loaded: Loaded, strict: bool) -> bool:
+    """Whether no more records are unusable than may be."""
+    return len(loaded.skipped) <= (0 if strict else TOLERATED * loaded.records)
 
 
 def _flag(name: str, value: bool | str) -> bool:

@@ -1,58 +1,111 @@
-"""Files as records: read with a bound, and named where they cannot be read."""
+"""Files as records, one after the other: read with a bound, and named where they cannot be read."""
 
 import codecs
+import csv
+import gzip
 import json
+import re
+import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
+from errata.data.fields import RecordAt, as_object
+from errata.data.tables import parquet_records
 from errata.errors import BadInput
 
 MAX_RECORD = 16 * 2**20  # bytes of one record; the longest published ones hold a few hundred KiB
 FIRST = 4096  # bytes that tell a list from lines
 CHUNK = 2**20  # bytes read at a time where a line is passed over, or a list is taken apart
-SIGNATURES = {  # what a file begins with that is no text, or not yet
+GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
+SIGNATURES = {  # what a file begins with that is no text
     b"\xff\xfe": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
     b"\xfe\xff": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
-    b"\x1f\x8b": "compressed; unpack it first (gunzip)",
     b"PK\x03\x04": "an archive; unpack it first (unzip)",
+    b"BZh": "compressed; unpack it first (bunzip2)",
+    b"\xfd7zXZ": "compressed; unpack it first (unxz)",
+    b"\x28\xb5\x2f\xfd": "compressed; unpack it first (unzstd)",
+    b"ARROW1": "an Arrow file; give the folder that save_to_disk wrote, or a parquet file",
+    b"\xff\xff\xff\xff": "an Arrow file; give the folder that save_to_disk wrote, or a parquet file",
     b"version https://git-lfs": "a pointer of Git LFS and not the data; fetch the data with git lfs pull",
 }
-
-RecordAt = tuple[str, Any]  # the position of a record in its file, and the record: a BadInput where it cannot be read
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+OF_RECORDS = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[{\[]')  # an object whose first value is an object or a list
 
 
 def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[RecordAt]:
-    """Each record of a file and where it stands: JSON lines, one JSON list, or one JSON object over many lines.
+    """Each record of a file and where it stands.
 
-    A line that cannot be read comes as the :class:`BadInput` that says why. No more than ``limit`` bytes of a record
-    are held. Raises :class:`BadInput` where nothing behind a place can be read.
+    JSON lines, one JSON list, one JSON object (a record, or records by their ids), CSV with a header (``.csv``,
+    ``.tsv``), each of them also under gzip, and parquet. A line that cannot be read comes as the :class:`BadInput` that
+    says why. No more than ``limit`` bytes of a record are held. Raises :class:`BadInput` where nothing behind a place
+    can be read.
     """
     if not path.is_file():
         raise BadInput(f"there is no data set and no file {str(path)!r}; give 'world' or the path of a file of cases")
     with path.open("rb") as file:
-        start = file.read(64)
-        for mark, what in SIGNATURES.items():
-            if start.startswith(mark):
-                raise BadInput(f"{path} is {what}")
-        file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-        first = _first_line(file)
-        if first.startswith(b"["):
-            yield from _of_list(file, path, limit)
-        elif first == b"{":
-            yield "the file", _whole(file, path, limit)
+        start = file.read(len(PARQUET))
+        file.seek(0)
+        if start == PARQUET:
+            yield from parquet_records(path)
+        elif start.startswith(GZIP):
+            yield from _of_packed(file, path, limit)
         else:
-            yield from _of_lines(file, limit)
+            yield from _of_text(file, path, limit)
 
 
-def _first_line(file: BinaryIO) -> bytes:
-    """The beginning of the first line that is not empty; the file's position stays as it was."""
+def read_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Each record of a file that stands beside a data set, where every one must be readable, and an object."""
+    for position, record in read_records(path):
+        if isinstance(record, BadInput):
+            raise BadInput(f"{path}, {position}: {record}")
+        yield as_object(record, f"{path}, {position}: a record")
+
+
+def _of_packed(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
+    place = "its beginning"
+    try:
+        with gzip.open(file) as text:
+            for place, record in _of_text(cast("BinaryIO", text), path, limit):
+                yield place, record
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadInput(f"{path}, behind {place}: the compressed data are cut off or damaged; fetch it anew") from error
+
+
+def _of_text(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
+    start = file.read(64)
+    for mark, what in SIGNATURES.items():
+        if start.startswith(mark):
+            raise BadInput(f"{path} is {what}")
+    file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
+    if delimiter := DELIMITERS.get(Path(path.name.lower().removesuffix(".gz")).suffix):
+        yield from _of_table(file, path, limit, delimiter)
+    elif b"".join(_first_lines(file, FIRST, 1)).startswith(b"["):
+        yield from _of_container(file, path, limit, "]")
+    elif _is_one_object(file, limit):
+        yield from _of_object(file, path, limit)
+    else:
+        yield from _of_lines(file, limit)
+
+
+def _first_lines(file: BinaryIO, limit: int, count: int) -> list[bytes]:
+    """The beginnings of the first lines that are not empty; the file's position stays as it was."""
     begin = file.tell()
-    line = b""
-    while not line and (read := file.readline(FIRST)):
-        line = read.strip()
+    lines = (line for read in iter(lambda: file.readline(limit), b"") if (line := read.strip()))
+    found = list(islice(lines, count))
     file.seek(begin)
-    return line
+    return found
+
+
+def _is_one_object(file: BinaryIO, limit: int) -> bool:
+    """Whether a JSON object goes on behind its first line, or is too long for a record and seems to hold records."""
+    first, second = (*_first_lines(file, limit + 1, 2), b"", b"")[:2]
+    if len(first) > limit:
+        return OF_RECORDS.match(first) is not None
+    if not first.startswith(b"{") or not isinstance(_parsed(first), BadInput):
+        return False
+    return first == b"{" or (bool(second) and not second.startswith(b"{"))
 
 
 def _of_lines(file: BinaryIO, limit: int) -> Iterator[RecordAt]:
@@ -78,16 +131,59 @@ def _parsed(line: bytes) -> Any:
         return BadInput(f"not JSON ({error}); expected one JSON object on each line")
 
 
-def _whole(file: BinaryIO, path: Path, limit: int) -> Any:
+def _of_object(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
+    """The one object of a file; the values in it where it is too long for a record."""
+    begin = file.tell()
     text = file.read(limit + 1)
     if len(text) > limit:
-        raise BadInput(
-            f"{path} is one JSON object longer than {limit:,} bytes; give a list, or one record on each line"
-        )
+        if not OF_RECORDS.match(text):
+            raise BadInput(
+                f"{path} is one JSON object longer than {limit:,} bytes; give a list, or a record on each line"
+            )
+        file.seek(begin)
+        yield from _of_container(file, path, limit, "}")
+        return
     value = _parsed(text)
     if isinstance(value, BadInput):
         raise BadInput(f"{path}: {value}")
-    return value
+    yield "the file", value
+
+
+def _of_table(file: BinaryIO, path: Path, limit: int, delimiter: str) -> Iterator[RecordAt]:
+    """The rows of a table by the names in its first line; cells without text are left out."""
+    rows = csv.reader(_text_lines(file, path, limit), delimiter=delimiter)
+    names: list[str] | None = None
+    number = 0
+    try:
+        for row in rows:
+            if names is None:
+                names = [name.strip() for name in row]
+            elif row:
+                number += 1
+                place = f"row {number} (line {rows.line_num})"
+                if len(row) != len(names):
+                    yield place, BadInput(f"{len(row)} cells where the first line names {len(names)}; quote the cells")
+                else:
+                    yield place, {name: cell for name, cell in zip(names, row, strict=True) if cell.strip()}
+    except csv.Error as error:
+        raise BadInput(
+            f"{path}, line {rows.line_num}: {error}; nothing behind it can be read: mend it there"
+        ) from error
+
+
+def _text_lines(file: BinaryIO, path: Path, limit: int) -> Iterator[str]:
+    """The lines of a UTF-8 text, each with a bound."""
+    number = 0
+    while line := file.readline(limit + 1):
+        number += 1
+        if len(line) > limit:
+            raise BadInput(f"{path}, line {number}: longer than {limit:,} bytes; give one record on each line")
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadInput(
+                f"{path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8"
+            ) from error
 
 
 class _Window:
@@ -96,6 +192,7 @@ class _Window:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.file, self.path = file, path
         self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.decode = json.JSONDecoder().raw_decode
         self.text, self.at, self.line, self.ended = "", 0, 1, False
 
     def more(self) -> None:
@@ -126,40 +223,55 @@ class _Window:
                 self.pass_over(len(self.text))
                 self.more()
 
+    def value(self, place: str, limit: int) -> Any:
+        """The JSON value that stands here; the window moves behind it. ``place`` names it in errors."""
+        while True:
+            try:
+                value, end = self.decode(self.text, self.at)
+                behind = self.text[end : end + 1]
+                if self.ended or not isinstance(value, int | float) or (behind and behind in ",]} \t\r\n"):
+                    self.pass_over(end)
+                    return value
+                why = ""  # a number may go on behind the window
+            except RecursionError as error:
+                raise BadInput(f"{self.path}, {place}: nested too deeply to be a record") from error
+            except json.JSONDecodeError as error:
+                line = self.line + self.text.count("\n", self.at, error.pos)
+                why = f"not JSON (line {line}: {error.msg})"
+            except ValueError as error:
+                raise BadInput(f"{self.path}, {place}: {error}") from error
+            if not self.ended and len(self.text) - self.at > limit:
+                why = f"longer than {limit:,} bytes"
+            elif not self.ended:
+                self.more()
+                continue
+            raise BadInput(f"{self.path}, {place}: {why}; nothing behind it can be read: mend it there")
 
-def _of_list(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
-    """The elements of one JSON list, one after the other: a file of any size takes the memory of a record."""
-    window, decode = _Window(file, path), json.JSONDecoder().raw_decode
+
+def _of_container(file: BinaryIO, path: Path, limit: int, end: str) -> Iterator[RecordAt]:
+    """The elements of one JSON list, or the values of one object: a file of any size takes the memory of a record."""
+    window = _Window(file, path)
+    what = "list" if end == "]" else "object"
     window.next_sign()
     window.pass_over(window.at + 1)
     number = 0
-    while (sign := window.next_sign()) != "]":
+    while (sign := window.next_sign()) != end:
         if number and sign == ",":
             window.pass_over(window.at + 1)
             window.next_sign()
         number += 1
         place = f"record {number} (line {window.line})"
         if number > 1 and sign != ",":
-            raise BadInput(f"{path}, {place}: {'a comma is missing' if sign else 'the list is cut off'} here")
-        while True:
-            try:
-                value, end = decode(window.text, window.at)
-                behind = window.text[end : end + 1]
-                if window.ended or not isinstance(value, int | float) or (behind and behind in ",] \t\r\n"):
-                    break
-                why = ""  # a number may go on behind the window
-            except RecursionError as error:
-                raise BadInput(f"{path}, {place}: nested too deeply to be a record") from error
-            except json.JSONDecodeError as error:
-                line = window.line + window.text.count("\n", window.at, error.pos)
-                why = f"not JSON (line {line}: {error.msg})"
-            except ValueError as error:
-                raise BadInput(f"{path}, {place}: {error}") from error
-            if not window.ended and len(window.text) - window.at > limit:
-                why = f"longer than {limit:,} bytes"
-            elif not window.ended:
-                window.more()
-                continue
-            raise BadInput(f"{path}, {place}: {why}; nothing behind it can be read: mend it there")
-        window.pass_over(end)
-        yield place, value
+            raise BadInput(f"{path}, {place}: {'a comma is missing' if sign else f'the {what} is cut off'} here")
+        if end == "}":
+            place = f"record {window.value(place, limit)!r} (line {window.line})"
+            if window.next_sign() != ":":
+                raise BadInput(
+                    f"{path}, {place}: a colon is missing here; nothing behind it can be read: mend it there"
+                )
+            window.pass_over(window.at + 1)
+            window.next_sign()
+        yield place, window.value(place, limit)
+    window.pass_over(window.at + 1)
+    if window.next_sign():
+        raise BadInput(f"{path}, line {window.line}: something stands behind the end of the {what}; give one, or lines")

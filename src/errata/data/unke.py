@@ -37,7 +37,10 @@ def _case(record: Record, id: str) -> Case:
 
 
 def _akew_case(record: Record, id: str) -> Case:
-    """Each rewrite's prompt, filled with its subject, is answered by the paragraph ``fact_new_uns``."""
+    """Each rewrite's prompt, filled with its subject, is answered by the paragraph ``fact_new_uns``.
+
+    The questions about a chain of MQuAKE's facts are asked as there.
+    """
     rewrites = [rewrite for rewrite in _rewrites(record) if optional_text(rewrite, "fact_new_uns")]
     if not rewrites:
         raise Excluded("no rewrite has a paragraph (fact_new_uns)")
@@ -51,6 +54,8 @@ def _akew_case(record: Record, id: str) -> Case:
         edits.append(edit)
         probes += [*_text_probes(edit, prompts), *_fact_probes(facts, "unsfact_triplets_GPT")]
     probes += [Probe("unrelated", prompt, texts(record, "loc_ans")) for prompt in texts(record, "loc")]
+    if texts(record, "questions"):
+        probes += mquake.chain_probes(record, rewrites)
     return Case(case_id(record, "case_id", "akew", id), tuple(edits), tuple(probes))
 
 
@@ -74,7 +79,8 @@ def _fact_probes(facts: Iterable[tuple[str, str]], label: str) -> Iterator[Probe
         yield Probe("question", prompt, (answer,), label=label)
 
 
-UNKE = Format("question answer", lambda path: _case, "id para_question sub_question sub_answer category")
+UNKE = Format("question para_question answer", lambda path: _case, "id sub_question sub_answer category")
+EDITEVERYTHING = Format("question answer category", lambda path: _case, "id")
 AKEW = Format(
     "requested_rewrite.fact_new_uns",
     lambda path: _akew_case,

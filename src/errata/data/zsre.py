@@ -7,20 +7,30 @@ ChenmienTan/malmen: data/zsre.py, data/fever.py). KILT lines: De Cao et al. 2021
 MEND's data.
 """
 
+import logging
 from pathlib import Path
 
+from errata.answers import normalise
 from errata.data.fields import Excluded, Record, choice, make_edit, objects, optional_text, text, texts
 from errata.data.formats import Format, MakeCase
 from errata.types import Case, Probe
+
+log = logging.getLogger(__name__)
 
 TARGETS = ("alt", "answers")  # EasyEdit and MEND edit to a falsehood, ROME and MEMIT to the truth
 
 
 def reader(path: Path | None, *, target: str = "alt") -> MakeCase:
-    """Cases of MEND's form. ``target="answers"`` edits to the truth and ends the locality prompt in "?", as ROME."""
+    """Cases of MEND's form. ``target="answers"`` edits to the truth and ends the locality prompt in "?", as ROME.
+
+    Portability questions are about what follows from ``alt``: of records edited to something else they are left out,
+    which is logged.
+    """
     to_alt = choice("target", target, TARGETS) == "alt"
+    left_out = False
 
     def case(record: Record, id: str) -> Case:
+        nonlocal left_out
         true = texts(record, "answers")
         if to_alt and record.get("alt") == "":
             raise Excluded("alt is empty, so there is nothing to edit to")
@@ -28,7 +38,13 @@ def reader(path: Path | None, *, target: str = "alt") -> MakeCase:
         edit = make_edit(text(record, "src"), text(record, "subject"), new, true[0] if to_alt and true else None)
         accepted = (new,) if to_alt else true
         probes = [Probe("paraphrase", prompt, accepted) for prompt in texts(record, "rephrase")]
-        if question := optional_text(record, "portability.New Question"):
+        question = optional_text(record, "portability.New Question")
+        alt = normalise(optional_text(record, "alt") or "")
+        if question and not to_alt and alt not in map(normalise, true):
+            if not left_out:
+                log.warning("zsRE's portability questions follow from alt: target=answers leaves them out")
+            left_out = True
+        elif question:
             probes.append(Probe("one_hop", question, texts(record, "portability.New Answer"), label="portability"))
         end = "" if to_alt else "?"
         probes += [Probe("unrelated", prompt + end, texts(record, "loc_ans")) for prompt in texts(record, "loc")]

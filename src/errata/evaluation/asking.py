@@ -2,10 +2,10 @@
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from errata.answers import cut
+from errata.answers import complete, cut
 from errata.errors import BadInput, Unsupported
 from errata.types import Score
 
@@ -23,7 +23,8 @@ class Generation:
 
     At most ``tokens`` new tokens; or, with ``total``, as many as make prompt and continuation that long together.
     ``top_k`` above 1 samples among the k likeliest tokens and goes on past an end token, as ROME's generator does. The
-    text is cut before the first of ``stops`` and after the last of ``markers``; ``with_prompt`` prepends the prompt.
+    text is cut before the first of ``stops``, and behind the last of ``markers``; ``with_prompt`` prepends the prompt.
+    A stop inside an accepted answer is none, but with ``blind``.
     """
 
     tokens: int = 32
@@ -31,27 +32,33 @@ class Generation:
     top_k: int = 1
     until_answer: bool = True
     stops: tuple[str, ...] = ()
+    blind: bool = False
     markers: tuple[str, ...] = ()
     with_prompt: bool = False
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What to ask a model, each entry once: prompts to answer, texts to write, targets to score, next tokens."""
+    """What to ask a model, each entry once: prompts to answer, texts to write, targets to score, next tokens.
+
+    ``whole`` are a prompt and an accepted answer with a full stop inside: there no reply is cut.
+    """
 
     answers: tuple[str, ...] = ()
     texts: tuple[Pair, ...] = ()
     scores: tuple[Pair, ...] = ()
     next_logprobs: tuple[str, ...] = ()
+    whole: tuple[Pair, ...] = ()
 
     @classmethod
     def joined(cls, several: Iterable["Requests"]) -> "Requests":
         """All of them as one, without repetitions."""
         several = list(several)
-        return cls(*(tuple(dict.fromkeys(key for one in several for key in getattr(one, name))) for name in KINDS))
+        names = (entry.name for entry in fields(cls))
+        return cls(*(tuple(dict.fromkeys(key for one in several for key in getattr(one, name))) for name in names))
 
 
-KINDS = tuple(entry.name for entry in fields(Requests))
+KINDS = ("answers", "texts", "scores", "next_logprobs")  # of requests, in the order of the fields of replies
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,11 @@ def ask(lm: "LM", requests: Requests, answer: Generation, text: Generation) -> R
 
     A verb that is :class:`Unsupported` gives no replies of its kind, and a reason.
     """
+    whole: dict[str, list[str]] = {}
+    for prompt, accepted in () if answer.blind else requests.whole:
+        whole.setdefault(prompt, []).append(accepted)
     verbs: Mapping[str, Callable[[Sequence[Any]], Iterable[Any]]] = {
-        "answers": lambda prompts: generate(lm, [(prompt, "") for prompt in prompts], answer),
+        "answers": lambda prompts: _answers(lm, prompts, answer, whole),
         "texts": lambda pairs: generate(lm, pairs, text),
         "scores": lambda pairs: lm.score([prompt for prompt, _ in pairs], [target for _, target in pairs]),
         "next_logprobs": lambda prompts: lm.next_logprobs(prompts).astype("float32"),
@@ -99,11 +109,30 @@ def ask(lm: "LM", requests: Requests, answer: Generation, text: Generation) -> R
     return Replies(**replies, unsupported=unsupported)
 
 
-def generate(lm: "LM", pairs: Sequence[Pair], how: Generation) -> list[str]:
-    """A text for each pair of prompt and number, cut; a sampled one depends on that pair alone, not on the batch."""
+def _answers(lm: "LM", prompts: Sequence[str], how: Generation, whole: Mapping[str, Sequence[str]]) -> list[str]:
+    """A reply to each prompt; one that could end early, inside an accepted answer, is written in full."""
+    in_full = {prompt for prompt, answers in whole.items() if any(map(complete, answers))}
+    replies: dict[str, str] = {}
+    for early in (True, False):
+        some = [(prompt, "") for prompt in prompts if (prompt not in in_full) is early]
+        if some:
+            texts = generate(lm, some, replace(how, until_answer=how.until_answer and early), whole)
+            replies |= {prompt: text for (prompt, _), text in zip(some, texts, strict=True)}
+    return [replies[prompt] for prompt in prompts]
+
+
+def generate(
+    lm: "LM", pairs: Sequence[Pair], how: Generation, whole: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """A text for each pair of prompt and number, cut; a sampled one depends on that pair alone, not on the batch.
+
+    ``whole`` are answers to some of the prompts inside of which nothing is cut.
+    """
     prompts = [prompt for prompt, _ in pairs]
     if how.total is None:
-        texts = lm.generate(prompts, how.tokens, until_answer=how.until_answer)
+        inside = [answer for answers in (whole or {}).values() for answer in answers]
+        until = tuple(stop for stop in how.stops if not any(stop in answer for answer in inside))
+        texts = lm.generate(prompts, how.tokens, until_answer=how.until_answer, until=until)
     else:
         seeds = [zlib.crc32("\n".join(pair).encode()) for pair in pairs]
         texts = lm.prolong(prompts, [how.total(prompt) for prompt in prompts], top_k=how.top_k, seeds=seeds)
@@ -114,4 +143,6 @@ def generate(lm: "LM", pairs: Sequence[Pair], how: Generation) -> list[str]:
             "a model gives a text for each prompt, in their order"
         )
     front = prompts if how.with_prompt else [""] * len(prompts)
-    return [before + cut(text, how.stops, how.markers) for before, text in zip(front, texts, strict=True)]
+    kept = [(whole or {}).get(prompt, ()) for prompt in prompts]
+    texts = [cut(text, how.stops, how.markers, answers) for text, answers in zip(texts, kept, strict=True)]
+    return [before + text for before, text in zip(front, texts, strict=True)]

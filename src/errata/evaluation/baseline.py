@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,11 +13,14 @@ from errata.evaluation import protocols
 from errata.evaluation.asking import Replies, Requests, ask
 from errata.evaluation.groups import ProbeGroup, probe_groups, requests_of_required
 from errata.evaluation.metrics import Tfidf
+from errata.evaluation.scorers import SCORERS
 from errata.files import write_text
 from errata.types import MODES, Case, Mode, Score
 
 if TYPE_CHECKING:
     from errata.model.lm import LM
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,17 +96,39 @@ def baseline(
     """The model's replies before any edit; each distinct prompt of the cases is asked once.
 
     ``modes`` and the length of an answer are the protocol's own by default (of ``errata``: generated alone, 32 tokens).
-    Where the model does not support what a mode needs, the rows of :func:`errata.evaluate` say so.
+    Where the model does not support what a mode needs, the rows of :func:`errata.evaluate` say so. Raises
+    :class:`BadInput` where the protocol finds nothing to ask.
     """
     chosen = _with_tokens(protocols.protocol(protocol), max_new_tokens)
     in_modes = modes_of(chosen, modes)
     groups = groups_of(cases, chosen)
+    _check_asks(cases, groups, chosen, in_modes)
     replies = Replies()
     for mode in in_modes:
         replies |= ask(lm, requests_of(groups, mode), chosen.answer, chosen.text)
     references = dict.fromkeys(text for group in groups for probe in group.probes for text in probe.references)
     idf = Tfidf.of(references).idf if references and "reference" in chosen.scorers.get("generation", ()) else {}
     return Baseline(chosen, in_modes, replies, idf)
+
+
+def _check_asks(
+    cases: Sequence[Case], groups: Sequence[ProbeGroup], protocol: protocols.Protocol, modes: Sequence[Mode]
+) -> None:
+    """Raises where none of the protocol's numbers can be had; logs what else is missing for some of them."""
+    measured = {(group.kind, name) for group in groups for mode in modes for name, _ in group.scorers(mode)}
+    known = [(kind, name) for mode in modes for kind in protocol.scorers for name in protocol.scorers_of(kind, mode)]
+    wanted = [(kind, line.metric) for line in protocol.lines for kind in line.kinds] or known
+    if cases and measured.isdisjoint(wanted):
+        scorers = [(kind, SCORERS.get((name, mode))) for kind, name in wanted for mode in modes]
+        kinds = dict.fromkeys(kind for kind, scorer in scorers if scorer)
+        needs = dict.fromkeys(need for _, scorer in scorers if scorer for need in (*scorer.needs, *scorer.labels))
+        raise BadInput(
+            f"the protocol {protocol.name} finds nothing to ask in these cases: it measures {', '.join(kinds)} "
+            f"({' and '.join(modes)}){' by ' if needs else ''}{' and '.join(needs)}; "
+            "take another protocol or mode, or cases that have these"
+        )
+    for text in dict.fromkeys(s.without for group in groups for mode in modes for _, s in group.left_out(mode)):
+        log.warning("%s", text)
 
 
 def modes_of(protocol: protocols.Protocol, modes: Sequence[str] | None) -> tuple[Mode, ...]:

@@ -25,9 +25,16 @@ class ProbeGroup:
 
     def scorers(self, mode: Mode) -> list[tuple[str, Scorer]]:
         """Name and scorer of each that the protocol uses in this mode and that some of the probes are usable for."""
+        return [(name, scorer) for name, scorer in self._known(mode) if scorer.usable(self.probes)]
+
+    def left_out(self, mode: Mode) -> list[tuple[str, Scorer]]:
+        """Those for which no probe is usable, and that say what would be needed."""
+        known = self._known(mode) if self.probes else []
+        return [(name, scorer) for name, scorer in known if scorer.without and not scorer.usable(self.probes)]
+
+    def _known(self, mode: Mode) -> list[tuple[str, Scorer]]:
         names = self.protocol.scorers_of(self.kind, mode)
-        known = [(name, SCORERS[name, mode]) for name in names if (name, mode) in SCORERS]
-        return [(name, scorer) for name, scorer in known if scorer.usable(self.probes)]
+        return [(name, SCORERS[name, mode]) for name in names if (name, mode) in SCORERS]
 
     def requests(self, mode: Mode) -> Requests:
         """What the scorers need of a model."""
@@ -67,6 +74,8 @@ class ProbeGroup:
             was = None if why_before else scorer.value(probes, before, before)
             now = None if error else scorer.value(probes, before, after)
             yield self._row(name, scorer.match or match, was, now, error)
+        for name, scorer in counted.left_out(mode):
+            yield self._row(name, scorer.match or match, None, None, scorer.without)
 
     def _row(
         self, metric: str, match: str, before: float | None, after: float | None, error: str | None = None
@@ -101,7 +110,7 @@ def _formatted(probe: Probe, edits: Sequence[Edit], protocol: Protocol) -> Probe
     """The probe in the protocol's template; if it asks the edited fact, the old answer is the rival."""
     rival = probe.rival
     if rival is None and probe.kind in SAME_FACT:
-        rival = next((edit.target_true for edit in edits if edit.target_new in probe.answers), None)
+        rival = next((edit.target_true for edit in edits if edit.target_new.strip() in probe.answers), None)
     require = tuple(_formatted(required, edits, protocol) for required in probe.require)
     return replace(probe, prompt=protocol.formatted(probe.prompt), rival=rival, require=require)
 

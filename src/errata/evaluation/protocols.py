@@ -36,6 +36,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {  # kind of probe -> metrics of the pr
 }
 CHANGED = tuple(kind for kind, scorers in METRICS.items() if scorers is NEW)
 STAYING = tuple(kind for kind, scorers in METRICS.items() if scorers is KEPT)
+LESS_IS_BETTER = ("old_first",)  # metrics of edits that fall where an edit holds; all lie between 0 and 1
 IMPLIED = ("alias", "inverse", "logical", "one_hop", "multi_hop")  # portability
 
 
@@ -94,6 +95,11 @@ class Protocol:
             return prompt
         before, _, behind = self.question.rpartition("{}")
         return before + prompt + behind
+
+
+def goodness(metric: str, value: float) -> float:
+    """The value of a metric so that more is better, where edits are compared over a sequence."""
+    return 1 - value if metric in LESS_IS_BETTER else value
 
 
 def _hundred(prompt: str) -> int:
@@ -206,7 +212,9 @@ MQUAKE = Protocol(
     scorers={"edit": NEW, "single_hop": NEW, "new_single_hop": NEW, "multi_hop": ("accuracy", "strict")},
     modes=("generated",),
     question="Q: {} A:",
-    answer=Generation(tokens=32, stops=("\n",), markers=("Final answer:", "Answer:")),
+    answer=Generation(
+        tokens=32, until_answer=False, stops=("\nQ:", "\nQuestion:", "\n\n"), markers=("Final answer:", "Answer:")
+    ),
     match="verbatim",
     lines=(
         Line("edit-wise", ("edit",), "accuracy"),
@@ -245,7 +253,7 @@ RELEASED = Protocol(
 )
 WILD = Protocol(
     name="wild",
-    source="WILD: https://arxiv.org/abs/2502.11177, WanliYoung/Revisit-Editing-Evaluation evaluate_utils.py",
+    source="WILD: https://arxiv.org/abs/2502.11177; a full stop inside an accepted answer ends none",
     scorers={**dict.fromkeys(CHANGED, NEW), **dict.fromkeys(STAYING, ("identity",))},
     modes=("generated",),
     answer=Generation(tokens=50, stops=(".", "\n")),
@@ -256,6 +264,12 @@ WILD = Protocol(
         Line("portability", IMPLIED, "accuracy"),
         Line("locality", STAYING, "identity"),
     ),
+)
+WILD_RELEASED = replace(  # "St. Louis" is never right there
+    WILD,
+    name="wild-released",
+    source="WILD as released: WanliYoung/Revisit-Editing-Evaluation easyeditor/evaluate/evaluate_utils.py",
+    answer=replace(WILD.answer, blind=True),
 )
 BELIEF = Protocol(
     name="belief",
@@ -269,13 +283,26 @@ BELIEF = Protocol(
 CONVSENT = Protocol(
     name="convsent",
     source="sentiment: SERAC https://arxiv.org/abs/2206.06520, eric-mitchell/serac metrics.py",
-    scorers={"generation": ("sentiment",), "unrelated": ("agreement",)},
+    scorers={"generation": ("sentiment",), "unrelated": ("generated agreement",)},
     modes=("forced", "generated"),
     lines=(Line("ES", ("generation",), "sentiment"), Line("locality", ("unrelated",), "agreement")),
 )
 PROTOCOLS: Mapping[str, Protocol] = {
     chosen.name: chosen
-    for chosen in (ERRATA, ROME, ZSRE, GRACE, EASYEDIT, MQUAKE, RIPPLEEDITS, RELEASED, WILD, BELIEF, CONVSENT)
+    for chosen in (
+        ERRATA,
+        ROME,
+        ZSRE,
+        GRACE,
+        EASYEDIT,
+        MQUAKE,
+        RIPPLEEDITS,
+        RELEASED,
+        WILD,
+        WILD_RELEASED,
+        BELIEF,
+        CONVSENT,
+    )
 }
 
 

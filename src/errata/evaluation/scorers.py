@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from errata.answers import MATCHES
+from errata.answers import MATCHES, SEARCHED, holds_a_stop
 from errata.evaluation import metrics
 from errata.evaluation.asking import Pair, Replies, Requests
 from errata.evaluation.metrics import Tfidf
@@ -37,6 +37,11 @@ class GradedReplies:
             return self.verdicts[probe.prompt, probe.answers]
         return MATCHES[self.match](self.answer(probe), probe.answers)
 
+    @property
+    def same_prompt(self) -> Callable[[Sequence[float]], float]:
+        """The value of probes with one prompt: all are expected in a text that is searched, else any is right."""
+        return min if self.match in SEARCHED else max
+
 
 Value = Callable[[Probes, GradedReplies, GradedReplies], float]  # (probes that count as one, before, after)
 OfProbe = Callable[[Probe, GradedReplies, GradedReplies], float]
@@ -47,28 +52,32 @@ class Scorer:
     """A number about probes that count as one.
 
     ``requests`` are what the model must be asked, ``value`` is of (probes, replies before the edit, replies now), and
-    ``needs`` are the fields without which a probe is left out. ``match`` is what the row says of how an answer was
-    compared; "" stands for the protocol's own.
+    ``needs`` are the fields without which a probe is left out, ``labels`` those of which some probe must be there.
+    ``match`` is what the row says of how an answer was compared; "" stands for the protocol's own. ``without`` says how
+    to give what is needed: there is a row, with this as its error, also where no probe is usable.
     """
 
     value: Value
     requests: Callable[[Probes], Requests]
     needs: tuple[str, ...] = ("answers",)
     match: str = ""
+    labels: tuple[str, ...] = ()
+    without: str = ""
 
     def usable(self, probes: Probes) -> Probes:
         """Those of the probes that have what is needed."""
-        return [probe for probe in probes if all(getattr(probe, name) for name in self.needs)]
+        found = [probe for probe in probes if all(getattr(probe, name) for name in self.needs)]
+        return found if {probe.label for probe in found}.issuperset(self.labels) else []
 
 
 def _grouped(value: OfProbe) -> Value:
-    """The values of probes that count as one, combined by their rule; of those with one prompt the worst counts."""
+    """The values of probes that count as one, combined by their rule; first those with one prompt."""
 
     def combined(probes: Probes, before: GradedReplies, after: GradedReplies) -> float:
         values: dict[str, list[float]] = {}
         for probe in probes:
             values.setdefault(probe.prompt, []).append(value(probe, before, after))
-        return metrics.any_or_all([min(same_prompt) for same_prompt in values.values()], probes[0].rule)
+        return metrics.any_or_all([after.same_prompt(of_prompt) for of_prompt in values.values()], probes[0].rule)
 
     return combined
 
@@ -77,7 +86,8 @@ def _grouped(value: OfProbe) -> Value:
 
 
 def _answers(probes: Probes) -> Requests:
-    return Requests(answers=tuple(probe.prompt for probe in probes))
+    whole = tuple((probe.prompt, answer) for probe in probes for answer in probe.answers if holds_a_stop(answer))
+    return Requests(answers=tuple(probe.prompt for probe in probes), whole=whole)
 
 
 def _all_answers(probes: Probes) -> Requests:
@@ -165,10 +175,8 @@ def _reference(probes: Probes, before: GradedReplies, after: GradedReplies) -> f
 
 
 def _sentiment(probes: Probes, before: GradedReplies, after: GradedReplies) -> float:
-    """Of the references of probes labelled ``wanted`` against those of the others."""
-    same, opposite = (
-        _references([probe for probe in probes if (probe.label == "wanted") == side]).scores for side in (True, False)
-    )
+    """Of the references of probes labelled ``wanted`` against those of the ``opposite`` ones."""
+    same, opposite = (_references([probe for probe in probes if probe.label == side]).scores for side in SIDES)
     return metrics.sentiment(
         [before.replies.scores[pair] for pair in same],
         [after.replies.scores[pair] for pair in same],
@@ -181,6 +189,11 @@ def _kl(probe: Probe, before: GradedReplies, after: GradedReplies) -> float:
 
 
 RIVALS = ("answers", "rival")
+SIDES = ("wanted", "opposite")  # labels of replies with the sentiment of the edit, and with the other one
+NO_REFERENCES = (
+    "there are no texts to compare with (RS); CounterFact's are in attribute_snippets.json "
+    "(https://rome.baulab.info/data/dsets), which is read where it lies beside the file of cases"
+)
 SCORERS: Mapping[tuple[str, Mode], Scorer] = {
     ("accuracy", "generated"): Scorer(_grouped(lambda p, _, after: after.right(p)), _answers),
     ("accuracy", "forced"): Scorer(_grouped(_forced_accuracy), _all_answers, match="argmax"),
@@ -192,7 +205,7 @@ SCORERS: Mapping[tuple[str, Mode], Scorer] = {
         _grouped(lambda p, _, after: metrics.token_f1(after.answer(p), p.answers)), _answers, match="shared words"
     ),
     ("agreement", "generated"): Scorer(
-        _grouped(lambda p, before, after: metrics.generated_agreement(before.answer(p), after.answer(p))),
+        _grouped(lambda p, before, after: metrics.generated_agreement(before.answer(p), after.answer(p), p.answers)),
         _answers,
         needs=(),
         match="agreement",
@@ -209,7 +222,7 @@ SCORERS: Mapping[tuple[str, Mode], Scorer] = {
     ("magnitude", "forced"): Scorer(_against_rival(metrics.magnitude), _first_and_rival, RIVALS, "likelier"),
     ("old_first", "forced"): Scorer(_grouped(_old_first), _all_and_rival, RIVALS, "likeliest"),
     ("kl", "forced"): Scorer(_grouped(_kl), _next_tokens, (), "next token"),
-    ("sentiment", "forced"): Scorer(_sentiment, _references, ("references",), "likelier"),
+    ("sentiment", "forced"): Scorer(_sentiment, _references, ("references",), "likelier", SIDES),
     ("entropy", "generated"): Scorer(_entropy, _texts, (), "n-grams"),
-    ("reference", "generated"): Scorer(_reference, _texts, ("references",), "TF-IDF"),
+    ("reference", "generated"): Scorer(_reference, _texts, ("references",), "TF-IDF", without=NO_REFERENCES),
 }

@@ -20,6 +20,7 @@ from errata.errors import BadInput, Unsupported, unknown
 from errata.locate.runs import CorruptedRuns, probability
 from errata.model import passes
 from errata.model.hf import HFLM
+from errata.subjects import placed
 
 KINDS: Mapping[str, str] = {
     "hidden": "the output of a block",
@@ -86,12 +87,12 @@ def trace(
     at least 1. Tokens before the subject have no effect, as no noise reaches them. Raises :class:`BadInput`, and
     :class:`Unsupported` for encoder-decoders.
     """
-    prompt, subject = filled_prompt(prompt, subject)
+    prompt, subject, at = filled_prompt(prompt, subject)
     kinds = checked_kinds(kinds, samples, noise, window)
     lm.check()
     depth = lm.sites.depth
     paths = {kind: _paths(lm, kind) for kind in kinds}
-    ids, (first, end) = _tokens(lm, prompt, subject)
+    ids, (first, end) = _tokens(lm, prompt, subject, at)
     window = min(window or max(1, round(depth / 5)), depth)
     sigma = noise * (_std(_embeddings(lm, ids[first:end])) if std is None else std)
 
@@ -123,21 +124,16 @@ def embedding_std(lm: HFLM, facts: Iterable[tuple[str, str]]) -> float:
     return _std(_embeddings(lm, rows))
 
 
-def filled_prompt(prompt: str, subject: str) -> tuple[str, str]:
-    """The prompt, a ``{}`` in it filled with the subject, and the subject.
+def filled_prompt(prompt: str, subject: str) -> tuple[str, str, int]:
+    """The prompt, a ``{}`` in it filled with the subject, the subject, and where it begins (as for an edit).
 
     Raises :class:`BadInput` where the subject is empty or does not occur in the prompt.
     """
     subject = subject.strip()
     if not subject:
         raise BadInput(f"the subject of {prompt!r} is empty; name what the fact is about")
-    prompt = prompt.replace("{}", subject)
-    if subject not in prompt:
-        raise BadInput(
-            f"the subject {subject!r} does not occur in the prompt {prompt!r}; write it there as it is, or put {{}} "
-            "in its place"
-        )
-    return prompt, subject
+    prompt, at = placed(prompt, subject)
+    return prompt, subject, at
 
 
 def checked_kinds(kinds: Sequence[str], samples: int, noise: float, window: int | None) -> tuple[str, ...]:
@@ -174,17 +170,13 @@ def _noise(lm: HFLM, shape: tuple[int, int], sigma: float, seed: int) -> Tensor:
     return sigma * torch.randn(*shape, width, generator=torch.Generator().manual_seed(seed))
 
 
-def _tokens(lm: HFLM, prompt: str, subject: str) -> tuple[list[int], tuple[int, int]]:
-    """The prompt's ids, and the indices of the subject's first token and of the one after its last.
-
-    The subject's last occurrence counts.
-    """
+def _tokens(lm: HFLM, prompt: str, subject: str, at: int) -> tuple[list[int], tuple[int, int]]:
+    """The prompt's ids, and the indices of the first token of the subject at ``at`` and of the one after its last."""
     ids = lm.tokens.prompt(prompt)
-    last = lm.tokens.last_of_subject(prompt, subject)
+    last = lm.tokens.last_of_subject(prompt, subject, at)
     begin = lm.tokens.decode(ids[: last + 1]).rfind(subject)
     if begin < 0:  # the tokenizer changed the text: look for the subject's first letter instead
-        cut = prompt[: prompt.rfind(subject) + 1]
-        return ids, (min(last, lm.tokens.last_of_subject(cut, cut[-1])), last + 1)
+        return ids, (min(last, lm.tokens.last_of_subject(prompt, subject[0], at)), last + 1)
     first = next((i for i in range(last) if len(lm.tokens.decode(ids[: i + 1])) > begin), last)
     return ids, (first, last + 1)
 

@@ -13,8 +13,10 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor
 
-from errata.errors import BadInput, NeedsPrepare, Unsupported, WrongModel
+from errata.answers import normalise
+from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported, WrongModel
 from errata.files import cache_file, read_tensors, write_tensors
+from errata.methods.outcomes import Outcome, answered, searched, warn
 from errata.methods.settings import checked, setting
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
@@ -135,8 +137,14 @@ class Method(ABC):
     def edit(self, lm: HFLM, edits: Sequence[Edit], state: State | None = None, prior: Patch = EMPTY) -> Patch:
         """The whole next patch: ``prior`` and these edits. The model is left as it was.
 
+        How each edit ended stands in ``patch.meta`` (``made[-1]["outcomes"]``, by id): ``loss``, the mean −log p of a
+        target token with the patch in force; ``met``, whether every one is the arg-max; and of methods that search,
+        ``search_loss``, where the search ended, and ``search_met``, whether that is what it was to reach. Edits that
+        are not met are named in a warning.
+
         Raises :class:`NeedsPrepare` without a state that the method needs, :class:`WrongModel` for the state or patch
-        of another model, :class:`BadInput` for what is no edit.
+        of another model, :class:`BadInput` for what is no edit and for edits that contradict each other,
+        :class:`Refused` where a number of the new patch is not finite.
         """
         is_hflm = isinstance(cast(Any, lm), HFLM)  # a wrapper in force is another LM
         if not is_hflm:
@@ -159,27 +167,46 @@ class Method(ABC):
             state = State()
         state.check(lm)
         start = time.perf_counter()
-        with frozen_rng(self.seed):
+        with frozen_rng(self.seed), searched() as found:
             resolved = self.resolve(lm, state)
             patch = resolved._edit(lm, edits, state, prior)
-        return self._with_meta(patch, lm, resolved, edits, prior, time.perf_counter() - start)
+        if where := patch.not_finite():
+            raise Refused(
+                f"{self.name} made a patch in which {where} is no finite number, so there is none; load the model in "
+                "float32, or lower the method's steps or rate"
+            )
+        answers = answered(lm, edits, patch) if self.tags.runs_model else {}
+        outcomes = {e.id: {**answers.get(e.id, {}), **found.get(e.id, {})} for e in edits}
+        warn(self.name, edits, outcomes)
+        return self._with_meta(patch, lm, resolved, edits, prior, outcomes, time.perf_counter() - start)
 
     @abstractmethod
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         """``prior`` and these edits, with ``parts`` and ``memory``; the settings of ``self`` are resolved."""
 
     def _with_meta(
-        self, patch: Patch, lm: HFLM, resolved: "Method", edits: Sequence[Edit], prior: Patch, seconds: float
+        self,
+        patch: Patch,
+        lm: HFLM,
+        resolved: "Method",
+        edits: Sequence[Edit],
+        prior: Patch,
+        outcomes: Mapping[str, Outcome],
+        seconds: float,
     ) -> Patch:
         record = {
             "method": self.name,
             "settings": self.settings,
             "resolved": resolved.settings,
             "edits": [edit.to_json() for edit in edits],
+            "outcomes": {id: outcome for id, outcome in outcomes.items() if outcome},
             "versions": versions(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(seconds, 3),
+            "dtype": str(lm.dtype).removeprefix("torch."),
         }
+        if rounded := patch.rounded_away(lm):
+            record["rounded"] = {name: round(share, 4) for name, share in rounded.items()}
         meta = {
             **prior.meta,
             "model": {"name": lm.name, "fingerprint": lm.fingerprint},
@@ -228,6 +255,15 @@ def _edits(edits: Sequence[Edit]) -> list[Edit]:
     for edit in edits:
         if not isinstance(cast(Any, edit), Edit):
             raise BadInput(f"expected errata.Edit, found {type(edit).__name__}: {edit!r}")
+    first: dict[str, Edit] = {}
+    for edit in edits:
+        other = first.setdefault(edit.prompt.strip(), edit)
+        if normalise(other.target_new) != normalise(edit.target_new):
+            raise BadInput(
+                f"two edits contradict each other: {edit.prompt!r} shall be answered {other.target_new!r} (edit "
+                f"{other.id}) and {edit.target_new!r} (edit {edit.id}); leave one out, or make the later one in a call "
+                "of its own, with the first patch as prior"
+            )
     return list(edits)
 
 

@@ -1,5 +1,6 @@
 """Texts that methods read: those given, those that go with the model, or sampled from it."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -9,19 +10,27 @@ import torch
 from errata.errors import BadInput
 from errata.model.hf import HFLM
 
+log = logging.getLogger(__name__)
+
+END = ". "  # of a sentence
 TRIES = 20  # texts read for each opening
 WINDOW = 512  # longer texts are cut into pieces of so many tokens
+TEXT_TOKENS = 128  # of a sampled text at most
+SENTENCE_TOKENS = 32  # of a sampled sentence at most
 CONTEXT_TOKENS = 24  # of a context at most, cut after its first sentence where that ends before
 
 
-def openings(lm: HFLM, texts: Iterable[Any], n: int, seed: int) -> list[str]:
-    """At most ``n`` different beginnings of the texts' first sentences, cut somewhere in their second half."""
+def openings(lm: HFLM, data: Iterable[Any] | None, n: int, seed: int) -> list[str]:
+    """At most ``n`` different beginnings of first sentences, cut somewhere in their second half.
+
+    Of the texts given, else of those that go with the model, else of sentences sampled from it.
+    """
     generator = torch.Generator().manual_seed(seed)
     beginnings: dict[str, None] = {}
-    for text in islice(texts, TRIES * n):
+    for text in islice(texts_of(lm, data, seed, sentences=True), TRIES * n):
         if not isinstance(text, str):
             raise BadInput(f"{type(text).__name__} is no text; queries are told apart by means of texts")
-        ids = list(lm.tokenizer(text.split(". ")[0].strip(), add_special_tokens=False)["input_ids"])
+        ids = list(lm.tokenizer(text.split(END)[0].strip(), add_special_tokens=False)["input_ids"])
         ids = ids[: (lm.tokens.limit or len(ids) + 2) - 2]
         if len(ids) >= 4:
             cut = int(torch.randint((len(ids) + 1) // 2, len(ids), (), generator=generator))
@@ -48,19 +57,26 @@ def pieces_of(lm: HFLM, texts: Iterable[str], tokens: int | None) -> Iterator[li
         raise BadInput("no texts for key statistics: the data is empty")
 
 
-def texts_of(lm: HFLM, data: Iterable[str] | None, seed: int) -> Iterable[str]:
+def texts_of(lm: HFLM, data: Iterable[str] | None, seed: int, *, sentences: bool = False) -> Iterable[str]:
     """The texts given, else those that go with the model, else text sampled from it without end."""
     if data is not None:
         return data
-    return sampled_texts(lm, seed) if lm.resources.texts is None else lm.resources.texts()
+    if lm.resources.texts is not None:
+        return lm.resources.texts()
+    log.warning("no texts given: they are sampled from the model itself")
+    return sampled_texts(lm, seed, sentences=sentences)
 
 
-def sampled_texts(lm: HFLM, seed: int) -> Iterator[str]:
-    """Texts of up to 128 tokens sampled from the model, without end."""
-    length = min(128, (lm.tokens.limit or 129) - 1)
+def sampled_texts(lm: HFLM, seed: int, *, sentences: bool = False) -> Iterator[str]:
+    """Texts sampled from the model, without end; with ``sentences`` little more than the first sentence of each."""
+    most = SENTENCE_TOKENS if sentences else TEXT_TOKENS
+    length = min(most, (lm.tokens.limit or most + 1) - 1)
+    rows = max(1, lm.budget // (length + 1))  # one batch
+    count = 0
     while True:
-        yield from map(lm.tokens.decode, lm.sample([""] * 64, length, seed=seed))
-        seed += 1
+        yield from map(lm.tokens.decode, lm.sample([""] * rows, length, seed=seed, until=(END,) if sentences else ()))
+        seed, count = seed + 1, count + rows
+        log.info("%d texts sampled from the model", count)
 
 
 def contexts_of(lm: HFLM, n: int, seed: int) -> list[str]:

@@ -69,15 +69,23 @@ class HFLM(TensorPasses, LM):
         return texts
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str], max_new_tokens: int = 32, *, seed: int = 0) -> list[list[int]]:
-        """Token ids that continue each prompt, drawn at temperature 1; an empty prompt begins a text."""
+    def sample(
+        self, prompts: Sequence[str], max_new_tokens: int = 32, *, seed: int = 0, until: Sequence[str] = ()
+    ) -> list[list[int]]:
+        """Token ids that continue each prompt, drawn at temperature 1; an empty prompt begins a text.
+
+        A continuation ends as soon as its text contains one of the texts in ``until``.
+        """
         generator = torch.Generator().manual_seed(seed)
 
         def draw(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
             return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)[:, 0]
 
+        def ended(text: str) -> bool:
+            return any(stop in text for stop in until)
+
         self.check()
-        return self._continued(self._ids(prompts), [max_new_tokens] * len(prompts), draw)
+        return self._continued(self._ids(prompts), [max_new_tokens] * len(prompts), draw, ended if until else None)
 
     def _continued(
         self,
@@ -87,9 +95,11 @@ class HFLM(TensorPasses, LM):
         ended: Callable[[str], bool] | None = None,
         past_end: bool = False,
     ) -> list[list[int]]:
-        """The new ids of each row of prompt ids, at most its limit of them."""
+        """The new ids of each row of prompt ids, at most its limit of them, and as many as the model can read."""
         if min(limits, default=1) < 1:
             raise BadInput(f"max_new_tokens must be at least 1, found {min(limits)}")
+        if self.tokens.limit is not None and not self.seq2seq:
+            limits = [min(n, self.tokens.limit + 1 - len(row)) for n, row in zip(limits, rows, strict=True)]
         return continued(self, rows, limits, choose, ended, past_end)
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:

@@ -32,9 +32,9 @@ class LM(Protocol):
     ) -> list[str]:
         """The greedy continuation of each prompt: raw text without the prompt, its leading space included.
 
-        It ends before the end token or after ``max_new_tokens`` (at least 1). It may also end as soon as the answer is
-        complete, with ``until_answer`` (:func:`errata.answers.complete`), and as soon as it contains one of the texts
-        in ``until``: callers ignore what comes after.
+        It ends before the end token, after ``max_new_tokens`` (at least 1), or where the model can read no more. It may
+        also end as soon as the answer is complete, with ``until_answer`` (:func:`errata.answers.complete`), and as soon
+        as it contains one of the texts in ``until``: callers ignore what comes after.
         """
         ...
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput
+from errata.subjects import placed
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,14 @@ def fed_unchanged(prompt: str, target: str) -> bool:
     return bool(bare) and target == (bare if not prompt or prompt[-1:].isspace() else " " + bare)
 
 
+def joined(prompt: str, answer: str) -> str:
+    """Prompt and answer, with a space between the two where there is none."""
+    return prompt + ("" if not prompt or prompt[-1:].isspace() else " ") + answer.strip()
+
+
 def sentence(prompt: str, answer: str) -> str:
-    """Prompt and answer as one statement, a space between the two and a full stop at its end where they lack one."""
-    text = prompt + ("" if not prompt or prompt[-1:].isspace() else " ") + answer.strip()
+    """Prompt and answer as one statement, with a full stop at its end where it lacks one."""
+    text = joined(prompt, answer)
     return text if text.endswith((".", "!", "?", "。")) else text + "."
 
 
@@ -101,11 +107,21 @@ class Tokens:
         """Ids of ``target`` behind ``prompt``, with a space between the two unless the prompt ends with one.
 
         They are those of the joined text where the prompt keeps its own ids in it. Raises :class:`BadInput` for a
-        target of which the tokenizer makes nothing.
+        target of which the tokenizer makes nothing, and for one that is too long behind this prompt.
         """
         if self.seq2seq:
             return self._plain(target.strip())
         before = self.prompt(prompt)
+        ids = self._target(before, prompt, target)
+        together = len(before) + len(ids)
+        if self.limit is not None and together - 1 > self.limit:  # the last one is not fed
+            raise BadInput(
+                f"the prompt {prompt[:60]!r} and the answer {target.strip()[:60]!r} have {together} tokens together; "
+                f"the model reads at most {self.limit}: give a shorter one, or another model"
+            )
+        return ids
+
+    def _target(self, before: list[int], prompt: str, target: str) -> list[int]:
         bare = target.lstrip() if not prompt or prompt[-1:].isspace() else " " + target.lstrip()
         text = prompt + bare
         joined = list(self.tokenizer(text)["input_ids"])
@@ -115,10 +131,10 @@ class Tokens:
         options = [self._plain(bare), self._plain(target.lstrip()), self._unprefixed(bare)]
         for ids in options:
             if ids and self._spells(before, ids, prompt, bare):
-                return self._within(ids, target)
+                return ids
         if not options[0]:
             raise BadInput(f"the tokenizer makes nothing of the target {target!r}; give another text")
-        return self._within(options[0], target)
+        return options[0]
 
     def _spells(self, before: list[int], ids: list[int], prompt: str, text: str) -> bool:
         """Whether ``ids`` add ``text``, and no space more, to the prompt's ids ``before``; any to an empty prompt."""
@@ -154,17 +170,22 @@ class Tokens:
             ids, keep = self._plain(text), keep - 1
         return text
 
-    def last_of_subject(self, prompt: str, subject: str) -> int:
-        """Index in the prompt's ids of the last token of the subject's last occurrence. Raises :class:`BadInput`."""
-        end = prompt.rfind(subject) + len(subject)
-        if end < len(subject):
-            raise BadInput(f"the subject {subject!r} does not occur in {prompt!r}")
+    def last_of_subject(self, prompt: str, subject: str, at: int | None = None) -> int:
+        """Index in the prompt's ids of the last token of the subject, which begins at character ``at``.
+
+        By default at its last occurrence as a word. Raises :class:`BadInput` where it is not there.
+        """
+        end = placed(prompt, subject, at)[1] + len(subject)
         if getattr(self.tokenizer, "is_fast", False):
             offsets = self.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
             touching = [i for i, (a, b) in enumerate(offsets) if a < end <= b]
             if touching:
                 return touching[-1]
-        return len(self.prompt(prompt[:end])) - 1
+        ids, before = self.prompt(prompt), self.prompt(prompt[:end])
+        if ids[: len(before)] != before:  # a token goes on behind the subject
+            lengths = (len(self.decode(ids[: i + 1])) for i in range(len(ids)))
+            return next((i for i, length in enumerate(lengths) if length >= end), len(ids) - 1)
+        return len(before) - 1
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

@@ -41,12 +41,14 @@ class Patch:
     """What further edits need and inference does not: the keys of earlier edits, say."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """JSON: ``model`` (name and fingerprint of the base model) and ``made``, one record for each call of ``edit``
-    (method, settings as resolved, edits, versions, time)."""
+    (method, settings as resolved, edits, how each ended, versions, time)."""
 
     @property
     def edits(self) -> list[Edit]:
         """Every edit that was made, in order."""
-        return [Edit(**edit) for made in self.meta.get("made", ()) for edit in made["edits"]]
+        records = [edit for made in self.meta.get("made", ()) for edit in made["edits"]]
+        # a record without a place is of an earlier version, which edited the last occurrence, inside of words too
+        return [Edit(**{"at": edit["prompt"].rfind(edit["subject"]), **edit}) for edit in records]
 
     def of_kind(self, kind: type[P]) -> list[P]:
         """The parts of a class."""
@@ -124,6 +126,14 @@ class Patch:
         for delta in self.of_kind(Delta):
             delta.check(lm.model)
 
+    def rounded_away(self, lm: HFLM) -> dict[str, float]:
+        """Parameter name -> the share of its change that the model's type leaves, where that is below 99 %.
+
+        Such a change runs as a side product while the patch is applied, and nothing of it is lost.
+        """
+        deltas = self.of_kind(Delta)
+        return _total(deltas).rounded_away(lm.model) if deltas else {}
+
     def merge(self, lm: HFLM, *, force: bool = False) -> None:
         """Changes the model's weights for good. Raises :class:`Unsupported` if there are other parts than deltas."""
         lm.check()
@@ -174,7 +184,14 @@ class Patch:
         if len(self.edits) == 1:
             return EMPTY
         parts = [part.without(edit_id) for part in self.parts]
-        made = [{**m, "edits": [e for e in m["edits"] if e["id"] != edit_id]} for m in self.meta.get("made", ())]
+        made = [
+            {
+                **m,
+                "edits": [e for e in m["edits"] if e["id"] != edit_id],
+                "outcomes": {id: outcome for id, outcome in m.get("outcomes", {}).items() if id != edit_id},
+            }
+            for m in self.meta.get("made", ())
+        ]
         kept = tuple(part for part in parts if part is not None)
         return replace(self, parts=kept, meta={**self.meta, "made": [m for m in made if m["edits"]]})
 
@@ -193,15 +210,37 @@ class Patch:
     def save(self, path: str | Path, *, memory: bool = True) -> Path:
         """Writes one safetensors file, whole or not at all, and returns its path.
 
-        ``memory=False`` leaves out what only further edits need. Raises :class:`BadInput` if it cannot be written.
+        ``memory=False`` leaves out what only further edits need. Raises :class:`BadInput` if it cannot be written, or
+        holds a number that is not finite.
         """
+        if where := self.not_finite():
+            raise BadInput(f"{where} is no finite number, so {path} was not written; make the patch anew")
         write_patch(Path(path), self.parts, self.memory if memory else {}, self.meta)
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Patch":
-        """The patch in a file, which cannot run code. Raises :class:`BadInput` for a file that is no patch."""
-        return cls(*read_patch(Path(path)))
+        """The patch in a file, which cannot run code.
+
+        Raises :class:`BadInput` for a file that is no patch, or that holds a number that is not finite.
+        """
+        patch = cls(*read_patch(Path(path)))
+        if where := patch.not_finite():
+            raise BadInput(f"{path}: {where} is no finite number; such a patch answers nothing, make it anew")
+        return patch
+
+    def not_finite(self) -> str | None:
+        """Where the first NaN or infinity stands, in the parts or in the memory; None where every number is finite."""
+        for i, part in enumerate(self.parts):
+            of = f"part {i} ({part.kind})"
+            try:
+                json.dumps(part.config(), allow_nan=False)
+            except ValueError:
+                return f"a setting of {of}"
+            if name := _first_not_finite(part.tensors()):
+                return f"an entry of {name} in {of}"
+        name = _first_not_finite(self.memory)
+        return f"an entry of {name} in the memory" if name else None
 
 
 EMPTY = Patch()
@@ -213,6 +252,10 @@ def _total(deltas: Sequence[Delta]) -> Delta:
     for delta in deltas[1:]:
         total = total + delta
     return total
+
+
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, t in tensors.items() if not bool(t.isfinite().all())), None)
 
 
 def _same_model(a: Patch, b: Patch) -> None:

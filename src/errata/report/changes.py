@@ -6,7 +6,7 @@ from typing import cast
 
 from errata.evaluation import metrics
 from errata.evaluation.metrics import Mean, mean_over_cases
-from errata.evaluation.protocols import CHANGED, STAYING
+from errata.evaluation.protocols import CHANGED, STAYING, goodness
 from errata.report.folds import CaseKey, case_key, mean_of
 from errata.types import Row
 
@@ -95,7 +95,7 @@ class Retention:
 
 
 def retention(rows: Iterable[Row], kind: str = "edit", metric: str = "accuracy") -> Retention:
-    """Of the rows of one method in one mode, asked at several checkpoints.
+    """Of the rows of one method in one mode, asked at several checkpoints (of ``old_first``: of 1 - its value).
 
     Each data set and seed is a sequence of its own, with its own end: the curve is over the cases of all,
     retainability the mean over sequences, backward transfer the mean over the edits of all.
@@ -104,7 +104,7 @@ def retention(rows: Iterable[Row], kind: str = "edit", metric: str = "accuracy")
     for row in rows:
         if (row.kind, row.metric) == (kind, metric) and row.after is not None:
             values = sequences.setdefault((row.data, row.seed), {})
-            values.setdefault(row.after_edits, {})[case_key(row), row.probe] = row.after
+            values.setdefault(row.after_edits, {})[case_key(row), row.probe] = goodness(metric, row.after)
     joined: _Values = {}
     first, last = dict[ProbeKey, float](), dict[ProbeKey, float]()
     for values in sequences.values():

@@ -7,7 +7,7 @@ from typing import cast
 from errata.errors import BadInput
 from errata.evaluation.metrics import Mean, hop_wise, instance_wise, mean, mean_over_cases, score
 from errata.evaluation.protocols import PROTOCOLS, Line, Protocol
-from errata.report.headings import NAMES, heading
+from errata.report.headings import NAMES, heading, kind_of
 from errata.report.rows import FIELDS
 from errata.types import Row
 
@@ -27,7 +27,8 @@ class Summary:
     """One measure over all cases: mean over cases of the mean within a case, without and with the patch.
 
     ``of`` holds the values of the row fields that the summary was split by; ``after`` is None where the
-    measure is unsupported, and ``errors`` counts the rows with an error.
+    measure is unsupported, and ``errors`` counts the rows with an error. ``hops`` says how many a multi-hop question
+    has ("3 hops"), where that is known.
     """
 
     of: tuple[str, ...]
@@ -37,11 +38,12 @@ class Summary:
     before: Mean | None
     after: Mean | None
     errors: int = 0
+    hops: str = ""
 
     @property
     def name(self) -> str:
         """Words for kind and metric."""
-        return heading(self.kind, self.metric)
+        return heading(f"{self.kind} {self.hops}".strip(), self.metric)
 
 
 def summary(rows: Iterable[Row], by: Sequence[str] = ()) -> list[Summary]:
@@ -57,7 +59,7 @@ def summary(rows: Iterable[Row], by: Sequence[str] = ()) -> list[Summary]:
     groups: dict[tuple[tuple[str, ...], str, str, str], list[Row]] = {}
     for row in rows:
         of = tuple(str(getattr(row, name)) for name in by)
-        groups.setdefault((of, row.mode, row.kind, row.metric), []).append(row)
+        groups.setdefault((of, row.mode, kind_of(row), row.metric), []).append(row)
     order = {kind: place for place, kind in enumerate(NAMES)}
     splits = list(dict.fromkeys((of, mode) for of, mode, _, _ in groups))
     keys = sorted(groups, key=lambda k: (splits.index(k[:2]), order.get(k[2], len(order)), k[3]))
@@ -66,7 +68,8 @@ def summary(rows: Iterable[Row], by: Sequence[str] = ()) -> list[Summary]:
 
 def _summary(of: tuple[str, ...], kind: str, metric: str, mode: str, rows: list[Row]) -> Summary:
     before, after = mean_of(rows, "before"), mean_of(rows, "after")
-    return Summary(of, kind, metric, mode, before, after, sum(row.error is not None for row in rows))
+    kind, _, hops = kind.partition(" ")
+    return Summary(of, kind, metric, mode, before, after, sum(row.error is not None for row in rows), hops)
 
 
 def mean_of(rows: Iterable[Row], field: str) -> Mean | None:
@@ -101,7 +104,7 @@ def _published(protocol: Protocol, rows: Sequence[Row]) -> list[Published]:
     ends = {line.name: (_line(line, rows, "before"), _line(line, after, "after")) for line in protocol.lines}
     numbers: list[Published] = []
     for line in protocol.lines:
-        if any(ends[line.name]):
+        if any(ends[line.name]) or any(row.error for row in rows if _counts(line, row)):
             scaled = (None if end is None else end.times(line.scale) for end in ends[line.name])
             numbers.append(Published(protocol.name, line.name, *scaled))
     parts = [ends[name] for name in protocol.score]
@@ -127,12 +130,15 @@ def _score(parts: Sequence[Mean | None]) -> Mean | None:
     return Mean(score(*(part.mean for part in parts if part)), None, 1)
 
 
+def _counts(line: Line, row: Row) -> bool:
+    return row.kind in line.kinds and row.metric == line.metric and line.label in ("", row.label)
+
+
 def _line(line: Line, rows: Iterable[Row], end: str) -> Mean | None:
     values = [
         (row.kind, case_key(row), cast(float, getattr(row, end)))
         for row in rows
-        if row.kind in line.kinds and row.metric == line.metric and line.label in ("", row.label)
-        if getattr(row, end) is not None
+        if _counts(line, row) and getattr(row, end) is not None
     ]
     if line.fold == "kinds":
         means = [mean_over_cases(value[1:] for value in values if value[0] == kind) for kind in line.kinds]

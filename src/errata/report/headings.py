@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+from errata.types import Row
+
+HOPS = {"2 hops": "two hops", "3 hops": "three hops", "4 hops": "four hops"}  # labels of multi-hop questions
 NAMES = {  # of kinds, in the order in which they are shown
     "edit": "reliability",
     "paraphrase": "paraphrases",
@@ -10,7 +13,8 @@ NAMES = {  # of kinds, in the order in which they are shown
     "inverse": "inverse",
     "logical": "logical",
     "one_hop": "one hop",
-    "multi_hop": "two hops",
+    **{f"multi_hop {label}": words for label, words in HOPS.items()},
+    "multi_hop": "several hops",
     "new_single_hop": "single hops",
     "single_hop": "old single hops",
     "neighborhood": "neighbours",
@@ -37,7 +41,7 @@ COLUMNS: Mapping[tuple[str, str], str] = {  # of a table of methods: (kind, metr
     ("alias", "accuracy"): NAMES["alias"],
     ("inverse", "accuracy"): NAMES["inverse"],
     ("one_hop", "accuracy"): NAMES["one_hop"],
-    ("multi_hop", "accuracy"): NAMES["multi_hop"],
+    **{(kind, "accuracy"): words for kind, words in NAMES.items() if kind.startswith("multi_hop")},
     ("in_context", "accuracy"): NAMES["in_context"],
     ("text", "loss"): "loss on text",
     ("text", "perplexity"): "perplexity on text",
@@ -67,6 +71,11 @@ MODEL_CURVES = tuple(  # what becomes of the model; drawn first, where a run ask
 COURSE = (*EDIT_CURVES, *MODEL_CURVES, COLUMNS["drift", "low"], COLUMNS["drift", "effective"])  # at each checkpoint
 SHARES = (*EDIT_CURVES, COLUMNS["in_context", "accuracy"])  # of these, what lies between 0 and 1
 PLAIN = tuple(name for (kind, _), name in COLUMNS.items() if kind in ("cost", "drift", "text"))  # without a spread
+
+
+def kind_of(row: Row) -> str:
+    """The row's kind, with the number of hops where the label says it: a key of :data:`NAMES`."""
+    return f"{row.kind} {row.label}" if row.kind == "multi_hop" and row.label in HOPS else row.kind
 
 
 def heading(kind: str, metric: str) -> str:

@@ -8,7 +8,7 @@ from errata.evaluation.metrics import Mean, mean_over_cases
 from errata.evaluation.protocols import PROTOCOLS
 from errata.report.changes import DERIVED, derived
 from errata.report.folds import case_key, edit_metric, published
-from errata.report.headings import COLUMNS, COURSE, EDIT_CURVES, PLAIN
+from errata.report.headings import COLUMNS, COURSE, EDIT_CURVES, PLAIN, kind_of
 from errata.types import Row
 
 EXPLANATION = "Mean over cases ± standard error (cases); a dash where nothing could be measured."
@@ -97,17 +97,25 @@ class PublishedSection:
 def report_sections(rows: Iterable[Row]) -> list[Section | PublishedSection]:
     """All that a report shows: the sections of each setting, model, data set and protocol, and then its own numbers.
 
-    A mode in which nothing but costs was measured is left out where there is another.
+    Costs are shown once, with the first mode; one in which nothing of a table's columns was measured is left out where
+    there is another.
     """
     rows = list(rows)
     alone = _made_alone(rows)
     shown: list[Section | PublishedSection] = []
     for group in _grouped(rows, "setting", "model", "data", "protocol"):
         numbers = _published_section(group)
-        modes = {row.mode for row in group if row.kind != "cost"}
-        shown += [_section(of, alone) for of in _grouped(group, "mode") if of[0].mode in modes or not modes]
+        modes = _grouped(group, "mode")
+        of_edits = edit_metric(group[0].protocol)
+        measured = [of for of in modes if any(_is_shown(row, of_edits) for row in of)] or modes[:1]
+        shown += [_section(of, alone, costs=i == 0) for i, of in enumerate(measured)]
         shown += [numbers] if numbers else []
     return shown
+
+
+def _is_shown(row: Row, of_edits: str) -> bool:
+    """Whether the row is of a measure of the model that a section's tables show."""
+    return row.kind != "cost" and ((kind_of(row), row.metric) in COLUMNS or row.metric in ("accuracy", of_edits))
 
 
 def sections(rows: Iterable[Row]) -> list[Section]:
@@ -142,11 +150,12 @@ def _subject(row: Row) -> Subject:
     return (_method_name(row), row.model, row.data, row.protocol, row.mode)
 
 
-def _section(rows: list[Row], alone: Mapping[Subject, list[Row]]) -> Section:
+def _section(rows: list[Row], alone: Mapping[Subject, list[Row]], costs: bool = True) -> Section:
     by_method = _by_method(rows)
     last = {name: _at_the_end(of_method) for name, of_method in by_method.items()}
     cells = {name: _cells(at_end) for name, at_end in last.items()}
-    columns = tuple(column for column in COLUMNS.values() if any(means[column] for means in cells.values()))
+    shown = [column for (kind, _), column in COLUMNS.items() if costs or kind != "cost"]
+    columns = tuple(column for column in shown if any(means[column] for means in cells.values()))
     unedited = _cells((row for at_end in last.values() for row in at_end), "before")
     named = [(UNEDITED, unedited), *cells.items()]
     lines = tuple((name, tuple(means[column] for column in columns)) for name, means in named)
@@ -236,7 +245,7 @@ def _cells(rows: Iterable[Row], field: str = "after") -> dict[str, Mean | None]:
     values: dict[tuple[str, str], list[Any]] = {}
     for row in rows:
         if (value := getattr(row, field)) is not None:
-            values.setdefault((row.kind, row.metric), []).append((case_key(row), value))
+            values.setdefault((kind_of(row), row.metric), []).append((case_key(row), value))
     return {column: mean_over_cases(values.get(measured, ())) for measured, column in COLUMNS.items()}
 
 

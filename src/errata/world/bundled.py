@@ -1,6 +1,5 @@
 """The bundled model: :func:`load` that also knows the name ``"world"``."""
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,10 @@ from errata.errors import BadInput
 from errata.model import loading
 from errata.model.hf import HFLM
 from errata.model.resources import Resources
-from errata.world.facts import world
+from errata.world.facts import World
+from errata.world.named import BUNDLED, world_named
 
 FOLDER = Path(__file__).parent / "model"
-RECIPE = "recipe.json"
 TEMPLATES = {  # as text.py's Narrator writes them
     "fact": "Fact: {fact} ",
     "reminder": "{prompt}\nNew Fact: {facts}\nPrompt: {prompt}",
@@ -28,27 +27,25 @@ def load(model: Any, **options: Any) -> HFLM:
     Options are those of :func:`errata.model.loading.load`. A model of the synthetic world (the bundled one,
     or a folder that ``errata world train`` made) comes with its texts, its training cases and its templates of facts.
     """
-    folder = FOLDER if model == "world" else model
-    if model == "world" and not (FOLDER / "config.json").is_file():
+    folder = FOLDER if model == BUNDLED else model
+    if model == BUNDLED and not (FOLDER / "config.json").is_file():
         raise BadInput("the bundled model is missing from this installation; install errata anew")
     lm = loading.load(folder, **options)
-    recipe = Path(folder) / RECIPE if isinstance(folder, str | Path) else None
-    if recipe is not None and recipe.is_file():
-        made = json.loads(recipe.read_text())
-        lm.name = "world" if model == "world" else str(model)
-        world_of = made["persons"], made["world_seed"]
-        lm.resources = Resources(partial(_texts, *world_of), partial(_cases, *world_of), TEMPLATES)
+    if isinstance(folder, str | Path) and (world := world_named(folder)) is not None:
+        lm.name = str(model)
+        lm.resources = Resources(partial(_texts, world), partial(_cases, world), TEMPLATES)
     return lm
 
 
-def _texts(persons: int, seed: int) -> Iterator[str]:
+def _texts(world: World) -> Iterator[str]:
     from errata.world.text import texts
 
-    return texts(world(persons, seed))
+    return texts(world)
 
 
-def _cases(persons: int, seed: int) -> list[Any]:
+def _cases(world: World) -> list[Any]:
     from errata.world.cases import cases
 
-    of = world(persons, seed)
-    return cases(of, limit=len(of.subjects("train")), split="train")  # one of a subject's facts: the others are asked
+    return cases(
+        world, limit=len(world.subjects("train")), split="train"
+    )  # one of a subject's facts: the others are asked

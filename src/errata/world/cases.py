@@ -111,7 +111,7 @@ class _Draw:
             else:
                 continue
             for form in (rng.choice(hops.first), hops.later[-1]):
-                yield Probe("multi_hop", ask(form, start), (end,))
+                yield Probe("multi_hop", ask(form, start), (end,), label="2 hops")
 
     def _kept(self, rng: random.Random, words: Relation, phrasing: str, old: str, edit: Edit) -> Iterator[Probe]:
         """Facts that the edit must not change."""

@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,11 +32,24 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 
 
+def _gpt2(recipe: "Recipe") -> dict[str, Any]:
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return {"activation_function": "gelu_pytorch_tanh", **no_dropout}  # GPT-2's own GELU, in one kernel
+
+
+def _llama(recipe: "Recipe") -> dict[str, Any]:
+    return {"intermediate_size": 3 * recipe.width, "num_key_value_heads": max(1, recipe.heads // 2)}
+
+
+SHAPES: Mapping[str, Callable[["Recipe"], dict[str, Any]]] = {"gpt2": _gpt2, "llama": _llama}
+"""Architecture, by transformers' name -> what its configuration has beside the sizes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a model of the world is made. The defaults are the bundled model's."""
 
-    arch: str = "gpt2"
+    architecture: str = "gpt2"  # or another of SHAPES
     layers: int = 8
     width: int = 384
     heads: int = 8
@@ -55,11 +68,17 @@ class Recipe:
     adam: float = 2e-3
     warmup: int = 60
     masked: float = 0.75  # of the rows in stage 2
-    deepest: int = 4  # the layer from which on the subject's last token may be read, in the end
+    deepest: int | None = (
+        None  # the layer from which on the subject's last token may be read in the end: half way, 4 at most
+    )
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise BadInput(f"the width must be a multiple of the heads; found {self.width} and {self.heads}")
+        if self.architecture not in SHAPES:
+            raise unknown("architecture", self.architecture, list(SHAPES))
+        if self.deepest is None:
+            object.__setattr__(self, "deepest", max(1, min(4, self.layers // 2)))
 
 
 # Text to tensors ---------------------------------------------------------------------------------
@@ -165,20 +184,9 @@ def build(recipe: Recipe, tokenizer: Any) -> nn.Module:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    special: dict[str, dict[str, Any]] = {
-        "gpt2": {
-            "activation_function": "gelu_pytorch_tanh",  # GPT-2's own, in one kernel
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-        },
-        "llama": {"intermediate_size": 3 * recipe.width, "num_key_value_heads": max(1, recipe.heads // 2)},
-    }
-    if recipe.arch not in special:
-        raise unknown("architecture", recipe.arch, list(special))
     torch.manual_seed(recipe.seed)
-    config = AutoConfig.for_model(recipe.arch, **shared, **special[recipe.arch])
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    config = AutoConfig.for_model(recipe.architecture, **shared, **SHAPES[recipe.architecture](recipe))
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
 def attentions(model: nn.Module) -> list[nn.Module]:
@@ -214,6 +222,7 @@ def rate(recipe: Recipe, step: int) -> float:
 def first_reader(recipe: Recipe, step: int) -> int:
     """The layer from which on the subject's last token may be read: 1 to ``deepest`` over 60 % of stage 2."""
     progress = (step - recipe.learn) / max(1, 0.6 * recipe.move)
+    assert recipe.deepest is not None
     return min(recipe.deepest, 1 + int(progress * recipe.deepest))
 
 

@@ -10,9 +10,13 @@ from errata.answers import answer_of, normalise
 from errata.types import Score
 
 
-def generated_agreement(before: str, after: str) -> float:
-    """1{f*(x) = f(x)} of the normalised answers: locality (Yao et al. 2023, https://arxiv.org/abs/2305.13172)."""
-    return float(normalise(answer_of(before)) == normalise(answer_of(after)))
+def generated_agreement(before: str, after: str, accepted: Iterable[str] = ()) -> float:
+    """1{f*(x) = f(x)} of the normalised answers: locality (Yao et al. 2023, https://arxiv.org/abs/2305.13172).
+
+    A full stop inside one of the ``accepted`` answers ends none: "George W. Bush" and "George H. Bush" are two.
+    """
+    accepted = tuple(accepted)
+    return float(normalise(answer_of(before, accepted)) == normalise(answer_of(after, accepted)))
 
 
 def forced_accuracy(scores: Iterable[Score]) -> float:
@@ -51,7 +55,8 @@ def token_f1(text: str, answers: Iterable[str]) -> float:
     SQuAD's F1 (https://arxiv.org/abs/1606.05250) in words; GRACE scores zsRE by the F1 of token ids
     (https://arxiv.org/abs/2211.11031).
     """
-    given = normalise(answer_of(text)).split()
+    answers = tuple(answers)
+    given = normalise(answer_of(text, answers)).split()
     return max((_f1(given, normalise(answer).split()) for answer in answers), default=0.0)
 
 

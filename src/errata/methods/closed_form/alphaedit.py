@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
+from errata.methods.base import Tags
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.base import ClosedForm
 from errata.methods.settings import setting
@@ -25,6 +26,7 @@ class AlphaEdit(ClosedForm):
 
     name: ClassVar[str] = "alphaedit"
     paper: ClassVar[str] = "Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355"
+    tags: ClassVar[Tags] = Tags(quick={"contexts": 0, "cut": 0.1})  # a few sentences leave too few directions free
 
     cut: float = setting(0.02, "share of C's trace", key="nullspace_threshold")
     lam: float | None = setting(None, "MEMIT's, LAM x width of the keys", key="L2")

@@ -21,6 +21,7 @@ from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.statistics import key_statistics
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.defaults import critical_layers
+from errata.methods.outcomes import report
 from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
@@ -200,6 +201,7 @@ class ClosedForm(TargetSettings):
         rate = self.lr * norms[scale[0]] / norms[measured_at(lm, self.layers[-1])]
         settings, limits = replace(self, lr=rate), self.clamp * length
         result = find_deltas(lm, edits, site, context.contexts, settings, limits, length, plain=self.plain)
+        report([edit.id for edit in edits], result.final_loss.tolist(), result.met.tolist())
         width = bare[output].shape[1]  # what PMET's search has beside it, for the attention, is dropped
         return Targets(result.delta[:, :width], bare[output], bare[value])
 

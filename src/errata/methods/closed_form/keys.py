@@ -62,8 +62,9 @@ def _read(lm: HFLM, edits: Sequence[Edit], contexts: Sequence[str], sites: Seque
     rows: list[list[int]] = []
     columns: list[list[int]] = []
     for edit in edits:
-        for text in (context + edit.prompt for context in contexts):
-            position = lm.tokens.last_of_subject(text, edit.subject)
+        for context in contexts:
+            text = context + edit.prompt
+            position = lm.tokens.last_of_subject(text, edit.subject, len(context) + edit.start)
             rows.append(lm.tokens.prompt(text)[: position + 1])
             columns.append([position])
     readings = lm.read(rows, columns, sites)

@@ -92,12 +92,12 @@ def rows_of(lm: HFLM, edit: Edit, contexts: Sequence[str], settings: TargetSetti
         text = context + edit.prompt
         prompt, target = tokens.prompt(text), tokens.target(text, edit.target_new)
         columns = list(range(len(prompt) - 1, len(prompt) + len(target) - 1))
-        position = tokens.last_of_subject(text, edit.subject)
+        position = tokens.last_of_subject(text, edit.subject, len(context) + edit.start)
         rows.add(prompt + target[:-1], position, columns, target, 1 / len(contexts))
     if settings.kl:
         text = ESSENCE.format(edit.subject)
         prompt = tokens.prompt(text)
-        rows.add(prompt, tokens.last_of_subject(text, edit.subject), [len(prompt) - 1], [-1], settings.kl)
+        rows.add(prompt, tokens.last_of_subject(text, edit.subject, 0), [len(prompt) - 1], [-1], settings.kl)
     if settings.preserve:
         _add_continuations(lm, edit, settings, rows)
     return rows

@@ -20,7 +20,8 @@ BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980
 
 @dataclass
 class SearchResult:
-    """For each fact ``delta`` (n, d), float32 or better, ``final_loss``, ``steps`` taken, and if it is ``finished``.
+    """For each fact ``delta`` (n, d), float32 or better, ``final_loss``, ``steps`` taken, and if it is ``finished``:
+    because what is searched for was ``met``, or for want of steps.
 
     ``adam_mean`` and ``adam_square`` (n, d) are Adam's moments, so that a search can be left and taken up again.
     """
@@ -31,13 +32,14 @@ class SearchResult:
     final_loss: Tensor
     steps: Tensor
     finished: Tensor
+    met: Tensor
 
     @classmethod
     def start(cls, n: int, width: int, like: torch.dtype) -> "SearchResult":
         """δ = 0 for ``n`` facts, in ``like`` or float32 where that is finer."""
         dtype = torch.promote_types(like, torch.float32)
         zeros, counts = torch.zeros(n, width, dtype=dtype), torch.zeros(n, dtype=dtype)
-        return cls(zeros, zeros.clone(), zeros.clone(), counts, counts.clone(), counts.bool())
+        return cls(zeros, zeros.clone(), zeros.clone(), counts, counts.clone(), counts.bool(), counts.bool())
 
     def of(self, facts: Sequence[int], device: torch.device) -> "SearchResult":
         """A copy of some facts' entries, on a device."""
@@ -96,8 +98,10 @@ class GroupSearch:
             delta = state.delta[facts].requires_grad_()
             losses = self.losses(delta, units[facts])
             state.steps[facts] += 1
-            running = self._missed(losses.detach()) & (state.steps[facts] < settings.steps)
+            missed = self._missed(losses.detach())
+            running = missed & (state.steps[facts] < settings.steps)
             state.final_loss[facts], state.finished[facts] = losses.detach().to(state.final_loss), ~running
+            state.met[facts] = ~missed
             if not running.any():
                 break
             (gradient,) = torch.autograd.grad(losses.sum(), delta)

@@ -10,10 +10,14 @@ is n x n (Woodbury). All of it is float64 on the CPU; only the large matrix C is
 that has float64.
 """
 
+import logging
+
 import torch
 from torch import Tensor
 
 from errata.patch.delta import LowRank
+
+log = logging.getLogger(__name__)
 
 
 def float64_device(device: torch.device) -> torch.device:
@@ -26,14 +30,21 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def inverse_of(c: Tensor, ridge: float = 0.0) -> Tensor:
-    """(C + ridge x its mean eigenvalue)⁻¹ (f, f), float64; the ridge grows until there is an inverse."""
+    """(C + ridge x its mean eigenvalue)⁻¹ (f, f), float64; the ridge grows until there is one, which is logged."""
     c = c.double()
-    ridge = max(ridge, 1e-9) * max(float(c.diagonal().mean()), torch.finfo(torch.float64).tiny)
+    mean = max(float(c.diagonal().mean()), torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(c), dtype=c.dtype, device=c.device)
-    factor, failed = torch.linalg.cholesky_ex(c + ridge * eye)
+    asked = raised = max(ridge, 1e-9)
+    factor, failed = torch.linalg.cholesky_ex(c + raised * mean * eye)
     while failed:  # float32 sums over fewer tokens than dimensions leave eigenvalues just below zero
-        ridge *= 10
-        factor, failed = torch.linalg.cholesky_ex(c + ridge * eye)
+        raised *= 10
+        factor, failed = torch.linalg.cholesky_ex(c + raised * mean * eye)
+    if raised > asked:
+        log.warning(
+            "the statistics of keys have no inverse with ridge=%g, so %g is taken: they come from too few tokens for "
+            "keys of %d dimensions; give prepare more text",
+            *(asked, raised, len(c)),
+        )
     return torch.cholesky_inverse(factor)
 
 

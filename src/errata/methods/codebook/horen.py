@@ -3,38 +3,33 @@
 Fang et al. 2026, arXiv:2605.08143.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from typing_extensions import override
 
-from errata.methods.base import State, Tags
-from errata.methods.codebook.keys import KeyTable
-from errata.methods.codebook.training import key_statistics
-from errata.methods.codebook.values import Values, ValueSettings, train_values
+from errata.methods.base import Tags
+from errata.methods.codebook.keys import SAME, KeyTable
+from errata.methods.codebook.values import ValueMethod, Values
 from errata.methods.memory.adapter import EditMemory
-from errata.methods.memory.log import EditLog, EditRecord
-from errata.methods.memory.method import MemoryMethod
-from errata.methods.memory.reading import Measured, quantile
 from errata.methods.settings import setting
-from errata.model.hf import HFLM
 from errata.model.lm import Call
-from errata.patch.delta import weight_shape
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Directions(KeyTable):
-    """Unit keys, compared by cosine. The query is the mean of the last tokens of the prompt, at length 1."""
+    """Unit keys, compared by cosine. The query is the mean of the last tokens of the prompt, at length 1.
 
-    recent: float  # share of the prompt's tokens that are averaged
+    A radius r is the length of a chord: a cosine above 1 − r²/2 is near enough, τ of the paper.
+    """
+
+    recent: float  # share of the prompt's tokens that are averaged, and at least the last
     alpha: float
     beta: float
-    threshold: float  # τ
 
     @override
     def query(self, call: Call, h: Tensor) -> Tensor:
@@ -47,8 +42,12 @@ class Directions(KeyTable):
 
     @override
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """By the cosines after the step; a query that is a key is that key's own, wherever the step would lead."""
+        keys, dead = self.queries.to(q), self.radii.to(q.device) < 0
+        own = (q @ keys.T).masked_fill(dead, -torch.inf).argmax(-1)
+        same = (q - keys[own]).norm(dim=-1) <= SAME
         score, entry = self._scores(q).max(-1)
-        return entry, score > self.threshold
+        return torch.where(same, own, entry), same | (score > 1 - self.radii.to(q)[entry].square() / 2)
 
     def _scores(self, q: Tensor) -> Tensor:
         """K q after one damped step, q ← norm((1 − α) q + α norm(Kᵀ softmax(β K q))). (b, n)"""
@@ -58,19 +57,21 @@ class Directions(KeyTable):
         return (q @ keys.T).masked_fill(dead, -torch.inf)
 
     @override
-    def place(self, i: int, log: EditLog) -> None:
-        """A new key, unless the entry that matches already has the same target."""
-        if (self.radii >= 0).any():
-            entry, near = self.match(self.queries[i][None])
-            if near and log[int(entry)].target_ids == log[i].target_ids:
-                self.owner[i] = int(entry)
-                return
-        self.radii[i] = 0.0  # keys have no radius here
+    def measured(self, distance: Tensor) -> Tensor:
+        """The chord that is left after a step towards the key alone."""
+        near, a = 1 - distance.square() / 2, self.alpha
+        stepped = ((1 - a) * near + a) / ((1 - a) ** 2 + a**2 + 2 * a * (1 - a) * near).sqrt()
+        return (2 - 2 * stepped).clamp(min=0).sqrt()
 
-    @staticmethod
     @override
-    def similarity(q: Tensor) -> Tensor:
-        return q @ q.T
+    def joins(self, i: int, answers: Tensor) -> int | None:
+        """The entry that matches already, if it has the same answer."""
+        found, near = self.match(self.queries[i][None])
+        entry = int(found)
+        if not near or answers[entry] != answers[i]:
+            return None
+        self.owner[i] = entry
+        return entry
 
 
 class HorenCodebook(EditMemory[Directions, Values]):
@@ -80,7 +81,7 @@ class HorenCodebook(EditMemory[Directions, Values]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoReN(ValueSettings, MemoryMethod):
+class HoReN(ValueMethod):
     """A codebook of directions: adds to a layer's output for prompts that look like those that were edited."""
 
     name: ClassVar[str] = "horen"
@@ -89,43 +90,30 @@ class HoReN(ValueSettings, MemoryMethod):
     stores: ClassVar[str] = "a unit key and a value for each edit; no weight changes"
     part: ClassVar[type[EditMemory[Any, Any]]] = HorenCodebook
     height: ClassVar[Fraction] = Fraction(7, 8)
-    blocks_above: ClassVar[int] = 2
+    add: ClassVar[bool] = True
     tags: ClassVar[Tags] = Tags(quick={"steps": 30}, memory=True)
 
-    layer: int | None = setting(None, "7/8 up, with two blocks above: 28 of 32 (paper: 29), 24 of 28 (24)")
-    texts: int = setting(512, "openings of texts whose queries are compared")
-    share: float = setting(2e-4, "of pairs of different texts, that count as the same question; measured here", most=1)
+    layer: int | None = setting(None, "7/8 up, with a block above: 28 of 32 (paper: 29), 24 of 28 (24)")
     steps: int = setting(50, "paper", above=0)
     recent: float = setting(
-        0.5, "paper, Llama 3 (Qwen 2.5: 0.6): how much of the prompt is averaged; short ones want less", most=1
+        0.0,
+        "share of the prompt that is averaged, at least its last token: it alone has read the subject of a short "
+        "prompt; paper: 0.5 of questions, Llama 3 (Qwen 2.5: 0.6)",
+        most=1,
     )
     alpha: float = setting(0.1, "paper", most=1)
     beta: float = setting(20.0, "paper")
     threshold: float | None = setting(
-        None, "τ: a cosine that `share` of pairs of texts pass; paper: 0.85, 0.55 for Qwen 2.5"
+        None,
+        "τ: the cosine half way to where other texts begin (all but `share` of them), for each edit; "
+        "paper: 0.85, 0.55 for Qwen 2.5",
+        most=1,
     )
 
+    @override
     def keys(self, f: int) -> Directions:
-        """A table without keys, for queries of width ``f``."""
-        settings = {name: getattr(self, name) for name in ("recent", "alpha", "beta", "threshold")}
-        return Directions.empty(f, **settings)
+        return Directions.empty(f, recent=self.recent, alpha=self.alpha, beta=self.beta)
 
     @override
-    def measure(self, lm: HFLM, texts: list[str]) -> Measured:
-        return key_statistics(lm, self.site(lm), self.keys(0), texts)
-
-    @override
-    def resolve(self, lm: HFLM, state: State) -> Self:
-        resolved = super().resolve(lm, state)
-        return resolved.filled(threshold=quantile(state.tensors["apart"], 1 - self.share), lr=state.info["size"])
-
-    @override
-    def empty(self, lm: HFLM, state: State) -> HorenCodebook:
-        d, f = weight_shape(lm, f"{self.site(lm)}.weight")
-        values = Values(replace=self.replace, add=True, values=torch.empty(0, d))
-        return HorenCodebook(self.site(lm), (), self.keys(f), values)
-
-    @override
-    def train(self, lm: HFLM, old: HorenCodebook, log: Sequence[EditRecord], state: State) -> HorenCodebook:
-        scale = state.info["size"] if self.init == "cold" else None
-        return train_values(lm, old, log, self.descent, self.seed, scale)
+    def fixed_reach(self) -> float | None:
+        return None if self.threshold is None else (2 - 2 * self.threshold) ** 0.5

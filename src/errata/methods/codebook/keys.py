@@ -1,10 +1,18 @@
-"""Look-ups by keys: a key for the prompt of each edit, and the rule by which an edit gets a key or joins another's."""
+"""Look-ups by keys: a key for the prompt of each edit, how far it reaches, and which edits share one.
+
+How far a key reaches is measured by one rule for all codebooks, half way to where other texts begin:
+
+    r_i = ½ Q_share { ‖q_i − q_t‖ : t a text that is no edit }
+
+A share of them, and not the nearest, because a text may ask what the edit asks. Half way is what GRACE's Algorithm 1
+gives to each of two edits with different answers: here the other is a text that keeps its own.
+"""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,21 +24,39 @@ from errata.model.lm import Call
 from errata.model.passes import at_least_float32
 
 SHRINK = 1e-5  # share of a radius: after a split the older entry is the smaller (both released codes: 1e-5 outright)
+SAME = 1e-3  # share of a query's length within which another is the same: rounding differs as much between batches
+
+
+def half_way(queries: Tensor, texts: Tensor, share: float) -> Tensor:
+    """Half of how far each query (k, f) is from where texts' queries (n, f) begin: all but ``share`` of them. (k,)"""
+    apart = torch.cdist(queries.double(), texts.double()).sort(1).values
+    return (apart[:, round(share * (len(texts) - 1))] / 2).float()
+
+
+class Training(NamedTuple):
+    """What the payload of an edit is trained on."""
+
+    edits: list[int]  # those of its entry, itself the last
+    start: int  # the edit from whose payload it goes on: itself where the entry is new
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KeyTable(Lookup):
     """Queries of all edits in order, and which of them are keys.
 
-    Edit i has an entry of its own, with its query as the key, or has joined the entry of edit ``owner[i]``, which has
-    the same target. The payload of an entry is that of the last edit in it.
+    Edit i has an entry of its own, with its query as the key, or shares the entry of edit ``owner[i]``, which has the
+    same subject and target: the paper asks for the same target alone. An entry is taken apart, into one for each edit
+    that is left, when one of its edits is asked again with another target or when its key no longer finds all of them.
     """
 
     queries: Tensor  # (n, f)
-    radii: Tensor  # (n,): how far a key reaches; below 0 where an edit's query is no key (any more)
-    owner: Tensor  # (n,)
+    reach: Tensor  # (n,): the radius with which a key begins
+    radii: Tensor  # (n,): how far a key reaches; below 0 where an edit's query is no key
+    owner: Tensor  # (n,): the edit whose key finds each edit; -1 where a newer one has taken its place
+    latest: Tensor  # (n,): the edit whose payload answers at each key
 
     side: ClassVar[Literal["in", "out"]] = "in"  # whether queries are of the site's input or of its output
+    together: ClassVar[bool] = True  # whether the edits of an entry share a payload
 
     @abstractmethod
     def query(self, call: Call, h: Tensor) -> Tensor:
@@ -38,87 +64,136 @@ class KeyTable(Lookup):
 
     @abstractmethod
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """The entry nearest to each query (b, f), and whether it is near enough. (b,) and (b,)"""
+        """The edit whose key is nearest to each query (b, f), and whether it is near enough. (b,) and (b,)"""
+
+    def measured(self, distance: Tensor) -> Tensor:
+        """What :meth:`match` makes of a query's distance from a key, which it compares with the radius."""
+        return distance
 
     @abstractmethod
-    def place(self, i: int, log: EditLog) -> None:
-        """Sets ``radii`` and ``owner`` of edit i, the newest, and of those that it changes, in place."""
+    def joins(self, i: int, answers: Tensor) -> int | None:
+        """The entry that edit i has joined, or None. Only edits with equal ``answers`` (n,) may share one."""
 
-    @staticmethod
-    @abstractmethod
-    def similarity(q: Tensor) -> Tensor:
-        """How near queries (n, f) are to each other, or how far, as the rule measures it. (n, n)"""
+    def open(self, i: int, answers: Tensor) -> None:
+        """Gives edit i an entry of its own, in place."""
+        self.owner[i], self.radii[i] = i, self.reach[i]
 
     @classmethod
     def empty(cls, f: int, **settings: Any) -> Self:
         """A table without keys, for queries of width ``f``."""
         none = torch.empty(0)
-        return cls(queries=torch.empty(0, f), radii=none, owner=none.long(), **settings)
+        return cls(queries=torch.empty(0, f), reach=none, radii=none, owner=none.long(), latest=none.long(), **settings)
 
     @override
     def find(self, call: Call, x: Tensor, y: Tensor, payload: Any) -> Tensor:
         entry, near = self.match(self.query(call, at_least_float32(x if self.side == "in" else y)))
-        return torch.where(near, self.latest.to(entry.device)[entry], -1)
+        return torch.where(near, entry, -1)
 
-    def forget(self, i: int) -> None:
-        """Takes the key of edit i out, in place."""
-        self.radii[i] = -1.0
+    @override
+    def rows(self, entry: Tensor) -> Tensor:
+        return torch.where(entry >= 0, self.latest.to(entry.device)[entry.clamp(min=0)], -1)
 
-    @cached_property
-    def latest(self) -> Tensor:
-        """The last edit of the entry that each edit's key stands for. (n,)"""
-        order = torch.arange(len(self.owner))
-        return order.scatter_reduce(0, self.owner, order, "amax")
+    # How it grows ----------------------------------------------------------------------------------
 
-    def group(self, i: int) -> list[int]:
-        """The edits that edit i's payload was trained on: those of its entry up to itself."""
-        return (self.owner[: i + 1] == self.owner[i]).nonzero()[:, 0].tolist()
-
-    def extended(self, log: EditLog, queries: Tensor) -> Self:
-        """With the queries (k, f) of the last k edits of ``log``, placed one after another.
-
-        The key of an earlier edit of the same prompt with another target is taken out.
-        """
-        n = len(self.queries)
+    def extended(self, log: EditLog, queries: Tensor, reach: Tensor) -> tuple[Self, list[Training]]:
+        """With the queries (k, f) and radii (k,) of the last k edits of ``log``, placed one after another."""
+        n, k = len(self.queries), len(queries)
+        new = torch.arange(n, n + k)
         table = replace(
             self,
             queries=torch.cat([self.queries.to(queries), queries]),
-            radii=torch.cat([self.radii, torch.full((len(queries),), -1.0)]),
-            owner=torch.cat([self.owner, torch.arange(n, n + len(queries))]),
+            reach=torch.cat([self.reach, reach]),
+            radii=torch.cat([self.radii, torch.full((k,), -1.0)]),
+            owner=torch.cat([self.owner, torch.full((k,), -1)]),
+            latest=torch.cat([self.latest, new]),
         )
-        for i in range(n, len(log)):
-            for j in range(i):
-                if log[j].prompt_ids == log[i].prompt_ids and log[j].target_ids != log[i].target_ids:
-                    table.forget(j)
-            table.place(i, log)
-        return table
+        prompts = _numbered(tuple(record.prompt_ids) for record in log)
+        answers = _numbered((record.subject, tuple(record.target_ids)) for record in log)
+        return table, [table._place(i, prompts, answers) for i in new.tolist()]
+
+    def _place(self, i: int, prompts: Tensor, answers: Tensor) -> Training:
+        """Takes edit i in, the newest; what it replaces is no longer found."""
+        q = self.queries[i]
+        same = (prompts == prompts[i]) | ((self.queries - q).norm(dim=-1) <= SAME * q.norm())
+        for j in (same & self._others(answers, i)).nonzero()[:, 0].tolist():
+            entry, self.owner[j] = int(self.owner[j]), -1
+            self._take_apart(entry, answers)
+        entry = self.joins(i, answers) if (self.radii >= 0).any() else None
+        training = Training([i], i)
+        if entry is None:
+            self.open(i, answers)
+        elif self.together:
+            training = Training(self._members(entry), int(self.latest[entry]))
+            self.latest[entry] = i
+        while lost := self._lost_entries():
+            for entry in lost:
+                self._take_apart(entry, answers)
+        return training
+
+    def _others(self, answers: Tensor, i: int) -> Tensor:
+        """Which edits are found and have another answer than edit i. (n,)"""
+        return (self.owner >= 0) & (answers != answers[i])
+
+    def _members(self, entry: int) -> list[int]:
+        return (self.owner == entry).nonzero()[:, 0].tolist()
+
+    def _take_apart(self, entry: int, answers: Tensor) -> None:
+        """Each edit of the entry that is left gets one of its own; what the entry answered, they answer."""
+        left, self.radii[entry] = self._members(entry), -1.0
+        if self.together:
+            self.latest[left] = self.latest[entry].clone()
+        for i in left:
+            self.open(i, answers)
+
+    def _lost_entries(self) -> list[int]:
+        """Entries of several edits whose key does not find all of them."""
+        held = self.owner >= 0
+        several = held & (torch.bincount(self.owner[held], minlength=len(held))[self.owner.clamp(min=0)] > 1)
+        members = several.nonzero()[:, 0]
+        return self.owner[members[~self._finds(members)]].unique().tolist()
+
+    def _finds(self, edits: Tensor) -> Tensor:
+        """Whether each of some edits (m,) is found by its own query. (m,)"""
+        if not len(edits):
+            return torch.empty(0, dtype=torch.bool)
+        found, near = self.match(self.queries[edits])
+        return near & (self.owner[edits] >= 0) & (self.owner[found] == self.owner[edits])
+
+    @cached_property
+    def in_use(self) -> Tensor:
+        """Whether each edit is found by its own query. (n,)"""
+        return self._finds(torch.arange(len(self.owner)))
 
     @override
     def kept(self, log: EditLog, keep: Sequence[int]) -> Self:
-        table = replace(self, queries=self.queries[:0], radii=self.radii[:0], owner=self.owner[:0])
-        table = table.extended(tuple(log[i] for i in keep), self.queries[list(keep)])
-        for now, then in enumerate(keep):
-            if [keep[j] for j in table.group(now)] != self.group(then):
-                raise joint_training(log[then], log, keep)
-        return table
+        _, then = self._anew(log, range(len(log)))
+        left, now = self._anew(log, keep)
+        for at, i in enumerate(keep):
+            if ([keep[j] for j in now[at].edits], keep[now[at].start]) != then[i]:
+                raise joint_training(log[i], log, keep)
+        return left
+
+    def _anew(self, log: EditLog, keep: Sequence[int]) -> tuple[Self, list[Training]]:
+        none = {name: getattr(self, name)[:0] for name in ("queries", "reach", "radii", "owner", "latest")}
+        rows = list(keep)
+        return replace(self, **none).extended(tuple(log[i] for i in rows), self.queries[rows], self.reach[rows])
 
     @override
-    def details(self, log: EditLog, i: int) -> dict[str, Any] | None:
-        if self.radii[i] < 0:
-            return None
-        edits = ", ".join(log[j].id for j in self.group(int(self.latest[i])))
-        return {"edit": edits, "radius": round(float(self.radii[i]), 4)}
+    def details(self, log: EditLog, i: int) -> dict[str, Any]:
+        if not self.in_use[i]:
+            return {"in use": "no" if self.owner[i] >= 0 else "a newer one"}
+        key = int(self.owner[i])
+        shared = {"shares": log[key].id} if key != i else {}
+        return {"radius": round(float(self.radii[key]), 4), **shared, "in use": "yes"}
 
     @override
     def totals(self) -> dict[str, Any]:
-        return {"keys": int((self.radii >= 0).sum())}
+        return {"keys": int((self.radii >= 0).sum()), "in use": int(self.in_use.sum())}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Spheres(KeyTable):
     """Keys with a radius each, by the rule of GRACE. The query is the vector at the prompt's last token."""
-
-    radius: float  # with which an entry begins
 
     @override
     def query(self, call: Call, h: Tensor) -> Tensor:
@@ -126,15 +201,12 @@ class Spheres(KeyTable):
         return h[torch.arange(len(h), device=h.device), call.prompt_end.to(h.device)]
 
     def centres(self) -> Tensor:
-        """Where the entries are. (n, f)"""
+        """Where the entries are, in the rows of the edits that own them. (n, f)"""
         return self.queries
 
     def radius_joined(self, entry: int, distance: float) -> float:
         """The radius of an entry that an edit has joined from that distance."""
         return max(float(self.radii[entry]), distance)
-
-    def shrunk(self, entry: int) -> None:
-        """Called when an entry has lost radius; changes what depends on it in place."""
 
     @override
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,26 +220,30 @@ class Spheres(KeyTable):
         entry = apart.masked_fill(dead, torch.inf).argmin(-1)
         return entry, (q - keys[entry]).norm(dim=-1)  # not from the squares, whose difference loses small distances
 
+    # Algorithm 1 of GRACE, except that a split makes no radius larger.
+
     @override
-    def place(self, i: int, log: EditLog) -> None:
-        """Algorithm 1 of GRACE, except that a split makes no radius larger."""
-        radii = self.radii
-        if not (radii >= 0).any():
-            radii[i] = self.radius
-            return
+    def joins(self, i: int, answers: Tensor) -> int | None:
         nearest, far = self.nearest(self.queries[i][None])
         entry, distance = int(nearest), float(far)
-        reach = float(radii[entry])
-        if distance > self.radius + reach:
-            radii[i] = self.radius
-        elif log[entry].target_ids == log[i].target_ids:
-            self.owner[i] = entry
-            radii[entry] = self.radius_joined(entry, distance)
-        else:
-            radii[i], radii[entry] = min(self.radius, distance / 2), min(reach, distance / 2 * (1 - SHRINK))
-            self.shrunk(entry)
+        if answers[entry] != answers[i] or distance > float(self.reach[i] + self.radii[entry]):
+            return None
+        self.owner[i] = entry
+        self.radii[entry] = self.radius_joined(entry, distance)
+        return entry
 
-    @staticmethod
     @override
-    def similarity(q: Tensor) -> Tensor:
-        return torch.cdist(q, q)
+    def open(self, i: int, answers: Tensor) -> None:
+        """Where it meets the nearest prompt of another answer, both reach half way to each other."""
+        super().open(i, answers)
+        apart = (self.queries - self.queries[i]).norm(dim=-1).masked_fill(~self._others(answers, i), torch.inf)
+        distance, entry = float(apart.min()), int(self.owner[apart.argmin()])
+        if distance <= float(self.radii[i] + self.radii[entry]):
+            self.radii[i] = min(float(self.radii[i]), distance / 2)
+            self.radii[entry] = min(float(self.radii[entry]), distance / 2 * (1 - SHRINK))
+
+
+def _numbered(values: Iterable[Hashable]) -> Tensor:
+    """A number for each value, the same where values are equal. (n,)"""
+    numbers: dict[Hashable, int] = {}
+    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values])

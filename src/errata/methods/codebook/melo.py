@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -18,18 +18,11 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.codebook.keys import Spheres
-from errata.methods.codebook.training import (
-    Descent,
-    Group,
-    group_losses,
-    key_statistics,
-    read_queries,
-    uniform_noise,
-)
+from errata.methods.codebook.method import CodebookMethod
+from errata.methods.codebook.training import Descent, Group, group_losses, uniform_noise
 from errata.methods.memory.adapter import EditMemory, Payload, joint_training
 from errata.methods.memory.log import EditLog, EditRecord
-from errata.methods.memory.method import MemoryMethod
-from errata.methods.memory.reading import Measured, quantile
+from errata.methods.memory.reading import Measured
 from errata.methods.settings import setting
 from errata.model import hooks
 from errata.model.hf import HFLM
@@ -47,11 +40,12 @@ Factors = tuple[Tensor, Tensor]  # of LoRAs at one path: A (n, r, in) and B (n, 
 class Clusters(Spheres):
     """Spheres of several prompts, around their mean. The query is the site's output at the prompt's last token.
 
-    ``owner[i]`` is the cluster of prompt i (named after the first in it), or -1 once it is forgotten. The nearest
-    prompt of the nearest cluster is found, if the cluster reaches that far.
+    ``owner[i]`` is the cluster of prompt i, named after the first in it. The nearest prompt of the nearest cluster is
+    found, if the cluster reaches that far. (The paper forgets prompts that a smaller cluster no longer reaches.)
     """
 
     side: ClassVar[Literal["in", "out"]] = "out"
+    together: ClassVar[bool] = False
 
     @override
     def centres(self) -> Tensor:
@@ -70,39 +64,8 @@ class Clusters(Spheres):
     @override
     def radius_joined(self, entry: int, distance: float) -> float:
         """The distance of its farthest prompt, and at least the first radius."""
-        return max(float(self._distances(entry).max()), self.radius)
-
-    @override
-    def shrunk(self, entry: int) -> None:
-        """Prompts that the smaller cluster does not reach are forgotten."""
-        members = (self.owner == entry).nonzero()[:, 0]
-        for i in members[self._distances(entry) > self.radii[entry]].tolist():
-            self.forget(i)
-
-    def _distances(self, entry: int) -> Tensor:
-        """Of a cluster's queries from its centre."""
-        return (self.queries[self.owner == entry] - self.centres()[entry]).norm(dim=-1)
-
-    @override
-    def forget(self, i: int) -> None:
-        cluster = int(self.owner[i])
-        self.owner[i] = -1
-        if cluster >= 0 and not (self.owner == cluster).any():
-            self.radii[cluster] = -1.0
-
-    @cached_property
-    @override
-    def latest(self) -> Tensor:
-        return torch.arange(len(self.owner))  # a prompt has a payload of its own
-
-    @override
-    def group(self, i: int) -> list[int]:
-        return [i]
-
-    @override
-    def details(self, log: EditLog, i: int) -> dict[str, Any] | None:
-        cluster = int(self.owner[i])
-        return {"cluster": cluster, "radius": round(float(self.radii[cluster]), 4)} if cluster >= 0 else None
+        apart = (self.queries[self.owner == entry] - self.centres()[entry]).norm(dim=-1)
+        return max(float(apart.max()), float(self.reach[entry]))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -182,7 +145,7 @@ def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MELO(MemoryMethod):
+class MELO(CodebookMethod):
     """A few edits share a LoRA, which is in force for prompts that fall into a cluster of theirs.
 
     A and B are trained in units of what goes in and comes out where they sit; the released code scales a block's step
@@ -195,18 +158,17 @@ class MELO(MemoryMethod):
     stores: ClassVar[str] = "clusters of questions, and a LoRA for a few edits each; no weight changes"
     part: ClassVar[type[EditMemory[Any, Any]]] = MeloClusters
     height: ClassVar[Fraction] = Fraction(3, 4)
-    blocks_above: ClassVar[int] = 2
     tags: ClassVar[Tags] = Tags(quick={"steps": 30}, memory=True)
 
-    layer: int | None = setting(None, "of the clusters: 3/4 up, with two blocks above: 36 of 48 (paper: 35)")
+    layer: int | None = setting(None, "of the clusters: 3/4 up, with a block above: 36 of 48 (paper: 35)")
     layers: tuple[int, ...] | None = setting(
         None, "of the LoRA, above that: the next two (paper: 36 and 37), in a decoder too"
     )
     targets: tuple[Literal["mlp_in", "mlp_out"], ...] = setting(("mlp_in",), "paper, GPT-2 XL; T5: both")
-    texts: int = setting(512, "openings of texts whose queries are compared")
-    share: float = setting(1e-2, "of pairs of different texts, that count as the same question; measured here", most=1)
     radius: float | None = setting(
-        None, "half the distance that `share` of pairs of texts fall short of; paper: 0.1 to 75", key="init_radius"
+        None,
+        "of each edit half the way to where other texts begin (all but `share` of them); paper: 0.1 to 75",
+        key="init_radius",
     )
     rank: int = setting(2, "paper", key="num_rank_per_block", above=0)
     edits: int = setting(4, "of a block; paper, GPT-2 XL", key="num_edit_per_block", above=0)
@@ -221,15 +183,22 @@ class MELO(MemoryMethod):
             raise BadInput("melo needs targets, and layers for its LoRA or None for the two above the clusters")
 
     @override
+    def keys(self, f: int) -> Clusters:
+        return Clusters.empty(f)
+
+    @override
+    def fixed_reach(self) -> float | None:
+        return self.radius
+
+    @override
     def measure(self, lm: HFLM, texts: list[str]) -> Measured:
-        tensors, info = key_statistics(lm, self.site(lm), Clusters.empty(0, radius=0.0), texts)
+        tensors, info = super().measure(lm, texts)
         return tensors, info | {"sizes": _sizes(lm, self._paths(lm), texts[:SIZE_TEXTS])}
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
         resolved = super().resolve(lm, state)  # checks what the state was prepared for
-        radius = quantile(state.tensors["apart"], self.share) / 2
-        resolved = resolved.filled(radius=radius, layers=self._lora_layers(lm))
+        resolved = resolved.filled(layers=self._lora_layers(lm))
         if missing := [path for path in resolved._paths(lm) if path not in state.info["sizes"]]:
             raise BadInput(f"this state was prepared without {missing[0]}; prepare anew, with these settings")
         return resolved
@@ -259,11 +228,11 @@ class MELO(MemoryMethod):
         d, _ = weight_shape(lm, f"{self.site(lm)}.weight")
         layers, targets = list(self.layers or ()), [str(target) for target in self.targets]
         blocks = LoRABlocks(rank=self.rank, layers=layers, targets=targets, of=torch.empty(0, dtype=torch.long))
-        return MeloClusters(self.site(lm), (), Clusters.empty(d, radius=self.radius), blocks)
+        return MeloClusters(self.site(lm), (), self.keys(d), blocks)
 
     @override
     def train(self, lm: HFLM, old: MeloClusters, log: Sequence[EditRecord], state: State) -> MeloClusters:
-        queries, _ = read_queries(lm, old.site, old.lookup, [record.prompt_ids for record in log])
+        lookup, _, _ = self.placed(lm, old, log, state)
         whole, blocks = (*old.log, *log), old.payload
         first = int(blocks.of.max()) + 1 if len(blocks.of) else 0
         of = torch.cat([blocks.of, first + torch.arange(len(log)) // self.edits])
@@ -271,7 +240,6 @@ class MELO(MemoryMethod):
         factors = self._trained(lm, groups, state.info["sizes"])
         for path, pair in blocks.factors.items():
             factors[path] = (torch.cat([pair[0], factors[path][0]]), torch.cat([pair[1], factors[path][1]]))
-        lookup = old.lookup.extended(whole, queries)
         return replace(old, log=whole, lookup=lookup, payload=replace(blocks, of=of, factors=factors))
 
     def _trained(self, lm: HFLM, groups: Sequence[Group], sizes: Mapping[str, Sequence[float]]) -> dict[str, Factors]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from errata.methods.codebook.keys import KeyTable
 from errata.methods.memory.log import EditRecord
-from errata.methods.memory.reading import Measured, observe, pair_quantiles, row_losses
+from errata.methods.memory.reading import observe, row_losses
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted
@@ -31,14 +31,6 @@ def read_queries(lm: HFLM, site: str, keys: KeyTable, prompts: Sequence[list[int
     observe(lm, site, rows, budgeted([len(prompt) for prompt in prompts], lm.budget), keep)
     queries, outputs = zip(*(found[i] for i in range(len(prompts))), strict=True)
     return torch.stack(queries), torch.stack(outputs)
-
-
-def key_statistics(lm: HFLM, site: str, keys: KeyTable, texts: Sequence[str]) -> Measured:
-    """State of a codebook: quantiles of how near texts' queries are to each other, and the size of outputs."""
-    queries, outputs = read_queries(lm, site, keys, [lm.tokens.prompt(text) for text in texts])
-    apart = pair_quantiles(keys.similarity(queries.double()))
-    size = float(outputs.square().mean().sqrt())
-    return {"apart": apart}, {"what": f"how far queries of {len(texts)} texts are apart", "size": size}
 
 
 def group_losses(lm: HFLM, groups: Sequence[Group]) -> Tensor:

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from errata.methods.base import State
 from errata.methods.codebook.keys import KeyTable
-from errata.methods.codebook.training import Descent, Group, group_losses, read_queries, uniform_noise
+from errata.methods.codebook.method import CodebookMethod
+from errata.methods.codebook.training import Descent, Group, group_losses, uniform_noise
 from errata.methods.memory.adapter import EditMemory, Payload
 from errata.methods.memory.log import EditLog, EditRecord
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.lm import Call
+from errata.patch.delta import weight_shape
 from errata.patch.parts import output_replaced
 
 Replace = Literal["last", "prompt", "all"]  # which tokens' outputs a value acts on
@@ -22,7 +25,7 @@ Replace = Literal["last", "prompt", "all"]  # which tokens' outputs a value acts
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Values(Payload):
-    """``values[i]`` is the value of edit i's entry once trained on edit i."""
+    """``values[i]`` is the value of edit i's entry once trained on edit i, of an entry the last one's."""
 
     replace: str
     add: bool  # whether a value is added to the output, and not put in its place
@@ -50,8 +53,10 @@ class Values(Payload):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueSettings:
-    """Settings of how values are trained and where they act."""
+class ValueMethod(CodebookMethod):
+    """A codebook of values: settings of how they are trained and where they act."""
+
+    add: ClassVar[bool] = False  # whether a value is added to the output, and not put in its place
 
     replace: Replace = setting("last", "the released codes' default; prompt and all as in GRACE's", key="replacement")
     init: Literal["cold", "warm"] = setting(
@@ -66,41 +71,41 @@ class ValueSettings:
         above=0,
     )
 
-    @property
-    def descent(self) -> Descent:
-        """The descent that these settings name, once resolved."""
+    @override
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        return super().resolve(lm, state).filled(lr=state.info["size"])
+
+    @override
+    def empty(self, lm: HFLM, state: State) -> EditMemory[Any, Any]:
+        d, f = weight_shape(lm, f"{self.site(lm)}.weight")
+        values = Values(replace=self.replace, add=self.add, values=torch.empty(0, d))
+        return self.part(self.site(lm), (), self.keys(f), values)
+
+    @override
+    def train(
+        self, lm: HFLM, old: EditMemory[KeyTable, Values], log: Sequence[EditRecord], state: State
+    ) -> EditMemory[KeyTable, Values]:
+        """Values begin as uniform noise in [0, the output's size), or as the value that changes nothing.
+
+        Those of different entries are trained together; an entry that another edit joins goes on from its value so
+        far, with the targets of all its edits as the loss.
+        """
+        keys, training, outputs = self.placed(lm, old, log, state)
+        start = torch.zeros_like(outputs) if self.add else outputs  # (k, d)
+        if self.init == "cold":
+            start = state.info["size"] * torch.stack([uniform_noise(self.seed, record, outputs[0]) for record in log])
+        whole, values = (*old.log, *log), torch.cat([old.payload.values.to(start), start])
+        payload = replace(old.payload, values=values)
         assert self.lr is not None
-        return Descent(self.steps, self.lr, self.stop)
-
-
-Codebook = TypeVar("Codebook", bound=EditMemory[KeyTable, Values])
-
-
-def train_values(
-    lm: HFLM, old: Codebook, log: Sequence[EditRecord], descent: Descent, seed: int, scale: float | None
-) -> Codebook:
-    """The codebook with more edits, placed by its rule, and with their values trained.
-
-    Values begin as uniform noise in [0, ``scale``), or where ``scale`` is None as the value that changes nothing. Those
-    of different entries are trained together; an entry that another edit joins goes on from its value so far, with the
-    targets of all its edits as the loss.
-    """
-    queries, outputs = read_queries(lm, old.site, old.lookup, [record.prompt_ids for record in log])
-    start = torch.zeros_like(outputs) if old.payload.add else outputs  # (k, d)
-    if scale is not None:
-        start = scale * torch.stack([uniform_noise(seed, record, outputs[0]) for record in log])
-    whole = (*old.log, *log)
-    keys = old.lookup.extended(whole, queries)
-    values = torch.cat([old.payload.values.to(start), start])
-    payload = replace(old.payload, values=values)
-    left = list(range(len(old.log), len(whole)))
-    groups = {i: keys.group(i) for i in left}
-    while left:
-        now = [i for i in left if not set(groups[i][:-1]) & set(left)]
-        begin = values[[groups[i][-2:][0] for i in now]]  # an entry's value so far, or its own start
-        values[now] = _descended(lm, old.site, payload, [[whole[j] for j in groups[i]] for i in now], begin, descent)
-        left = [i for i in left if i not in now]
-    return replace(old, log=whole, lookup=keys, payload=payload)
+        descent = Descent(self.steps, self.lr, self.stop)
+        left = dict(zip(range(len(old.log), len(whole)), training, strict=True))
+        while left:
+            now = {i: of for i, of in left.items() if of.start == i or of.start not in left}
+            groups = [[whole[j] for j in of.edits] for of in now.values()]
+            begin = values[[of.start for of in now.values()]]
+            values[list(now)] = _descended(lm, old.site, payload, groups, begin, descent)
+            left = {i: of for i, of in left.items() if i not in now}
+        return replace(old, log=whole, lookup=keys, payload=payload)
 
 
 def _descended(

@@ -73,7 +73,8 @@ class FineTuning(Descent):
         self, lm: HFLM, logits: Logits, edits: Sequence[Edit], weights: Sequence[Tensor], penalty: Penalty | None
     ) -> None:
         """Moves ``weights`` in place until the model gives the new answers; ``lm`` has the prior patch in force."""
-        self.descend(lm, logits, self.examples(lm, edits, [edit.target_new for edit in edits]), weights, penalty)
+        examples = self.examples(lm, edits, [edit.target_new for edit in edits])
+        self.report(edits, self.descend(lm, logits, examples, weights, penalty))
 
     @override
     def step(self, adam: torch.optim.Adam, weights: Sequence[Tensor], start: Sequence[Tensor], epoch: int) -> None:

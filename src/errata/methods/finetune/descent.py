@@ -6,6 +6,7 @@ What is trained (stand-ins for weights, the factors of an adapter) and how it is
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from errata.errors import BadInput
 from errata.methods.base import Method
 from errata.methods.losses import token_losses
+from errata.methods.outcomes import report
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.passes import budgeted
@@ -71,12 +73,16 @@ class Descent(Method):
         examples: Sequence[Example],
         weights: Sequence[Tensor],
         penalty: Penalty | None = None,
-    ) -> None:
-        """Moves ``weights`` in place until the answers are likely, or for ``steps`` rounds."""
+    ) -> tuple[float, bool]:
+        """Moves ``weights`` in place until the answers are likely, or for ``steps`` rounds.
+
+        Returns the mean loss of the last round, each batch's as it was before its step, and whether that is low enough.
+        """
         assert self.lr is not None
         start = [w.detach().clone() for w in weights]
         adam = torch.optim.Adam(weights, lr=self.lr)
         stop = max(self.stop, self.floor * 1.0001)  # at the floor there is no gradient
+        mean = inf
         for epoch in range(self.steps):
             losses: list[float] = []
             for batch in self._batches(examples):
@@ -90,8 +96,15 @@ class Descent(Method):
                 for w, g in zip(weights, gradients, strict=True):
                     w.grad = g
                 self.step(adam, weights, start, epoch)
-            if sum(losses) / len(losses) < stop:
+            mean = sum(losses) / len(losses)
+            if mean < stop:
                 break
+        return mean, mean < stop
+
+    def report(self, edits: Sequence[Edit], ended: tuple[float, bool]) -> None:
+        """Notes of all ``edits`` how the descent on them together ended."""
+        loss, met = ended
+        report([edit.id for edit in edits], [loss] * len(edits), [met] * len(edits))
 
     def step(self, adam: torch.optim.Adam, weights: Sequence[Tensor], start: Sequence[Tensor], epoch: int) -> None:
         """One step on the gradients that the weights hold; ``start`` is where the descent began."""

@@ -69,10 +69,12 @@ class LoRA(Descent):
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         examples = self.examples(lm, edits, [edit.target_new for edit in edits])
         with prior.without_wrappers().applied(lm) as edited, injected(lm.model, self.paths(lm), self._config) as layers:
+            trained = torch.promote_types(lm.dtype, torch.float32)  # in float16 Adam's 1e-8 is 0
             for layer in layers.values():
                 layer.lora_dropout.train()
+                layer.lora_A.to(trained), layer.lora_B.to(trained)
             factors = [f[NAME].weight for layer in layers.values() for f in (layer.lora_A, layer.lora_B)]
-            self.descend(edited, edited.target_logits, examples, factors)
+            self.report(edits, self.descend(edited, edited.target_logits, examples, factors))
             return prior + Patch((Delta({f"{path}.weight": read(layer) for path, layer in layers.items()}),))
 
     def _config(self, **where: Any) -> Any:

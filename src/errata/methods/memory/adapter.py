@@ -74,6 +74,10 @@ class Lookup(Component, ABC):
     def find(self, call: Call, x: Tensor, y: Tensor, payload: Any) -> Tensor:
         """The entry for each row of a pass that has read the prompts, -1 for none. (b,)"""
 
+    def rows(self, entry: Tensor) -> Tensor:
+        """The rows of the payload that act for entries (b,): the same, unless entries share one."""
+        return entry
+
     def due(self, call: Call, found: bool) -> bool:
         """Whether to look up in this pass: by default in the one that reads the prompts to their end."""
         return call.prompt_end is not None
@@ -125,7 +129,7 @@ class EditMemory(Adapter, Generic[L, P]):
         entry = None if call is None else self.entry(call, x, y)
         if call is None or entry is None:
             return self.payload.unrouted(x, y)
-        return self.payload.apply(call, x, y, entry)
+        return self.payload.apply(call, x, y, self.lookup.rows(entry))
 
     def entry(self, call: Call, x: Tensor, y: Tensor) -> Tensor | None:
         """The entry of each row, -1 for none: looked up once and kept. None before that. (b,)"""

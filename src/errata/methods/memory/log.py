@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from errata.errors import BadInput
 from errata.model.tokens import Tokens, sentence
+from errata.subjects import template_of
 from errata.types import Edit
 
 
@@ -20,6 +21,7 @@ class EditRecord:
     target_true: str | None = None
     prompt_ids: list[int] = field(default_factory=list[int])
     target_ids: list[int] = field(default_factory=list[int])
+    at: int | None = None
 
     @classmethod
     def of(cls, edit: Edit, tokens: Tokens | None = None) -> Self:
@@ -38,9 +40,8 @@ class EditRecord:
         return sentence(self.prompt, self.target_new)
 
     def about(self, subject: str) -> str:
-        """The prompt with another subject in the place of its own (the last occurrence counts)."""
-        at = self.prompt.rfind(self.subject)
-        return self.prompt[:at] + subject + self.prompt[at + len(self.subject) :]
+        """The prompt with another subject in the place of its own."""
+        return template_of(self.prompt, self.subject, self.at).replace("{}", subject)
 
     def __str__(self) -> str:
         return f"edit {self.id}, {self.prompt!r}"

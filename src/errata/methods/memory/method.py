@@ -14,7 +14,7 @@ from errata.methods.memory.adapter import EditMemory
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.reading import Measured
 from errata.methods.settings import setting
-from errata.methods.texts import openings, texts_of
+from errata.methods.texts import openings
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.sites import Sites
@@ -60,7 +60,7 @@ class MemoryMethod(Method):
         """Measurements at the memory's layer: of openings of sentences of the texts given, else of the corpus that goes
         with the model, else of text sampled from it. Raises :class:`BadInput` for too few texts."""
         lm.check()
-        texts = openings(lm, texts_of(lm, data, self.seed), self.texts, self.seed)
+        texts = openings(lm, data, self.texts, self.seed)
         if len(texts) < 2:
             raise BadInput(
                 f"{self.name} prepares with two different texts at least, of four tokens or more; "

@@ -17,7 +17,7 @@ from torch import Tensor
 from errata.errors import BadInput, Unsupported
 from errata.locate.attribution import Neuron, attributions, down_projection, shared, strongest
 from errata.methods.base import Method, State, Tags, cached_state
-from errata.methods.neurons.phrasings import facts_of, group_index, rephrased, template_of, templates_of
+from errata.methods.phrasings import facts_of, group_index, rephrased, templates_of
 from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
@@ -148,7 +148,7 @@ class KN(Method):
         """For each edit its prompt and others that ask the same, and where the relation's common neurons are."""
         groups: list[list[str]] = state.info.get("groups", [])
         group_of = group_index(groups)
-        numbers = [group_of.get(template_of(edit.prompt, edit.subject)) for edit in edits]
+        numbers = [group_of.get(edit.template) for edit in edits]
         contexts = [""]
         if None in numbers and self.phrasings > 1:
             contexts = contexts_of(lm, self.phrasings - 1, self.seed)

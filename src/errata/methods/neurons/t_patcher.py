@@ -17,10 +17,12 @@ from errata.methods.memory.adapter import EditMemory
 from errata.methods.memory.log import EditRecord, current
 from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
+from errata.methods.memory.replacing import replaced
 from errata.methods.neurons.added import ACTIVATIONS, MostActive, Neurons
 from errata.methods.neurons.training import NeuronSettings, TargetTokens, hidden_states
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
+from errata.subjects import last_word
 
 CHECK = 25  # steps between two looks at whether more would help (released code)
 FALL = 1e-3  # fall of a neuron's memory loss in so many steps that still counts (released code)
@@ -35,6 +37,9 @@ class TPatcherNeurons(EditMemory[MostActive, Neurons]):
 @dataclass(frozen=True, kw_only=True)
 class TPatcher(NeuronSettings, MemoryMethod):
     """Neurons that are active at the wrong tokens of an edit, and silent in other texts and at older edits.
+
+    An edit that contradicts an older one in other words has neurons at that one's prompt too, so that the newest answer
+    wins there.
 
     The edits of one call are trained together, each with the others' q as memory, which is why hundreds take minutes.
     Keys, biases and values are trained in units of their own size, so that one rate does for every model.
@@ -71,8 +76,12 @@ class TPatcher(NeuronSettings, MemoryMethod):
     def train(self, lm: HFLM, old: TPatcherNeurons, log: Sequence[EditRecord], state: State) -> TPatcherNeurons:
         neurons, whole = old.payload, (*old.log, *log)
         groups = [neurons.next_group + i for i in range(len(log))]
-        last = current(log)
-        facts = [log[i] for i in last]
+        found = replaced(lm, old, current(old.log), log)
+        facts, owners = list[EditRecord](), list[int]()  # questions, and the group of each
+        for i in current(log):
+            asked = {tuple(other.prompt_ids): other for other in (log[i], *(old.log[j] for j in found[i]))}
+            facts += [self._asked(lm, log[i], other) for other in asked.values()]
+            owners += [groups[i]] * len(asked)
         tokens = TargetTokens(lm, self.resolved_layer(lm), [(fact.prompt_ids, fact.target_ids) for fact in facts])
         wrong = tokens.wrong(neurons.added).tolist()
         chosen: list[int] = []  # tokens that get a neuron
@@ -81,19 +90,29 @@ class TPatcher(NeuronSettings, MemoryMethod):
         if not chosen:
             return replace(old, log=whole, payload=neurons.extended(groups))
         of = tokens.of[chosen]
-        memory, silent = self._memory(old, facts, tokens, of, state)
+        memory, silent = self._memory(old, facts, owners, tokens, of, state)
         keys, biases, values = self._descend(neurons, tokens, chosen, memory, silent, float(state.info["size"]))
-        owner = torch.tensor([groups[last[i]] for i in of.tolist()])
+        owner = torch.tensor([owners[i] for i in of.tolist()])
         rows = {"keys": keys, "biases": biases, "values": values, "owner": owner, "queries": tokens.queries[chosen]}
         return replace(old, log=whole, payload=neurons.extended(groups, **rows))
 
+    def _asked(self, lm: HFLM, edit: EditRecord, other: EditRecord) -> EditRecord:
+        """The question of an edit that this one replaces, with this one's answer."""
+        return replace(other, target_ids=lm.tokens.target(other.prompt, edit.target_new))
+
     def _memory(
-        self, old: TPatcherNeurons, facts: Sequence[EditRecord], tokens: TargetTokens, of: Tensor, state: State
+        self,
+        old: TPatcherNeurons,
+        facts: Sequence[EditRecord],
+        owners: Sequence[int],
+        tokens: TargetTokens,
+        of: Tensor,
+        state: State,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states (m, d), and at which of them each new neuron is to be silent (n, m).
 
         They are those of the texts that do not name its edit's subject, those of older neurons, and those of the
-        other facts of this call; not those of the same prompt.
+        other facts of this call; not those of the prompts that its edit answers (``owners`` has the edit of each fact).
         """
         q, neurons = tokens.queries, old.payload
         memory = torch.cat([state.tensors["states"].to(q), neurons.queries.to(q), q])
@@ -101,9 +120,10 @@ class TPatcher(NeuronSettings, MemoryMethod):
         others = [prompts[g] for g in neurons.owner.tolist()] + [facts[i].prompt_ids for i in tokens.of.tolist()]
         texts: list[str] = state.info["texts"]
         silent: list[Tensor] = []
-        for fact in facts:
-            named = torch.tensor([fact.subject in text for text in texts])[state.tensors["of"]]
-            same = torch.tensor([other == fact.prompt_ids for other in others], dtype=torch.bool)
+        for fact, owner in zip(facts, owners, strict=True):
+            named = torch.tensor([last_word(text, fact.subject) >= 0 for text in texts])[state.tensors["of"]]
+            own = [other.prompt_ids for other, group in zip(facts, owners, strict=True) if group == owner]
+            same = torch.tensor([other in own for other in others], dtype=torch.bool)
             silent.append(~torch.cat([named, same]))
         return memory, torch.stack(silent)[of].to(q.device)
 

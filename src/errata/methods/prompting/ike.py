@@ -14,7 +14,7 @@ from errata.methods.prompting.prompted import Example
 from errata.methods.prompting.retrieval import default_encoder
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
-from errata.model.tokens import sentence
+from errata.model.tokens import joined
 from errata.types import Case
 
 UPDATES, RETAINS = ("paraphrase", "question"), ("neighborhood", "same_subject", "unrelated")
@@ -23,8 +23,9 @@ NEAREST: dict[str, Any] = {  # the settings of both parts: the nearest fact, how
     "most": 1,
     "near": -2.0,  # below every cosine
     "named": 0.0,
-    "fact": "New Fact: {fact}\n",
+    "fact": "New Fact: {fact}\n",  # as released, without a full stop: https://github.com/Zce1112zslx/IKE, icl.py
     "layout": "{facts}Prompt: {prompt}",
+    "ended": False,
 }
 
 
@@ -37,13 +38,16 @@ class ICE(PromptMethod):
     tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True)
 
     @override
-    def part_settings(self, lm: HFLM) -> dict[str, Any]:
+    def part_settings(self, lm: HFLM, state: State) -> dict[str, Any]:
         return NEAREST
 
 
 @dataclass(frozen=True, kw_only=True)
 class IKE(PromptMethod):
-    """ICE after examples of facts that are copied, that update what is asked, and that leave it as it is."""
+    """ICE after examples of facts that are copied, that update what is asked, and that leave it as it is.
+
+    The last example is the fact itself, copied. Where not all fit, each kind is cut alike, the farthest first.
+    """
 
     name: ClassVar[str] = "ike"
     paper: ClassVar[str] = ICE.paper
@@ -85,10 +89,10 @@ class IKE(PromptMethod):
         return tuple(Example(**example) for example in state.info["examples"])
 
     @override
-    def part_settings(self, lm: HFLM) -> dict[str, Any]:
+    def part_settings(self, lm: HFLM, state: State) -> dict[str, Any]:
         parts = sum(RATIO.values())
         shown = {kind: -(-self.shown * part // parts) for kind, part in RATIO.items()}
-        return {**NEAREST, "fill": self.fill, "shown": shown}
+        return {**NEAREST, "fill": self.fill, "shown": shown, "own": True}
 
 
 def examples_of(case: Any) -> Iterator[Example]:
@@ -96,7 +100,7 @@ def examples_of(case: Any) -> Iterator[Example]:
     if not isinstance(case, Case):
         raise BadInput(f"examples are made of cases; found {type(case).__name__}")
     edit = case.edits[0]
-    fact = sentence(edit.prompt, edit.target_new)
+    fact = joined(edit.prompt, edit.target_new)
     yield Example(fact, edit.prompt, edit.target_new, "copy")
     for kind, kinds in (("update", UPDATES), ("retain", RETAINS)):
         for probe in islice((p for p in case.probes if p.kind in kinds and p.answers), RATIO[kind]):

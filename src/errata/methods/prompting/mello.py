@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from errata.answers import answer_of, begins_with_answer
 from errata.errors import Unsupported
+from errata.methods.base import State
 from errata.methods.memory.log import EditRecord
 from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.prompted import FactPrompt, PromptedLM, fitting
@@ -86,11 +87,6 @@ class Loop:
     used: list[EditRecord] = field(default_factory=list[EditRecord])  # those that the model adopted
     answer: str | None = None
 
-    @property
-    def answered(self) -> bool:
-        """Whether it has a final answer in which a retrieved fact was used."""
-        return self.answer is not None and bool(self.used)
-
 
 class MelloLoop(FactPrompt):
     """The memory of MeLLo; ``settings`` hold ``rounds``, ``tokens`` and the examples of the ``loop`` too."""
@@ -113,10 +109,11 @@ class MelloLoop(FactPrompt):
 
 @dataclass(frozen=True, eq=False)
 class MelloLM(PromptedLM):
-    """A model that answers questions by sub-questions.
+    """A model that answers questions by sub-questions: the final answer of the loop counts, whatever facts it used.
 
-    A prompt that is no question, that the model does not take apart, or for which no fact was used, gets the fact
-    prepended whose subject it names, and goes to the model as it is where there is none.
+    The loop is for questions. A prompt that is none (a text to continue), and a question that the loop gives no final
+    answer (the model asks no sub-question, or runs out of rounds or of context), gets the fact prepended whose
+    subject it names, as with RAG without a threshold; it goes to the model as it is where there is none.
     """
 
     part: MelloLoop
@@ -148,12 +145,11 @@ class MelloLM(PromptedLM):
         step, final = output.split(RETRIEVED)[0], output.find(FINAL)
         if loop.last is not None and begins_with_answer(step.partition("answer:")[2], [loop.last.target_new]):
             loop.used.append(loop.last)
-        if loop.last is not None and 0 <= final < len(step):
+        if 0 <= final < len(step):
             loop.answer = answer_of(output[final + len(FINAL) :]) or None
             return False
         loop.text += step.rstrip(" ") if step.endswith("\n") else step + "\n"
-        taken_apart = loop.last is not None or _last_line(loop.text, SUBQUESTION) != _last_line(loop.text, QUESTION)
-        return RETRIEVED in output and SUBQUESTION in step and taken_apart
+        return RETRIEVED in output and SUBQUESTION in step
 
     @override
     def generate(
@@ -165,7 +161,7 @@ class MelloLM(PromptedLM):
         until: Sequence[str] = (),
     ) -> list[str]:
         loops = self.loops(prompts)
-        rest = [i for i, loop in enumerate(loops) if not loop.answered]
+        rest = [i for i, loop in enumerate(loops) if loop.answer is None]
         how: Any = {"until_answer": until_answer, "until": until}
         plain = super().generate([prompts[i] for i in rest], max_new_tokens, **how) if rest else []
         texts = dict(zip(rest, plain, strict=True))
@@ -176,7 +172,7 @@ class MelloLM(PromptedLM):
         loops = self.loops(prompts)
         plain = super().explain(prompts)
         own = [[f"mello: edit {fact.id}, {fact.text!r}" for fact in loop.used] for loop in loops]
-        return [lines if loop.answered else other for lines, other, loop in zip(own, plain, loops, strict=True)]
+        return [other if loop.answer is None else lines for lines, other, loop in zip(own, plain, loops, strict=True)]
 
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> NoReturn:
@@ -209,7 +205,7 @@ class MeLLo(PromptMethod):
     tokens: int = setting(48, "for a sub-question and its answer", above=0)
 
     @override
-    def part_settings(self, lm: HFLM) -> dict[str, Any]:
+    def part_settings(self, lm: HFLM, state: State) -> dict[str, Any]:
         once = {"most": 1, "near": -2.0, "named": 1.0}
         layout = {"fact": lm.resources.templates.get("fact", "Fact: {fact}\n"), "layout": "{facts}{prompt}"}
         loop = {"loop": lm.resources.templates.get("loop", EXAMPLES), "rounds": self.rounds, "tokens": self.tokens}

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from reprlib import repr as brief
 from typing import Any, ClassVar, Self
 
 from typing_extensions import override
@@ -30,7 +31,7 @@ class PromptMethod(Method):
     encoder: str | None = setting(None, "the sentence encoder where the extra `retrieval` is installed, else tfidf")
 
     @abstractmethod
-    def part_settings(self, lm: HFLM) -> dict[str, Any]:
+    def part_settings(self, lm: HFLM, state: State) -> dict[str, Any]:
         """How facts are chosen and laid out: ``settings`` of :class:`FactPrompt`, but for method and encoder."""
 
     def examples(self, state: State) -> tuple[Example, ...]:
@@ -47,7 +48,7 @@ class PromptMethod(Method):
     @override
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         log = tuple(EditRecord.of(edit) for edit in edits)
-        settings = {"method": self.name, "encoder": self.encoder, **self.part_settings(lm)}
+        settings = {"method": self.name, "encoder": self.encoder, **self.part_settings(lm, state)}
         part = self.part(log, settings, self.examples(state))
         part.index  # noqa: B018  an encoder that is missing raises here, and not at the first prompt
         for held in reversed(prior.of_kind(self.part)):
@@ -60,7 +61,7 @@ class PromptMethod(Method):
         for name, value in new.settings.items():
             if held.settings.get(name) != value:
                 raise BadInput(
-                    f"{self.name} in prior has {name} = {held.settings.get(name)!r}, and this one {value!r}; "
+                    f"{self.name} in prior has {name} = {brief(held.settings.get(name))}, and this one {brief(value)}; "
                     "go on with the same settings and state"
                 )
         if held.examples != new.examples:

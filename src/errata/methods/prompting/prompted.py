@@ -22,7 +22,7 @@ from errata.errors import BadInput
 from errata.methods.memory.log import EditLog, EditRecord, log_from_json, log_to_json, newest
 from errata.methods.prompting.retrieval import Index, index, named
 from errata.model.lm import LM, listed
-from errata.model.tokens import Tokens, sentence
+from errata.model.tokens import Tokens, joined
 from errata.patch.parts import Wrapper
 from errata.types import Score
 
@@ -50,7 +50,8 @@ class FactPrompt(Wrapper):
     """Edits as facts that are prepended to a prompt. Of two edits with one prompt the newer counts.
 
     ``settings`` hold the ``method``, the ``encoder``, how facts are chosen (``most``, ``near``, ``named``) and laid out
-    (``fact``, ``layout``), and how many examples of each kind are ``shown`` in what share of the context (``fill``).
+    (``fact``, ``layout``, ``ended``), and how many examples of each kind are ``shown`` in what share of the context
+    (``fill``), with the facts' ``own`` among them.
     """
 
     kind: ClassVar[str] = "facts"
@@ -102,21 +103,41 @@ class FactPrompt(Wrapper):
         lines = "".join(self.settings["fact"].format(fact=fact) for fact in facts)
         return self.settings["layout"].format(facts=lines, prompt=prompt)
 
-    def shown(self, questions: Sequence[str]) -> list[list[str]]:
-        """The examples for each question as text, the nearest last: of each kind its share."""
+    def statement(self, fact: EditRecord) -> str:
+        """The text of a fact as it is told: with a full stop, unless it is laid out without."""
+        return fact.text if self.settings.get("ended", True) else joined(fact.prompt, fact.target_new)
+
+    def demonstration(self, example: Example) -> str:
+        """The text of an example: a prompt behind a fact, and its answer."""
+        return joined(self.laid_out([example.fact], example.prompt), example.answer) + "\n\n"
+
+    def own(self, facts: Sequence[EditRecord]) -> list[tuple[float, str]]:
+        """The demonstrations of the facts themselves, nearer than any other, where there are to be any."""
+        if not self.settings.get("own"):
+            return []
+        copies = (Example(self.statement(fact), fact.prompt, fact.target_new, "copy") for fact in facts)
+        return [(np.inf, self.demonstration(copy)) for copy in copies]
+
+    def shown(self, questions: Sequence[str]) -> list[list[tuple[float, str]]]:
+        """The examples for each question, the most wanted last: how near each is, and its text.
+
+        Of each kind the nearest, as many as ``shown`` says; and among however many of the last, each kind has its
+        share.
+        """
         if not self.examples or not questions:
             return [[] for _ in questions]
         texts = [self.laid_out([example.fact], example.prompt) for example in self.examples]
         near = index(self.settings["encoder"], tuple(texts)).near(questions)  # (b, examples)
         kinds = np.array([example.kind for example in self.examples])
-        taken: list[npt.NDArray[np.int64]] = []  # (b, some) of each kind
+        taken: list[npt.NDArray[np.int64]] = []  # (b, some) of each kind, the nearest first
+        turns: list[float] = []  # of n examples the i-th is wanted at (i + 1/2) / n: Sainte-Laguë's shares
         for kind, count in self.settings["shown"].items():
             of_kind = np.flatnonzero(kinds == kind)
-            taken.append(of_kind[np.argsort(near[:, of_kind], axis=1, kind="stable")[:, len(of_kind) - count :]])
-        every = np.concatenate(taken, axis=1)
-        order = np.take_along_axis(every, np.argsort(np.take_along_axis(near, every, 1), axis=1, kind="stable"), 1)
-        ended = [sentence(text, example.answer) + "\n\n" for text, example in zip(texts, self.examples, strict=True)]
-        return [[ended[j] for j in row] for row in order]
+            taken.append(of_kind[np.argsort(-near[:, of_kind], axis=1, kind="stable")[:, :count]])
+            turns += [(i + 0.5) / count for i in range(taken[-1].shape[1])]
+        every = np.concatenate(taken, axis=1)[:, np.argsort(turns, kind="stable")[::-1]]
+        whole = [self.demonstration(example) for example in self.examples]
+        return [[(float(near[i, j]), whole[j]) for j in row] for i, row in enumerate(every)]
 
     @override
     def wrap(self, inner: LM) -> LM:
@@ -203,15 +224,21 @@ class PromptedLM(LM):
         ]
 
     def _fitted(
-        self, shown: list[str], facts: list[EditRecord], prompt: str, room: int
+        self, shown: list[tuple[float, str]], facts: list[EditRecord], prompt: str, room: int
     ) -> tuple[str, list[EditRecord]]:
-        """Examples are dropped before facts are; a prompt for which not even one fact fits stays as it is."""
+        """Examples are dropped before facts are; a prompt for which not even one fact fits stays as it is.
+
+        Of the examples that fit the nearest stand last.
+        """
         limit = (self.tokens and self.tokens.limit) or 0
         for cut in range(len(facts)):
-            text = self.part.laid_out([fact.text for fact in facts[cut:]], prompt)
+            text = self.part.laid_out([self.part.statement(fact) for fact in facts[cut:]], prompt)
             if self.fits(text, room):
                 reserved = max(room, round((1 - self.part.settings.get("fill", 1.0)) * limit))
-                return "".join(fitting(self.tokens, shown, text, reserved)) + text, facts[cut:]
+                wanted = [*shown, *self.part.own(facts[cut:])]
+                kept = fitting(self.tokens, [example for _, example in wanted], text, reserved)
+                nearest_last = sorted(wanted[len(wanted) - len(kept) :])
+                return "".join(example for _, example in nearest_last) + text, facts[cut:]
         log.warning("no fact fits the model before %r: the prompt stays as it is", prompt[:60])
         return prompt, []
 

@@ -1,9 +1,16 @@
-"""RAG and MemPrompt: the facts that a prompt is about, looked up and prepended."""
+"""RAG and MemPrompt: the facts that a prompt asks for, looked up and prepended.
 
-from collections.abc import Iterable
+A fact is told where its subject is named and the prompt asks for the same relation. Both are compared as templates,
+``{}`` in the subject's place: the words of the subject are alike in all that is asked of it. Two templates ask the
+same where the phrasings nearest to them are known from cases to do so; where one is near none, where their cosine says
+so. ``near`` is the cosine that ``share`` of pairs about one subject, that ask for different relations, pass.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, ClassVar, Self
+from functools import cached_property
+from itertools import combinations, islice
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -12,62 +19,129 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.memory.reading import GRID, quantile
+from errata.methods.phrasings import group_index, templates_of
 from errata.methods.prompting.method import PromptMethod
-from errata.methods.prompting.retrieval import default_encoder, index
+from errata.methods.prompting.prompted import ALL, FactPrompt
+from errata.methods.prompting.retrieval import default_encoder, index, named
 from errata.methods.settings import setting
 from errata.methods.texts import texts_of
 from errata.model.hf import HFLM
-from errata.types import Case
+from errata.subjects import last_word, template_of
+from errata.types import Case, Kind
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+SAME: tuple[Kind, ...] = ("paraphrase", "question")  # what asks for the edited fact in other words
+
+
+class RelationPrompt(FactPrompt):
+    """Facts for prompts that ask for their relation; ``settings`` hold the known ``phrasings``, in groups, too."""
+
+    kind: ClassVar[str] = "facts by relation"
+
+    @cached_property
+    def known(self) -> dict[str, int]:
+        """Phrasing -> the number of its group."""
+        return group_index(self.settings["phrasings"])
+
+    @override
+    def keys(self) -> Sequence[str]:
+        return [*self.known, *(template_of(fact.prompt, fact.subject, fact.at) for fact in self.facts)]
+
+    @override
+    def similarity(self, questions: Sequence[str]) -> "tuple[npt.NDArray[Any], npt.NDArray[Any]]":
+        share = named([fact.subject for fact in self.facts], questions)  # (b, n)
+        pairs = np.argwhere(share >= self.settings["named"] - ALL)
+        asked = [_template(questions[i], self.facts[j].subject) for i, j in pairs]
+        row = {template: u for u, template in enumerate(dict.fromkeys(asked))}
+        near = np.full(share.shape, -1.0, np.float32)
+        if asked:
+            alike = self._alike(list(row))
+            near[tuple(pairs.T)] = [alike[row[template], j] for template, j in zip(asked, pairs[:, 1], strict=True)]
+        return near, share
+
+    def _alike(self, templates: Sequence[str]) -> "npt.NDArray[Any]":
+        """(u, n): the cosine with each fact's template; at least ``near`` where both are known to ask the same, and -1
+        where they are known not to."""
+        k, least = len(self.known), self.settings["near"]
+        near, of_facts = self.index.near(templates), self.index.near(self.keys()[k:])
+        cosine, theirs, own = near[:, k:], self._groups(near[:, :k]), self._groups(of_facts[:, :k])
+        same, told = theirs[:, None] == own, (theirs[:, None] >= 0) & (own >= 0)
+        return np.where(told, np.where(same, np.maximum(cosine, least), -1.0), cosine)
+
+    def _groups(self, near: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
+        """(u,): the group of the nearest phrasing, from cosines with all (u, k); -1 where none is near."""
+        if not near.shape[1]:
+            return np.full(len(near), -1)
+        numbers = np.array(list(self.known.values()))
+        return np.where(near.max(1) >= self.settings["near"], numbers[near.argmax(1)], -1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold(PromptMethod):
-    """Prepends facts that are near a prompt: ``prepare`` measures how near other questions lie to each other."""
+    """Prepends facts that a prompt asks for: ``prepare`` learns how alike questions are that ask for other facts."""
 
+    part: ClassVar[type[FactPrompt]] = RelationPrompt
     needs_prepare: ClassVar[bool] = True
     tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True)
 
     named: float = setting(
         1.0, "the share of the subject's words that a question must name; 0 where it may go by another name", most=1
     )
-    near: float | None = setting(None, "the least cosine of prompts: what `share` of pairs of different questions pass")
-    share: float = setting(0.02, "of such pairs", most=1)
-    texts: int = setting(512, "questions that are compared", least=2)
+    near: float | None = setting(
+        None, "the least cosine of prompts, without their subjects, that ask the same: what `share` of others pass"
+    )
+    share: float = setting(0.02, "of pairs that ask for different facts", most=1)
+    texts: int = setting(512, "cases, or sentences, that are compared", least=2)
 
     @override
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
-        """State with quantiles of the cosines of pairs of different questions: of the texts or cases given, else the
-        cases or texts that go with the model, else text sampled from it. Raises :class:`BadInput` for too few."""
+        """State with the phrasings of the cases given, else of those that go with the model, and with quantiles of
+        cosines: of what cases ask of one subject, an edit's prompt and its ``same_subject`` probes; where there are
+        none, of phrasings that ask for different facts. Without cases there are no phrasings, and different sentences
+        of texts are compared: given, the model's or sampled from it. Raises :class:`BadInput` for too few."""
         lm.check()
         encoder = self.encoder or default_encoder()
         if data is None:
             data = lm.resources.cases() if lm.resources.cases else texts_of(lm, None, self.seed)
-        questions = tuple(dict.fromkeys(islice((q for q in map(_question, data) if q), self.texts)))
-        if len(questions) < 2:
+        items = list(islice(data, self.texts))
+        cases, sentences = [item for item in items if isinstance(item, Case)], _sentences(items)
+        groups = templates_of(cases, SAME)
+        number = group_index([*groups, *([sentence] for sentence in sentences)])
+        pairs = _other_questions(cases) or [(a, b) for a, b in combinations(number, 2) if number[a] != number[b]]
+        if not pairs:
             raise BadInput("fewer than two different questions to compare; give more texts or cases")
-        pairs = np.sort(index(encoder, questions).near(questions)[np.triu_indices(len(questions), 1)])
-        grid = np.linspace(0, len(pairs) - 1, GRID).round().astype(int)
+        row = {template: i for i, template in enumerate(dict.fromkeys(one for pair in pairs for one in pair))}
+        near = index(encoder, tuple(row)).near(list(row))
+        alike = np.sort([near[row[a], row[b]] for a, b in pairs])
+        grid = np.linspace(0, len(alike) - 1, GRID).round().astype(int)
         info = {
             "model": {"name": lm.name, "fingerprint": lm.fingerprint},
-            "what": f"how alike {len(questions)} questions are",
+            "what": f"how alike {len(row)} questions are",
             "encoder": encoder,
+            "phrasings": groups,
         }
-        return State({"alike": torch.from_numpy(pairs[grid].copy())}, info)
+        return State({"alike": torch.from_numpy(alike[grid])}, info)
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
         """With ``near`` as the state has it. Raises :class:`BadInput` for one that does not say."""
         resolved = super().resolve(lm, state)
-        if "alike" not in state.tensors:
+        if "alike" not in state.tensors or "phrasings" not in state.info:
             raise BadInput("this state does not say how alike questions are; make one with this method's prepare")
         if self.near is not None:
             return resolved
         return replace(resolved, near=quantile(state.tensors["alike"], 1 - self.share))
 
+    def told(self, state: State) -> dict[str, Any]:
+        """What decides which facts are told, as settings of the part."""
+        return {"near": self.near, "named": self.named, "phrasings": state.info["phrasings"]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RAG(Threshold):
-    """Facts whose subject is named and whose prompt is similar; any other prompt goes to the model unchanged."""
+    """Facts whose subject is named and whose relation is asked for; any other prompt goes to the model unchanged."""
 
     name: ClassVar[str] = "rag"
     paper: ClassVar[str] = "Lewis et al. 2020, Retrieval-Augmented Generation, arXiv:2005.11401 (edits as documents)"
@@ -75,28 +149,44 @@ class RAG(Threshold):
     most: int = setting(4, "facts before a prompt", above=0)
 
     @override
-    def part_settings(self, lm: HFLM) -> dict[str, Any]:
+    def part_settings(self, lm: HFLM, state: State) -> dict[str, Any]:
         layout = {"fact": lm.resources.templates.get("fact", "Fact: {fact}\n"), "layout": "{facts}{prompt}"}
-        return {"near": self.near, "named": self.named, "most": self.most, **layout}
+        return {**self.told(state), "most": self.most, **layout}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemPrompt(Threshold):
-    """The nearest fact behind a prompt that is near the one it corrects, and the prompt again."""
+    """The nearest fact behind a prompt that asks for it, and the prompt again."""
 
     name: ClassVar[str] = "memprompt"
     paper: ClassVar[str] = "Madaan et al. 2022, Memory-assisted prompt editing, arXiv:2201.06009"
 
     @override
-    def part_settings(self, lm: HFLM) -> dict[str, Any]:
+    def part_settings(self, lm: HFLM, state: State) -> dict[str, Any]:
         layout = lm.resources.templates.get("reminder", "{prompt}\nclarification: {facts}\n{prompt}")
-        return {"near": self.near, "named": self.named, "most": 1, "fact": "{fact}", "layout": layout}
+        return {**self.told(state), "most": 1, "fact": "{fact}", "layout": layout}
 
 
-def _question(item: Any) -> str:
-    """The prompt of a case, or the first sentence of a text."""
-    if isinstance(item, Case):
-        return item.edits[0].prompt
-    if not isinstance(item, str):
-        raise BadInput(f"questions are compared by means of texts or cases; found {type(item).__name__}")
-    return item.strip().split("\n")[0].split(". ")[0]
+def _template(question: str, subject: str) -> str:
+    """The question with ``{}`` in the subject's place; as it is where the subject is not there word by word."""
+    return template_of(question, subject) if last_word(question, subject) >= 0 else question
+
+
+def _other_questions(cases: Sequence[Case]) -> list[tuple[str, str]]:
+    """Pairs of templates, each once: the prompt of a case's edit, and of what else is asked of its subject."""
+    return list(
+        dict.fromkeys(
+            (case.edits[0].template, _template(probe.prompt, case.edits[0].subject))
+            for case in cases
+            for probe in case.probes
+            if probe.kind == "same_subject"
+        )
+    )
+
+
+def _sentences(items: Sequence[Any]) -> list[str]:
+    """The first sentence of each text among the items; :class:`BadInput` for what is neither text nor case."""
+    for item in items:
+        if not isinstance(item, str | Case):
+            raise BadInput(f"questions are compared by means of texts or cases; found {type(item).__name__}")
+    return [first for text in items if isinstance(text, str) and (first := text.strip().split("\n")[0].split(". ")[0])]

@@ -19,6 +19,7 @@ from errata.methods.memory.adapter import EditMemory, Lookup
 from errata.methods.memory.log import EditLog, EditRecord, current
 from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured, pair_quantiles, quantile
+from errata.methods.memory.replacing import replaced
 from errata.methods.settings import setting
 from errata.methods.side_memory.matrix import At, SideMatrix, deciding, of_prompts
 from errata.methods.side_memory.training import (
@@ -29,6 +30,7 @@ from errata.methods.side_memory.training import (
     site_tensors,
     training_rows,
     unit,
+    warn,
 )
 from errata.model.hf import HFLM
 from errata.model.lm import Call
@@ -64,7 +66,7 @@ class Masks(Lookup):
     threshold: float  # τ
     usual: Tensor  # (f,): the mean feature of texts that are not edited
     columns: Tensor  # (f,): the column of ΔW that each feature picks, a permutation
-    live: Tensor  # (n,): whether an edit's prompt was not edited again later
+    live: Tensor  # (n,): whether no later edit replaced it
 
     @override
     def find(self, call: Call, x: Tensor, y: Tensor, payload: MaskedMatrix) -> Tensor:
@@ -76,7 +78,7 @@ class Masks(Lookup):
         return tophash(features - self.usual.to(features), self.k, self.columns)
 
     def overlaps(self, masks: Tensor, payload: MaskedMatrix) -> Tensor:
-        """|M ∩ M_i| / k of masks (b, f) with each edit's; below 0 for an edit whose prompt was edited again. (b, n)"""
+        """|M ∩ M_i| / k of masks (b, f) with each edit's; below 0 for an edit that was replaced. (b, n)"""
         masks = masks.float()
         shared = masks @ payload.on("masks", masks).T / self.k
         return torch.where(self.live.to(masks.device), shared, -1)
@@ -174,18 +176,26 @@ class MEMOIR(SideSettings, MemoryMethod):
         prompts = [record.prompt_ids for record in log]
         features = torch.stack([self._feature(x) for x in site_tensors(lm, old.site, prompts)[0]])
         whole: EditLog = (*old.log, *log)
-        live = current(whole)
+        found = replaced(lm, old, old.lookup.live.nonzero()[:, 0].tolist(), log)
+        live = torch.cat([old.lookup.live, torch.zeros(len(log), dtype=torch.bool)])
+        live[[i for of_one in found for i in of_one]] = False
+        last = current(log)
+        fresh = [len(old.log) + j for j in last]
+        live[fresh] = True
         masks = torch.cat([old.payload.masks, old.lookup.mask(features).cpu()])
-        fresh = [i for i in live if i >= len(old.log)]
-        rows, of = training_rows(lm, [whole[i] for i in fresh], self.contexts, self.seed)
+        edits = [whole[i] for i in fresh]
+        before = [[whole[i] for i in found[j]] for j in last]
+        rows, of = training_rows(lm, edits, self.contexts, self.seed, before)
         own, scale = masks[fresh].to(features), unit(state)
 
         def change(v: Tensor) -> Change:
             return lambda rows, x: (x * own[of[rows], None]) @ (scale * v).T
 
-        v = self.descent.run(old.payload.weight.to(features) / scale, SiteLosses(lm, old.site, rows), of, change)
-        lookup = replace(old.lookup, live=torch.isin(torch.arange(len(whole)), torch.tensor(live)))
-        return replace(old, log=whole, lookup=lookup, payload=MaskedMatrix(weight=(scale * v).cpu(), masks=masks))
+        start = old.payload.weight.to(features) / scale
+        v, losses = self.descent.run(start, SiteLosses(lm, old.site, rows), of, change)
+        warn(self.name, edits, losses, self.stop)
+        payload = MaskedMatrix(weight=(scale * v).cpu(), masks=masks)
+        return replace(old, log=whole, lookup=replace(old.lookup, live=live), payload=payload)
 
     def _feature(self, x: Tensor) -> Tensor:
         """The feature of a prompt, from the site's inputs (t, f) at its tokens. (f,)"""

@@ -4,6 +4,7 @@ Training works in the layer's units: with s_x and s_y the median lengths of the 
 ΔW = (s_y / s_x) V, and rates, clips and margins are those of V.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from errata.model.intervention import InterventionSite, Pass
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted
 from errata.patch.parts import output_replaced
+
+log = logging.getLogger(__name__)
 
 Change = Callable[[list[int], Tensor], Tensor]  # (indices of rows, x (b, t, f)) -> what is added (b, t, d)
 Margin = Callable[[Tensor], Tensor]  # V -> the penalty for distances that are too small or too large
@@ -55,20 +58,40 @@ def unit(state: State) -> float:
     return state.info["out"] / state.info["in"]
 
 
-def training_rows(lm: HFLM, log: Sequence[EditRecord], contexts: int, seed: int, bare: int = 0) -> tuple[Rows, Tensor]:
-    """Each edit's prompt and target (ids), alone and behind contexts, and the edit of each row.
-
-    The first ``bare`` edits are there without contexts.
+def training_rows(
+    lm: HFLM,
+    log: Sequence[EditRecord],
+    contexts: int,
+    seed: int,
+    replaced: Sequence[Sequence[EditRecord]],
+    bare: int = 0,
+) -> tuple[Rows, Tensor]:
+    """Each edit's prompt and target (ids), alone, behind contexts, and with the prompts of the edits that it
+    ``replaced``; and the edit of each row. The first ``bare`` edits are there without contexts.
     """
-    before = contexts_of(lm, contexts, seed) if not lm.seq2seq else [""]
+    before = contexts_of(lm, contexts, seed)[1:] if not lm.seq2seq else []
     rows: list[tuple[list[int], list[int]]] = []
     of: list[int] = []
-    for i, edit in enumerate(log):
-        for context in before[: 1 if i < bare else None]:
-            ids = lm.tokens.prompt(context + edit.prompt) if context else edit.prompt_ids
-            rows.append((ids, edit.target_ids))
-            of.append(i)
+    for i, (edit, others) in enumerate(zip(log, replaced, strict=True)):
+        asked = [(edit.prompt_ids, edit.target_ids)]
+        asked += [(lm.tokens.prompt(context + edit.prompt), edit.target_ids) for context in before if i >= bare]
+        for other in others:
+            if other.prompt_ids != edit.prompt_ids:
+                asked.append((other.prompt_ids, lm.tokens.target(other.prompt, edit.target_new)))
+        rows += asked
+        of += [i] * len(asked)
     return rows, torch.tensor(of)
+
+
+def warn(name: str, edits: Sequence[EditRecord], losses: Tensor, stop: float) -> None:
+    """Logs how many edits ended above the loss at which they count as learned, and which is the worst."""
+    missed = int((losses > stop).sum())
+    if missed:
+        worst = int(losses.argmax())
+        log.warning(
+            "%s: %d of %d edits ended with a loss above stop = %g (%.2g for %s); more steps may help",
+            *(name, missed, len(edits), stop, float(losses[worst]), edits[worst]),
+        )
 
 
 class SiteLosses:
@@ -148,8 +171,9 @@ class Descent:
         of: Tensor,
         change: Callable[[Tensor], Change],
         margin: Margin | None = None,
-    ) -> Tensor:
-        """V after at most ``steps`` steps: fewer once the losses of all edits and the penalty are below ``stop``.
+    ) -> tuple[Tensor, Tensor]:
+        """V after at most ``steps`` steps, fewer once the losses of all edits and the penalty are below ``stop``; and
+        the loss of each edit with it (n,).
 
         ``of`` says of which edit each row is. An edit whose loss is below ``stop`` has no gradient; every few steps all
         are measured again.
@@ -158,18 +182,19 @@ class Descent:
         loss, penalty = torch.full_like(rows_of, torch.inf), torch.zeros((), device=v.device)
         v = v.clone().requires_grad_()
         sgd = torch.optim.SGD([v], lr=self.lr, weight_decay=self.decay)
-        for step in range(self.steps):
-            unfinished = (loss >= self.stop).cpu()
-            every = step % CHECK == 0 or not (unfinished.any() or float(penalty) > self.stop)
+        for step in range(self.steps + 1):
+            unfinished, last = (loss >= self.stop).cpu(), step == self.steps  # the last pass measures
+            every = last or step % CHECK == 0 or not (unfinished.any() or float(penalty.detach()) > self.stop)
             chosen = torch.ones_like(unfinished) if every else unfinished
             loss = loss.masked_fill(chosen.to(v.device), 0.0)
-            for rows, row_loss in losses.of(change(v), chosen[of].tolist()):
-                shares = row_loss.to(v) / rows_of[of[rows]]
-                loss.index_add_(0, of[rows].to(v.device), shares.detach())
-                if shares.requires_grad and unfinished[of[rows]].any():
-                    (shares * unfinished[of[rows]].to(v)).sum().backward()
-            penalty = margin(v) if margin is not None else penalty
-            if every and bool((loss < self.stop).all()) and float(penalty) <= self.stop:
+            with torch.set_grad_enabled(not last):
+                for rows, row_loss in losses.of(change(v), chosen[of].tolist()):
+                    shares = row_loss.to(v) / rows_of[of[rows]]
+                    loss.index_add_(0, of[rows].to(v.device), shares.detach())
+                    if shares.requires_grad and unfinished[of[rows]].any():
+                        (shares * unfinished[of[rows]].to(v)).sum().backward()
+                penalty = margin(v) if margin is not None else penalty
+            if last or (every and bool((loss < self.stop).all()) and float(penalty.detach()) <= self.stop):
                 break
             if penalty.requires_grad:
                 (len(rows_of) * penalty).backward()
@@ -177,4 +202,4 @@ class Descent:
                 torch.nn.utils.clip_grad_norm_([v], self.clip * len(rows_of) ** 0.5)
                 sgd.step()
                 sgd.zero_grad()
-        return v.detach()
+        return v.detach(), loss

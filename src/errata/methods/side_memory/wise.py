@@ -4,7 +4,7 @@ Wang et al. 2024, arXiv:2405.14768. d(x) = ‖ΔW x‖ is trained to be large fo
 a prompt is routed to the matrix where d is largest, if that passes a share of the smallest d of an edit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Self
@@ -18,7 +18,9 @@ from errata.methods.memory.adapter import EditMemory, Lookup
 from errata.methods.memory.log import EditLog, EditRecord, current
 from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
+from errata.methods.memory.replacing import replaced
 from errata.methods.settings import setting
+from errata.methods.side_memory.alike import alike, names_in, parting
 from errata.methods.side_memory.matrix import At, SideMatrix, deciding, of_prompts
 from errata.methods.side_memory.training import (
     Change,
@@ -28,12 +30,16 @@ from errata.methods.side_memory.training import (
     site_tensors,
     training_rows,
     unit,
+    warn,
 )
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
 from errata.patch.delta import weight_shape
 
+OUTBID = 1.05  # times what another matrix gives: d of an edit's prompt in its own, at least
+SLACK = 0.99  # times the smallest d of an edit, its threshold at most: room for the rounding of half precision
+SAMPLE = 64  # edits of a matrix by which its threshold is measured, at most
 WIDTH = 22  # columns of a matrix to one edit in a shard: a row has free entries in proportion to its columns
 
 
@@ -46,12 +52,12 @@ class SideMatrices(SideMatrix):
     shard: int | None
     mask: float
     weights: Tensor  # (m, d, f): ΔW of each
-    of: Tensor  # (n,): the matrix of each edit
+    of: Tensor  # (n,): the matrix of each edit; -1 once a later one replaced it
 
     @property
     def sizes(self) -> list[int]:
-        """How many edits each matrix was made of."""
-        return torch.bincount(self.of, minlength=len(self.weights)).tolist()
+        """How many edits in force each matrix holds."""
+        return torch.bincount(self.of[self.of >= 0], minlength=len(self.weights)).tolist()
 
     @override
     def added(self, x: Tensor, entry: Tensor) -> Tensor:
@@ -67,8 +73,8 @@ class SideMatrices(SideMatrix):
         return f"side memory {entry + 1} of {len(self.weights)}, with {n} edit{'s' if n > 1 else ''}"
 
     @override
-    def details(self, log: EditLog, i: int) -> dict[str, Any]:
-        return {"memory": int(self.of[i]) + 1}
+    def details(self, log: EditLog, i: int) -> dict[str, Any] | None:
+        return {"memory": int(self.of[i]) + 1} if self.of[i] >= 0 else None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,22 +82,19 @@ class Distances(Lookup):
     """The side matrix for which d of a prompt is largest, if d passes the threshold there."""
 
     at: At
-    ratio: float
+    ratio: float | None
     retrieve: bool  # whether each matrix has a threshold of its own
     distances: Tensor  # (n,): d of each edit's own prompt, in its matrix
+    thresholds: Tensor  # (m,): what d must pass, for each matrix
 
     @override
     def find(self, call: Call, x: Tensor, y: Tensor, payload: SideMatrices) -> Tensor:
         x = at_least_float32(x)
         products = torch.einsum("btf,mdf->btmd", x, payload.on("weights", x))
         d = of_prompts(call, products.norm(dim=-1), self.at)  # (b, m)
-        passed = d > self.thresholds(payload).to(d)
+        least = self.thresholds.to(d)
+        passed = d > (least if self.retrieve else least.amin())
         return torch.where(passed.any(-1), d.masked_fill(~passed, -1).argmax(-1), -1)
-
-    def thresholds(self, payload: SideMatrices) -> Tensor:
-        """``ratio`` times the smallest distance of an edit, in that matrix or in any. (m,)"""
-        least = torch.full((len(payload.weights),), torch.inf).scatter_reduce(0, payload.of, self.distances, "amin")
-        return self.ratio * (least if self.retrieve else least.amin().expand_as(least))
 
     @override
     def details(self, log: EditLog, i: int) -> dict[str, Any]:
@@ -106,9 +109,7 @@ class WiseMemory(EditMemory[Distances, SideMatrices]):
     @override
     def summary(self) -> list[dict[str, Any]]:
         where = {"kind": self.kind, "site": self.site}
-        lines = zip(
-            self.payload.weights, self.payload.sizes, self.lookup.thresholds(self.payload).tolist(), strict=True
-        )
+        lines = zip(self.payload.weights, self.payload.sizes, self.lookup.thresholds.tolist(), strict=True)
         return [{**where, "edits": n, "norm": round(float(w.norm()), 4), "threshold": round(t, 4)} for w, n, t in lines]
 
 
@@ -152,6 +153,10 @@ def ties(deltas: Tensor, weights: Tensor, density: float) -> Tensor:
 class WISE(SideSettings, MemoryMethod):
     """Edits go into side matrices, shard by shard; a distance routes prompts to them.
 
+    The threshold is measured, where the paper takes a share of the smallest distance of an edit, which says nothing of
+    how near other words and other questions come: it lies where the edits, and other edits' prompts that ask for the
+    same, part from texts and from prompts that look like edits and are none (:mod:`errata.methods.side_memory.alike`),
+    drawn anew after training. With 30 edits of the bundled model PARA.
     Steps are clipped (``clip``); the paper's box of W ± 1 is left out, since its size is of one model.
     """
 
@@ -169,10 +174,11 @@ class WISE(SideSettings, MemoryMethod):
     alpha: float = setting(0.75, "d of what is not edited, at most")
     beta: float = setting(3.0, "d of what is edited, at least")
     gamma: float = setting(1.5, "d of what is edited less d of what is not, at least")
-    ratio: float = setting(
-        0.98,
-        "of an edit's smallest d, which a prompt must pass; paper: 0.8 to 0.88, here too little",
+    ratio: float | None = setting(
+        None,
+        "of an edit's smallest d, which a prompt must pass; paper: 0.8 to 0.88; by default the threshold is measured",
         key="act_ratio",
+        above=0,
         most=1,
     )
     texts: int = setting(1024, "openings of texts, to tell edits from others by")
@@ -190,7 +196,9 @@ class WISE(SideSettings, MemoryMethod):
     replay: int = setting(
         50, "earlier edits of the shard that are learned again; all keep their distance (as in appendix B.3)"
     )
-    others: int = setting(8, "prompts of each edit about other subjects, and of others about its, that are not edited")
+    others: int = setting(
+        8, "prompts that look like an edit and are none: its own about others, others' about its subject, of each"
+    )
 
     @override
     def prepared_for(self, lm: HFLM) -> dict[str, Any]:
@@ -200,6 +208,7 @@ class WISE(SideSettings, MemoryMethod):
     def measure(self, lm: HFLM, texts: list[str]) -> Measured:
         xs, info = side_statistics(lm, self.site(lm), texts)
         kept = [deciding(x, self.at) for x in xs]
+        info["names"] = names_in(texts)
         return {"x": torch.cat(kept), "lengths": torch.tensor([len(x) for x in kept])}, info
 
     @override
@@ -210,52 +219,77 @@ class WISE(SideSettings, MemoryMethod):
     @override
     def empty(self, lm: HFLM, state: State) -> WiseMemory:
         d, f = weight_shape(lm, f"{self.site(lm)}.weight")
-        lookup = Distances(at=self.at, ratio=self.ratio, retrieve=self.retrieve, distances=torch.empty(0))
+        settings: dict[str, Any] = {"at": self.at, "ratio": self.ratio, "retrieve": self.retrieve}
+        lookup = Distances(**settings, distances=torch.empty(0), thresholds=torch.empty(0))
         none = torch.empty(0, dtype=torch.long)
         payload = SideMatrices(shard=self.shard, mask=self.mask, weights=torch.empty(0, d, f), of=none)
         return WiseMemory(self.site(lm), (), lookup, payload)
 
     @override
     def train(self, lm: HFLM, old: WiseMemory, log: Sequence[EditRecord], state: State) -> WiseMemory:
+        """An edit that replaces others is trained into the matrix that holds the first of them, so that no other matrix
+        answers for it; the rest go into the last one, while it has room, or a new one."""
         assert self.shard is not None
-        left = list(log)
-        while left:
-            weights, sizes = old.payload.weights, old.payload.sizes
-            if not sizes or sizes[-1] >= self.shard:
-                weights = torch.cat([weights, torch.zeros(1, *weights.shape[1:])])
-                old = replace(old, payload=replace(old.payload, weights=weights))
-            room = self.shard - old.payload.sizes[-1]
-            new = self._trained(lm, old, left[:room], state)
-            old = self._measured(lm, replace(new, payload=self._merged(new.payload)))
-            left = left[room:]
-        return old
-
-    def _trained(self, lm: HFLM, old: WiseMemory, log: Sequence[EditRecord], state: State) -> WiseMemory:
-        """With more edits in the last matrix; their distances are still to be measured."""
-        n, weights = len(old.log), old.payload.weights
-        last = len(weights) - 1
-        new = replace(
+        n = len(old.log)
+        found = replaced(lm, old, (old.payload.of >= 0).nonzero()[:, 0].tolist(), log)
+        of = torch.cat([old.payload.of, torch.full((len(log),), -1)])
+        homes = {n + j: int(of[found[j][0]]) if found[j] else -1 for j in current(log)}
+        of[[i for of_one in found for i in of_one]] = -1
+        distances = torch.cat([old.lookup.distances, torch.zeros(len(log))])
+        memory = replace(
             old,
             log=(*old.log, *log),
-            lookup=replace(old.lookup, distances=torch.cat([old.lookup.distances, torch.zeros(len(log))])),
-            payload=replace(old.payload, of=torch.cat([old.payload.of, torch.full((len(log),), last)])),
+            lookup=replace(old.lookup, distances=distances),
+            payload=replace(old.payload, of=of),
         )
-        live, of_matrix = current(new.log), new.payload.of
-        draw = torch.Generator().manual_seed(self.seed + n)
-        fresh = [i for i in live if i >= n]
-        known = [i for i in live if i < n and of_matrix[i] == last]
+        before = {n + j: [old.log[i] for i in found[j]] for j in range(len(log))}
+        for m in sorted({*homes.values()} - {-1}):
+            memory = self._trained(lm, memory, m, [i for i, home in homes.items() if home == m], before, state)
+        left = [i for i, home in homes.items() if home < 0]
+        while left:
+            weights, sizes = memory.payload.weights, memory.payload.sizes
+            if not sizes or sizes[-1] >= self.shard:
+                weights = torch.cat([weights, torch.zeros(1, *weights.shape[1:])])
+                memory = replace(memory, payload=replace(memory.payload, weights=weights))
+            room = self.shard - memory.payload.sizes[-1]
+            memory = self._trained(lm, memory, len(weights) - 1, left[:room], before, state)
+            merged = self._merged(memory.payload)
+            if merged is not memory.payload:
+                memory = self._measured(lm, replace(memory, payload=merged), len(merged.weights) - 1, state)
+            left = left[room:]
+        return memory
+
+    def _trained(
+        self,
+        lm: HFLM,
+        memory: WiseMemory,
+        m: int,
+        fresh: Sequence[int],
+        before: Mapping[int, Sequence[EditRecord]],
+        state: State,
+    ) -> WiseMemory:
+        """With the ``fresh`` edits (indices) in matrix m, and the distances measured that this changed; ``before`` has
+        the edits that each replaces."""
+        weights, of_matrix = memory.payload.weights, memory.payload.of.clone()
+        draw = torch.Generator().manual_seed(self.seed + fresh[0])
+        live = (of_matrix >= 0).nonzero()[:, 0].tolist()
+        known = [i for i in live if of_matrix[i] == m]
         again = [known[i] for i in torch.randperm(len(known), generator=draw)[: self.replay].tolist()]
-        edits = [new.log[i] for i in again + fresh]
-        rows, of = training_rows(lm, edits, self.contexts, self.seed, bare=len(again))
-        losses = SiteLosses(lm, old.site, rows)
-        inside = self._inputs(lm, old.site, [new.log[i].prompt_ids for i in known] + [list(p) for p, _ in rows])
-        elsewhere = [new.log[i].prompt_ids for i in live if of_matrix[i] != last]  # appendix B.3
-        others = site_tensors(lm, old.site, elsewhere + self._others(lm, new.log, fresh, draw))[0]
+        edits = [memory.log[i] for i in (*again, *fresh)]
+        asked = [*([] for _ in again), *(before[i] for i in fresh)]
+        rows, of = training_rows(lm, edits, self.contexts, self.seed, asked, bare=len(again))
+        losses = SiteLosses(lm, memory.site, rows)
+        inside = self._inputs(lm, memory.site, [memory.log[i].prompt_ids for i in known] + [list(p) for p, _ in rows])
+        elsewhere = [memory.log[i].prompt_ids for i in live if of_matrix[i] != m]  # appendix B.3
+        others = map(lm.tokens.prompt, alike(lm, memory.log, fresh, state.info["names"], self.others, draw)[1])
+        others = site_tensors(lm, memory.site, [*elsewhere, *others])[0]
         usual = state.tensors["x"].to(inside.x).split(state.tensors["lengths"].tolist())
         outside = PromptInputs.read([*usual, *others], self.at)
-        once = torch.Generator().manual_seed(self.seed + n - old.payload.sizes[-1])  # for a shard, however it is filled
-        mask = (torch.rand(weights.shape[1:], generator=once) < self.mask).to(inside.x)
-        scale = unit(state)
+        scale, mask = unit(state), self._mask(weights[m], fresh[0]).to(inside.x)
+        unit_out = OUTBID / state.info["out"]
+        rivals = [unit_out * inside.distances(w.to(inside.x)) for i, w in enumerate(weights) if i != m]
+        least = torch.stack([inside.x.new_full((inside.n,), self.beta), *rivals]).amax(0)
+        of_matrix[list(fresh)] = m
 
         def change(v: Tensor) -> Change:
             return lambda rows, x: x @ (scale * v * mask).T
@@ -265,28 +299,20 @@ class WISE(SideSettings, MemoryMethod):
             w = v * mask / state.info["in"]
             d_in, d_out = inside.distances(w), outside.distances(w)
             apart = self.gamma - (d_in[:, None] - d_out)
-            return _violated(d_out - self.alpha) + _violated(self.beta - d_in) + _violated(apart)
+            return _violated(d_out - self.alpha) + _violated(least - d_in) + _violated(apart)
 
-        v = self.descent.run(weights[-1].to(inside.x) / scale, losses, of, change, margin)
-        weights = torch.cat([weights[:-1], (scale * v * mask)[None].cpu()])
-        return replace(new, payload=replace(new.payload, weights=weights))
-
-    def _others(self, lm: HFLM, log: EditLog, fresh: Sequence[int], draw: torch.Generator) -> list[list[int]]:
-        """Prompts (ids) that look like the fresh edits and are none: theirs with other subjects, and others' with their
-        subjects. Left out are those with the same next token as an edit of that subject: they may ask for the same."""
-        about: dict[str, str] = {}  # text -> its subject
-        for i in fresh:
-            for j in torch.randint(len(log), (self.others,), generator=draw).tolist():
-                one, two = log[i], log[j]
-                about |= {one.about(two.subject): two.subject, two.about(one.subject): one.subject}
-        likeliest = lm.next_logprobs([*(edit.prompt for edit in log), *about]).argmax(-1).tolist()
-        taken = set(zip([edit.subject for edit in log], likeliest, strict=False))
-        of_texts = zip(about.items(), likeliest[len(log) :], strict=True)
-        return [lm.tokens.prompt(text) for (text, subject), token in of_texts if (subject, token) not in taken]
+        v, ended = self.descent.run(weights[m].to(inside.x) / scale, losses, of, change, margin)
+        warn(self.name, edits, ended, self.stop)
+        weights = weights.clone()
+        weights[m] = (scale * v * mask).cpu()
+        payload = replace(memory.payload, weights=weights, of=of_matrix)
+        return self._measured(lm, replace(memory, payload=payload), m, state)
 
     def _merged(self, payload: SideMatrices) -> SideMatrices:
         """With the full shards made one matrix once they are enough, and the matrix before them, unless it stays."""
-        full = [i for i, n in enumerate(payload.sizes) if n == self.shard]  # a merged one holds more
+        last, sizes = len(payload.weights) - 1, payload.sizes
+        # a merged one holds more; one that lost an edit to another stays full
+        full = [i for i, n in enumerate(sizes) if n <= self.shard and (i < last or n == self.shard)]
         if len(full) < self.merge:
             return payload
         weights, first = payload.weights, full[0] if self.retrieve else 0
@@ -294,13 +320,37 @@ class WISE(SideSettings, MemoryMethod):
         merged = ties(weights[first:], torch.tensor(shares), self.density)
         return replace(payload, weights=torch.cat([weights[:first], merged[None]]), of=payload.of.clamp(max=first))
 
-    def _measured(self, lm: HFLM, memory: WiseMemory) -> WiseMemory:
-        """With the distances of the edits in the last matrix as they are now."""
+    def _mask(self, weight: Tensor, seed: int) -> Tensor:
+        """Which entries of a matrix its edits may change: those that earlier ones changed, else a share at random."""
+        if (weight != 0).any():
+            return weight != 0
+        return torch.rand(weight.shape, generator=torch.Generator().manual_seed(self.seed + seed)) < self.mask
+
+    def _measured(self, lm: HFLM, memory: WiseMemory, m: int, state: State) -> WiseMemory:
+        """With the distances of the edits in matrix m, and its threshold, as they are now."""
         lookup, payload = memory.lookup, memory.payload
-        last = (payload.of == len(payload.weights) - 1).nonzero()[:, 0]
-        inputs = self._inputs(lm, memory.site, [memory.log[i].prompt_ids for i in last.tolist()])
-        distances = inputs.distances(payload.weights[-1].to(inputs.x)).to(lookup.distances)
-        return replace(memory, lookup=replace(lookup, distances=lookup.distances.index_copy(0, last, distances)))
+        own = (payload.of == m).nonzero()[:, 0]
+        inputs = self._inputs(lm, memory.site, [memory.log[i].prompt_ids for i in own.tolist()])
+        w = payload.weights[m].to(inputs.x)
+        d = inputs.distances(w)
+        threshold = self.ratio * float(d.min()) if self.ratio else self._threshold(lm, memory, own, w, d, state)
+        distances = lookup.distances.index_copy(0, own, d.to(lookup.distances))
+        thresholds = torch.cat([lookup.thresholds[:m], torch.tensor([threshold]), lookup.thresholds[m + 1 :]])
+        return replace(memory, lookup=replace(lookup, distances=distances, thresholds=thresholds))
+
+    def _threshold(self, lm: HFLM, memory: WiseMemory, own: Tensor, w: Tensor, d: Tensor, state: State) -> float:
+        """Where the edits ``own`` (indices), with distances ``d``, and they in other words part from what is not
+        edited, as far as their matrix w was not trained on it; below the smallest d."""
+        draw = torch.Generator().manual_seed(self.seed + len(memory.log))
+        some = own[torch.randperm(len(own), generator=draw)[:SAMPLE]].tolist()
+        found = alike(lm, memory.log, some, state.info["names"], self.others, draw)
+        same, others = (
+            self._inputs(lm, memory.site, [lm.tokens.prompt(text) for text in texts]).distances(w) if texts else d[:0]
+            for texts in found
+        )
+        usual = PromptInputs.read(state.tensors["x"].to(w).split(state.tensors["lengths"].tolist()), "mean")
+        outside = [x for x in (usual.distances(w), others) if len(x)]
+        return min(parting(torch.cat([d, same]), outside), SLACK * float(d.min()))
 
     def _inputs(self, lm: HFLM, site: str, prompts: Sequence[list[int]]) -> PromptInputs:
         return PromptInputs.read(site_tensors(lm, site, prompts)[0], self.at)

@@ -2,26 +2,24 @@
 
 from collections.abc import Iterable, Sequence
 
-from errata.types import Case, Edit
+from errata.subjects import last_word, template_of
+from errata.types import Case, Edit, Kind
 
 
-def template_of(prompt: str, subject: str) -> str:
-    """The prompt with ``{}`` where the subject stands."""
-    return prompt.replace(subject, "{}")
-
-
-def templates_of(cases: Iterable[Case]) -> list[list[str]]:
+def templates_of(cases: Iterable[Case], kinds: Sequence[Kind] = ("paraphrase",)) -> list[list[str]]:
     """Templates in groups that ask for the same relation, in the order of the cases.
 
-    The prompt of a case's edit and its paraphrases belong together, and so do those of all cases that share one.
+    The prompt of a case's edit and its probes of these kinds belong together, and so do those of all cases that share
+    one.
     """
     group_of: dict[str, dict[str, None]] = {}
     for case in cases:
         if len(case.edits) != 1:  # whose paraphrase it is would be a guess
             continue
         edit = case.edits[0]
-        paraphrases = (p.prompt for p in case.probes if p.kind == "paraphrase" and edit.subject in p.prompt)
-        templates = [template_of(prompt, edit.subject) for prompt in (edit.prompt, *paraphrases)]
+        paraphrases = (p.prompt for p in case.probes if p.kind in kinds)
+        others = (template_of(prompt, edit.subject) for prompt in paraphrases if last_word(prompt, edit.subject) >= 0)
+        templates = [edit.template, *others]
         joined = dict.fromkeys(other for template in templates for other in group_of.get(template, [template]))
         for template in joined:
             group_of[template] = joined
@@ -39,7 +37,7 @@ def facts_of(groups: Sequence[Sequence[str]], cases: Sequence[Case], most: int) 
     facts: list[list[Edit]] = [[] for _ in groups]
     for case in cases:
         for edit in case.edits:
-            g = group_of.get(template_of(edit.prompt, edit.subject))
+            g = group_of.get(edit.template)
             if g is not None and len(facts[g]) < most:
                 facts[g].append(edit)
     return facts

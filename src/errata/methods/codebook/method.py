@@ -1,0 +1,65 @@
+"""What the codebook methods share: texts are read once, and each edit's key reaches half way to them."""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from errata.methods.base import State
+from errata.methods.codebook.keys import KeyTable, Training, half_way
+from errata.methods.codebook.training import read_queries
+from errata.methods.memory.adapter import EditMemory
+from errata.methods.memory.log import EditRecord
+from errata.methods.memory.method import MemoryMethod
+from errata.methods.memory.reading import Measured
+from errata.methods.settings import setting
+from errata.model.hf import HFLM
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookMethod(MemoryMethod):
+    """Puts edits into a memory with a :class:`KeyTable`."""
+
+    blocks_above: ClassVar[int] = 1  # which carry to the answer's later tokens what the last token of the prompt holds
+
+    texts: int = setting(512, "openings of texts, whose queries say where other texts begin", least=2)
+    share: float = setting(5e-3, "of the texts, that may ask what an edit asks", most=1)
+
+    @abstractmethod
+    def keys(self, f: int) -> KeyTable:
+        """A table without keys, for queries of width ``f``."""
+
+    @abstractmethod
+    def fixed_reach(self) -> float | None:
+        """How far all keys reach at first; None: half way to where other texts begin, for each edit."""
+
+    @override
+    def measure(self, lm: HFLM, texts: list[str]) -> Measured:
+        queries, outputs = read_queries(lm, self.site(lm), self.keys(0), [lm.tokens.prompt(text) for text in texts])
+        size = float(outputs.square().mean().sqrt())
+        return {"queries": queries}, {"what": f"queries of {len(texts)} texts that are no edits", "size": size}
+
+    def placed(
+        self, lm: HFLM, old: EditMemory[Any, Any], log: Sequence[EditRecord], state: State
+    ) -> tuple[Any, list[Training], Tensor]:
+        """The look-up with more edits, what each is trained on, and the site's outputs at their last tokens (k, d).
+
+        Edits that nothing finds any more, or that are not found by their own prompt, are warned of.
+        """
+        queries, outputs = read_queries(lm, old.site, old.lookup, [record.prompt_ids for record in log])
+        reach = old.lookup.measured(half_way(queries, state.tensors["queries"], self.share))
+        if (fixed := self.fixed_reach()) is not None:
+            reach = torch.full_like(reach, fixed)
+        whole = (*old.log, *log)
+        lookup, training = old.lookup.extended(whole, queries, reach)
+        before = torch.cat([old.lookup.in_use, torch.ones(len(log), dtype=torch.bool)])
+        if gone := [str(whole[i]) for i in (before & ~lookup.in_use).nonzero()[:, 0].tolist()]:
+            logger.warning("no longer in force, as newer edits ask the same: %s", "; ".join(gone))
+        return lookup, training, outputs

@@ -1,0 +1,64 @@
+"""Where a prompt names its subject. Functions of texts; no model."""
+
+import re
+import unicodedata
+
+from errata.errors import BadInput
+
+# Scripts whose words may stand side by side, as a class of a regular expression: Thai to Burmese, Khmer, Japanese,
+# Chinese; and Korean, where particles join the noun.
+UNSPACED = (
+    "\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff"
+    "\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
+)
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+
+
+def placed(prompt: str, subject: str, at: int | None = None) -> tuple[str, int]:
+    """The prompt, each ``{}`` in it filled with the subject, and where the subject begins in it.
+
+    That is the place of the last ``{}``; without one, ``at``; without that, the subject's last occurrence that begins
+    and ends at a word border. Raises :class:`BadInput` where there is none.
+    """
+    before, slot, after = prompt.rpartition("{}")
+    if slot:
+        before = before.replace("{}", subject)
+        return before + subject + after, len(before)
+    if at is not None:
+        if prompt[at : at + len(subject)] != subject or at < 0:
+            raise BadInput(f"the subject {subject!r} does not begin at character {at} of {prompt!r}; leave `at` out")
+        return prompt, at
+    found = last_word(prompt, subject)
+    if found < 0 and subject in prompt:
+        raise BadInput(
+            f"the subject {subject!r} occurs in {prompt!r} only inside of words; put {{}} where it is meant: "
+            f"{'{}'.join(prompt.rsplit(subject, 1))!r}"
+        )
+    if found < 0:
+        raise BadInput(
+            f"the subject {subject!r} does not occur in the prompt {prompt!r}; "
+            "write it there as it is, or put {} in its place"
+        )
+    return prompt, found
+
+
+def last_word(text: str, subject: str) -> int:
+    """Where the last occurrence begins that begins and ends at a word border; -1 where there is none."""
+    at = text.rfind(subject)
+    while at >= 0 and not (_border(text, at) and _border(text, at + len(subject))):
+        at = text.rfind(subject, 0, at + len(subject) - 1)
+    return at
+
+
+def template_of(prompt: str, subject: str, at: int | None = None) -> str:
+    """A prompt that names its subject (at ``at``, by default as :func:`placed`) with ``{}`` in its place."""
+    start = last_word(prompt, subject) if at is None else at
+    start = prompt.rfind(subject) if start < 0 else start  # of an earlier version's file, which asked for no border
+    return prompt[:start] + "{}" + prompt[start + len(subject) :]
+
+
+def _border(text: str, at: int) -> bool:
+    """Whether no word goes on from before ``at`` to behind it; any place is one beside a script without spaces."""
+    sides = text[max(at - 1, 0) : at + 1]
+    inside = 0 < at < len(text) and all(c.isalnum() or c == "_" or unicodedata.category(c)[0] == "M" for c in sides)
+    return not inside or _UNSPACED.search(sides) is not None
