@@ -233,7 +233,8 @@ def test_other_kinds_of_part(tmp_path: Path) -> None:
         patch.merge(lm)
 
 
-def test_side_product_where_a_weight_is_offloaded() -> None:
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_side_product_where_a_weight_is_offloaded(where: str, tmp_path: Path) -> None:
     """A model kept off the device is edited without its weights: same scores, nothing left behind."""
     accelerate = pytest.importorskip("accelerate")
     import copy
@@ -247,7 +248,11 @@ def test_side_product_where_a_weight_is_offloaded() -> None:
         plain = tiny_lm(arch)
         state = memit.prepare(plain, TEXTS)
         patch = memit.edit(plain, [EDIT], state)
-        model = accelerate.cpu_offload(copy.deepcopy(tiny_model(arch, torch.float32)), torch.device("cpu"))
+        model: Any = copy.deepcopy(tiny_model(arch, torch.float32))
+        if where == "disk":
+            accelerate.disk_offload(model, tmp_path / arch, torch.device("cpu"))
+        else:
+            accelerate.cpu_offload(model, torch.device("cpu"))
         away = HFLM(model, tokenizer(), name="offloaded")
         assert away.fingerprint == plain.fingerprint
         before = away.score([EDIT.prompt], [EDIT.target_new])
