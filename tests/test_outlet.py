@@ -88,6 +88,15 @@ def test_so_do_two_layers_and_one(layers: tuple[int, ...], monkeypatch: pytest.M
     assert missed(tiny_lm("olmo2"), made, monkeypatch).max() < 0.02
 
 
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [("gemma2", torch.float16), ("gemma2", torch.bfloat16), ("olmo2", torch.float16)],
+)
+def test_so_they_do_in_half_precision(architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = method("memit", layers=LAYERS, contexts=0, lam=1e-9, lr=0.3, steps=8)
+    assert missed(tiny_lm(architecture, dtype), made, monkeypatch).max() < 0.05
+
+
 def test_behind_a_norm_a_fact_has_one_rank_and_one_key_in_each_layer() -> None:
     """Though a layer has two turns."""
     lm = tiny_lm("gemma2")
