@@ -133,15 +133,17 @@ class Search:
 
 
 def optimal_addition(
-    plain: Plain, edit: Edit, contexts: Sequence[str], paths: Sequence[str], length: Tensor, search: Search
+    plain: Plain, edit: Edit, contexts: Sequence[str], paths: Sequence[str], hidden: str, search: Search
 ) -> Tensor:
     """(paths, d): the δ at each of the paths, at the subject's last token, that make the model say the new answer.
 
-    min over δ of the mean over contexts of −log P[o* | x + p] + w_KL KL(P_δ ‖ P) of "{s} is a" + w ‖δ‖ / ‖h‖², by
-    Adam, each δ brought back to at most ``clamp`` ‖h‖ after every step.
+    min over δ of the mean over contexts of −log P[o* | x + p] + w_KL KL(P_δ ‖ P) of "{s} is a" + w ‖δ‖ / ‖v‖², by
+    Adam, each δ brought back to at most ``clamp`` ‖h‖ after every step. In the bare prompt v is the output of the path,
+    h that of the block ``hidden``.
     """
     asked = [context + edit.prompt for context in contexts]
     essence = f"{edit.subject} is a"
+    bound, *own = (plain.at_subject(edit.prompt, edit.subject, path, "out").norm() for path in (hidden, *paths))
     before = plain.logits(plain.ids(essence))[-1].log_softmax(-1).detach()
     delta = torch.zeros(len(paths), plain.model.config.hidden_size, dtype=before.dtype, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=search.lr)
@@ -160,14 +162,14 @@ def optimal_addition(
         now = logits(essence, plain.ids(essence))[-1].log_softmax(-1)
         kl = search.kl * (now.exp() * (now - before)).sum()
         likelihood = torch.stack(likelihoods).mean() * (search.eased if right else 1.0)
-        loss = -likelihood + kl + search.decay * delta.norm(dim=-1).sum() / length**2
+        loss = -likelihood + kl + search.decay * (delta.norm(dim=-1) / torch.stack(own) ** 2).sum()
         if loss < search.stop or (right and kl <= search.enough) or step == search.steps - 1:
             break
         adam.zero_grad()
         loss.backward()
         adam.step()
         with torch.no_grad():
-            delta *= (search.clamp * length / delta.norm(dim=-1, keepdim=True)).clamp(max=1.0)
+            delta *= (search.clamp * bound / delta.norm(dim=-1, keepdim=True)).clamp(max=1.0)
     return delta.detach()
 
 
@@ -206,8 +208,7 @@ def spread(
     def values() -> Tensor:  # (d, n), in the bare prompts
         return torch.stack([plain.at_subject(e.prompt, e.subject, paths[0], "out") for e in edits], 1)
 
-    lengths = [plain.at_subject(e.prompt, e.subject, plain.block(last), "out").norm() for e in edits]
-    found = [optimal_addition(plain, e, contexts, paths, h, search)[0] for e, h in zip(edits, lengths, strict=True)]
+    found = [optimal_addition(plain, edit, contexts, paths, plain.block(last), search)[0] for edit in edits]
     targets = values() + torch.stack(found, 1)
     changes: dict[int, Tensor] = {}
     for i, layer in enumerate(layers):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EDITS, TEXTS, tiny_lm
+from conftest import CASES, EDITS, TEXTS, tiny_lm
 from torch import Tensor
 
 from errata.methods.closed_form import base, solve
@@ -15,6 +15,7 @@ from errata.methods.closed_form.targets import find_deltas
 from errata.methods.registry import method
 from errata.methods.texts import contexts_of
 from errata.model.intervention import InterventionSite
+from errata.model.resources import Resources
 from errata.patch.delta import Delta, LowRank
 from errata.patch.memory import remember
 from errata.patch.patch import EMPTY
@@ -160,7 +161,7 @@ def test_the_new_value_is_met(name: str, arch: str) -> None:
     keys, values = resolved._read(lm, context, sites, []).values()
     with made.edit(lm, [edit], state).applied(lm) as edited:
         new_keys, new_values = resolved._read(edited, context, sites, []).values()
-    expected = delta[0] / (lm.sites.gain[1] or 1.0)
+    expected = delta[0]
     if name == "r-rome":
         expected = expected + (values.bare - values.mean)[0]
     moved = new_values.bare - values.bare if name == "rome" else new_values.mean - values.mean
@@ -169,12 +170,12 @@ def test_the_new_value_is_met(name: str, arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox"])
-def test_emmet_on_one_fact_is_r_rome(arch: str) -> None:
+def test_emmet_is_memit_in_one_layer_with_alpha_for_lambda(arch: str) -> None:
+    """R (KᵀC⁻¹K + αI)⁻¹ KᵀC⁻¹ (equation 5) for a whole batch, with MEMIT's targets, contexts and residual."""
     lm = tiny_lm(arch)
-    rrome = method("r-rome", contexts=2)
-    emmet = method("emmet", lam=0.0, contexts=2)
-    state = rrome.prepare(lm, TEXTS)
-    one, two = (made.edit(lm, EDITS[:1], state).parts[0] for made in (rrome, emmet))
+    emmet, memit = method("emmet", lam=0.3), method("memit", layers=(1,), lam=0.3)
+    state = memit.prepare(lm, TEXTS)
+    one, two = (made.edit(lm, EDITS, state).parts[0] for made in (emmet, memit))
     assert isinstance(one, Delta) and isinstance(two, Delta) and one.weights.keys() == two.weights.keys()
     for name, w in one.weights.items():
         assert torch.equal(dense(w), dense(two.weights[name]))
@@ -216,7 +217,9 @@ def test_blue_edits_the_first_and_the_last_layer_for_themselves(name: str) -> No
 
 
 def test_nas_gives_new_values_one_length() -> None:
+    """That of the model's training cases on the unedited model, whatever is edited; without the longest."""
     lm = tiny_lm("gpt2")
+    lm.resources = Resources(cases=lambda: CASES)
     made: Any = method("memit", layers=(1,), nas=True, contexts=0)
     state = made.prepare(lm, TEXTS)
     resolved, site = made.resolve(lm, state), InterventionSite(1)
@@ -224,7 +227,8 @@ def test_nas_gives_new_values_one_length() -> None:
     free = resolved._targets(lm, EDITS, context, site)
     anchored = resolved._anchored(context, free, site)
     c = context.memory["anchor/" + lm.sites.mlp_out[1]].item()
-    kept = (free.value + free.delta).norm(dim=-1).sort().values[:2]  # of three, without the longest
+    others = resolved._targets(lm, [edit for case in CASES for edit in case.edits], context, site)
+    kept = (others.value + others.delta).norm(dim=-1).sort().values[:2]  # of three
     assert c == pytest.approx(kept.mean().item(), rel=1e-5)
     assert torch.allclose((free.value + anchored.delta).norm(dim=-1), torch.full((3,), c), rtol=1e-5)
     far = resolved._anchored(context, replace(free, delta=free.delta * 100), site)
@@ -232,6 +236,21 @@ def test_nas_gives_new_values_one_length() -> None:
     patch = made.edit(lm, EDITS, state)
     again = made.edit(lm, EDITS[:1], state, patch)
     assert torch.equal(again.memory["anchor/" + lm.sites.mlp_out[1]], patch.memory["anchor/" + lm.sites.mlp_out[1]])
+
+
+def test_without_cases_nas_measures_on_many_facts_made_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("gpt2")
+    lm.resources = Resources(texts=lambda: iter(TEXTS))
+    facts = base.invented_facts(lm, 12, 0)
+    assert len(facts) > 8 and facts == base.invented_facts(lm, 12, 0)
+    for fact in facts:
+        assert fact.prompt.startswith(fact.subject) and len(fact.subject) < len(fact.prompt)
+        assert any(fact.target_new in text and not text.startswith(fact.prompt) for text in TEXTS)
+    monkeypatch.setattr(base, "ANCHOR_FACTS", 12)
+    made: Any = method("memit", layers=(1,), nas=True, contexts=0, steps=3)
+    state = made.prepare(lm, TEXTS)
+    one, all_three = (made.edit(lm, edits, state).memory for edits in (EDITS[:1], EDITS))
+    assert [*one.values()] == [*all_three.values()]
 
 
 def resolved_for(lm: Any, name: str = "memit", **settings: Any) -> Any:
@@ -247,8 +266,9 @@ def test_fast_targets_are_the_plain_ones(arch: str, kind: str) -> None:
     name = "pmet" if kind == "pmet" else "memit"
     settings = resolved_for(lm, name, preserve=2.0 if kind == "preserve" else 0.0, steps=20, lr=0.3)
     site, contexts = settings.target_site(lm, 1), ["", "The king was in Rome. "]
-    assert len(site.paths(lm.sites)) == (2 if kind == "pmet" else 1)
-    limits, units = torch.full((3,), 60.0), torch.full((3,), 5.0)
+    paths = len(site.paths(lm.sites))
+    assert paths == (2 if kind == "pmet" else 1)
+    limits, units = torch.full((3, paths), 60.0), torch.full((3, paths), 5.0)
     tried = find_deltas(lm, EDITS, site, contexts, replace(settings, steps=10, stop=0.0), limits, units)
     settings = replace(settings, stop=float(tried.final_loss.median()) + 1e-6)  # so that they do not all stop together
     with_all = (lm, EDITS, site, contexts, settings, limits, units)
@@ -271,9 +291,9 @@ def test_first_gradient_agrees_in_float32(arch: str) -> None:
     grads: list[Tensor] = []
     for plain in (False, True):
         search = GroupSearch(lm, rows, site, settings, plain)
-        search.losses(torch.zeros(3, 32), torch.ones(3))
+        search.losses(torch.zeros(3, 32), torch.ones(3, 1))
         delta = torch.full((3, 32), 0.01, requires_grad=True)
-        losses = search.losses(delta, torch.ones(3))
+        losses = search.losses(delta, torch.ones(3, 1))
         grads.append(torch.autograd.grad(losses.sum(), delta)[0])
     assert torch.allclose(grads[0], grads[1], atol=1e-5)
 
@@ -289,12 +309,12 @@ def test_the_search_is_adam_with_a_projection() -> None:
     adam = torch.optim.Adam([delta], lr=settings.lr)
     for _ in range(settings.steps - 1):
         adam.zero_grad()
-        search.losses(delta, torch.ones(1)).sum().backward()
+        search.losses(delta, torch.ones(1, 1)).sum().backward()
         adam.step()
         with torch.no_grad():
             if delta.norm() > limit:
                 delta *= limit / delta.norm()
-    limits, units = torch.tensor([limit]), torch.ones(1)
+    limits, units = torch.tensor([[limit]]), torch.ones(1, 1)
     result = find_deltas(lm, EDITS[:1], site, [""], settings, limits, units, plain=True)
     assert torch.allclose(result.delta, delta.detach(), atol=1e-10)
 
@@ -305,15 +325,15 @@ def test_losses_by_hand() -> None:
     settings = replace(resolved_for(lm), kl=0.5, decay=0.25)
     rows = [rows_of(lm, EDITS[1], ["", "Rome is old. "], settings)]
     search = GroupSearch(lm, rows, InterventionSite(1), settings, False)
-    loss = search.losses(torch.zeros(1, 32), torch.ones(1))
+    loss = search.losses(torch.zeros(1, 32), torch.ones(1, 1))
     prompts = [EDITS[1].prompt, "Rome is old. " + EDITS[1].prompt]
     scores = lm.score(prompts, [EDITS[1].target_new] * 2)
     by_hand = sum(-score.total / len(score.tokens) for score in scores) / 2
     assert loss.item() == pytest.approx(by_hand, abs=1e-4)  # no δ: no KL, no decay
     moved = torch.full((1, 32), 0.1)  # from here on the KL counts too
     decay = 0.25 * moved.norm().item() / 4.0
-    with_decay = search.losses(moved, torch.full((1,), 2.0))
-    without = search.losses(moved, torch.full((1,), 1e9))
+    with_decay = search.losses(moved, torch.full((1, 1), 2.0))
+    without = search.losses(moved, torch.full((1, 1), 1e9))
     assert (with_decay - without).item() == pytest.approx(decay, rel=1e-3)
 
 

@@ -76,7 +76,9 @@ def test_keys_are_read_some_facts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.allclose(together.mean, apart.mean, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "by_type"), [("memit", True), ("pmet", True), ("alphaedit", True), ("r-rome", False)])
+@pytest.mark.parametrize(
+    ("name", "by_type"), [("memit", True), ("pmet", True), ("alphaedit", True), ("emmet", True), ("r-rome", False)]
+)
 def test_methods_weigh_contexts_as_their_released_code(name: str, by_type: bool) -> None:
     assert method(name).by_context_type is by_type  # pyright: ignore
 
@@ -157,8 +159,8 @@ def test_preserve_keeps_what_the_model_says_forward(monkeypatch: pytest.MonkeyPa
     for preserve in (0.0, 3.0):
         settings = settings_of(lm, preserve=preserve)
         search = GroupSearch(lm, [rows_of(lm, edit, [""], settings)], InterventionSite(1), settings, False)
-        search.losses(torch.zeros(1, 32, dtype=torch.float64), torch.ones(1))
-        losses.append(search.losses(delta, torch.ones(1)).item())
+        search.losses(torch.zeros(1, 32, dtype=torch.float64), torch.ones(1, 1))
+        losses.append(search.losses(delta, torch.ones(1, 1)).item())
     column, expected = len(plain.ids("Ann Lee")) - 1, 0.0
     for text in texts:
         ids = plain.ids("Ann Lee" + text)
@@ -178,10 +180,10 @@ def test_the_essence_is_kept_backward_and_each_fact_has_its_own_terms() -> None:
     edits, contexts = EDITS[1:], ["", "Rome is old. "]
     rows = [rows_of(lm, edit, contexts, settings) for edit in edits]
     search = GroupSearch(lm, rows, InterventionSite(2), settings, False)
-    search.losses(torch.zeros(2, 32, dtype=torch.float64), torch.ones(2))
+    search.losses(torch.zeros(2, 32, dtype=torch.float64), torch.ones(2, 1))
     delta = torch.randn(2, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     lengths = torch.tensor([2.0, 3.0], dtype=torch.float64)
-    found = search.losses(delta, lengths)
+    found = search.losses(delta, lengths[:, None])
     for edit, d, length, loss in zip(edits, delta, lengths, found):
         expected = 0.25 * d.norm() / length**2
         for context in contexts:
@@ -208,7 +210,7 @@ def test_romes_update_has_the_direction_of_one_key_and_is_met_at_another(keys: s
     assert torch.allclose(change, torch.outer(r[0], u) / (u @ (bare, mean)[at][0]), atol=1e-8)
     values = key_readings.SubjectReadings(2 * r, 5 * r)
     missing = -3 * r if keys == "averaged" else 0 * r  # v* is the value of the bare prompt and δ
-    assert torch.allclose(made.residual(Targets(r, 8 * r, r), r, values, 2.0), r / 2 + missing)
+    assert torch.allclose(made.residual(Targets(r, 8 * r, r, r), 9 * r, values), r + missing)
 
 
 # The search ------------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ def test_pmet_eases_an_answer_that_is_the_arg_max_and_ends_there() -> None:
     half = answers_at(lm, prompts, [[best[0]], [worst[1]]], 0.5)
     search = GroupSearch(lm, [right, half], settings.target_site(lm, 1), settings, False)
     zeros = torch.zeros(2, 64, dtype=torch.float64)
-    losses = search.losses(zeros, torch.ones(2))
+    losses = search.losses(zeros, torch.ones(2, 2))
     expected = [-0.1 * logp[[0, 1], best].mean(), -(logp[0, best[0]] + logp[1, worst[1]]) / 2]
     assert torch.allclose(losses.detach(), torch.stack(expected), atol=1e-6)
     assert search.reached is not None and search.reached.tolist() == [True, False]
@@ -245,8 +247,25 @@ def test_pmet_eases_an_answer_that_is_the_arg_max_and_ends_there() -> None:
     search = GroupSearch(lm, [moved], settings.target_site(lm, 1), settings, False)
     step = torch.randn(1, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for part, expected_reached in ((0.0, True), (0.05, False), (0.0, True)):
-        search.losses(part * step, torch.ones(1))
+        search.losses(part * step, torch.ones(1, 2))
         assert search.reached is not None and search.reached.tolist() == [expected_reached]
+
+
+def test_each_part_of_delta_has_its_own_limit_and_decay() -> None:
+    """PMET: ‖δ‖ / ‖v‖² for the MLP's part by the MLP's output, for attention's by attention's."""
+    lm = tiny_lm("gpt2", torch.float64)
+    made: Any = method("pmet", contexts=0, decay=0.25, kl=0.0)
+    settings = made.resolve(lm, made.prepare(lm, TEXTS))
+    rows = [rows_of(lm, edit, [""], settings) for edit in EDITS[:2]]
+    search = GroupSearch(lm, rows, settings.target_site(lm, 1), settings, False)
+    delta = torch.randn(2, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    near, far = (search.losses(delta, torch.tensor(u)) for u in ([[2.0, 3.0], [4.0, 5.0]], [[1e9, 1e9]] * 2))
+    mlp, attention = delta[:, :32].norm(dim=-1), delta[:, 32:].norm(dim=-1)
+    expected = 0.25 * torch.stack([mlp[0] / 4 + attention[0] / 9, mlp[1] / 16 + attention[1] / 25])
+    assert torch.allclose(near - far, expected, rtol=1e-6)
+    within = search._within(delta, torch.tensor([[0.1, 1e9], [1e9, 0.2]]))
+    assert within[0, :32].norm() == pytest.approx(0.1) and within[1, 32:].norm() == pytest.approx(0.2)
+    assert torch.allclose(within[0, 32:], delta[0, 32:]) and torch.allclose(within[1, :32], delta[1, :32])
 
 
 @pytest.mark.parametrize(("part", "steps"), [(1.001, 1), (0.999, 2)])
@@ -256,7 +275,7 @@ def test_a_search_ends_where_its_loss_is_below_the_stop(part: float, steps: int)
     (score,) = lm.score([EDITS[0].prompt], [EDITS[0].target_new])
     stop = -part * score.total / len(score.tokens)
     found = target_search.find_deltas(
-        lm, EDITS[:1], InterventionSite(1), [""], replace(settings, stop=stop), torch.ones(1), torch.ones(1)
+        lm, EDITS[:1], InterventionSite(1), [""], replace(settings, stop=stop), torch.ones(1, 1), torch.ones(1, 1)
     )
     assert found.steps.tolist() == [steps] and found.finished.all()
     assert bool(found.delta.any()) is (steps == 2)
@@ -342,8 +361,7 @@ def tiny_lm_sites(kind: str) -> Sites:
         ("memit", "GPT-2 XL", 20_000 / 3.4, (13, 14, 15, 16, 17)),  # it says why: in units of d_ff they differ
         ("pmet", "GPT-J", 6_000, (3, 4, 5, 6, 7, 8)),
         ("alphaedit", "GPT-J", 15_000, (3, 4, 5, 6, 7, 8)),  # MEMIT's, as P is brought to C⁻¹'s scale
-        ("emmet", "GPT-J", 0.1, (5,)),
-        ("emmet", "GPT-2 XL", 0.1, (17,)),
+        ("emmet", "GPT-2 XL", 100, (17,)),  # 0.1 beside a C that the released code has scaled by 1,000
         ("rome", "GPT-2 XL", 0.0, (17,)),
     ],
 )
@@ -379,7 +397,7 @@ PUBLISHED = {  # what does not depend on the model
     "alphaedit": {"steps": 25, "clamp": 0.75, "kl": 0.0625, "cut": 0.02, "history": True},
     "rome": {"steps": 20, "kl": 0.0625, "decay": 0.5, "stop": 0.05, "contexts": 20, "keys": "mixed"},
     "r-rome": {"steps": 20, "contexts": 20, "keys": "averaged"},
-    "emmet": {"keys": "averaged"},
+    "emmet": {"steps": 25, "clamp": 0.75, "kl": 0.0625, "decay": 0.5, "contexts": 5, "history": False},
 }
 
 

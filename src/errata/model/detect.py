@@ -41,7 +41,7 @@ def _refusal(reason: str) -> UnknownSites:
         f"{reason}; Errata finds the sites of dense decoders and encoder-decoders and does not guess. "
         "Name them yourself: errata.load(model, sites=Sites(embed=..., layer=(...), "
         "mlp_in=((...), ...), mlp_out=(...), attn_out=(...), final_norm=..., lm_head=..., "
-        "gain=(1.0, ...)))"
+        "gain=(1.0, ...), mlp_norm=(None, ...)))"
     )
 
 
@@ -71,6 +71,7 @@ def _stack_sites(model: Any, stack: nn.Module, calls: list[ModuleCall], causal: 
         final_norm=_final_norm(calls, blocks[-1]),
         lm_head=names[head],
         gain=tuple(part.gain for part in parts),
+        mlp_norm=tuple(part.mlp_norm for part in parts),
     )
 
 
@@ -136,6 +137,7 @@ class _Parts:
     mlp_out: ModuleCall
     attn_out: ModuleCall
     gain: float | None
+    mlp_norm: str | None
 
 
 def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -> _Parts:
@@ -164,10 +166,11 @@ def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -
     if not fits or _width(mlp_out.output_state) != width or _width(attn_out.output_state) != width:
         order = ", ".join(f"`{call.name}`" for call in (attn_out, *mlp_in, mlp_out))
         raise _refusal(f"in {where} {order} do not have the shapes of attention and an MLP")
-    one_token, gain = measured(block, mlp_in, mlp_out)
+    behind = calls[calls.index(mlp_out) + 1 : calls.index(block)]
+    one_token, gain, norm = measured(block, mlp_in, mlp_out, [c for c in behind if not any(c.module.children())])
     if not one_token:
         raise _refusal(f"in {where} `{mlp_out.name}` comes last but reads a mixture of tokens")
-    return _Parts(mlp_in, mlp_out, attn_out, gain)
+    return _Parts(mlp_in, mlp_out, attn_out, gain, norm)
 
 
 def _foreign(block: nn.Module) -> tuple[str, str] | None:

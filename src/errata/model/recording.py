@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.model.hooks import Args, Kwargs, after, all_of, before
+from errata.model.hooks import After, Args, Kwargs, after, all_of, before
 from errata.model.passes import device_of
 from errata.model.weights import is_linear, packed
 
@@ -102,15 +102,19 @@ def is_causal(block: ModuleCall) -> bool:
     return _unchanged(block.module(*args, **kwargs), block.output, 0, _rounding(block.module))
 
 
-def measured(block: ModuleCall, mlp_in: list[ModuleCall], mlp_out: ModuleCall) -> tuple[bool, float | None]:
-    """Whether the MLP acts on each token alone, and its gain (:attr:`Sites.gain`), from one more run of the block.
+def measured(
+    block: ModuleCall, mlp_in: list[ModuleCall], mlp_out: ModuleCall, behind: list[ModuleCall]
+) -> tuple[bool, float | None, str | None]:
+    """From one more run of the block: whether the MLP acts on each token alone, its gain, and the norm behind it.
 
     The first token's MLP input is disturbed, which must leave the last token's key as it was. A vector v is added to
     the last token's MLP output m; it has a part along m, so that behind a norm the block's output cannot move in
-    parallel to v.
+    parallel to v (:attr:`Sites.gain` is None then). The norm is the module of those ``behind`` the down projection
+    whose input moves by v and whose output moves as the block's does; None where there is none.
     """
     h = _vector(block.output, -1)  # (d)
     seen: list[Any] = []
+    rerun: dict[str, tuple[Tensor | None, Any]] = {}
 
     def add(args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
         m = _vector(output, -1)  # (d); taken here, as Falcon adds to this tensor in place
@@ -121,16 +125,35 @@ def measured(block: ModuleCall, mlp_in: list[ModuleCall], mlp_out: ModuleCall) -
     def disturb(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         return _disturbed(args, kwargs, 0)
 
-    with all_of([*(before(call.module, disturb) for call in mlp_in), after(mlp_out.module, add)]):
+    def keep(name: str) -> After:
+        return lambda args, kwargs, output: rerun.update({name: (_input_state(args, kwargs), output)})
+
+    watching = [after(call.module, keep(call.name)) for call in behind]
+    with all_of([*(before(call.module, disturb) for call in mlp_in), after(mlp_out.module, add), *watching]):
         output = block.module(*block.args, **block.kwargs)
     key, v = seen
     one_token = _unchanged(key, mlp_out.input_state, -1, _rounding(block.module))
     delta = _vector(output, -1) - h  # (d)
     gain = float(delta @ v / (v @ v))
-    if _rms(delta - gain * v) > 0.02 * _rms(delta):
-        return one_token, None
+    if not _near(gain * v, delta):
+        norms = [
+            call.name
+            for call in behind
+            if _near(_moved(call.input_state, rerun[call.name][0]), v)
+            and _near(_moved(call.output, rerun[call.name][1]), delta)
+        ]
+        return one_token, None, norms[0] if norms else None
     precision = max(1e-4, torch.finfo(key.dtype).eps, _rounding(block.module))
-    return one_token, 1.0 if abs(gain - 1) < precision else float(f"{gain:.6g}")
+    return one_token, 1.0 if abs(gain - 1) < precision else float(f"{gain:.6g}"), None
+
+
+def _near(x: Tensor, expected: Tensor) -> bool:
+    return bool(_rms(x - expected) <= 0.02 * _rms(expected))
+
+
+def _moved(was: Any, now: Any) -> Tensor:
+    """How the last token's vector moved. (d)."""
+    return _vector(now, -1) - _vector(was, -1)
 
 
 def _disturbed(args: Args, kwargs: Kwargs, i: int) -> tuple[Args, Kwargs]:

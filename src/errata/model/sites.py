@@ -29,6 +29,8 @@ class Sites:
     """A vector v added to a down projection's output moves the block's output by gain · v; None behind a norm."""
     encoder: "Sites | None" = None
     """The encoder's sites, in an encoder-decoder."""
+    mlp_norm: tuple[str | None, ...] = ()
+    """The norms behind the down projections, where ``gain`` is None; empty where none is known."""
 
     @property
     def depth(self) -> int:
@@ -63,4 +65,5 @@ class Sites:
             lm_head=record["lm_head"],
             gain=tuple(record["gain"]),
             encoder=None if encoder is None else cls.from_json(encoder),
+            mlp_norm=tuple(record.get("mlp_norm", ())),
         )

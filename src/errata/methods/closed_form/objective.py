@@ -3,6 +3,9 @@
 For each fact, a vector δ added at the subject's last token (ROME, arXiv:2202.05262 eq. 4), to minimise
 
     mean over contexts of −log P[o* | x + p]  +  w_KL · KL(P_δ[· | "{s} is a"] ‖ P)  +  w_decay · ‖δ‖ / ‖v‖²
+
+The KL is of the word behind "is a", as in the paper; the released code of ROME, MEMIT and PMET takes that of the word
+behind the subject. Of 40 edits by MEMIT on the bundled model's validation cases every figure is the same either way.
 """
 
 from collections.abc import Sequence

@@ -115,12 +115,12 @@ class GroupSearch:
         return state
 
     def losses(self, delta: Tensor, units: Tensor) -> Tensor:
-        """(n,): each fact's loss at its δ."""
+        """(n,): each fact's loss at its δ; ``units`` (n, paths) are the decay's ‖v‖."""
         logits = self.pass_.logits(delta[self.row_fact], self.columns)
         logp, anchored = at_least_float32(logits).log_softmax(-1), self.entries.anchored  # (entries, V)
         kl = self.entries.per_fact(anchored, self._divergence(logp[anchored]), len(delta))
         nll = self._answer_loss(logp[~anchored], kl.detach())
-        return nll + kl + self.settings.decay * self._parts(delta).norm(dim=-1).sum(-1) / units**2
+        return nll + kl + self.settings.decay * (self._parts(delta).norm(dim=-1) / units**2).sum(-1)
 
     def _answer_loss(self, logp: Tensor, kl: Tensor) -> Tensor:
         """(n,): −log P of the answers; ``logp`` (entries with a target, V). PMET's weight and stop are decided here."""
@@ -147,9 +147,9 @@ class GroupSearch:
         return delta.view(len(delta), self.paths, -1)
 
     def _within(self, delta: Tensor, limits: Tensor) -> Tensor:
-        """δ with each of its parts no longer than the fact's limit."""
+        """δ with each of its parts no longer than its entry of ``limits`` (n, paths)."""
         length = self._parts(delta).norm(dim=-1, keepdim=True)
-        factor = (limits[:, None, None] / length.clamp(min=1e-12)).clamp(max=1.0)
+        factor = (limits[..., None] / length.clamp(min=1e-12)).clamp(max=1.0)
         return (self._parts(delta) * factor).view_as(delta)
 
     def _missed(self, losses: Tensor) -> Tensor:

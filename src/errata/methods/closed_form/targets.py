@@ -26,8 +26,9 @@ def find_deltas(
     *,
     plain: bool = False,
 ) -> SearchResult:
-    """δ for every edit at ``site``, no longer than its entry of ``limits`` (n,); ``units`` (n,) are the decay's ‖v‖.
+    """δ for every edit at ``site``, a part for each path, no longer than its entry of ``limits`` (n, paths).
 
+    ``units`` (n, paths) are the decay's ‖v‖.
     ``plain`` is the reference: a fact at a time, full passes.
     """
     rows = [rows_of(lm, edit, contexts, settings) for edit in edits]
