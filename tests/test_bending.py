@@ -128,7 +128,7 @@ def test_each_place_is_held_against_the_full_pass_for_itself_and_once(monkeypatc
     lm = HFLM(build("gpt2", vocab_size=320), tokenizer())
     rows, positions, columns = inputs(lm)
     answers = iter([False, True])
-    monkeypatch.setattr(passes, "same_logits", lambda fast, full: next(answers))
+    monkeypatch.setattr(passes, "same_logits", lambda fast, full, quantised: next(answers))
     expected = {InterventionSite(1): FullPass, InterventionSite(2): SuffixPass}
     for _ in range(2):
         for place, kind in expected.items():
@@ -229,9 +229,9 @@ def test_each_sort_of_batch_is_compared_once(monkeypatch: pytest.MonkeyPatch) ->
     rows, positions, columns = inputs(lm)
     compared: list[int] = []
 
-    def same(fast: Tensor, full: Tensor) -> bool:
+    def same(fast: Tensor, full: Tensor, *quantised: bool) -> bool:
         compared.append(len(fast))
-        return same_logits(fast, full)
+        return same_logits(fast, full, *quantised)
 
     monkeypatch.setattr(passes, "same_logits", same)
     for n in (1, len(rows), 1, len(rows), len(rows) - 1):
@@ -285,9 +285,9 @@ def test_shared_beginnings_are_compared_once(monkeypatch: pytest.MonkeyPatch) ->
     lm = HFLM(build("gpt2", vocab_size=320).double(), tokenizer())
     compared: list[int] = []
 
-    def same(fast: Tensor, full: Tensor) -> bool:
+    def same(fast: Tensor, full: Tensor, *quantised: bool) -> bool:
         compared.append(len(fast))
-        return same_logits(fast, full)
+        return same_logits(fast, full, *quantised)
 
     monkeypatch.setattr(passes, "same_logits", same)
     for sizes in ([(6, 3)], [(7, 4)], [(6, 2), (8, 2)], [(6, 3), (9, 3)], [(6, 3)]):

@@ -390,15 +390,6 @@ def test_an_existing_file_is_kept(model: str, here: Path) -> None:
     assert "there is no patch" in refused("edit", model, *FTM, "--prior", "none.safetensors")
 
 
-def test_edits_that_contradict_each_other_are_refused(model: str, here: Path) -> None:
-    one, two = EDIT.to_json(), {**EDIT.to_json(), "target_new": "Lima", "id": "two"}
-    edits = lines(here / "edits.jsonl", [one, two])
-    message = refused("edit", model, "--edits", edits, "--method", "ft-m", "-q")
-    assert all(part in message for part in ("'Oslo'", "'Lima'", EDIT.id, "two", EDIT.prompt, "prior"))
-    same = lines(here / "same.jsonl", [one, {**one, "target_new": " oslo.", "id": "again"}])
-    run("edit", model, "--edits", same, "--method", "ft-m", "--set", "steps=1", "-o", "p.safetensors", "-q")
-
-
 def test_a_place_that_cannot_be_written_is_named_before_the_work(model: str, here: Path) -> None:
     (here / "file").write_text("")
     assert "is no folder" in refused("edit", model, *FTM, "-o", "file/p.safetensors")

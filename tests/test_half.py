@@ -11,7 +11,7 @@ import torch
 from conftest import EDIT, quick, same_weights, tiny_lm, tiny_model, tokenizer, weights
 
 from errata.errors import BadInput, Refused
-from errata.methods.codebook.grace import GraceCodebook
+from errata.methods.codebook.horen import HorenCodebook
 from errata.methods.registry import method
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank, left_by_rounding, oriented
@@ -45,14 +45,14 @@ def not_finite(bad: float) -> list[Patch]:
     """Patches with one such number: in a low-rank change, in a memory, in a part's setting, in the keys for later."""
     b = torch.zeros(1, 3)
     b[0, 1] = bad
-    grace = quick("grace")
+    horen = quick("horen")
     lm = tiny_lm("gpt2")
-    codebook = grace.edit(lm, [EDIT], grace.prepare(lm, ["Ann Lee lives in Rome.", "Bob Ray was born in Oslo."]))
-    (part,) = codebook.of_kind(GraceCodebook)
+    codebook = horen.edit(lm, [EDIT], horen.prepare(lm, ["Ann Lee lives in Rome.", "Bob Ray was born in Oslo."]))
+    (part,) = codebook.of_kind(HorenCodebook)
     return [
         Patch((Delta({"m.weight": LowRank(torch.ones(2, 1), b)}),)),
         Patch((replace(part, payload=replace(part.payload, values=part.payload.values * bad)),)),
-        Patch((replace(part, lookup=replace(part.lookup, radius=bad)),)),
+        Patch((replace(part, lookup=replace(part.lookup, alpha=bad)),)),
         Patch(memory={"keys/m": b}),
     ]
 
@@ -61,7 +61,7 @@ def not_finite(bad: float) -> list[Patch]:
 def test_a_number_that_is_not_finite_is_neither_saved_nor_loaded(
     bad: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ["m.weight.b in part 0 (delta)", "in part 0 (grace)", "a setting of part 0 (grace)", "keys/m in the memory"]
+    names = ["m.weight.b in part 0 (delta)", "in part 0 (horen)", "a setting of part 0 (horen)", "keys/m in the memory"]
     for patch, name in zip(not_finite(bad), names, strict=True):
         file = tmp_path / "patch.safetensors"
         with pytest.raises(BadInput) as refusal:

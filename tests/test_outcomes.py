@@ -30,9 +30,11 @@ def test_each_edit_has_its_loss_and_whether_it_is_answered(name: str, caplog: py
         assert found[edit.id]["met"] == score.correct
     failed = [e for e, score in zip(EDITS, scores, strict=True) if not score.correct]
     warnings = [r.getMessage() for r in caplog.records if r.name == "errata.methods.outcomes"]
-    assert len(warnings) == bool(failed)
+    short = [e for e in EDITS if e not in failed and not found[e.id].get("search_met", True)]
+    assert len(warnings) == bool(failed) + bool(short)
     assert all(f"{e.prompt!r} -> {e.target_new!r} (loss" in warnings[0] for e in failed)
-    assert not warnings or f"{name} missed {len(failed)} of 3 edits" in warnings[0]
+    assert not failed or f"{name} missed {len(failed)} of 3 edits" in warnings[0]
+    assert not short or f"{name}: the search for {len(short)} of 3 edits ended above" in warnings[-1]
 
 
 def test_a_search_says_where_it_ended() -> None:
@@ -120,3 +122,12 @@ def test_reports_reach_the_call_that_collects_them() -> None:
 )
 def test_missed_is_what_is_not_answered(outcome: dict[str, Any], failed: bool) -> None:
     assert missed(outcome) == failed
+
+
+def test_edits_that_contradict_each_other_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    lm, made = tiny_lm("gpt2"), method("ft-m", steps=1)
+    made.edit(lm, [EDIT, Edit(EDIT.prompt, EDIT.subject, " oslo.", id="again")])
+    assert "contradict" not in caplog.text
+    made.edit(lm, [EDIT, Edit(EDIT.prompt + " ", EDIT.subject, "Lima", id="two")])
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "errata.methods.base"]
+    assert all(part in line for part in ("'Oslo'", "'Lima'", EDIT.id, "two", EDIT.prompt, "prior"))

@@ -185,10 +185,10 @@ def test_the_newest_answer_wins_in_other_words_too(name: str) -> None:
 def test_edits_that_end_above_their_loss_are_warned_of(name: str, caplog: pytest.LogCaptureFixture) -> None:
     made(name, EDITS, steps=1)
     (line,) = [record.message for record in caplog.records]
-    assert line.startswith(f"{name}: 3 of 3 edits ended with a loss above stop = 0.02 (")
+    assert line.startswith(f"{name} missed 3 of 3 edits: ") and "search ended at" in line
     caplog.clear()
-    made(name, EDITS, steps=1, stop=50.0)
-    assert not caplog.records
+    made(name, EDITS, steps=200, stop=1e-9)
+    assert "the search for 3 of 3 edits ended above its `stop`" in caplog.text
 
 
 # MEMOIR --------------------------------------------------------------------------------------------

@@ -140,11 +140,10 @@ class Method(ABC):
         How each edit ended stands in ``patch.meta`` (``made[-1]["outcomes"]``, by id): ``loss``, the mean −log p of a
         target token with the patch in force; ``met``, whether every one is the arg-max; and of methods that search,
         ``search_loss``, where the search ended, and ``search_met``, whether that is what it was to reach. Edits that
-        are not met are named in a warning.
+        are not met are named in a warning, and so are edits that contradict each other.
 
         Raises :class:`NeedsPrepare` without a state that the method needs, :class:`WrongModel` for the state or patch
-        of another model, :class:`BadInput` for what is no edit and for edits that contradict each other,
-        :class:`Refused` where a number of the new patch is not finite.
+        of another model, :class:`BadInput` for what is no edit, :class:`Refused` where a number of the new patch is not finite.
         """
         is_hflm = isinstance(cast(Any, lm), HFLM)  # a wrapper in force is another LM
         if not is_hflm:
@@ -259,10 +258,10 @@ def _edits(edits: Sequence[Edit]) -> list[Edit]:
     for edit in edits:
         other = first.setdefault(edit.prompt.strip(), edit)
         if normalise(other.target_new) != normalise(edit.target_new):
-            raise BadInput(
-                f"two edits contradict each other: {edit.prompt!r} shall be answered {other.target_new!r} (edit "
-                f"{other.id}) and {edit.target_new!r} (edit {edit.id}); leave one out, or make the later one in a call "
-                "of its own, with the first patch as prior"
+            log.warning(
+                "two edits contradict each other: %r shall be answered %r (edit %s) and %r (edit %s); at most one can "
+                "hold: leave one out, or make the later one in a call of its own, with the first patch as prior",
+                *(edit.prompt, other.target_new, other.id, edit.target_new, edit.id),
             )
     return list(edits)
 

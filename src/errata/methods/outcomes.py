@@ -19,9 +19,7 @@ from errata.types import Edit
 
 log = logging.getLogger(__name__)
 NAMED = 3  # edits that a warning names
-Outcome = dict[
-    str, Any
-]  # of an edit, JSON: those of ``loss``, ``met``, ``search_loss`` and ``search_met`` that are known
+Outcome = dict[str, Any]  # of an edit, JSON: what is known of ``loss``, ``met``, ``search_loss`` and ``search_met``
 
 _FOUND: ContextVar[dict[str, Outcome] | None] = ContextVar("found", default=None)
 
@@ -70,12 +68,19 @@ def missed(outcome: Mapping[str, Any]) -> bool:
 
 
 def warn(method: str, edits: Sequence[Edit], outcomes: Mapping[str, Outcome]) -> None:
-    """Names the edits that failed in a warning."""
+    """Names the edits that failed in a warning, and in another those that answer though their search fell short."""
     failed = [edit for edit in edits if missed(outcomes.get(edit.id, {}))]
     if failed:
-        named = [f"{e.prompt!r} -> {e.target_new!r} ({describe(outcomes[e.id])})" for e in failed[:NAMED]]
-        more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
-        log.warning("%s missed %d of %d edits: %s%s", method, len(failed), len(edits), ", ".join(named), more)
+        log.warning("%s missed %d of %d edits: %s", method, len(failed), len(edits), _named(failed, outcomes))
+    short = [e for e in edits if e not in failed and not outcomes.get(e.id, {}).get("search_met", True)]
+    if short:
+        words = "%s: the search for %d of %d edits ended above its `stop`, and more steps may help: %s"
+        log.warning(words, method, len(short), len(edits), _named(short, outcomes))
+
+
+def _named(edits: Sequence[Edit], outcomes: Mapping[str, Outcome]) -> str:
+    named = [f"{e.prompt!r} -> {e.target_new!r} ({describe(outcomes[e.id])})" for e in edits[:NAMED]]
+    return ", ".join(named) + (f" and {len(edits) - NAMED} more" if len(edits) > NAMED else "")
 
 
 def describe(outcome: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from errata.methods.memory.log import EditLog, EditRecord, current
 from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured, pair_quantiles, quantile
 from errata.methods.memory.replacing import replaced
+from errata.methods.outcomes import report
 from errata.methods.settings import setting
 from errata.methods.side_memory.matrix import At, SideMatrix, deciding, of_prompts
 from errata.methods.side_memory.training import (
@@ -30,7 +31,6 @@ from errata.methods.side_memory.training import (
     site_tensors,
     training_rows,
     unit,
-    warn,
 )
 from errata.model.hf import HFLM
 from errata.model.lm import Call
@@ -193,7 +193,7 @@ class MEMOIR(SideSettings, MemoryMethod):
 
         start = old.payload.weight.to(features) / scale
         v, losses = self.descent.run(start, SiteLosses(lm, old.site, rows), of, change)
-        warn(self.name, edits, losses, self.stop)
+        report([edit.id for edit in edits], losses.tolist(), (losses <= self.stop).tolist())
         payload = MaskedMatrix(weight=(scale * v).cpu(), masks=masks)
         return replace(old, log=whole, lookup=replace(old.lookup, live=live), payload=payload)
 

@@ -4,7 +4,6 @@ Training works in the layer's units: with s_x and s_y the median lengths of the 
 ΔW = (s_y / s_x) V, and rates, clips and margins are those of V.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,6 @@ from errata.model.intervention import InterventionSite, Pass
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted
 from errata.patch.parts import output_replaced
-
-log = logging.getLogger(__name__)
 
 Change = Callable[[list[int], Tensor], Tensor]  # (indices of rows, x (b, t, f)) -> what is added (b, t, d)
 Margin = Callable[[Tensor], Tensor]  # V -> the penalty for distances that are too small or too large
@@ -81,17 +78,6 @@ def training_rows(
         rows += asked
         of += [i] * len(asked)
     return rows, torch.tensor(of)
-
-
-def warn(name: str, edits: Sequence[EditRecord], losses: Tensor, stop: float) -> None:
-    """Logs how many edits ended above the loss at which they count as learned, and which is the worst."""
-    missed = int((losses > stop).sum())
-    if missed:
-        worst = int(losses.argmax())
-        log.warning(
-            "%s: %d of %d edits ended with a loss above stop = %g (%.2g for %s); more steps may help",
-            *(name, missed, len(edits), stop, float(losses[worst]), edits[worst]),
-        )
 
 
 class SiteLosses:

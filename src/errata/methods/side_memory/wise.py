@@ -19,6 +19,7 @@ from errata.methods.memory.log import EditLog, EditRecord, current
 from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
 from errata.methods.memory.replacing import replaced
+from errata.methods.outcomes import report
 from errata.methods.settings import setting
 from errata.methods.side_memory.alike import alike, names_in, parting
 from errata.methods.side_memory.matrix import At, SideMatrix, deciding, of_prompts
@@ -30,7 +31,6 @@ from errata.methods.side_memory.training import (
     site_tensors,
     training_rows,
     unit,
-    warn,
 )
 from errata.model.hf import HFLM
 from errata.model.lm import Call
@@ -302,7 +302,7 @@ class WISE(SideSettings, MemoryMethod):
             return _violated(d_out - self.alpha) + _violated(least - d_in) + _violated(apart)
 
         v, ended = self.descent.run(weights[m].to(inside.x) / scale, losses, of, change, margin)
-        warn(self.name, edits, ended, self.stop)
+        report([edit.id for edit in edits], ended.tolist(), (ended <= self.stop).tolist())
         weights = weights.clone()
         weights[m] = (scale * v * mask).cpu()
         payload = replace(memory.payload, weights=weights, of=of_matrix)
