@@ -313,6 +313,7 @@ class WISE(SideSettings, MemoryMethod):
 
     def _merged(self, payload: SideMatrices) -> SideMatrices:
         """With the full shards made one matrix once they are enough, and the matrix before them, unless it stays."""
+        assert self.shard is not None
         last, sizes = len(payload.weights) - 1, payload.sizes
         # a merged one holds more; one that lost an edit to another stays full
         full = [i for i, n in enumerate(sizes) if n <= self.shard and (i < last or n == self.shard)]
