@@ -42,7 +42,10 @@ class TPatcher(NeuronSettings, MemoryMethod):
     wins there.
 
     The edits of one call are trained together, each with the others' q as memory, which is why hundreds take minutes.
-    Keys, biases and values are trained in units of their own size, so that one rate does for every model.
+    Keys, biases and values are trained in units of their own size, so that one rate does for every model. Values begin
+    at zero, where the paper draws them 10 times as large as a normal number: with 10 edits of the bundled model's
+    validation split draws of 1 and of 10 times the MLP's output gave the same answers, with values 1.2 and 4.7 times as
+    long.
     """
 
     name: ClassVar[str] = "t-patcher"
