@@ -187,6 +187,8 @@ def test_what_dune_holds_beside_edits_is_told(tmp_path: Path) -> None:
         data.read(path)
     with pytest.raises(BadInput, match="the file holds questions that go with another one's edits"):
         load(tmp_path, {"edits": [""], "test_inputs": [["Who cooks?", "A"]]})
+    with pytest.raises(BadInput, match="line 1: it holds no edits"):
+        load(tmp_path, {"edits": [], "test_inputs": []}, format="dune")
     with pytest.raises(BadInput, match="edits and test_inputs go in pairs; found 2 and 1"):
         load(tmp_path, DUNE | {"test_inputs": DUNE["test_inputs"][:1]})
     write(tmp_path / "cases_locality.json", {"edits": [], "test_inputs": 7})

@@ -91,10 +91,12 @@ def test_records_by_their_ids(tmp_path: Path, indent: int | None, monkeypatch: p
 
 
 def test_a_record_of_objects_is_no_collection(tmp_path: Path) -> None:
-    record = {"requested_rewrite": {"prompt": "{} is", "subject": "Ann", "target_new": {"str": "old"}}}
+    question = {"subject": "Ann", "src": "Who is Ann?", "rephrase": "Ann?", "alt": "a cook", "answers": ["a singer"]}
     path = tmp_path / "one.json"
-    path.write_text(json.dumps({"requested_rewrite": record["requested_rewrite"] | {"fact_new_uns": "Ann is old."}}))
-    assert data.read(path).format == "akew"
+    path.write_text(json.dumps({"en": question, "de": question | {"src": "Wer ist Ann?"}}))
+    assert data.read(path).format == "mzsre"  # each of its parts alone would be of zsRE
+    path.write_text(json.dumps({"1": question, "2": question | {"src": "Ann is who?"}}))
+    assert (data.read(path).format, len(data.read(path).cases)) == ("zsre", 2)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz"])
