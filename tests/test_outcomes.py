@@ -11,6 +11,7 @@ import errata
 from errata.methods.outcomes import missed, report, searched
 from errata.methods.registry import method
 from errata.patch.patch import Patch
+from errata.types import Edit
 
 
 def outcomes(patch: Patch) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Side memories: how prompts are routed, that the route holds while decoding, what is stored, what is refused."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_edits_that_end_above_their_loss_are_warned_of(name: str, caplog: pytest
     assert line.startswith(f"{name} missed 3 of 3 edits: ") and "search ended at" in line
     caplog.clear()
     made(name, EDITS, steps=200, stop=1e-9)
-    assert "the search for 3 of 3 edits ended above its `stop`" in caplog.text
+    assert re.search(rf"{name}: the search for \d of 3 edits ended above its `stop`", caplog.text)
 
 
 # MEMOIR --------------------------------------------------------------------------------------------

@@ -143,7 +143,8 @@ class Method(ABC):
         are not met are named in a warning, and so are edits that contradict each other.
 
         Raises :class:`NeedsPrepare` without a state that the method needs, :class:`WrongModel` for the state or patch
-        of another model, :class:`BadInput` for what is no edit, :class:`Refused` where a number of the new patch is not finite.
+        of another model, :class:`BadInput` for what is no edit, :class:`Refused` where a number of the new patch is not
+        finite.
         """
         is_hflm = isinstance(cast(Any, lm), HFLM)  # a wrapper in force is another LM
         if not is_hflm:
