@@ -86,16 +86,19 @@ def test_the_value_of_the_nearest_key_answers_within_its_radius() -> None:
 
 
 def test_a_key_reaches_half_way_to_where_other_texts_begin() -> None:
-    texts = torch.arange(1.0, 101.0)[:, None]
-    assert half_way(torch.zeros(1, 1), texts, 0.0).tolist() == [0.5]  # the nearest
-    assert half_way(torch.tensor([[0.0], [-7.0]]), texts, 0.05).tolist() == [3.0, 6.5]  # 5 of 99 are nearer
-    lm, near = tiny_lm("gpt2"), {}
-    made: Any = method("grace", **QUICK, share=0.05)
-    state = made.prepare(lm, TEXTS)
-    part: Any = made.edit(lm, EDITS[1:3], state).parts[0]
-    for query, reach in zip(part.lookup.queries, part.lookup.reach, strict=True):
-        near = sorted(float((query - text).norm()) for text in state.tensors["queries"])
-        assert float(reach) == pytest.approx(near[round(0.05 * (len(near) - 1))] / 2, rel=1e-4)
+    texts, none = torch.arange(1.0, 101.0)[:, None], torch.zeros(1, 100, dtype=torch.bool)
+    assert half_way(torch.zeros(1, 1), texts, none, 0.0).tolist() == [0.5]  # the nearest
+    at = torch.tensor([[0.0], [-7.0]])
+    assert half_way(at, texts, none.expand(2, -1), 0.05).tolist() == [3.0, 6.5]  # 5 of 99 are nearer
+    own = torch.arange(100)[None] < torch.tensor([[10], [100]])  # the nearest 10 name the subject; all do
+    assert half_way(at, texts, own, 0.0).tolist() == [5.5, 4.0]
+    lm = tiny_lm("gpt2")
+    made: Any = method("grace", **QUICK)
+    about = [f"{edit.prompt} Rome and not in" for edit in EDITS[1:3]]
+    states = [made.prepare(lm, texts) for texts in (TEXTS, TEXTS + about)]
+    assert len(states[1].info["texts"]) == len(states[0].info["texts"]) + 2
+    reach = [made.edit(lm, EDITS[1:3], state).parts[0].lookup.reach for state in states]
+    assert torch.allclose(*reach)  # texts that name an edit's subject do not count
 
 
 @pytest.mark.parametrize("table, empty, radius", tables())

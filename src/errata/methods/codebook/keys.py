@@ -2,10 +2,11 @@
 
 How far a key reaches is measured by one rule for all codebooks, half way to where other texts begin:
 
-    r_i = ½ Q_share { ‖q_i − q_t‖ : t a text that is no edit }
+    r_i = ½ Q_share { ‖q_i − q_t‖ : t a text that is no edit and does not name the edit's subject }
 
-A share of them, and not the nearest, because a text may ask what the edit asks. Half way is what GRACE's Algorithm 1
-gives to each of two edits with different answers: here the other is a text that keeps its own.
+A text that names the subject may ask what the edit asks; a share of the others, and not the nearest, because it may do
+so under another name. Half way is what GRACE's Algorithm 1 gives to each of two edits with different answers: here the
+other is a text that keeps its own.
 """
 
 from abc import abstractmethod
@@ -27,10 +28,15 @@ SHRINK = 1e-5  # share of a radius: after a split the older entry is the smaller
 SAME = 1e-3  # share of a query's length within which another is the same: rounding differs as much between batches
 
 
-def half_way(queries: Tensor, texts: Tensor, share: float) -> Tensor:
-    """Half of how far each query (k, f) is from where texts' queries (n, f) begin: all but ``share`` of them. (k,)"""
-    apart = torch.cdist(queries.double(), texts.double()).sort(1).values
-    return (apart[:, round(share * (len(texts) - 1))] / 2).float()
+def half_way(queries: Tensor, texts: Tensor, named: Tensor, share: float) -> Tensor:
+    """Half of how far each query (k, f) is from where texts' queries (n, f) begin: all but ``share`` of them. (k,)
+
+    ``named`` (k, n) are the texts that do not count for a query, unless that leaves none.
+    """
+    named = named & ~named.all(1, keepdim=True)
+    apart = torch.cdist(queries.double(), texts.double()).masked_fill(named, torch.inf).sort(1).values
+    at = (share * ((~named).sum(1) - 1)).round().long()
+    return (apart.gather(1, at[:, None])[:, 0] / 2).float()
 
 
 class Training(NamedTuple):
