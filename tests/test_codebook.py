@@ -40,7 +40,7 @@ def record(i: int, target: int, prompt: int | None = None, subject: str = "promp
 def spheres(*placed: tuple[float, int], radius: float = 1.0) -> Spheres:
     """Keys on a line: (position, target) in order."""
     log = tuple(record(i, target) for i, (_, target) in enumerate(placed))
-    return extended(Spheres.empty(1), log, torch.tensor([[x] for x, _ in placed]), radius)
+    return extended(Spheres.empty(1, split=True), log, torch.tensor([[x] for x, _ in placed]), radius)
 
 
 def extended(table: Any, log: Sequence[EditRecord], queries: torch.Tensor, radius: float) -> Any:
@@ -57,8 +57,10 @@ def tables() -> list[tuple[type[KeyTable], KeyTable, float]]:
     """Each kind of table, empty, and a radius of 10 on its line."""
     radius = 2 * math.sin(math.radians(10) / 2)
     return [
-        (Spheres, Spheres.empty(1), 10.0),
-        (Clusters, Clusters.empty(1), 10.0),
+        (Spheres, Spheres.empty(1, split=True), 10.0),
+        (Clusters, Clusters.empty(1, split=True), 10.0),
+        (Spheres, Spheres.empty(1, split=False), 10.0),
+        (Clusters, Clusters.empty(1, split=False), 10.0),
         (Directions, Directions.empty(2, **HOREN), radius),
     ]
 
@@ -75,6 +77,14 @@ def test_graces_rule() -> None:
     assert spheres((0, 1), (0.5, 2), (-0.9, 3)).radii.tolist() == pytest.approx(
         [0.25, 0.25, 0.45], rel=1e-4
     )  # none grows
+
+
+def test_radii_that_were_measured_stay() -> None:
+    log = record(0, 1), record(1, 2)
+    keys = extended(Spheres.empty(1, split=False), log, torch.tensor([[0.0], [1.0]]), 0.9)
+    assert keys.radii.tolist() == pytest.approx([0.9, 0.9])
+    entry, near = keys.match(torch.tensor([[-0.8], [0.4], [0.6], [1.8]]))
+    assert entry.tolist() == [0, 0, 1, 1] and near.all()
 
 
 def test_the_value_of_the_nearest_key_answers_within_its_radius() -> None:
@@ -176,7 +186,7 @@ def test_without_is_never_made(answers: int) -> None:
 
     def made(rows: list[int]) -> GraceCodebook:
         log = tuple(record(i, i % answers) for i in rows)
-        keys = extended(Spheres.empty(2), log, where[rows], 0.5)
+        keys = extended(Spheres.empty(2, split=True), log, where[rows], 0.5)
         return GraceCodebook("site", log, keys, Values(replace="last", add=False, values=values[rows]))
 
     whole = made(list(range(30)))

@@ -131,7 +131,7 @@ class KeyTable(Lookup):
         elif self.together:
             training = Training(self._members(entry), int(self.latest[entry]))
             self.latest[entry] = i
-        while lost := self._lost_entries():
+        while lost := self._lost_entries(i):
             for entry in lost:
                 self._take_apart(entry, answers)
         return training
@@ -151,12 +151,14 @@ class KeyTable(Lookup):
         for i in left:
             self.open(i, answers)
 
-    def _lost_entries(self) -> list[int]:
-        """Entries of several edits whose key does not find all of them."""
+    def _lost_entries(self, i: int) -> list[int]:
+        """Entries of several edits whose key does not find all of them, or finds edit i, which is not in it."""
         held = self.owner >= 0
         several = held & (torch.bincount(self.owner[held], minlength=len(held))[self.owner.clamp(min=0)] > 1)
         members = several.nonzero()[:, 0]
-        return self.owner[members[~self._finds(members)]].unique().tolist()
+        found = self.match(self.queries[i][None])[0]
+        wrong = found[several[found] & (self.owner[found] != self.owner[i])]
+        return self.owner[torch.cat([members[~self._finds(members)], wrong])].unique().tolist()
 
     def _finds(self, edits: Tensor) -> Tensor:
         """Whether each of some edits (m,) is found by its own query. (m,)"""
@@ -199,7 +201,13 @@ class KeyTable(Lookup):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Spheres(KeyTable):
-    """Keys with a radius each, by the rule of GRACE. The query is the vector at the prompt's last token."""
+    """Keys with a radius each, by the rule of GRACE. The query is the vector at the prompt's last token.
+
+    Where keys of two answers meet, radii that were given shrink to half the way, as in Algorithm 1 of GRACE (except
+    that none grows). Those that were measured stay, as they end before other texts; the nearer key answers in any case.
+    """
+
+    split: bool  # whether radii were given
 
     @override
     def query(self, call: Call, h: Tensor) -> Tensor:
@@ -226,8 +234,6 @@ class Spheres(KeyTable):
         entry = apart.masked_fill(dead, torch.inf).argmin(-1)
         return entry, (q - keys[entry]).norm(dim=-1)  # not from the squares, whose difference loses small distances
 
-    # Algorithm 1 of GRACE, except that a split makes no radius larger.
-
     @override
     def joins(self, i: int, answers: Tensor) -> int | None:
         nearest, far = self.nearest(self.queries[i][None])
@@ -240,8 +246,9 @@ class Spheres(KeyTable):
 
     @override
     def open(self, i: int, answers: Tensor) -> None:
-        """Where it meets the nearest prompt of another answer, both reach half way to each other."""
         super().open(i, answers)
+        if not self.split:
+            return
         apart = (self.queries - self.queries[i]).norm(dim=-1).masked_fill(~self._others(answers, i), torch.inf)
         distance, entry = float(apart.min()), int(self.owner[apart.argmin()])
         if distance <= float(self.radii[i] + self.radii[entry]):
