@@ -40,7 +40,7 @@ def record(i: int, target: int, prompt: int | None = None, subject: str = "promp
 def spheres(*placed: tuple[float, int], radius: float = 1.0) -> Spheres:
     """Keys on a line: (position, target) in order."""
     log = tuple(record(i, target) for i, (_, target) in enumerate(placed))
-    return extended(Spheres.empty(1), log, torch.tensor([[x] for x, _ in placed]), radius)
+    return extended(Spheres.empty(1, split=True), log, torch.tensor([[x] for x, _ in placed]), radius)
 
 
 def extended(table: Any, log: Sequence[EditRecord], queries: torch.Tensor, radius: float) -> Any:
@@ -57,8 +57,10 @@ def tables() -> list[tuple[type[KeyTable], KeyTable, float]]:
     """Each kind of table, empty, and a radius of 10 on its line."""
     radius = 2 * math.sin(math.radians(10) / 2)
     return [
-        (Spheres, Spheres.empty(1), 10.0),
-        (Clusters, Clusters.empty(1), 10.0),
+        (Spheres, Spheres.empty(1, split=True), 10.0),
+        (Clusters, Clusters.empty(1, split=True), 10.0),
+        (Spheres, Spheres.empty(1, split=False), 10.0),
+        (Clusters, Clusters.empty(1, split=False), 10.0),
         (Directions, Directions.empty(2, **HOREN), radius),
     ]
 
@@ -77,6 +79,14 @@ def test_graces_rule() -> None:
     )  # none grows
 
 
+def test_radii_that_were_measured_stay() -> None:
+    log = record(0, 1), record(1, 2)
+    keys = extended(Spheres.empty(1, split=False), log, torch.tensor([[0.0], [1.0]]), 0.9)
+    assert keys.radii.tolist() == pytest.approx([0.9, 0.9])
+    entry, near = keys.match(torch.tensor([[-0.8], [0.4], [0.6], [1.8]]))
+    assert entry.tolist() == [0, 0, 1, 1] and near.all()
+
+
 def test_the_value_of_the_nearest_key_answers_within_its_radius() -> None:
     keys = spheres((0, 1), (1.5, 2), (10, 3), (10.5, 3))
     entry, near = keys.match(torch.tensor([[0.7], [0.8], [3.0], [10.9], [12.0]]))
@@ -86,16 +96,19 @@ def test_the_value_of_the_nearest_key_answers_within_its_radius() -> None:
 
 
 def test_a_key_reaches_half_way_to_where_other_texts_begin() -> None:
-    texts = torch.arange(1.0, 101.0)[:, None]
-    assert half_way(torch.zeros(1, 1), texts, 0.0).tolist() == [0.5]  # the nearest
-    assert half_way(torch.tensor([[0.0], [-7.0]]), texts, 0.05).tolist() == [3.0, 6.5]  # 5 of 99 are nearer
-    lm, near = tiny_lm("gpt2"), {}
-    made: Any = method("grace", **QUICK, share=0.05)
-    state = made.prepare(lm, TEXTS)
-    part: Any = made.edit(lm, EDITS[1:3], state).parts[0]
-    for query, reach in zip(part.lookup.queries, part.lookup.reach, strict=True):
-        near = sorted(float((query - text).norm()) for text in state.tensors["queries"])
-        assert float(reach) == pytest.approx(near[round(0.05 * (len(near) - 1))] / 2, rel=1e-4)
+    texts, none = torch.arange(1.0, 101.0)[:, None], torch.zeros(1, 100, dtype=torch.bool)
+    assert half_way(torch.zeros(1, 1), texts, none, 0.0).tolist() == [0.5]  # the nearest
+    at = torch.tensor([[0.0], [-7.0]])
+    assert half_way(at, texts, none.expand(2, -1), 0.05).tolist() == [3.0, 6.5]  # 5 of 99 are nearer
+    own = torch.arange(100)[None] < torch.tensor([[10], [100]])  # the nearest 10 name the subject; all do
+    assert half_way(at, texts, own, 0.0).tolist() == [5.5, 4.0]
+    lm = tiny_lm("gpt2")
+    made: Any = method("grace", **QUICK)
+    about = [f"{edit.prompt} Rome and not in" for edit in EDITS[1:3]]
+    states = [made.prepare(lm, texts) for texts in (TEXTS, TEXTS + about)]
+    assert len(states[1].info["texts"]) == len(states[0].info["texts"]) + 2
+    reach = [made.edit(lm, EDITS[1:3], state).parts[0].lookup.reach for state in states]
+    assert torch.allclose(*reach)  # texts that name an edit's subject do not count
 
 
 @pytest.mark.parametrize("table, empty, radius", tables())
@@ -173,7 +186,7 @@ def test_without_is_never_made(answers: int) -> None:
 
     def made(rows: list[int]) -> GraceCodebook:
         log = tuple(record(i, i % answers) for i in rows)
-        keys = extended(Spheres.empty(2), log, where[rows], 0.5)
+        keys = extended(Spheres.empty(2, split=True), log, where[rows], 0.5)
         return GraceCodebook("site", log, keys, Values(replace="last", add=False, values=values[rows]))
 
     whole = made(list(range(30)))

@@ -31,7 +31,7 @@ def clusters(*placed: tuple[float, int], radius: float = 1.0) -> Clusters:
     """Clusters of prompts on a line: (position, target) in order."""
     log = tuple(record(i, target) for i, (_, target) in enumerate(placed))
     reach = torch.full((len(placed),), radius)
-    return Clusters.empty(1).extended(log, torch.tensor([[x] for x, _ in placed]), reach)[0]
+    return Clusters.empty(1, split=True).extended(log, torch.tensor([[x] for x, _ in placed]), reach)[0]
 
 
 def test_a_cluster_moves_to_the_mean_of_its_questions() -> None:

@@ -43,7 +43,7 @@ class GRACE(ValueMethod):
 
     @override
     def keys(self, f: int) -> Spheres:
-        return Spheres.empty(f)
+        return Spheres.empty(f, split=self.radius is not None)
 
     @override
     def fixed_reach(self) -> float | None:

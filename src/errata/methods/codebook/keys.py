@@ -2,10 +2,11 @@
 
 How far a key reaches is measured by one rule for all codebooks, half way to where other texts begin:
 
-    r_i = ½ Q_share { ‖q_i − q_t‖ : t a text that is no edit }
+    r_i = ½ Q_share { ‖q_i − q_t‖ : t a text that is no edit and does not name the edit's subject }
 
-A share of them, and not the nearest, because a text may ask what the edit asks. Half way is what GRACE's Algorithm 1
-gives to each of two edits with different answers: here the other is a text that keeps its own.
+A text that names the subject may ask what the edit asks; a share of the others, and not the nearest, because it may do
+so under another name. Half way is what GRACE's Algorithm 1 gives to each of two edits with different answers: here the
+other is a text that keeps its own.
 """
 
 from abc import abstractmethod
@@ -27,10 +28,15 @@ SHRINK = 1e-5  # share of a radius: after a split the older entry is the smaller
 SAME = 1e-3  # share of a query's length within which another is the same: rounding differs as much between batches
 
 
-def half_way(queries: Tensor, texts: Tensor, share: float) -> Tensor:
-    """Half of how far each query (k, f) is from where texts' queries (n, f) begin: all but ``share`` of them. (k,)"""
-    apart = torch.cdist(queries.double(), texts.double()).sort(1).values
-    return (apart[:, round(share * (len(texts) - 1))] / 2).float()
+def half_way(queries: Tensor, texts: Tensor, named: Tensor, share: float) -> Tensor:
+    """Half of how far each query (k, f) is from where texts' queries (n, f) begin: all but ``share`` of them. (k,)
+
+    ``named`` (k, n) are the texts that do not count for a query, unless that leaves none.
+    """
+    named = named & ~named.all(1, keepdim=True)
+    apart = torch.cdist(queries.double(), texts.double()).masked_fill(named, torch.inf).sort(1).values
+    at = (share * ((~named).sum(1) - 1)).round().long()
+    return (apart.gather(1, at[:, None])[:, 0] / 2).float()
 
 
 class Training(NamedTuple):
@@ -125,7 +131,7 @@ class KeyTable(Lookup):
         elif self.together:
             training = Training(self._members(entry), int(self.latest[entry]))
             self.latest[entry] = i
-        while lost := self._lost_entries():
+        while lost := self._lost_entries(i):
             for entry in lost:
                 self._take_apart(entry, answers)
         return training
@@ -145,12 +151,14 @@ class KeyTable(Lookup):
         for i in left:
             self.open(i, answers)
 
-    def _lost_entries(self) -> list[int]:
-        """Entries of several edits whose key does not find all of them."""
+    def _lost_entries(self, i: int) -> list[int]:
+        """Entries of several edits whose key does not find all of them, or finds edit i, which is not in it."""
         held = self.owner >= 0
         several = held & (torch.bincount(self.owner[held], minlength=len(held))[self.owner.clamp(min=0)] > 1)
         members = several.nonzero()[:, 0]
-        return self.owner[members[~self._finds(members)]].unique().tolist()
+        found = self.match(self.queries[i][None])[0]
+        wrong = found[several[found] & (self.owner[found] != self.owner[i])]
+        return self.owner[torch.cat([members[~self._finds(members)], wrong])].unique().tolist()
 
     def _finds(self, edits: Tensor) -> Tensor:
         """Whether each of some edits (m,) is found by its own query. (m,)"""
@@ -193,7 +201,13 @@ class KeyTable(Lookup):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Spheres(KeyTable):
-    """Keys with a radius each, by the rule of GRACE. The query is the vector at the prompt's last token."""
+    """Keys with a radius each, by the rule of GRACE. The query is the vector at the prompt's last token.
+
+    Where keys of two answers meet, radii that were given shrink to half the way, as in Algorithm 1 of GRACE (except
+    that none grows). Those that were measured stay, as they end before other texts; the nearer key answers in any case.
+    """
+
+    split: bool  # whether radii were given
 
     @override
     def query(self, call: Call, h: Tensor) -> Tensor:
@@ -220,8 +234,6 @@ class Spheres(KeyTable):
         entry = apart.masked_fill(dead, torch.inf).argmin(-1)
         return entry, (q - keys[entry]).norm(dim=-1)  # not from the squares, whose difference loses small distances
 
-    # Algorithm 1 of GRACE, except that a split makes no radius larger.
-
     @override
     def joins(self, i: int, answers: Tensor) -> int | None:
         nearest, far = self.nearest(self.queries[i][None])
@@ -234,8 +246,9 @@ class Spheres(KeyTable):
 
     @override
     def open(self, i: int, answers: Tensor) -> None:
-        """Where it meets the nearest prompt of another answer, both reach half way to each other."""
         super().open(i, answers)
+        if not self.split:
+            return
         apart = (self.queries - self.queries[i]).norm(dim=-1).masked_fill(~self._others(answers, i), torch.inf)
         distance, entry = float(apart.min()), int(self.owner[apart.argmin()])
         if distance <= float(self.radii[i] + self.radii[entry]):

@@ -184,7 +184,7 @@ class MELO(CodebookMethod):
 
     @override
     def keys(self, f: int) -> Clusters:
-        return Clusters.empty(f)
+        return Clusters.empty(f, split=self.radius is not None)
 
     @override
     def fixed_reach(self) -> float | None:

@@ -30,7 +30,9 @@ class CodebookMethod(MemoryMethod):
     blocks_above: ClassVar[int] = 1  # which carry to the answer's later tokens what the last token of the prompt holds
 
     texts: int = setting(512, "openings of texts, whose queries say where other texts begin", least=2)
-    share: float = setting(5e-3, "of the texts, that may ask what an edit asks", most=1)
+    share: float = setting(
+        5e-3, "of the texts without an edit's subject, that may ask what it asks all the same", most=1
+    )
 
     @abstractmethod
     def keys(self, f: int) -> KeyTable:
@@ -44,7 +46,8 @@ class CodebookMethod(MemoryMethod):
     def measure(self, lm: HFLM, texts: list[str]) -> Measured:
         queries, outputs = read_queries(lm, self.site(lm), self.keys(0), [lm.tokens.prompt(text) for text in texts])
         size = float(outputs.square().mean().sqrt())
-        return {"queries": queries}, {"what": f"queries of {len(texts)} texts that are no edits", "size": size}
+        what = f"queries of {len(texts)} texts that are no edits"
+        return {"queries": queries}, {"what": what, "texts": texts, "size": size}
 
     def placed(
         self, lm: HFLM, old: EditMemory[Any, Any], log: Sequence[EditRecord], state: State
@@ -54,7 +57,8 @@ class CodebookMethod(MemoryMethod):
         Edits that nothing finds any more, or that are not found by their own prompt, are warned of.
         """
         queries, outputs = read_queries(lm, old.site, old.lookup, [record.prompt_ids for record in log])
-        reach = old.lookup.measured(half_way(queries, state.tensors["queries"], self.share))
+        named = torch.tensor([[record.subject in text for text in state.info["texts"]] for record in log])
+        reach = old.lookup.measured(half_way(queries, state.tensors["queries"], named, self.share))
         if (fixed := self.fixed_reach()) is not None:
             reach = torch.full_like(reach, fixed)
         whole = (*old.log, *log)
