@@ -198,8 +198,8 @@ class TensorPasses(ModelView):
             some = _checked(list(zip(positions, shared, strict=True)))
             few = [columns[i] for i in some]
             with torch.no_grad():
-                logits = [one.select(some).logits(None, few) for one in (fast, full)]
-            holds[key] = passes.same_logits(*logits, self.quantised)
+                a, b = (one.select(some).logits(None, few) for one in (fast, full))
+            holds[key] = passes.same_logits(a, b, self.quantised)
             if not holds[key]:
                 log.warning("%s gives other logits in the suffix pass; full passes are used, slower", self.name)
                 return full

@@ -53,7 +53,7 @@ class RelationPrompt(FactPrompt):
     def similarity(self, questions: Sequence[str]) -> "tuple[npt.NDArray[Any], npt.NDArray[Any]]":
         share = named([fact.subject for fact in self.facts], questions)  # (b, n)
         pairs = np.argwhere(share >= self.settings["named"] - ALL)
-        asked = [_template(questions[i], self.facts[j].subject) for i, j in pairs]
+        asked = [_template(questions[i], self.facts[j].subject) for i, j in pairs.tolist()]
         row = {template: u for u, template in enumerate(dict.fromkeys(asked))}
         near = np.full(share.shape, -1.0, np.float32)
         if asked:
