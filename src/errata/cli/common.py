@@ -85,9 +85,11 @@ def show_logs(quiet: bool) -> None:
 
 
 def set_up_logs(quiet: bool) -> None:
-    """As :func:`show_logs`, and silences transformers' logs."""
+    """As :func:`show_logs`, and silences transformers' logs and those of packages that it imports where they are."""
     show_logs(quiet)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # of kernels for other devices, at import
+        logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

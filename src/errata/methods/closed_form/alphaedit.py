@@ -26,7 +26,7 @@ class AlphaEdit(ClosedForm):
 
     name: ClassVar[str] = "alphaedit"
     paper: ClassVar[str] = "Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355"
-    tags: ClassVar[Tags] = Tags(quick={"contexts": 0, "cut": 0.1})  # a few sentences leave too few directions free
+    tags: ClassVar[Tags] = Tags(quick={"contexts": 0, "cut": 0.1, "layers": (1,)})  # few sentences leave few directions
 
     cut: float = setting(0.02, "share of C's trace", key="nullspace_threshold")
     lam: float | None = setting(None, "MEMIT's, LAM x width of the keys", key="L2")
