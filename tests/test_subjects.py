@@ -4,16 +4,20 @@ import json
 from typing import Any
 
 import pytest
-from conftest import tiny_lm, tokenizer
+import torch
+from conftest import EDIT, quick, tiny_lm, tokenizer
+from torch import Tensor
 
 from errata.errors import BadInput
+from errata.methods.base import State
 from errata.methods.closed_form.keys import read_at_subjects
 from errata.methods.closed_form.memit import MEMIT
 from errata.methods.closed_form.objective import rows_of
+from errata.methods.codebook import method as codebook
 from errata.methods.memory.log import EditRecord
 from errata.model.tokens import Tokens
 from errata.patch.patch import Patch
-from errata.subjects import last_word
+from errata.subjects import last_word, mentions
 from errata.types import Edit
 
 
@@ -143,3 +147,23 @@ def test_a_trace_corrupts_the_subject_in_its_slot() -> None:
     lm = tiny_lm("gpt2")
     result = trace(lm, "{}, a Leeward isle near Lee, is", "Lee", kinds=["hidden"], samples=1)
     assert result.subject[1] == len(lm.tokens.prompt("Lee"))
+
+
+def test_a_text_mentions_a_subject_as_a_word_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["In Tedal it rains", "The Tedalian hills are", "The Tedalian hills of Tedal are"]
+    assert [mentions(text, "Tedal") for text in texts] == [True, False, True]
+    record = EditRecord.of(Edit("Tedal lies in", "Tedal", "Rome"))
+    foreign: Any = quick("calinet")
+    state = State({"of": torch.arange(3)}, {"texts": texts})
+    assert foreign._foreign([record], state).tolist() == [False, True, False]
+    seen: list[Tensor] = []
+
+    def half_way(queries: Tensor, texts: Tensor, named: Tensor, share: float) -> Tensor:
+        seen.append(named)
+        return torch.ones(len(queries))
+
+    monkeypatch.setattr(codebook, "half_way", half_way)
+    lm, made = tiny_lm("gpt2"), quick("grace")
+    longer = [f"{EDIT.subject} was seen in Rome today.", f"We saw the {EDIT.subject}ian hills of Rome today."]
+    made.edit(lm, [EDIT], made.prepare(lm, longer))
+    assert seen[0].tolist() == [[True, False]]

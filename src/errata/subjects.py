@@ -50,6 +50,11 @@ def last_word(text: str, subject: str) -> int:
     return at
 
 
+def mentions(text: str, subject: str) -> bool:
+    """Whether the text has the subject as a word, and not only inside of others."""
+    return last_word(text, subject) >= 0
+
+
 def template_of(prompt: str, subject: str, at: int | None = None) -> str:
     """A prompt that names its subject (at ``at``, by default as :func:`placed`) with ``{}`` in its place."""
     start = last_word(prompt, subject) if at is None else at

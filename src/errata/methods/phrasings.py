@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from errata.subjects import last_word, template_of
+from errata.subjects import mentions, template_of
 from errata.types import Case, Edit, Kind
 
 
@@ -18,7 +18,7 @@ def templates_of(cases: Iterable[Case], kinds: Sequence[Kind] = ("paraphrase",))
             continue
         edit = case.edits[0]
         paraphrases = (p.prompt for p in case.probes if p.kind in kinds)
-        others = (template_of(prompt, edit.subject) for prompt in paraphrases if last_word(prompt, edit.subject) >= 0)
+        others = (template_of(prompt, edit.subject) for prompt in paraphrases if mentions(prompt, edit.subject))
         templates = [edit.template, *others]
         joined = dict.fromkeys(other for template in templates for other in group_of.get(template, [template]))
         for template in joined:

@@ -19,6 +19,7 @@ from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
+from errata.subjects import mentions
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class CodebookMethod(MemoryMethod):
         Edits that nothing finds any more, or that are not found by their own prompt, are warned of.
         """
         queries, outputs = read_queries(lm, old.site, old.lookup, [record.prompt_ids for record in log])
-        named = torch.tensor([[record.subject in text for text in state.info["texts"]] for record in log])
+        named = torch.tensor([[mentions(text, record.subject) for text in state.info["texts"]] for record in log])
         reach = old.lookup.measured(half_way(queries, state.tensors["queries"], named, self.share))
         if (fixed := self.fixed_reach()) is not None:
             reach = torch.full_like(reach, fixed)

@@ -23,6 +23,7 @@ from errata.methods.neurons.training import NeuronSettings, TargetTokens, hidden
 from errata.methods.settings import setting
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
+from errata.subjects import mentions
 
 NEGLIGIBLE = 0.01  # share of the MLP's output below which what slots add to other texts counts as nothing
 
@@ -111,5 +112,5 @@ class CaliNet(NeuronSettings, MemoryMethod):
     def _foreign(self, log: Sequence[EditRecord], state: State) -> Tensor:
         """Which hidden states are of texts that name no subject of these edits."""
         subjects = {record.subject for record in log}
-        foreign = torch.tensor([not any(name in text for name in subjects) for text in state.info["texts"]])
+        foreign = torch.tensor([not any(mentions(text, name) for name in subjects) for text in state.info["texts"]])
         return foreign[state.tensors["of"]]

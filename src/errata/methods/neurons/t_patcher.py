@@ -22,7 +22,7 @@ from errata.methods.neurons.added import ACTIVATIONS, MostActive, Neurons
 from errata.methods.neurons.training import NeuronSettings, TargetTokens, hidden_states
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
-from errata.subjects import last_word
+from errata.subjects import mentions
 
 CHECK = 25  # steps between two looks at whether more would help (released code)
 FALL = 1e-3  # fall of a neuron's memory loss in so many steps that still counts (released code)
@@ -124,7 +124,7 @@ class TPatcher(NeuronSettings, MemoryMethod):
         texts: list[str] = state.info["texts"]
         silent: list[Tensor] = []
         for fact, owner in zip(facts, owners, strict=True):
-            named = torch.tensor([last_word(text, fact.subject) >= 0 for text in texts])[state.tensors["of"]]
+            named = torch.tensor([mentions(text, fact.subject) for text in texts])[state.tensors["of"]]
             own = [other.prompt_ids for other, group in zip(facts, owners, strict=True) if group == owner]
             same = torch.tensor([other in own for other in others], dtype=torch.bool)
             silent.append(~torch.cat([named, same]))

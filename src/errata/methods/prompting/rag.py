@@ -26,7 +26,7 @@ from errata.methods.prompting.retrieval import default_encoder, index, named
 from errata.methods.settings import setting
 from errata.methods.texts import texts_of
 from errata.model.hf import HFLM
-from errata.subjects import last_word, template_of
+from errata.subjects import mentions, template_of
 from errata.types import Case, Kind
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class MemPrompt(Threshold):
 
 def _template(question: str, subject: str) -> str:
     """The question with ``{}`` in the subject's place; as it is where the subject is not there word by word."""
-    return template_of(question, subject) if last_word(question, subject) >= 0 else question
+    return template_of(question, subject) if mentions(question, subject) else question
 
 
 def _other_questions(cases: Sequence[Case]) -> list[tuple[str, str]]:
