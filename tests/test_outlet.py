@@ -120,7 +120,9 @@ def test_several_layers_behind_norms_that_are_not_known_are_refused() -> None:
 
 
 def module_of(kind: str, width: int = 4) -> nn.Module:
-    module = nn.LayerNorm(width) if kind == "layer" else nn.RMSNorm(width, eps=1e-6)
+    weights = not kind.startswith("bare")
+    layer = nn.LayerNorm(width, elementwise_affine=weights)
+    module = layer if kind.endswith("layer") else nn.RMSNorm(width, eps=1e-6, elementwise_affine=weights)
     for i, p in enumerate(module.parameters()):
         p.data = torch.randn(width, generator=torch.Generator().manual_seed(i))
     return module
@@ -130,11 +132,11 @@ def points(n: int, seed: int = 3) -> Tensor:
     return torch.randn(n, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("kind", ["layer", "rms", "bare layer", "bare rms"])
 def test_a_norm_is_read_off_the_module(kind: str) -> None:
     module = module_of(kind)
     norm = Norm.of(module, 4)
-    assert norm.centred is (kind == "layer")
+    assert norm.centred is kind.endswith("layer")
     assert torch.allclose(norm(points(20)), module.double()(points(20)), atol=1e-4)
     assert Norm.of(module_of(kind).bfloat16(), 4).g == pytest.approx(norm.g, rel=0.02)
 

@@ -28,7 +28,7 @@ class Norm:
     @classmethod
     def of(cls, module: nn.Module, width: int) -> "Norm":
         """What an RMS or layer norm does, asked of it."""
-        scale = next(module.parameters())
+        scale = next(module.parameters(), torch.empty(0))  # some have no weights
         signs = torch.ones(width, dtype=scale.dtype, device="cpu" if scale.is_meta else scale.device)
         signs[1::2] = -1
         with torch.no_grad():
