@@ -153,6 +153,18 @@ def test_a_merge_that_rounds_a_change_away_is_told(caplog: pytest.LogCaptureFixt
     assert f"of the change of {site}: merge into the model in float32, or keep the patch" in record.getMessage()
 
 
+@pytest.mark.parametrize(("dtype", "number"), [(torch.float16, 1e5), (torch.float32, float("nan"))])
+def test_a_merge_after_which_a_weight_is_not_finite_is_refused(dtype: torch.dtype, number: float) -> None:
+    lm = HFLM(copy.deepcopy(tiny_model("llama", dtype)), tokenizer())
+    before = weights(lm.model)
+    sites = [f"{lm.sites.mlp_out[i]}.weight" for i in (0, 1)]
+    bad = torch.zeros(lm.model.get_parameter(sites[1]).shape)
+    bad[0, 0] = number
+    with pytest.raises(Refused, match=rf"{sites[1]} holds a number that is not finite in {str(dtype)[6:]}"):
+        Patch((Delta({sites[0]: torch.ones_like(bad), sites[1]: bad}),)).merge(lm)
+    assert same_weights(lm.model, before)
+
+
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
 def test_an_edit_records_what_rounding_would_leave(dtype: torch.dtype, tmp_path: Path) -> None:
     lm = tiny_lm("llama", dtype)

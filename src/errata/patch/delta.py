@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from errata.errors import WrongModel
+from errata.errors import Refused, WrongModel
 from errata.model import hooks
 from errata.model import weights as stored
 from errata.model.hf import HFLM
@@ -162,8 +162,18 @@ class Delta(Part):
         return {name: share for name, share in shares.items() if share < WHOLE}
 
     def merge(self, model: nn.Module) -> None:
-        """Changes the weights for good: all of them, or none if one cannot be changed."""
+        """Changes the weights for good: all of them, or none if one cannot be changed.
+
+        Raises :class:`Refused` where a sum is not finite in the weight's type.
+        """
         sums = {name: changed_weight(model, name, w) for name, w in self.weights.items()}
+        for name, summed in sums.items():
+            if not summed.isfinite().all():
+                dtype = str(summed.dtype).removeprefix("torch.")
+                raise Refused(
+                    f"with the change {name} holds a number that is not finite in {dtype}, so nothing was merged; "
+                    "merge into the model in float32, or keep the patch"
+                )
         for name, summed in sums.items():
             if (left := left_by_rounding(model, name, self.weights[name], summed)) < WHOLE:
                 log.warning(ROUNDED, 100 * left, name, "merge into the model in float32, or keep the patch")

@@ -135,7 +135,8 @@ class Patch:
         return _total(deltas).rounded_away(lm.model) if deltas else {}
 
     def merge(self, lm: HFLM, *, force: bool = False) -> None:
-        """Changes the model's weights for good. Raises :class:`Unsupported` if there are other parts than deltas."""
+        """Changes the model's weights for good. Raises :class:`Unsupported` if there are other parts than deltas, and
+        :class:`Refused` where a weight would not be finite."""
         lm.check()
         self.check(lm, force=force)
         if others := [part.kind for part in self.parts if not isinstance(part, Delta)]:
