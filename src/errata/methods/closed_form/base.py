@@ -24,7 +24,7 @@ from errata.methods.closed_form.targets import find_deltas
 from errata.methods.defaults import critical_layers
 from errata.methods.outcomes import report
 from errata.methods.settings import setting
-from errata.methods.texts import contexts_of, openings, texts_of
+from errata.methods.texts import contexts_of, openings
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.patch.delta import Delta, LowRank, Weight, weight_shape
@@ -321,7 +321,7 @@ def measured_at(lm: HFLM, layer: int) -> str:
 
 def invented_facts(lm: HFLM, n: int, seed: int) -> list[Edit]:
     """Up to ``n`` edits made of texts: a sentence cut short, its first half the subject, to go on as another does."""
-    beginnings = [text.split() for text in openings(lm, texts_of(lm, None, seed), n, seed)]
+    beginnings = [text.split() for text in openings(lm, None, n, seed)]
     prompts = [words for words in beginnings if len(words) > 2]
     return [
         Edit(" ".join(words[:-1]), " ".join(words[: len(words) // 2]), other[-1])

@@ -110,7 +110,7 @@ class Threshold(PromptMethod):
         lm.check()
         encoder = self.encoder or default_encoder()
         if data is None:
-            data = lm.resources.cases() if lm.resources.cases else texts_of(lm, None, self.seed)
+            data = lm.resources.cases() if lm.resources.cases else texts_of(lm, None, self.seed, sentences=True)
         items = list(islice(data, self.texts))
         cases, sentences = [item for item in items if isinstance(item, Case)], _sentences(items)
         groups = templates_of(cases, SAME)
