@@ -8,6 +8,7 @@ import torch
 from conftest import CASES, EDITS, TEXTS, tiny_lm
 from torch import Tensor
 
+from errata.errors import BadInput
 from errata.methods.closed_form import base, solve
 from errata.methods.closed_form.objective import rows_of
 from errata.methods.closed_form.search import GroupSearch
@@ -214,6 +215,13 @@ def test_blue_edits_the_first_and_the_last_layer_for_themselves(name: str) -> No
     for w, expected in zip(patch.parts[0].weights.values(), first.parts[0].weights.values()):
         assert torch.allclose(dense(w), dense(expected), atol=1e-5)  # whole residual, not a half of it
         break
+
+
+@pytest.mark.parametrize("name", ["rome", "r-rome"])
+def test_rome_edits_one_layer_at_a_time(name: str) -> None:
+    with pytest.raises(BadInput, match=rf"{name} gives one layer the whole new value, which \(1, 2\) would all add"):
+        method(name, layers=(1, 2))
+    assert method(name, layers=(1, 2), blue=True) != method(name, layers=(1,))  # each with a value of its own
 
 
 def test_nas_gives_new_values_one_length() -> None:

@@ -56,6 +56,11 @@ class ROME(ClosedForm):
         super().__post_init__()
         if self.history:
             raise BadInput(f"{self.name} solves each fact exactly and keeps no history; leave history=False")
+        if self.layers is not None and len(self.layers) > 1 and not self.blue:
+            raise BadInput(
+                f"{self.name} gives one layer the whole new value, which {self.layers} would all add; name one layer, "
+                "or take memit, which shares it out"
+            )
 
     @override
     def default_layers(self, lm: HFLM) -> tuple[int, ...]:
