@@ -8,6 +8,7 @@ import pytest
 from conftest import EDIT, EDITS, TEXTS, quick, tiny_lm
 
 import errata
+from errata.methods.closed_form.search import GroupSearch
 from errata.methods.outcomes import missed, report, searched
 from errata.methods.registry import method
 from errata.patch.patch import Patch
@@ -48,6 +49,14 @@ def test_a_search_says_where_it_ended() -> None:
         found = outcomes(made.edit(lm, EDITS, state))
         assert [one["search_met"] for one in found.values()] == [met] * 3
         assert all((one["search_loss"] < made.stop) == met for one in found.values())
+
+
+def test_a_search_whose_loss_is_no_number_did_not_get_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, made = tiny_lm("gpt2"), method("memit", contexts=0, layers=(1,), steps=2)
+    monkeypatch.setattr(GroupSearch, "losses", lambda self, delta, units: delta.sum(-1) * float("nan"))
+    patch = made.edit(lm, [EDIT], made.prepare(lm, TEXTS))
+    outcome = outcomes(patch)[EDIT.id]
+    assert outcome["search_loss"] is None and outcome["search_met"] is False
 
 
 def test_facts_that_leave_the_search_early_keep_their_own_end() -> None:

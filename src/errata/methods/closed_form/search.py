@@ -101,7 +101,7 @@ class GroupSearch:
             missed = self._missed(losses.detach())
             running = missed & (state.steps[facts] < settings.steps)
             state.final_loss[facts], state.finished[facts] = losses.detach().to(state.final_loss), ~running
-            state.met[facts] = ~missed
+            state.met[facts] = ~missed & losses.detach().isfinite()
             if not running.any():
                 break
             (gradient,) = torch.autograd.grad(losses.sum(), delta)
