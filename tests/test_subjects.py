@@ -82,6 +82,9 @@ def test_a_record_without_a_place_still_reads() -> None:
     made = [{"method": "rome", "edits": [{**record, "prompt": "Tedal's Tedalian is"}]}]  # a patch of an earlier version
     (edit,) = Patch((), {}, {"made": made}).edits
     assert edit.start == 8  # where it was edited
+    made = [{"method": "rome", "edits": [{**record, "subject": " Tedal", "prompt": "In Tedal"}]}]  # nor were spaces cut
+    (edit,) = Patch((), {}, {"made": made}).edits
+    assert (edit.subject, edit.start) == ("Tedal", 3)
 
 
 @pytest.mark.parametrize("at", [-1, 3, 99])

@@ -48,7 +48,7 @@ class Patch:
         """Every edit that was made, in order; ``entries()`` of a memory's part says which of them are in use."""
         records = [edit for made in self.meta.get("made", ()) for edit in made["edits"]]
         # a record without a place is of an earlier version, which edited the last occurrence, inside of words too
-        return [Edit(**{"at": edit["prompt"].rfind(edit["subject"]), **edit}) for edit in records]
+        return [Edit(**{"at": edit["prompt"].rfind(edit["subject"].strip(" ")), **edit}) for edit in records]
 
     def of_kind(self, kind: type[P]) -> list[P]:
         """The parts of a class."""
