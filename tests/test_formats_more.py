@@ -29,7 +29,7 @@ from records import (
 )
 
 from errata import data
-from errata.data.fields import statement_edit
+from errata.data.fields import make_edit, statement_edit, subject_in
 from errata.errors import BadInput
 from errata.types import Case
 
@@ -148,6 +148,8 @@ def test_known_facts_are_true(tmp_path: Path) -> None:
         ("Ann Lee becomes mayor of Rome.", None, "Ann Lee becomes", "Ann Lee becomes", "mayor of Rome."),
         ("In 2020 ann lee became mayor.", "Ann Lee", "In 2020 ann lee", "ann lee", "became mayor."),
         ("The mayor is Ann Lee.", "Ann Lee", "The mayor is", "The mayor is", "Ann Lee."),
+        ("With love it grossed a million.", "It", "With love it", "it", "grossed a million."),
+        ("Without love nothing grossed.", "It", "Without love", "Without love", "nothing grossed."),
     ],
 )
 def test_a_statement_is_divided(statement: str, subject: str | None, prompt: str, of: str, target: str) -> None:
@@ -155,6 +157,12 @@ def test_a_statement_is_divided(statement: str, subject: str | None, prompt: str
     assert (edit.prompt, edit.subject, edit.target_new) == (prompt, of, target)
     with pytest.raises(BadInput, match="two words at least"):
         statement_edit("Rain.")
+
+
+def test_a_subject_in_other_letter_cases_is_a_word() -> None:
+    assert make_edit("The bobsled of Bob is", "BOB", "x").subject == "Bob"
+    assert make_edit("The BOBsled of Bob is", "BOB", "x").subject == "Bob"
+    assert subject_in("The bobsled is", "Bob") is None and subject_in("The sled of bob is", "Bob") == "Bob"
 
 
 def test_an_event_changes_facts_and_tendencies(tmp_path: Path) -> None:

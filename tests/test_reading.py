@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,15 @@ def test_tables_of_text(tmp_path: Path, suffix: str) -> None:
     assert [case.id for case in loaded.cases] == IDS[:20] and loaded.format == "edits"
     edit = loaded.cases[1].edits[0]
     assert (edit.prompt, edit.target_true) == ('Where was\n"Ann 1" born?', None)  # an empty cell is none
+
+
+@pytest.mark.parametrize(("name", "sign"), [("facts.csv", ";"), ("facts.tsv", ","), ("facts.csv.gz", "\t")])
+def test_other_signs_between_cells_are_named(tmp_path: Path, name: str, sign: str) -> None:
+    path = tmp_path / name
+    content = sign.join(["prompt", "subject", "target_new"]).encode() + b"\nAnn is;Ann;old\n"
+    path.write_bytes(gzip.compress(content) if "gz" in name else content)
+    with pytest.raises(BadInput, match=re.escape(f"its cells are divided by {sign!r}")):
+        data.read(path)
 
 
 def test_a_row_with_too_many_cells_is_named(tmp_path: Path) -> None:

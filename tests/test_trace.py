@@ -363,6 +363,20 @@ def test_known_facts_are_averaged(model: str, here: Path) -> None:  # noqa: F811
     assert "facts were asked for" in refused("trace", model, *words, "--limit", 1000, "-q")
 
 
+def test_world_is_the_one_that_the_model_knows(model: str) -> None:
+    recipe = Path(model) / "recipe.json"
+    recipe.write_text('{"persons": 30, "world_seed": 3}')
+    try:
+        assert command.read_facts(model, 3) != command.read_facts("world", 3)
+        looked_at: list[str] = []
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(command, "read_facts", lambda name, *_: looked_at.append(name) or [])
+            refused("trace", model, "--facts", "world", "-q")
+        assert looked_at == [model]
+    finally:
+        recipe.unlink()
+
+
 def test_facts_may_be_those_of_cases(model: str, here: Path) -> None:  # noqa: F811
     world = command.read_facts("world", 3, seed=2)
     edits = [case.edits[0] for case in errata.cases("world", 3, seed=2)]

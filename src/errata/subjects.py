@@ -45,7 +45,7 @@ def placed(prompt: str, subject: str, at: int | None = None) -> tuple[str, int]:
 def last_word(text: str, subject: str) -> int:
     """Where the last occurrence begins that begins and ends at a word border; -1 where there is none."""
     at = text.rfind(subject)
-    while at >= 0 and not (_border(text, at) and _border(text, at + len(subject))):
+    while at >= 0 and not _is_word(text, at, at + len(subject)):
         at = text.rfind(subject, 0, at + len(subject) - 1)
     return at
 
@@ -55,11 +55,21 @@ def mentions(text: str, subject: str) -> bool:
     return last_word(text, subject) >= 0
 
 
+def as_spelt(text: str, subject: str) -> re.Match[str] | None:
+    """The first place where a text names its subject as a word, whatever its letter cases."""
+    found = re.finditer(re.escape(subject), text, re.IGNORECASE)
+    return next((place for place in found if _is_word(text, *place.span())), None)
+
+
 def template_of(prompt: str, subject: str, at: int | None = None) -> str:
     """A prompt that names its subject (at ``at``, by default as :func:`placed`) with ``{}`` in its place."""
     start = last_word(prompt, subject) if at is None else at
     start = prompt.rfind(subject) if start < 0 else start  # of an earlier version's file, which asked for no border
     return prompt[:start] + "{}" + prompt[start + len(subject) :]
+
+
+def _is_word(text: str, start: int, end: int) -> bool:
+    return _border(text, start) and _border(text, end)
 
 
 def _border(text: str, at: int) -> bool:

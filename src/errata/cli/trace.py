@@ -37,13 +37,16 @@ class Fact(NamedTuple):
 
 
 def read_facts(name: str, limit: int | None = None, seed: int = 0) -> list[Fact]:
-    """The first facts of a file like ROME's known_facts.json, or the true facts of cases ("world", or a file).
+    """The first facts of a file like ROME's known_facts.json, or the true facts of cases (of a world, or of a file).
 
     Raises :class:`BadInput`.
     """
+    from errata.world.named import world_named
+
     if limit is not None and limit < 1:
         raise BadInput(f"--limit must be at least 1, found {limit}")
-    facts = _of_cases(name, limit, seed) if name == "world" else _of_file(Path(name), seed)
+    of_world = world_named(name) is not None
+    facts = _of_cases(name, limit or FACTS, seed) if of_world else _of_file(Path(name), seed)
     if not facts:
         raise BadInput(f"{name} holds no fact; expected records with prompt, subject and attribute, or cases")
     if limit is not None and limit > len(facts):
@@ -80,7 +83,7 @@ def _fact(record: Any, where: str) -> Fact:
 def _of_cases(name: str, limit: int | None, seed: int) -> list[Fact]:
     import errata
 
-    cases = errata.cases(name, limit=(limit or FACTS) if name == "world" else None, seed=seed)
+    cases = errata.cases(name, limit=limit, seed=seed)
     edits = [edit for case in cases for edit in case.edits]
     return [Fact(edit.template, edit.subject, edit.target_true) for edit in edits if edit.target_true]
 
@@ -120,8 +123,8 @@ def trace_command(
     facts: Annotated[
         str | None,
         typer.Option(
-            help="The average over many: 'world', a file of cases, or one like ROME's known_facts.json. Those that "
-            "the model does not know are left out and counted.",
+            help="The average over many: 'world' (the model's own), a file of cases, or one like ROME's "
+            "known_facts.json. Those that the model does not know are left out and counted.",
             show_default=False,
         ),
     ] = None,
@@ -157,11 +160,12 @@ def trace_command(
     if output is not None:
         check_picture(output, force)
     from errata.locate import KINDS, average, trace, tracing
+    from errata.world.named import known_to
 
     kinds = tracing.checked_kinds(kind or tuple(KINDS), samples, noise, window)
     settings: dict[str, Any] = {"kinds": kinds, "samples": samples, "noise": noise, "window": window, "seed": seed}
     if facts is not None:
-        chosen = read_facts(facts, limit, seed)
+        chosen = read_facts(known_to(model, facts), limit, seed)
         lm = common.load_model(model, device, dtype, quiet)
         traces, unknown = trace_facts(lm, chosen, quiet=quiet, **settings)
         result, one = average(traces), traces[0]

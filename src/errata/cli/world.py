@@ -72,11 +72,12 @@ def train(folder: str | Path, quiet: bool = True, **recipe: Any) -> Path:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
+    checked = Recipe(**recipe)
     with Progress(*columns, console=common.stderr(quiet), disable=quiet) as bar:
         task = bar.add_task("")
         return train_model(
             folder,
-            Recipe(**recipe),
+            checked,
             lambda done, steps, text: bar.update(task, completed=done, total=steps, description=text),
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from errata.data.fields import Excluded, Record, distinct, get, make_edit, optional_text, text
 from errata.data.formats import Format, MakeCase
-from errata.data.records import read_records
+from errata.data.records import read_objects, read_records
 from errata.errors import BadInput
 from errata.types import Case, Probe
 
@@ -75,9 +75,7 @@ def _usual_templates(path: Path | None) -> Path | None:
 
 def _patterns(source: Path, file_relation: str) -> Iterator[tuple[str, str]]:
     """Relation and beginning of each pattern that ends with its object: text is written from left to right."""
-    for position, record in read_records(source):
-        if isinstance(record, BadInput):
-            raise BadInput(f"{source}, {position}: {record}")
+    for record in read_objects(source):
         pattern = optional_text(record, "template") or text(record, "pattern")
         start, object_slot, rest = pattern.partition("[Y]")
         if object_slot and not rest.strip(END) and "[X]" in start:

@@ -4,11 +4,11 @@ Every function raises :class:`BadInput`, which names the field, where a value is
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from errata.errors import BadInput, unknown
+from errata.subjects import as_spelt, last_word
 from errata.types import Edit, Probe
 
 Record = Mapping[str, Any]
@@ -131,18 +131,15 @@ def make_edit(prompt: str, subject: str | None, target_new: str, target_true: st
     """
     if subject is None:
         subject = prompt
-    elif "{}" not in prompt and subject not in prompt:
-        start = prompt.casefold().find(subject.casefold())
-        spelt = prompt[start : start + len(subject)]
-        if start >= 0 and spelt.casefold() == subject.casefold():
-            subject = spelt
+    elif "{}" not in prompt and last_word(prompt, subject) < 0 and (spelt := as_spelt(prompt, subject)):
+        subject = spelt.group()
     target_true = (target_true or "").strip() or None
     return Edit(prompt, subject, target_new.strip(), target_true)
 
 
 def subject_in(prompt: str, subject: str | None) -> str | None:
-    """The subject where the prompt contains it, whatever its letter cases; otherwise None."""
-    return subject if subject and subject.casefold() in prompt.casefold() else None
+    """The subject where the prompt names it as a word, whatever its letter cases; otherwise None."""
+    return subject if subject and as_spelt(prompt, subject) else None
 
 
 def statement_edit(statement: str, subject: str | None = None) -> Edit:
@@ -150,7 +147,7 @@ def statement_edit(statement: str, subject: str | None = None) -> Edit:
 
     Some data sets state an edit in sentences, without a question. The statement is what prompt and target are together.
     """
-    named = re.search(re.escape(subject), statement, re.IGNORECASE) if subject else None
+    named = as_spelt(statement, subject) if subject else None
     if named and statement[named.end() :].strip(" .!?"):
         return make_edit(statement[: named.end()], named.group(), statement[named.end() :])
     words = statement.split()

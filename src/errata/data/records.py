@@ -158,6 +158,8 @@ def _of_table(file: BinaryIO, path: Path, limit: int, delimiter: str) -> Iterato
         for row in rows:
             if names is None:
                 names = [name.strip() for name in row]
+                if len(names) == 1 and (other := next((sign for sign in ",;\t|" if sign in names[0]), None)):
+                    raise BadInput(f"{path}: its cells are divided by {other!r}; a file of this name has {delimiter!r}")
             elif row:
                 number += 1
                 place = f"row {number} (line {rows.line_num})"

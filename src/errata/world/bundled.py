@@ -46,6 +46,5 @@ def _texts(world: World) -> Iterator[str]:
 def _cases(world: World) -> list[Any]:
     from errata.world.cases import cases
 
-    return cases(
-        world, limit=len(world.subjects("train")), split="train"
-    )  # one of a subject's facts: the others are asked
+    count = len(world.subjects("train"))  # one of a subject's facts: the others are asked
+    return cases(world, limit=count, split="train")

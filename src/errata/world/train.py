@@ -68,9 +68,7 @@ class Recipe:
     adam: float = 2e-3
     warmup: int = 60
     masked: float = 0.75  # of the rows in stage 2
-    deepest: int | None = (
-        None  # the layer from which on the subject's last token may be read in the end: half way, 4 at most
-    )
+    deepest: int | None = None  # where the subject's last token may be read from in the end: half way, layer 4 at most
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
