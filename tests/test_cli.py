@@ -258,7 +258,7 @@ def test_a_patch_is_measured_as_it_is(model: str, here: Path, tmp_path_factory: 
         assert f"--patch and {words[0]} were given" in refused(*measured, *words)
     assert "names no edits of its own" in refused(*measured, "-q")
     assert "--read goes with --cases" in refused(*measured, "--read", "strict=true")
-    assert "there is no patch at none" in refused("eval", model, "--patch", "none")
+    assert "there is no patch at none; give the path of a file" in refused("eval", model, "--patch", "none")
     run("edit", model, *FTM, "-o", "p.safetensors")
     other = saved("llama", tmp_path_factory.mktemp("other"))
     assert "this patch is of the model" in refused("eval", other, "--patch", "p.safetensors", "-q")

@@ -63,7 +63,7 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, "Tensor"], dict[str, 
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise BadInput(f"there is no {what} at {path}")
+        raise BadInput(f"there is no {what} at {path}; give the path of a file that Errata wrote")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["errata"])

@@ -26,7 +26,7 @@ def relations(record: Record) -> list[str]:
 def _case(record: Record, id: str) -> Case:
     rewrites = objects(record, REWRITES)
     if not rewrites:
-        raise BadInput(f"{REWRITES} is empty; a case has one edit at least")
+        raise BadInput(f"{REWRITES} is missing or empty; a case has one edit at least")
     edits = tuple(_edit(rewrite) for rewrite in rewrites)
     return Case(case_id(record, "case_id", "mquake", id), edits, tuple(chain_probes(record, rewrites)))
 
