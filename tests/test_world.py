@@ -87,10 +87,12 @@ def test_splits_share_no_subject() -> None:
     assert [sum(s in WORLD.names["person"] for s in split) for split in subjects] == [200, 50, 350]
 
 
-def test_a_world_is_named_by_the_folder_of_its_model(tmp_path: Path) -> None:
+def test_a_world_is_named_by_the_folder_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert world_named("world") is WORLD and world_named(tmp_path) is None
     (tmp_path / "recipe.json").write_text('{"persons": 60, "world_seed": 3}')
     assert world_named(tmp_path) == make_world(60, 3)
+    monkeypatch.chdir(tmp_path)
+    assert world_named("") is None
     for broken in ("{", "[]", '{"persons": "many", "world_seed": 0}', '{"persons": 60}'):
         (tmp_path / "recipe.json").write_text(broken)
         with pytest.raises(BadInput, match="no recipe of a world"):

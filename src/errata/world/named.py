@@ -18,7 +18,7 @@ def world_named(name: str | Path) -> World | None:
     if str(name) == BUNDLED:
         return world()
     file = Path(name) / RECIPE
-    if not file.is_file():
+    if not str(name) or not file.is_file():  # an unnamed model is not the folder one is in
         return None
     try:
         made = json.loads(file.read_text(encoding="utf-8"))
