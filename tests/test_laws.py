@@ -1,5 +1,6 @@
 """The laws that every method keeps, over every method and three architectures (design: laws)."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from itertools import count
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_undo_is_exact(edited: Edited) -> None:
     assert same_weights(lm.model, before)
     assert storage == [p.data_ptr() for p in lm.model.parameters()]
     assert answers_of(lm) == answers
+
+
+def test_two_threads_may_ask_at_once(edited: Edited) -> None:
+    _, lm, _, patch = edited
+    with patch.applied(lm) as changed:
+        turns = [PROMPTS, PROMPTS[::-1]] * 2
+        expected = [changed.generate(prompts, 4) for prompts in turns]
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(lambda prompts: changed.generate(prompts, 4), turns)) == expected
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -1,6 +1,5 @@
 """What methods keep that leave the weights alone and remember their edits: the same answer however it is asked."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +39,6 @@ def test_alone_and_in_a_batch(made: Made) -> None:
         together = [score.total for score in edited.score(PROMPTS, targets)]
         alone = [edited.score([p], [t])[0].total for p, t in zip(PROMPTS, targets, strict=True)]
         assert together == pytest.approx(alone, abs=1e-4)
-
-
-def test_two_threads_do_not_disturb_each_other(made: Made) -> None:
-    lm, _, _, patch = made
-    with patch.applied(lm) as edited:
-        expected = [edited.generate(PROMPTS, 4), edited.generate(PROMPTS[::-1], 4)]
-        with ThreadPoolExecutor(2) as pool:
-            answers = [pool.submit(edited.generate, prompts, 4) for prompts in (PROMPTS, PROMPTS[::-1]) * 3]
-            assert [done.result() for done in answers] == expected * 3
 
 
 def test_a_fold_of_twenty_survives_its_file(made: Made, tmp_path: Path) -> None:

@@ -499,20 +499,6 @@ def test_it_may_speak_again_after_an_exception() -> None:
     lm.generate(["Rome"], 1)
 
 
-def test_the_fingerprint_is_the_unedited_models_until_it_is_forgotten() -> None:
-    lm = tiny_lm("gpt2")
-    first = lm.fingerprint
-    name = f"{lm.sites.mlp_out[1]}.weight"
-    change = Patch((method_delta(name, torch.ones(32, 64)),))
-    fresh = HFLM(lm.model, tokenizer())
-    with change.applied(fresh) as edited:
-        assert edited.fingerprint == fresh.fingerprint == first
-        lm.forget_fingerprint()
-        assert lm.fingerprint != first
-    lm.forget_fingerprint()
-    assert lm.fingerprint == first
-
-
 # What an adapter may know ----------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """What a method is: a frozen dataclass of hyper-parameters with ``prepare`` and ``edit``, which returns a patch."""
 
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
 log = logging.getLogger(__name__)
+_DRAWING = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,11 @@ class Method(ABC):
                 )
             state = State()
         state.check(lm)
+        with lm.alone():
+            return self._made(lm, edits, state, prior)
+
+    def _made(self, lm: HFLM, edits: list[Edit], state: State, prior: Patch) -> Patch:
+        """The patch of :meth:`edit`, whose arguments are checked."""
         start = time.perf_counter()
         with frozen_rng(self.seed), searched() as found:
             resolved = self.resolve(lm, state)
@@ -230,8 +237,15 @@ def versions() -> dict[str, str]:
 def frozen_rng(seed: int) -> Iterator[None]:
     """Context manager: random numbers inside depend on ``seed`` alone, and those outside are as without it.
 
-    That holds for the CPU's generator and those of every accelerator in use.
+    That holds for the CPU's generator and those of every accelerator in use. There is one of each in a process, so
+    threads take turns, whatever models they edit.
     """
+    with _DRAWING, _seeded(seed):
+        yield
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     devices: Any = None if accelerator is None else torch.get_device_module(accelerator)
     if devices is not None and not getattr(devices, "is_initialized", lambda: True)():

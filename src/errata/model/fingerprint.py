@@ -1,7 +1,8 @@
-"""A short digest that identifies a model: of its configuration, shapes and sampled weights."""
+"""A short digest that identifies a model: of its configuration, its shapes and every weight."""
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from errata.model.weights import packed
 
-SAMPLES = 64  # entries of each tensor
+ROW, PIECE = 1024, 2**22  # eight-byte words of a sum; entries that are read at a time
+FLUSHED = 2.0**-15  # what is smaller counts as 0
 UNSPECIFIC = {  # keys of the configuration that differ between copies of one model
     "torch_dtype",
     "dtype",
@@ -21,26 +23,32 @@ UNSPECIFIC = {  # keys of the configuration that differ between copies of one mo
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits, equal for the same model loaded in float32, float16 and bfloat16.
+    """Sixteen hexadecimal digits, which any change of a weight changes that bfloat16 can hold.
 
-    Samples are rounded to bfloat16's precision. Takes milliseconds, whatever the model's size.
+    Weights are rounded to bfloat16, and what is smaller than 2⁻¹⁵ counts as 0, so that one model has one fingerprint in
+    float32 and bfloat16, and in float16 too unless it was saved in float32: float16 then rounds otherwise. Sums are
+    formed on the model's device; a billion weights take some seconds on a CPU and milliseconds on a GPU.
     """
     digest = hashlib.sha256()
     config: Any = model.config
     settings = {k: v for k, v in config.to_dict().items() if k not in UNSPECIFIC}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
-    for name, tensor in sorted(model.named_parameters()):
-        if name in tied:  # offloaded, they are listed twice
-            continue
+    for name, tensor in _tensors(model):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         for values in pieces(stored(model, name, tensor).detach()):
-            digest.update(_sampled(values))
-    for path, module in packed(model):  # GPTQ's and AWQ's integers are no parameters
-        for name, values in sorted(module.named_buffers()):
-            digest.update(f"{path}.{name} {tuple(values.shape)}".encode())
-            digest.update(_sampled(stored(model, f"{path}.{name}", values)))
+            digest.update(_sums(values))
     return digest.hexdigest()[:16]
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter once, and the integers of GPTQ and AWQ, which are no parameters; by name, in order."""
+    tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, tensor in sorted(model.named_parameters()):
+        if name not in tied:  # offloaded, they are listed twice
+            yield name, tensor
+    for path, module in packed(model):
+        for name, values in sorted(module.named_buffers()):
+            yield f"{path}.{name}", values
 
 
 def pieces(values: Tensor) -> list[Tensor]:
@@ -49,13 +57,23 @@ def pieces(values: Tensor) -> list[Tensor]:
     return [values] if flatten is None else [x for name in flatten()[0] for x in pieces(getattr(values, name))]
 
 
-def _sampled(values: Tensor) -> bytes:
-    n = values.numel()
-    at = torch.arange(0, n, max(1, n // SAMPLES), device=values.device)[:SAMPLES]
-    values = values.reshape(-1)[at]
-    if not values.is_floating_point():
-        return values.cpu().contiguous().numpy().tobytes()
-    return values.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
+@torch.no_grad()
+def _sums(values: Tensor) -> bytes:
+    """A digest of all entries, in order: of each row of words the sum Σ mᵢ xᵢ mod 2⁶⁴ with odd mᵢ, so that a change of
+    any word changes it."""
+    sums = [_sums_of(some).cpu() for some in values.reshape(-1).split(PIECE)]
+    return hashlib.sha256(torch.cat(sums).numpy().tobytes()).digest() if sums else b""
+
+
+def _sums_of(values: Tensor) -> Tensor:
+    """The sums of one piece of entries (n,), int64."""
+    if values.is_floating_point():
+        values = values.to(torch.bfloat16)
+        values = torch.where(values.abs() < FLUSHED, 0.0, values)
+    octets = values.contiguous().view(torch.uint8)
+    words = nn.functional.pad(octets, (0, -len(octets) % (8 * ROW))).view(torch.int64).view(-1, ROW)
+    factors = torch.arange(1, 2 * ROW, 2, device=words.device) * 0x1E3779B97F4A7C15
+    return (words * factors).sum(1)
 
 
 def stored(model: nn.Module, name: str, tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from errata.model import hooks
+from errata.model.in_use import use_of
 from errata.model.passes import (
     Rows,
     gathered,
@@ -114,7 +115,7 @@ class FullPass(Pass):
         rows, cols = _flat([[p + c for c in some] for p, some in zip(self.positions, columns, strict=True)])
         device = self.padded.ids.device
         where = torch.arange(len(self.rows), device=device), torch.tensor(self.positions, device=device)
-        with _changed(self.model, self.sites, self.site, delta, *where):
+        with use_of(self.model).lock, _changed(self.model, self.sites, self.site, delta, *where):
             logits = self.model(**inputs_of(self.model, self.padded.ids, self.padded.mask)).logits  # (b, t, V)
         return logits[rows.to(logits.device), cols.to(logits.device)]
 
@@ -142,7 +143,7 @@ class SuffixPass(Pass):
         self.prefix = pad(prefixes, "left", fill, device)
         self.suffix = pad([row[p:] for row, p in zip(rows, positions, strict=True)], "right", fill, device)
         self.mask = torch.cat([self.prefix.mask, self.suffix.mask], 1)
-        with torch.no_grad():
+        with use_of(model).lock, torch.no_grad():
             self.cache = self._prefix_cache(prefixes)
             self.stored = self._output_of_skipped()
 
@@ -212,7 +213,7 @@ class SuffixPass(Pass):
         if self.sites.depth - 1 > self.site.layer:
             sparse = only_at(self.model, self.sites, (b, self.suffix.ids.shape[1]), rows, cols)
         gather = gathered(self.model, self.sites, rows, cols)
-        with hooks.forward_replaced(forwards), changed, sparse, gather:
+        with use_of(self.model).lock, hooks.forward_replaced(forwards), changed, sparse, gather:
             return self._run().logits[0]
 
     @override

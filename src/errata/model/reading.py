@@ -61,10 +61,11 @@ class TensorPasses(ModelView):
 
     def run(self, inputs: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> Any:
         """The transformers output for keyword arguments ``inputs``; ``weights`` replace parameters inside the graph."""
-        if weights:
-            typed = {name: w.to(self.model.get_parameter(name).dtype) for name, w in weights.items()}
-            return torch.func.functional_call(self.model, typed, (), inputs)
-        return self.model(**inputs)
+        with self.alone():
+            if weights:
+                typed = {name: w.to(self.model.get_parameter(name).dtype) for name, w in weights.items()}
+                return torch.func.functional_call(self.model, typed, (), inputs)
+            return self.model(**inputs)
 
     @torch.no_grad()
     def read(self, rows: passes.Rows, columns: Sequence[Sequence[int]], sites: Sequence[Site]) -> dict[Site, Tensor]:
@@ -165,7 +166,7 @@ class TensorPasses(ModelView):
             return hooks.after(module, lambda args, kwargs, output: show(site, output))
 
         try:
-            with hooks.all_of(hook(site) for site in callbacks):
+            with self.alone(), hooks.all_of(hook(site) for site in callbacks):
                 self.model(**passes.inputs_of(self.model, ids, mask, cache))
         except hooks.Stop:
             pass

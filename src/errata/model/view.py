@@ -1,21 +1,20 @@
 """A transformers model with its tokenizer and sites, and which object may use it while a patch is in force."""
 
 import copy
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import count
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
 
-from errata.errors import InForce
+from errata.errors import BadInput
 from errata.model import passes
 from errata.model.detect import find_sites
 from errata.model.fingerprint import fingerprint
+from errata.model.in_use import Change, use_of
 from errata.model.intervention import InterventionSite
 from errata.model.lm import Call
 from errata.model.resources import Resources
@@ -25,16 +24,14 @@ from errata.model.weights import packed
 
 NONE = Resources()
 BUDGET = 4096  # tokens in a batch, padding included
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
 class _Shared:
     """What all views of one model have in common."""
 
-    numbers: Any = field(default_factory=lambda: count(1))  # of the views to come
-    in_force: list[int] = field(default_factory=lambda: [0])  # views, the innermost last; 0 is the unedited model
     call: ContextVar[Call | None] = field(default_factory=lambda: ContextVar("call", default=None))
-    lock: Any = field(default_factory=threading.RLock)
     fingerprint: str | None = None
     # does the suffix pass hold at this site, for rows that have a prefix or not, padded in front or not?
     suffix_holds: dict[tuple[InterventionSite, bool, bool], bool] = field(default_factory=dict)
@@ -84,41 +81,51 @@ class ModelView:
         self.resources = resources
         self.config = model.config
         self.seq2seq = bool(getattr(self.config, "is_encoder_decoder", False))
-        self.sites = sites or find_sites(model)
-        self.tokens = Tokens(tokenizer, _limit(self.config), self.seq2seq)
         self.explainers = []
-        self._shared, self._view = _Shared(), 0
-        model.eval()
+        self._use, self._shared = use_of(model), _Shared()
+        self._inside: Change | None = None  # the change of the patch that this view speaks through
+        with self._use.lock:
+            self._use.check(None)
+            model.eval()
+            self.sites = sites or find_sites(model)
+        self.tokens = Tokens(tokenizer, _limit(self.config), self.seq2seq)
 
     @contextmanager
-    def exclusive_view(self) -> Iterator[Self]:
-        """Context manager: a view of the model that alone may run it for the length of the block.
+    def changed(self, make: Callable[[Self, ExitStack], T]) -> Iterator[T]:
+        """Context manager: yields what ``make(view, undo)`` returned, for the length of the block.
 
-        For ``Patch.applied``. Raises :class:`InForce` if this view may not run the model itself.
+        Of all views the new one alone may run the model then, which ``make`` may change; it puts on ``undo`` what
+        changes it back. No other thread runs the model while it is changed. For ``Patch.applied``. Raises
+        :class:`InForce` if this view may not run the model itself.
         """
-        self.check()
         view = copy.copy(self)
-        view._view = next(self._shared.numbers)
         view.explainers = list(self.explainers)
+
+        def put_on(change: Change) -> T:
+            view._inside = change
+            return make(view, change.undo)
+
         self.fingerprint  # noqa: B018  computed before anything changes
-        self._shared.in_force.append(view._view)
-        try:
-            yield view
-        finally:
-            self._shared.in_force.remove(view._view)
+        with self._use.changed(self._inside, put_on) as made:
+            yield made
 
     def check(self) -> None:
-        """Raises :class:`InForce` if a patch is in force on the model that this view does not include."""
-        if self._shared.in_force[-1] != self._view:
-            raise InForce(
-                "a patch is in force on this model; ask what `with patch.applied(lm) as edited` gave, "
-                "or leave that block first"
-            )
+        """Raises :class:`InForce` if a patch is in force on the model that this view does not include, and
+        :class:`BadInput` while the model is in training mode, in which dropout makes its answers random."""
+        self._use.check(self._inside)
+        if any(module.training for module in self.model.modules()):
+            raise BadInput("the model is in training mode, and its answers would be random; call lm.model.eval() first")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Context manager: no other thread runs the model or puts a patch on it; those that would, wait."""
+        with self._use.lock:
+            yield
 
     @property
     def unedited(self) -> bool:
         """Whether this is the model itself, not a view with a patch in force."""
-        return self._view == 0
+        return self._inside is None
 
     @property
     def quantised(self) -> bool:
@@ -127,14 +134,21 @@ class ModelView:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of the unedited model: configuration, shapes, sampled weights."""
-        if self._shared.fingerprint is None:
-            self._shared.fingerprint = fingerprint(self.model)
-        return self._shared.fingerprint
+        """Sixteen hexadecimal digits of the unedited model: configuration, shapes, weights."""
+        with self.alone():
+            if self._shared.fingerprint is None:
+                self._use.check(None)
+                self._shared.fingerprint = fingerprint(self.model)
+            return self._shared.fingerprint
 
     def forget_fingerprint(self) -> None:
-        """Compute the fingerprint anew when it is next needed: after the weights were changed for good."""
-        self._shared.fingerprint = None
+        """Compute the fingerprint anew when it is next needed: after the weights were changed for good.
+
+        Raises :class:`InForce` while a patch is in force.
+        """
+        with self.alone():
+            self._use.check(None)
+            self._shared.fingerprint = None
 
     @property
     def call(self) -> Call | None:
@@ -143,8 +157,12 @@ class ModelView:
 
     @contextmanager
     def calling(self, call: Call) -> Iterator[None]:
-        """Context manager: passes inside it belong to ``call``, which adapters see. One thread at a time."""
-        with self._shared.lock:
+        """Context manager: passes inside it belong to ``call``, which adapters see. One thread at a time.
+
+        Raises :class:`InForce` as :meth:`check` does: another thread may have put a patch on since.
+        """
+        with self.alone():
+            self._use.check(self._inside)
             token = self._shared.call.set(call)
             try:
                 yield

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from errata.errors import BadInput, Unsupported, WrongModel
@@ -94,17 +95,20 @@ class Patch:
         :class:`InForce`. Afterwards the model is bit for bit as before. Raises :class:`WrongModel` for a patch of
         another model, unless ``force`` (which is logged).
         """
-        self.check(lm, force=force)
-        with ExitStack() as stack:
-            edited = stack.enter_context(lm.exclusive_view())
+
+        def put_on(edited: HFLM, undo: ExitStack) -> LM:
             if deltas := self.of_kind(Delta):
-                stack.enter_context(_total(deltas).in_force(lm.model))
+                undo.enter_context(_total(deltas).in_force(lm.model))
             for adapter in self.of_kind(Adapter):
-                stack.enter_context(adapter.in_force(edited))
+                undo.enter_context(adapter.in_force(edited))
             outermost: LM = edited
             for wrapper in self.of_kind(Wrapper):
                 outermost = wrapper.wrap(outermost)
-            yield outermost
+            return outermost
+
+        self.check(lm, force=force)
+        with lm.changed(put_on) as edited:
+            yield edited
 
     def check(self, lm: HFLM, *, force: bool = False) -> None:
         """Raises :class:`WrongModel` or :class:`Unsupported` unless the patch can be applied to ``lm``."""
@@ -120,8 +124,7 @@ class Patch:
                 f"and this model is {lm.name or '?'} ({lm.fingerprint})"
             )
             if not force:
-                copy = ", quantised, which makes it another model" if lm.quantised else ""
-                raise WrongModel(f"{message}{copy}; load the patch's own model, or pass force=True")
+                raise WrongModel(f"{message}{_rounded(lm)}; load the patch's own model, or pass force=True")
             log.warning("%s; applied all the same", message)
         for delta in self.of_kind(Delta):
             delta.check(lm.model)
@@ -137,14 +140,15 @@ class Patch:
     def merge(self, lm: HFLM, *, force: bool = False) -> None:
         """Changes the model's weights for good. Raises :class:`Unsupported` if there are other parts than deltas, and
         :class:`Refused` where a weight would not be finite."""
-        lm.check()
-        self.check(lm, force=force)
         if others := [part.kind for part in self.parts if not isinstance(part, Delta)]:
             raise Unsupported(f"only changes of weights can be merged; this patch also holds {', '.join(others)}")
-        if not lm.unedited:
-            raise Unsupported("another patch is in force here; merge into the model itself")
-        _total(self.of_kind(Delta)).merge(lm.model)
-        lm.forget_fingerprint()
+        with lm.alone():
+            lm.check()
+            self.check(lm, force=force)
+            if not lm.unedited:
+                raise Unsupported("another patch is in force here; merge into the model itself")
+            _total(self.of_kind(Delta)).merge(lm.model)
+            lm.forget_fingerprint()
 
     # Algebra ---------------------------------------------------------------------------------------
 
@@ -257,6 +261,13 @@ def _total(deltas: Sequence[Delta]) -> Delta:
 
 def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, t in tensors.items() if not bool(t.isfinite().all())), None)
+
+
+def _rounded(lm: HFLM) -> str:
+    """What makes a copy of a model another model."""
+    if lm.quantised:
+        return ", quantised, which makes it another model"
+    return ", in float16, which rounds weights of float32 to another model" if lm.dtype == torch.float16 else ""
 
 
 def _same_model(a: Patch, b: Patch) -> None:
