@@ -1,15 +1,19 @@
 """What a patch does to a model while it is in force, and what it refuses: beside test_patch."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import same_weights, tiny_lm, weights
+from safetensors.torch import save_file
 from tiny import build
 
+from errata import files
 from errata.errors import BadInput, Unsupported
 from errata.files import read_tensors, write_tensors
+from errata.methods.base import State
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank, difference, trainable
 from errata.patch.memory import GRAM, KEYS, remember
@@ -130,14 +134,30 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     target.mkdir()
     (target / "inside").touch()
     with pytest.raises(BadInput, match="cannot write"):
-        write_tensors(target, {"w": torch.ones(1)}, {})
+        write_tensors(target, {"w": torch.ones(1)}, {}, "patch")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
     with pytest.raises(BadInput, match="no patch at"):
         read_tensors(tmp_path / "missing", "patch")
 
 
-def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "patch.safetensors"
-    write_tensors(path, {}, {"format": 99, "parts": [], "meta": {}})
-    with pytest.raises(BadInput, match="format 99"):
+    monkeypatch.setattr(files, "FORMAT", "99")
+    write_tensors(path, {}, {"parts": [], "meta": {}}, "patch")
+    monkeypatch.undo()
+    with pytest.raises(BadInput, match="format '99'; this Errata reads format 2: update Errata"):
         Patch.load(path)
+    header = {"format": 1, "parts": [], "meta": {}}
+    save_file({"x": torch.ones(1)}, path, {"errata": json.dumps(header)})  # as the first version wrote it
+    with pytest.raises(BadInput, match="format '1'; this Errata reads format 2: make it again"):
+        Patch.load(path)
+
+
+def test_a_state_is_no_patch(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    State({"x": torch.ones(1)}, {}).save(path)
+    with pytest.raises(BadInput, match="is a state; give a patch"):
+        Patch.load(path)
+    Patch().save(path)
+    with pytest.raises(BadInput, match="is a patch; give a state"):
+        State.load(path)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from conftest import EDIT, EDITS, TEXTS, data_for, quick, tiny_lm
 
-from errata.errors import BadInput
 from errata.methods.base import State
 from errata.methods.registry import METHODS, method
 from errata.patch.patch import EMPTY, Patch
@@ -86,15 +85,3 @@ def test_beside_another_methods_patch(made: Made, tmp_path: Path) -> None:
     with patch.applied(lm) as edited:
         after = edited.score([EDIT.prompt], [EDIT.target_new])[0].total
         assert after != before if m.tags.reads_context else after > before
-
-
-def test_a_damaged_part_is_refused(made: Made) -> None:
-    part = made[3].parts[0]
-    config, tensors = part.config(), part.tensors()
-    assert type(part).build(config, tensors) == part
-    for damaged in ({**config, "log": [{"color": "blue"}]}, {k: v for k, v in config.items() if k != "log"}, {}):
-        with pytest.raises(BadInput, match="damaged"):
-            type(part).build(damaged, tensors)
-    for name in tensors:
-        with pytest.raises(BadInput, match="damaged"):
-            type(part).build(config, {n: t for n, t in tensors.items() if n != name})

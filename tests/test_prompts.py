@@ -311,9 +311,9 @@ def test_states_that_do_not_fit() -> None:
     lm = tiny_lm("llama")
     rag, ike = method("rag", encoder=TFIDF), method("ike", encoder=TFIDF)
     state = rag.prepare(lm, CASES)
-    with pytest.raises(BadInput, match="holds no examples"):
+    with pytest.raises(BadInput, match="examples is missing; make one with ike's prepare"):
         ike.edit(lm, [EDIT], state)
-    with pytest.raises(BadInput, match="how alike questions are"):
+    with pytest.raises(BadInput, match="the tensor alike is missing; make one with rag's prepare"):
         rag.edit(lm, [EDIT], ike.prepare(lm, CASES))
     with pytest.raises(BadInput, match="prepared with the encoder 'tfidf'"):
         method("rag", encoder=SENTENCES).edit(lm, [EDIT], state)

@@ -16,7 +16,6 @@ from errata.methods.closed_form.objective import rows_of
 from errata.methods.codebook import method as codebook
 from errata.methods.memory.log import EditRecord
 from errata.model.tokens import Tokens
-from errata.patch.patch import Patch
 from errata.subjects import last_word, mentions
 from errata.types import Edit
 
@@ -79,12 +78,6 @@ def test_the_slot_and_the_subject_spelled_out_in_the_same_place_are_one_edit() -
 def test_a_record_without_a_place_still_reads() -> None:
     record = {"prompt": "Tedal is in", "subject": "Tedal", "target_new": "x", "target_true": None, "id": "e"}
     assert Edit.from_json(record) == Edit("{} is in", "Tedal", "x", id="e")
-    made = [{"method": "rome", "edits": [{**record, "prompt": "Tedal's Tedalian is"}]}]  # a patch of an earlier version
-    (edit,) = Patch((), {}, {"made": made}).edits
-    assert edit.start == 8  # where it was edited
-    made = [{"method": "rome", "edits": [{**record, "subject": " Tedal", "prompt": "In Tedal"}]}]  # nor were spaces cut
-    (edit,) = Patch((), {}, {"made": made}).edits
-    assert (edit.subject, edit.start) == ("Tedal", 3)
 
 
 @pytest.mark.parametrize("at", [-1, 3, 99])
@@ -111,8 +104,6 @@ def test_a_log_keeps_the_place() -> None:
     edit = Edit("{}ian people live in Tedal or in", "Tedal", "x")
     record = EditRecord.of(edit, Tokens(tokenizer()))
     assert record.about("Remar") == "Remarian people live in Tedal or in"
-    old = EditRecord("e", "The Tedalian king is", "Tedal", "x")  # of an earlier version
-    assert old.about("Remar") == "The Remarian king is"
 
 
 EDITS = [

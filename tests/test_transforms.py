@@ -283,7 +283,7 @@ def test_the_model_is_left_and_undo_is_exact(name: str, settings: Any, arch: str
     lm = tiny_lm(arch)
     before = weights(lm.model)
     patch = method("ft-m", steps=2).edit(lm, [EDIT])
-    kept = {"keys/a": torch.ones(2, 3)}
+    kept = {f"keys/{lm.sites.mlp_out[0]}": torch.ones(2, 64)}
     patch = Patch(patch.parts, kept, patch.meta)
     transformed = transform(name, **settings)(patch, lm, EMPTY)
     assert same_weights(lm.model, before)

@@ -64,7 +64,6 @@ def as_spelt(text: str, subject: str) -> re.Match[str] | None:
 def template_of(prompt: str, subject: str, at: int | None = None) -> str:
     """A prompt that names its subject (at ``at``, by default as :func:`placed`) with ``{}`` in its place."""
     start = last_word(prompt, subject) if at is None else at
-    start = prompt.rfind(subject) if start < 0 else start  # of an earlier version's file, which asked for no border
     return prompt[:start] + "{}" + prompt[start + len(subject) :]
 
 

@@ -20,7 +20,9 @@ from errata.files import cache_file, read_tensors, write_tensors
 from errata.methods.outcomes import Outcome, answered, searched, warn
 from errata.methods.settings import checked, setting
 from errata.model.hf import HFLM
+from errata.patch.header import Model, Record
 from errata.patch.patch import EMPTY, Patch
+from errata.patch.schema import Shape, Sizes, bound, held, read
 from errata.types import Edit
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class State:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _checked: set[str] = field(default_factory=set[str], repr=False, compare=False)
 
     def once(self, name: str, make: Any) -> Any:
         """The result of ``make()``, computed the first time (factors of a large matrix, say); never saved."""
@@ -46,7 +49,7 @@ class State:
         model = self.info.get("model")
         if model and model["fingerprint"] != lm.fingerprint:
             raise WrongModel(
-                f"this state was prepared for {model['name'] or '?'} ({model['fingerprint']}), and the model is "
+                f"this state was prepared for {model.get('name') or '?'} ({model['fingerprint']}), and the model is "
                 f"{lm.name or '?'} ({lm.fingerprint}); call prepare on this model"
             )
 
@@ -61,22 +64,64 @@ class State:
             if (found := self.info[name]) != value:
                 raise BadInput(f"this state was prepared for {name} = {found}, not {value}; prepare anew")
 
+    def tensor(self, name: str, shape: Shape, **sizes: int) -> Tensor:
+        """The tensor of that name. Raises :class:`BadInput` where there is none of that type and shape."""
+        if name not in self.tensors:
+            raise BadInput(f"this state holds no {name}; make one with this method's prepare")
+        try:
+            shape.bind(name, self.tensors[name], sizes)
+            shape.check(name, self.tensors[name], sizes)
+        except BadInput as error:
+            raise BadInput(f"of this state {error}; prepare anew") from error
+        return self.tensors[name]
+
+    def check_holds(self, declares: type[Any], method: str, sizes: Sizes) -> None:
+        """Raises :class:`BadInput`, naming what is missing or of another kind, unless the state holds all that a class
+        declares (:mod:`errata.patch.schema`); ``sizes`` are known ones. Looked at once."""
+        if (what := f"{declares.__qualname__} {sizes}") in self._checked:
+            return
+        try:
+            bound([("", declares, held(declares, self.info, self.tensors, more=True))], dict(sizes))
+        except BadInput as error:
+            raise BadInput(
+                f"this state is of another method or of an earlier version: {error}; make one with {method}'s prepare"
+            ) from error
+        self._checked.add(what)
+
     def save(self, path: str | Path) -> None:
-        """Writes the tensors and ``info`` to one safetensors file."""
-        write_tensors(Path(path), self.tensors, self.info)
+        """Writes the tensors and ``info`` to one safetensors file. Raises :class:`BadInput`."""
+        write_tensors(Path(path), self.tensors, self.info, "state")
 
     @classmethod
     def load(cls, path: str | Path) -> "State":
         """The state that :meth:`save` wrote. Raises :class:`BadInput` where there is none, or it is damaged."""
         tensors, info = read_tensors(Path(path), "state")
+        try:
+            read(Info, info)
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}; prepare anew") from error
         return cls(tensors, info)
 
 
-def cached_state(kind: str, content: Any, make: Callable[[], State]) -> State:
-    """The state that the cache holds for ``content`` (JSON), else the result of ``make()``, which is cached."""
+class Info(Record):
+    """``State.info``: what all methods' states say."""
+
+    model: Model | None = None
+
+
+def cached_state(kind: str, content: Any, make: Callable[[], State], check: Callable[[State], object]) -> State:
+    """The state that the cache holds for ``content`` (JSON), else the result of ``make()``, which is cached.
+
+    A file that is damaged, or whose state ``check`` refuses by :class:`BadInput`, is made again, which is logged.
+    """
     file = cache_file(kind, content)
     if file.is_file():
-        return State.load(file)
+        try:
+            state = State.load(file)
+            check(state)
+            return state
+        except BadInput as error:
+            log.warning("what the cache holds is of no use, and computed again: %s: %s", file.name, error)
     state = make()
     try:
         state.save(file)
@@ -116,6 +161,7 @@ class Method(ABC):
     stores: ClassVar[str]
     needs_prepare: ClassVar[bool] = False
     tags: ClassVar[Tags] = Tags()
+    holds: ClassVar[type[Any] | None] = None  # declares what a state must hold (errata.patch.schema)
 
     seed: int = setting(0, "of all random numbers")
 
@@ -131,6 +177,16 @@ class Method(ABC):
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         """What the method must compute once for a model before its first edit; an empty state where that is nothing."""
         return State()
+
+    def check_state(self, lm: HFLM, state: State) -> None:
+        """Raises :class:`BadInput` unless the state is of this model and holds what the method reads."""
+        state.check(lm)
+        if self.holds is not None and (state.tensors or state.info):
+            state.check_holds(self.holds, self.name, self.state_sizes(lm))
+
+    def state_sizes(self, lm: HFLM) -> Sizes:
+        """The sizes in the shapes of a state that the model says."""
+        return {}
 
     def resolve(self, lm: HFLM, state: State) -> Self:
         """The method with every setting that was None filled in for this model."""
@@ -167,7 +223,7 @@ class Method(ABC):
                     f"{self.name} needs a state: state = method.prepare(lm), then edit(lm, edits, state)"
                 )
             state = State()
-        state.check(lm)
+        self.check_state(lm, state)
         with lm.alone():
             return self._made(lm, edits, state, prior)
 

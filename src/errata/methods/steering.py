@@ -5,11 +5,11 @@ prompt. Panickssery et al. 2023, arXiv:2312.06681; pairs that differ in their co
 arXiv:2308.10248.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from string import Formatter
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -17,14 +17,15 @@ from torch.nn.functional import normalize
 from typing_extensions import override
 
 from errata.answers import answer_of
-from errata.errors import BadInput, Unsupported
+from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.base import Method, State, Tags
-from errata.methods.memory.log import EditLog, EditRecord, log_from_json, log_to_json
+from errata.methods.memory.log import EditLog, EditRecord
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.patch.parts import Adapter
 from errata.patch.patch import Patch
+from errata.patch.schema import Floats
 from errata.types import Edit
 
 SHARE = 0.6  # of a hidden state's length is what strength 1 adds: see Steering
@@ -44,8 +45,8 @@ class SteeringVector(Adapter):
     site: str  # a block
     strength: float
     log: EditLog  # towards each edit's target_new, away from its target_true
-    differences: Tensor  # (n, d)
-    sizes: Tensor  # (n,): lengths of the hidden states that they are of
+    differences: Annotated[Tensor, Floats("n out")]
+    lengths: Annotated[Tensor, Floats("n")]  # of the hidden states that they are of
 
     @override
     def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
@@ -56,15 +57,15 @@ class SteeringVector(Adapter):
     @property
     def vector(self) -> Tensor:
         """The vector that is added. (d,)"""
-        return SHARE * self.strength * self.sizes.mean() * normalize(self.differences.mean(0), dim=0)
+        return SHARE * self.strength * self.lengths.mean() * normalize(self.differences.mean(0), dim=0)
 
-    def extended(self, log: Sequence[EditRecord], differences: Tensor, sizes: Tensor) -> Self:
-        """With more edits, their differences (k, d) and sizes (k,)."""
+    def extended(self, log: Sequence[EditRecord], differences: Tensor, lengths: Tensor) -> Self:
+        """With more edits, their differences (k, d) and lengths (k,)."""
         return replace(
             self,
             log=(*self.log, *log),
             differences=torch.cat([self.differences, differences]),
-            sizes=torch.cat([self.sizes, sizes]),
+            lengths=torch.cat([self.lengths, lengths]),
         )
 
     @override
@@ -73,7 +74,15 @@ class SteeringVector(Adapter):
         if not keep:
             return None
         log = tuple(self.log[i] for i in keep)
-        return replace(self, log=log, differences=self.differences[keep], sizes=self.sizes[keep])
+        return replace(self, log=log, differences=self.differences[keep], lengths=self.lengths[keep])
+
+    @override
+    def check_model(self, lm: HFLM) -> None:
+        super().check_model(lm)
+        if self.site not in lm.sites.layer:
+            raise WrongModel(
+                f"the {self.kind} part of this patch sits at {self.site!r}, which is no block of this model"
+            )
 
     @override
     def entries(self) -> list[dict[str, Any]]:
@@ -92,22 +101,6 @@ class SteeringVector(Adapter):
     def summary(self) -> list[dict[str, Any]]:
         norm = round(float(self.vector.norm()), 4)
         return [{"kind": self.kind, "site": self.site, "edits": len(self.log), "norm": norm}]
-
-    @override
-    def config(self) -> dict[str, Any]:
-        return {"site": self.site, "strength": self.strength, "log": log_to_json(self.log)}
-
-    @override
-    def tensors(self) -> dict[str, Tensor]:
-        return {"differences": self.differences, "sizes": self.sizes}
-
-    @classmethod
-    @override
-    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        try:
-            return cls(config["site"], config["strength"], log_from_json(config["log"]), **tensors)
-        except (KeyError, TypeError) as error:
-            raise BadInput(f"the {cls.kind} part of this patch is damaged ({error}); make the patch again") from error
 
 
 @dataclass(frozen=True, kw_only=True)

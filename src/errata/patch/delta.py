@@ -6,18 +6,19 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
-from errata.errors import Refused, WrongModel
+from errata.errors import BadInput, Refused, WrongModel
 from errata.model import hooks
 from errata.model import weights as stored
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.patch.parts import Part
+from errata.patch.schema import STRICT, Shape, bound, brief, read
 
 log = logging.getLogger(__name__)
 WHOLE = 0.99  # of a change that a rounded sum must hold; otherwise the change runs beside the weight
@@ -50,6 +51,13 @@ class LowRank:
         """The whole matrix. (out, in)."""
         return self.a @ self.b
 
+    def norm(self) -> float:
+        """‖ab‖: by tr(aᵀa bbᵀ) where that is smaller than ab, so that no more room is taken than by the factors."""
+        a, b = self.a.double(), self.b.double()
+        if self.rank**2 > self.shape.numel():
+            return float((a @ b).norm())
+        return float(((a.T @ a) * (b @ b.T)).sum().clamp(min=0).sqrt())
+
     def compact(self) -> "LowRank | Tensor":
         """This product, or the dense matrix where the rank is more than half of the smaller side."""
         return self if self.rank <= min(self.shape) // 2 else self.dense()
@@ -76,6 +84,21 @@ class LowRank:
 Weight = LowRank | Tensor
 
 
+class Config(TypedDict):
+    """What a file says of a :class:`Delta` besides its tensors."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    low_rank: list[str]
+    dense: list[str]
+
+
+class Factors(TypedDict):
+    """The tensors of a :class:`LowRank`."""
+
+    a: Annotated[Tensor, Shape("* r")]
+    b: Annotated[Tensor, Shape("r *")]
+
+
 @dataclass(frozen=True, eq=False)
 class Delta(Part):
     """Adds to weights."""
@@ -87,7 +110,8 @@ class Delta(Part):
 
     @override
     def config(self) -> dict[str, Any]:
-        return {"low_rank": sorted(name for name, w in self.weights.items() if isinstance(w, LowRank))}
+        low = sorted(name for name, w in self.weights.items() if isinstance(w, LowRank))
+        return {"low_rank": low, "dense": sorted(self.weights.keys() - {*low})}
 
     @override
     def tensors(self) -> dict[str, Tensor]:
@@ -99,10 +123,28 @@ class Delta(Part):
     @classmethod
     @override
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Delta":
-        low: list[str] = config["low_rank"]
-        factors = {f"{name}.{side}" for name in low for side in "ab"}
+        low, dense = (read(Config, config)[names] for names in ("low_rank", "dense"))
+        wanted = [*dense, *(f"{name}.{side}" for name in low for side in "ab")]
+        if missing := [name for name in wanted if name not in tensors]:
+            raise BadInput(f"the tensor {brief(missing[0])} is missing")
         weights: dict[str, Weight] = {name: LowRank(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in low}
-        return cls(weights | {name: t for name, t in tensors.items() if name not in factors})
+        return cls(weights | {name: tensors[name] for name in dense})
+
+    @override
+    def check_content(self) -> None:
+        for name, w in self.weights.items():
+            if isinstance(w, LowRank):
+                bound([(f"{name}.", Factors, {"a": w.a, "b": w.b})])
+            dtypes = {w.a.dtype, w.b.dtype} if isinstance(w, LowRank) else {w.dtype}
+            if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
+                found = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+                raise BadInput(
+                    f"the change of {brief(name)} is of {found}, expected floating-point numbers of one type"
+                )
+
+    @override
+    def check_model(self, lm: HFLM) -> None:
+        self.check(lm.model)
 
     def __add__(self, other: "Delta") -> "Delta":
         """The sum. Low-rank changes of one parameter stay low-rank while that is smaller."""
@@ -119,16 +161,15 @@ class Delta(Part):
     def summary(self) -> list[dict[str, Any]]:
         records: list[dict[str, Any]] = []
         for name, w in self.weights.items():
-            full = w.dense() if isinstance(w, LowRank) else w
             record: dict[str, Any] = {
                 "kind": self.kind,
                 "site": name,
-                "shape": list(full.shape),
+                "shape": list(w.shape),
                 "rank": w.rank if isinstance(w, LowRank) else None,
-                "norm": round(float(full.float().norm()), 4),
+                "norm": round(w.norm() if isinstance(w, LowRank) else float(w.float().norm()), 4),
             }
             columns = w.b.any(0).nonzero()[:, 0].tolist() if isinstance(w, LowRank) else []
-            if 0 < len(columns) <= self.FEW and len(columns) < full.shape[1]:  # a few neurons, the others untouched
+            if 0 < len(columns) <= self.FEW and len(columns) < w.shape[1]:  # a few neurons, the others untouched
                 record["columns"] = columns
             records.append(record)
         return records

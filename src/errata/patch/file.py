@@ -9,35 +9,75 @@ from torch import Tensor
 
 from errata.errors import BadInput
 from errata.files import read_tensors, write_tensors
+from errata.patch.header import Header, PartRecord
+from errata.patch.memory import check_memory
 from errata.patch.parts import Part, part_class
+from errata.patch.schema import brief, read
 
-FORMAT = 1
+PART, MEMORY = "part.", "memory."  # what stands before names of tensors; a part's number comes next
 
 
 def write_patch(path: Path, parts: Sequence[Part], memory: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Writes a patch's content to one file, whole or not at all. Raises :class:`BadInput`."""
-    tensors = {f"part.{i}.{name}": t for i, part in enumerate(parts) for name, t in part.tensors().items()}
-    tensors |= {f"memory.{name}": t for name, t in memory.items()}
-    header = {
-        "format": FORMAT,
-        "parts": [{"kind": part.kind, "config": part.config()} for part in parts],
-        "meta": meta,
-    }
-    write_tensors(path, tensors, header)
+    tensors = {f"{PART}{i}.{name}": t for i, part in enumerate(parts) for name, t in part.tensors().items()}
+    tensors |= {f"{MEMORY}{name}": t for name, t in memory.items()}
+    header = {"parts": [{"kind": part.kind, "config": part.config()} for part in parts], "meta": meta}
+    write_tensors(path, tensors, header, "patch")
 
 
 def read_patch(path: Path) -> tuple[tuple[Part, ...], dict[str, Tensor], dict[str, Any]]:
-    """The parts, memory and meta in a file. Raises :class:`BadInput` for a file that is no patch."""
-    tensors, header = read_tensors(path, "patch")
-    if header.get("format") != FORMAT:
-        raise BadInput(f"{path} has format {header.get('format')}; this Errata reads {FORMAT}: update it")
-    parts = tuple(
-        part_class(record["kind"]).build(record["config"], _below(f"part.{i}.", tensors))
-        for i, record in enumerate(header["parts"])
-    )
-    return parts, _below("memory.", tensors), header["meta"]
+    """The parts, memory and meta in a file.
+
+    Raises :class:`BadInput` for a file that is no patch, and for one that holds anything else than parts declare: the
+    message names the file, the part and the field.
+    """
+    tensors, content = read_tensors(path, "patch")
+    again = "make the patch again, or fetch it anew"
+    try:
+        header: Header = read(Header, content)
+        of_part, memory = _divided(tensors, len(header.parts))
+        check_memory(memory)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}; {again}") from error
+    parts: list[Part] = []
+    for i, record in enumerate(header.parts):
+        where = f"{path}, part {i} ({brief(record.kind)})"
+        try:
+            cls = part_class(record.kind)
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from error
+        try:
+            parts.append(_built(cls, record, of_part.get(i, {})))
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}; {again}") from error
+        except Exception as error:  # of a class that does not check by itself
+            raise BadInput(f"{where} cannot be read ({type(error).__name__}: {str(error)[:200]}); {again}") from error
+    return tuple(parts), memory, content["meta"]
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix``, without it."""
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _built(cls: type[Part], record: PartRecord, tensors: Mapping[str, Tensor]) -> Part:
+    """The part of a record, which says no more and no less than the part itself says again."""
+    part = cls.build(record.config, tensors)
+    part.sizes()
+    part.check_content()
+    if part.config() != record.config:
+        raise BadInput("its config says more than is read")
+    if strange := part.tensors().keys() ^ tensors.keys():
+        raise BadInput(f"nothing reads the tensor {brief(min(strange))}")
+    return part
+
+
+def _divided(tensors: Mapping[str, Tensor], parts: int) -> tuple[dict[int, dict[str, Tensor]], dict[str, Tensor]]:
+    """The tensors of each part by its number, and those of the memory, by their own names."""
+    of_part: dict[int, dict[str, Tensor]] = {}
+    memory: dict[str, Tensor] = {}
+    numbers = {str(i): i for i in range(parts)}
+    for name, tensor in tensors.items():
+        number, _, own = name.removeprefix(PART).partition(".")
+        if name.startswith(MEMORY):
+            memory[name.removeprefix(MEMORY)] = tensor
+        elif name.startswith(PART) and number in numbers:
+            of_part.setdefault(numbers[number], {})[own] = tensor
+        else:
+            raise BadInput(f"nothing reads the tensor {brief(name)}: it is of none of the {parts} parts")
+    return of_part, memory

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from errata.errors import Unsupported
+from errata.errors import BadInput, Unsupported
+from errata.patch.schema import brief
 
 KEYS, GRAM = "keys/", "gram/"  # before a site's name in Patch.memory: its keys (n, f), or their Gram matrix K Kᵀ (f, f)
 
@@ -45,3 +46,20 @@ def joined_memory(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> 
         elif not torch.equal(memory[name], value):
             raise Unsupported(f"both patches remember {name}, and differently; make the second one on the first")
     return memory
+
+
+def check_memory(memory: Mapping[str, Tensor]) -> None:
+    """Raises :class:`BadInput` for keys that are no vectors, and a Gram matrix that is none."""
+    for name, value in memory.items():
+        square = name.startswith(GRAM)
+        if not (square or name.startswith(KEYS)):
+            continue
+        if value.ndim != 2 or not value.is_floating_point() or (square and value.shape[0] != value.shape[1]):
+            found = f"{str(value.dtype).removeprefix('torch.')} of the shape {tuple(value.shape)}"
+            raise BadInput(f"the memory's {brief(name)} is {found}, expected {'a square' if square else 'vectors'}")
+
+
+def sites_of(memory: Mapping[str, Tensor]) -> dict[str, int]:
+    """Site -> the width of its keys, of each site whose keys are remembered."""
+    names = [(name, prefix) for name in memory for prefix in (KEYS, GRAM) if name.startswith(prefix)]
+    return {name.removeprefix(prefix): memory[name].shape[1] for name, prefix in names}

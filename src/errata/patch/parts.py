@@ -10,19 +10,24 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from errata.errors import BadInput, Unsupported
-from errata.model import hooks
+from errata.errors import BadInput, Unsupported, WrongModel
+from errata.model import hooks, weights
 from errata.model.hf import HFLM
 from errata.model.lm import LM, Call
 from errata.model.passes import hidden_of, unflattened, with_hidden
+from errata.patch.schema import Saved, Sizes, bound
 
 KINDS: "dict[str, type[Part]]" = {}  # kind -> class, of every class that has been defined
 METHODS = "errata.methods.registry"  # imports the modules of all methods, and with them the classes of their parts
 
 
-class Part(ABC):
-    """One thing that a patch does to a model; a value. ``config()`` and ``tensors()`` are the whole of it."""
+class Part(Saved, ABC):
+    """One thing that a patch does to a model; a value. ``config()`` and ``tensors()`` are the whole of it.
+
+    A dataclass gets both, and ``build``, from its fields: :mod:`errata.patch.schema`.
+    """
 
     kind: ClassVar[str]
     """Name of the class in patch files."""
@@ -39,18 +44,15 @@ class Part(ABC):
                 )
             KINDS[kind] = cls
 
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """What is not tensors, as JSON."""
+    def sizes(self) -> Sizes:
+        """The sizes in the shapes that the part declares.
 
-    @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
+        Raises :class:`BadInput` where a tensor is of another type or shape, or an index out of bounds.
+        """
+        return bound(self.declared())
 
-    @classmethod
-    @abstractmethod
-    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Part":
-        """The part of a config and tensors, as :meth:`config` and :meth:`tensors` gave them."""
+    def check_model(self, lm: HFLM) -> None:
+        """Raises :class:`WrongModel` unless the model has what the part acts on, in the sizes that it has."""
 
     def without(self, edit_id: str) -> "Part | None":
         """The part as if that edit had never been made; None if nothing is left of it.
@@ -100,12 +102,40 @@ class Adapter(Part):
         """For each row of a call whose prompt has run: a line about the entry that is used, or None."""
         return [None] * len(call.mask)
 
+    @override
+    def check_model(self, lm: HFLM) -> None:
+        """The modules are there; where ``in`` and ``out`` are declared sizes, they are as wide."""
+        sizes = self.sizes()
+        for path, name, side in ((self.reads or self.site, "in", 1), (self.site, "out", 0)):
+            width = widths(lm, path, self.kind)[side]
+            if width is not None and sizes.get(name, width) != width:
+                raise WrongModel(
+                    f"the {self.kind} part of this patch expects what goes {name} at {path} to be {sizes[name]} wide; "
+                    f"here it is {width}"
+                )
+
     @contextmanager
     def in_force(self, lm: HFLM) -> Generator[None, None, None]:
         """Context manager: the adapter acts in every pass of ``lm``, the view that ``Patch.applied`` made."""
         lm.explainers.append(self.explain)
         with output_replaced(lm, self.site, self.out, self.reads):
             yield
+
+
+def widths(lm: HFLM, path: str, kind: str) -> tuple[int | None, int | None]:
+    """(out, in): the widths of what comes out of a module and goes into it; None where they are not known.
+
+    Raises :class:`WrongModel`, about a part of that kind, where the model has no such module.
+    """
+    try:
+        module = lm.model.get_submodule(path)
+    except AttributeError as error:
+        raise WrongModel(f"the {kind} part of this patch sits at {path!r}, which this model does not have") from error
+    if weights.is_linear(module):
+        out, into = weights.shape_of(lm.model, f"{path}.weight")
+        return out, into
+    hidden: int | None = getattr(lm.config, "hidden_size", None) if path in lm.sites.layer else None
+    return hidden, hidden
 
 
 @contextmanager

@@ -20,10 +20,11 @@ from torch import Tensor
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.model.hf import HFLM
 from errata.model.lm import LM
+from errata.model.weights import FLOATS
 from errata.patch.delta import Delta
 from errata.patch.file import read_patch, write_patch
-from errata.patch.memory import joined_memory
-from errata.patch.parts import Adapter, P, Part, Wrapper, same_tensors
+from errata.patch.memory import joined_memory, sites_of
+from errata.patch.parts import Adapter, P, Part, Wrapper, same_tensors, widths
 from errata.types import Edit
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,7 @@ class Patch:
     @property
     def edits(self) -> list[Edit]:
         """Every edit that was made, in order; ``entries()`` of a memory's part says which of them are in use."""
-        records = [edit for made in self.meta.get("made", ()) for edit in made["edits"]]
-        # a record without a place is of an earlier version, which edited the last occurrence, inside of words too
-        return [Edit(**{"at": edit["prompt"].rfind(edit["subject"].strip(" ")), **edit}) for edit in records]
+        return [Edit.from_json(edit) for made in self.meta.get("made", ()) for edit in made["edits"]]
 
     def of_kind(self, kind: type[P]) -> list[P]:
         """The parts of a class."""
@@ -126,8 +125,11 @@ class Patch:
             if not force:
                 raise WrongModel(f"{message}{_rounded(lm)}; load the patch's own model, or pass force=True")
             log.warning("%s; applied all the same", message)
-        for delta in self.of_kind(Delta):
-            delta.check(lm.model)
+        for part in self.parts:
+            part.check_model(lm)
+        for site, width in sites_of(self.memory).items():
+            if widths(lm, site, "memory")[1] != width:
+                raise WrongModel(f"the patch remembers keys of {site} that are {width} wide; here they are not")
 
     def rounded_away(self, lm: HFLM) -> dict[str, float]:
         """Parameter name -> the share of its change that the model's type leaves, where that is below 99 %.
@@ -227,12 +229,10 @@ class Patch:
     def load(cls, path: str | Path) -> "Patch":
         """The patch in a file, which cannot run code.
 
-        Raises :class:`BadInput` for a file that is no patch, or that holds a number that is not finite.
+        Raises :class:`BadInput`, which names the file and the field, for a file that is no patch, that was damaged, or
+        that holds anything else than its parts read; and for a number that is not finite.
         """
-        patch = cls(*read_patch(Path(path)))
-        if where := patch.not_finite():
-            raise BadInput(f"{path}: {where} is no finite number; such a patch answers nothing, make it anew")
-        return patch
+        return cls(*read_patch(Path(path)))
 
     def not_finite(self) -> str | None:
         """Where the first NaN or infinity stands, in the parts or in the memory; None where every number is finite."""
@@ -260,7 +260,7 @@ def _total(deltas: Sequence[Delta]) -> Delta:
 
 
 def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    return next((name for name, t in tensors.items() if not bool(t.isfinite().all())), None)
+    return next((name for name, t in tensors.items() if t.dtype in FLOATS and not bool(t.isfinite().all())), None)
 
 
 def _rounded(lm: HFLM) -> str:

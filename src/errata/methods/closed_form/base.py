@@ -19,7 +19,7 @@ from errata.methods.closed_form import solve
 from errata.methods.closed_form.keys import Site, SubjectReadings, read_at_subjects
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.outlet import Outlet
-from errata.methods.closed_form.statistics import key_statistics
+from errata.methods.closed_form.statistics import KeyStatistics, check_statistics, key_statistics
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.defaults import critical_layers
 from errata.methods.outcomes import report
@@ -78,6 +78,7 @@ class ClosedForm(TargetSettings):
 
     family: ClassVar[str] = "locate, then edit"
     needs_prepare: ClassVar[bool] = True
+    holds: ClassVar[type[Any] | None] = KeyStatistics
     stores: ClassVar[str] = "a low-rank change of the down projections, one rank per fact and layer"
     tags: ClassVar[Tags] = Tags(quick={"contexts": 0})
     one_by_one: ClassVar[bool] = False
@@ -155,14 +156,20 @@ class ClosedForm(TargetSettings):
         return layers
 
     @override
-    def resolve(self, lm: HFLM, state: State) -> Self:
-        layers = self.chosen_layers(lm)
-        if "layers" not in state.info or "norms" not in state.info:
-            raise BadInput("this state holds no statistics of keys; make one with this method's prepare")
+    def check_state(self, lm: HFLM, state: State) -> None:
+        super().check_state(lm, state)
+        layers, norms = self.chosen_layers(lm), state.info["norms"]
         if missing := [layer for layer in layers if layer not in state.info["layers"]]:
             raise BadInput(
                 f"the state holds layers {state.info['layers']}, not {missing}; prepare with the same layers"
             )
+        check_statistics(lm, layers, state)
+        if missing := [at for at in (measured_at(lm, layer) for layer in layers) if not norms.get(at, 0.0) > 0]:
+            raise BadInput(f"this state does not say how long the outputs of {missing[0]} are; prepare anew")
+
+    @override
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        layers = self.chosen_layers(lm)
         together = layers[0] < layers[-1] and not self.blue and not self.own_output
         if together and (
             unknown := [n for n in layers if not lm.sites.gain[n] and not any(lm.sites.mlp_norm[n : n + 1])]

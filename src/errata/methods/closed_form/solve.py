@@ -15,9 +15,12 @@ import logging
 import torch
 from torch import Tensor
 
+from errata.errors import BadInput
 from errata.patch.delta import LowRank
 
 log = logging.getLogger(__name__)
+
+MOST_RIDGE = 100.0  # times the mean eigenvalue: what rounding of sums leaves below zero is far nearer to it
 
 
 def float64_device(device: torch.device) -> torch.device:
@@ -30,13 +33,18 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def inverse_of(c: Tensor, ridge: float = 0.0) -> Tensor:
-    """(C + ridge x its mean eigenvalue)⁻¹ (f, f), float64; the ridge grows until there is one, which is logged."""
-    c = c.double()
+    """(C + ridge x its mean eigenvalue)⁻¹ (f, f), float64; the ridge grows until there is one, which is logged.
+
+    Raises :class:`BadInput` where C is not finite, or has none with a ridge of MOST_RIDGE.
+    """
+    c = _finite(c)
     mean = max(float(c.diagonal().mean()), torch.finfo(torch.float64).tiny)
     eye = torch.eye(len(c), dtype=c.dtype, device=c.device)
     asked = raised = max(ridge, 1e-9)
     factor, failed = torch.linalg.cholesky_ex(c + raised * mean * eye)
     while failed:  # float32 sums over fewer tokens than dimensions leave eigenvalues just below zero
+        if raised >= MOST_RIDGE:
+            raise BadInput("the statistics of keys are no second moments: they have eigenvalues below 0; prepare anew")
         raised *= 10
         factor, failed = torch.linalg.cholesky_ex(c + raised * mean * eye)
     if raised > asked:
@@ -48,9 +56,19 @@ def inverse_of(c: Tensor, ridge: float = 0.0) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
+def _finite(c: Tensor) -> Tensor:
+    """C in float64. Raises :class:`BadInput` for a number that is not finite: with it no inverse is ever found."""
+    if not bool(c.isfinite().all()):
+        raise BadInput("the statistics of keys hold a number that is not finite; prepare anew, in float32")
+    return c.double()
+
+
 def null_projector(c: Tensor, share: float) -> Tensor:
-    """P (f, f), float64: onto the directions of C's smallest eigenvalues that together hold ``share`` of their sum."""
-    values, vectors = torch.linalg.eigh(c.double())  # rising
+    """P (f, f), float64: onto the directions of C's smallest eigenvalues that together hold ``share`` of their sum.
+
+    Raises :class:`BadInput` where C is not finite.
+    """
+    values, vectors = torch.linalg.eigh(_finite(c))  # rising
     values = values.clamp(min=0)
     kept = vectors[:, values.cumsum(0) <= share * values.sum()]
     return kept @ kept.T

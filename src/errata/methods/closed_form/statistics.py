@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Iterable, Sequence
 
+from typing_extensions import TypedDict
+
 from errata.methods.base import State, cached_state
 from errata.methods.texts import pieces_of, sampled_texts
 from errata.model.hf import HFLM
 from errata.model.second_moment import second_moments
 from errata.patch.delta import weight_shape
+from errata.patch.schema import Floats
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,22 @@ def key_statistics(lm: HFLM, layers: Sequence[int], data: Iterable[str] | None, 
         }
         return State({f"C/{path}": moment for path, moment in moments.items()}, info)
 
-    return cached_state("keys", [lm.fingerprint, paths, source, tokens_needed, pieces], make)
+    content = [lm.fingerprint, paths, source, tokens_needed, pieces]
+    return cached_state("keys", content, make, lambda state: check_statistics(lm, layers, state))
+
+
+class KeyStatistics(TypedDict):
+    """What the state says of C, a tensor for each layer."""
+
+    layers: list[int]
+    norms: dict[str, float]
+
+
+def check_statistics(lm: HFLM, layers: Sequence[int], state: State) -> None:
+    """Raises :class:`BadInput` unless the state holds C of each of the layers."""
+    for layer in layers:
+        path = lm.sites.mlp_out[layer]
+        state.tensor(f"C/{path}", Floats("f f"), f=weight_shape(lm, f"{path}.weight")[1])
 
 
 def typical_norms(lm: HFLM, pieces: Sequence[Sequence[int]], layers: Sequence[int]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from errata.methods.memory.adapter import Lookup, joint_training
 from errata.methods.memory.log import EditLog
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
+from errata.patch.schema import Floats, Ints
 
 SHRINK = 1e-5  # share of a radius: after a split the older entry is the smaller (both released codes: 1e-5 outright)
 SAME = 1e-3  # share of a query's length within which another is the same: rounding differs as much between batches
@@ -55,11 +56,11 @@ class KeyTable(Lookup):
     that is left, when one of its edits is asked again with another target or when its key no longer finds all of them.
     """
 
-    queries: Tensor  # (n, f)
-    reach: Tensor  # (n,): the radius with which a key begins
-    radii: Tensor  # (n,): how far a key reaches; below 0 where an edit's query is no key
-    owner: Tensor  # (n,): the edit whose key finds each edit; -1 where a newer one has taken its place
-    latest: Tensor  # (n,): the edit whose payload answers at each key
+    queries: Annotated[Tensor, Floats("n in")]
+    reach: Annotated[Tensor, Floats("n")]  # the radius with which a key begins
+    radii: Annotated[Tensor, Floats("n")]  # how far a key reaches; below 0 where an edit's query is no key
+    owner: Annotated[Tensor, Ints("n", -1, "n")]  # whose key finds each edit; -1 where a newer one took its place
+    latest: Annotated[Tensor, Ints("n", 0, "n")]  # the edit whose payload answers at each key
 
     side: ClassVar[Literal["in", "out"]] = "in"  # whether queries are of the site's input or of its output
     together: ClassVar[bool] = True  # whether the edits of an entry share a payload

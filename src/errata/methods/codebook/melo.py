@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
-from errata.errors import BadInput
+from errata.errors import BadInput, WrongModel
 from errata.methods.base import State, Tags
 from errata.methods.codebook.keys import Spheres
 from errata.methods.codebook.method import CodebookMethod
@@ -29,11 +29,19 @@ from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
 from errata.patch.delta import weight_shape
-from errata.patch.parts import output_replaced
+from errata.patch.parts import output_replaced, widths
+from errata.patch.schema import APART, Declared, Floats, Ints, Length, Number, brief
 
 SIZE_TEXTS = 64  # texts by which the size of what goes through a linear layer is measured
 
 Factors = tuple[Tensor, Tensor]  # of LoRAs at one path: A (n, r, in) and B (n, out, r)
+
+
+class Pair(TypedDict):
+    """The shapes of :data:`Factors`, of b blocks."""
+
+    a: Annotated[Tensor, Floats("b r *")]
+    b: Annotated[Tensor, Floats("b * r")]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,6 +51,8 @@ class Clusters(Spheres):
     ``owner[i]`` is the cluster of prompt i, named after the first in it. The nearest prompt of the nearest cluster is
     found, if the cluster reaches that far. (The paper forgets prompts that a smaller cluster no longer reaches.)
     """
+
+    queries: Annotated[Tensor, Floats("n out")]
 
     side: ClassVar[Literal["in", "out"]] = "out"
     together: ClassVar[bool] = False
@@ -72,11 +82,12 @@ class Clusters(Spheres):
 class LoRABlocks(Payload):
     """A LoRA at several paths for each block of a few edits."""
 
-    rank: int
+    rank: Annotated[int, Number("r")]
     layers: list[int]
     targets: list[str]
-    of: Tensor  # (n,): the block of each edit
-    factors: Mapping[str, Factors] = field(default_factory=dict[str, Factors])  # path -> those of all blocks
+    of: Annotated[Tensor, Ints("n", 0, "b")]  # the block of each edit
+    # path -> those of all blocks
+    factors: Annotated[Mapping[str, Factors], APART] = field(default_factory=dict[str, Factors])
 
     @override
     def apply(self, call: Call, x: Tensor, y: Tensor, entry: Tensor) -> Tensor:
@@ -89,19 +100,23 @@ class LoRABlocks(Payload):
         return torch.where((entry >= 0).to(y.device)[:, None, None], y + low_rank(x, a[block], b[block]).to(y), y)
 
     @override
-    def config(self) -> dict[str, Any]:
-        return {"rank": self.rank, "layers": self.layers, "targets": self.targets}
-
-    @override
     def tensors(self) -> dict[str, Tensor]:
         pairs = {f"{n}.{path}": t for path, ab in self.factors.items() for n, t in zip("ab", ab, strict=True)}
-        return {"of": self.of, **pairs}
+        return {**super().tensors(), **pairs}
 
     @classmethod
     @override
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        paths = dict.fromkeys(name[2:] for name in tensors if name != "of")
-        return cls(**config, of=tensors["of"], factors={p: (tensors[f"a.{p}"], tensors[f"b.{p}"]) for p in paths})
+        a, b = ({n[2:]: t for n, t in tensors.items() if n.startswith(side)} for side in ("a.", "b."))
+        if unpaired := sorted(a.keys() ^ b.keys()):
+            raise BadInput(f"of the two factors at {brief(unpaired[0])} one is missing")
+        blocks = super().build(config, {n: t for n, t in tensors.items() if not n.startswith(("a.", "b."))})
+        return replace(blocks, factors={path: (a[path], b[path]) for path in a})
+
+    @override
+    def declared(self, prefix: str = "") -> list[Declared]:
+        pairs = [(f"{prefix}{path} ", Pair, {"a": a, "b": b}) for path, (a, b) in self.factors.items()]
+        return [*super().declared(prefix), *pairs]
 
     @override
     def kept(self, log: EditLog, keep: Sequence[int]) -> Self:
@@ -128,6 +143,14 @@ class MeloClusters(EditMemory[Clusters, LoRABlocks]):
         with super().in_force(lm), hooks.all_of(adapted):
             yield
 
+    @override
+    def check_model(self, lm: HFLM) -> None:
+        """The LoRAs sit at linear layers of their sizes, too."""
+        super().check_model(lm)
+        for path, (a, b) in self.payload.factors.items():
+            if widths(lm, path, self.kind) != (b.shape[1], a.shape[2]):
+                raise WrongModel(f"the melo part of this patch expects {path} to be {b.shape[1]} x {a.shape[2]}")
+
     def _at(self, path: str, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
         entry = None if call is None else call.memo.get(id(self))
         return y if entry is None else self.payload.at(path, x, y, entry)
@@ -144,6 +167,15 @@ def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (x @ a.to(x).mT) @ b.to(x).mT
 
 
+class OutputQueries(TypedDict):
+    """What MELO's state holds: texts, their queries, and sizes at the linear layers that get a LoRA."""
+
+    queries: Annotated[Tensor, Floats("texts out")]
+    texts: Annotated[list[str], Length("texts")]
+    size: float
+    sizes: dict[str, tuple[float, float]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MELO(CodebookMethod):
     """A few edits share a LoRA, which is in force for prompts that fall into a cluster of theirs.
@@ -157,6 +189,7 @@ class MELO(CodebookMethod):
     paper: ClassVar[str] = "Yu et al. 2024, MELO, arXiv:2312.11795"
     stores: ClassVar[str] = "clusters of questions, and a LoRA for a few edits each; no weight changes"
     part: ClassVar[type[EditMemory[Any, Any]]] = MeloClusters
+    holds: ClassVar[type[Any] | None] = OutputQueries
     height: ClassVar[Fraction] = Fraction(3, 4)
     tags: ClassVar[Tags] = Tags(quick={"steps": 30}, memory=True)
 
@@ -197,7 +230,7 @@ class MELO(CodebookMethod):
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
-        resolved = super().resolve(lm, state)  # checks what the state was prepared for
+        resolved = super().resolve(lm, state)
         resolved = resolved.filled(layers=self._lora_layers(lm))
         if missing := [path for path in resolved._paths(lm) if path not in state.info["sizes"]]:
             raise BadInput(f"this state was prepared without {missing[0]}; prepare anew, with these settings")
@@ -238,6 +271,10 @@ class MELO(CodebookMethod):
         of = torch.cat([blocks.of, first + torch.arange(len(log)) // self.edits])
         groups = [log[at : at + self.edits] for at in range(0, len(log), self.edits)]
         factors = self._trained(lm, groups, state.info["sizes"])
+        if blocks.factors and blocks.factors.keys() != factors.keys():
+            raise BadInput(
+                f"the LoRA in prior sits at {', '.join(blocks.factors)}, and this one at {', '.join(factors)}"
+            )
         for path, pair in blocks.factors.items():
             factors[path] = (torch.cat([pair[0], factors[path][0]]), torch.cat([pair[1], factors[path][1]]))
         return replace(old, log=whole, lookup=lookup, payload=replace(blocks, of=of, factors=factors))

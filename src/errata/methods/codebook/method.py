@@ -4,11 +4,11 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
 from errata.methods.base import State
 from errata.methods.codebook.keys import KeyTable, Training, half_way
@@ -19,14 +19,25 @@ from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
+from errata.patch.schema import Floats, Length
 from errata.subjects import mentions
 
 logger = logging.getLogger(__name__)
 
 
+class Queries(TypedDict):
+    """What the state of a codebook method holds: texts, their queries, and the size of the layer's outputs."""
+
+    queries: Annotated[Tensor, Floats("texts in")]
+    texts: Annotated[list[str], Length("texts")]
+    size: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class CodebookMethod(MemoryMethod):
     """Puts edits into a memory with a :class:`KeyTable`."""
+
+    holds: ClassVar[type[Any] | None] = Queries
 
     blocks_above: ClassVar[int] = 1  # which carry to the answer's later tokens what the last token of the prompt holds
 

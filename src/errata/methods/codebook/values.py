@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.patch.delta import weight_shape
 from errata.patch.parts import output_replaced
+from errata.patch.schema import Floats
 
 Replace = Literal["last", "prompt", "all"]  # which tokens' outputs a value acts on
 
@@ -27,9 +28,9 @@ Replace = Literal["last", "prompt", "all"]  # which tokens' outputs a value acts
 class Values(Payload):
     """``values[i]`` is the value of edit i's entry once trained on edit i, of an entry the last one's."""
 
-    replace: str
+    replace: Replace
     add: bool  # whether a value is added to the output, and not put in its place
-    values: Tensor  # (n, d)
+    values: Annotated[Tensor, Floats("n out")]
 
     @override
     def apply(self, call: Call, x: Tensor, y: Tensor, entry: Tensor) -> Tensor:

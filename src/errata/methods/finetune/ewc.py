@@ -4,11 +4,12 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
 from errata.methods.base import State, cached_state
@@ -19,9 +20,17 @@ from errata.methods.settings import setting
 from errata.methods.texts import pieces_of, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.patch.delta import oriented, trainable
+from errata.patch.delta import oriented, trainable, weight_shape
+from errata.patch.schema import Floats
 
 log = logging.getLogger(__name__)
+
+
+class Fisher(TypedDict):
+    """What EWC's state says of F, which is a tensor named after the weight that it is of."""
+
+    layer: int
+    tokens: Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,7 @@ class EWC(FineTuning):
     name: ClassVar[str] = "ewc"
     paper: ClassVar[str] = "Kirkpatrick et al. 2017, Overcoming catastrophic forgetting, arXiv:1612.00796"
     needs_prepare: ClassVar[bool] = True
+    holds: ClassVar[type[Any] | None] = Fisher
 
     # λ x tokens of a text: what a nat per token counts. Measured on the bundled model, 100 edits at once: at 3,000 as
     # many are learned as without, and more of the rest stays; at 30,000 they are 82, and half of the questions fail.
@@ -67,15 +77,14 @@ class EWC(FineTuning):
             }
             return State({f"F/{name}": oriented(lm.model, name, fisher(lm, name, pieces)).cpu().contiguous()}, info)
 
-        return cached_state("fisher", ["fisher", lm.fingerprint, name, pieces], make)
+        content = ["fisher", lm.fingerprint, name, pieces]
+        return cached_state("fisher", content, make, lambda state: _fisher_of(lm, name, state))
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
         resolved = super().resolve(lm, state)
         if state.tensors:
             state.check_for(layer=resolved.layer)
-        if "tokens" not in state.info or any(not name.startswith("F/") for name in state.tensors):
-            raise BadInput("this state holds no Fisher information; make one with this method's prepare")
         return replace(resolved, lam=self.PER_TOKEN / state.info["tokens"]) if resolved.lam is None else resolved
 
     def penalty(self, lm: HFLM, state: State) -> Penalty | None:
@@ -83,8 +92,14 @@ class EWC(FineTuning):
         assert self.layer is not None and self.lam is not None
         lam, name = self.lam, weight_of(lm, self.layer)
         (theta0,) = (w.detach() for w in trainable(lm, [name]).values())
-        f = oriented(lm.model, name, state.tensors[f"F/{name}"]).to(theta0)
+        f = oriented(lm.model, name, _fisher_of(lm, name, state)).to(theta0)
         return lambda weights: lam / 2 * (f * (weights[0] - theta0).square()).sum()
+
+
+def _fisher_of(lm: HFLM, name: str, state: State) -> Tensor:
+    """F of a state, (out, in). Raises :class:`BadInput` where it has none of that size."""
+    out, into = weight_shape(lm, name)
+    return state.tensor(f"F/{name}", Floats("out in"), **{"out": out, "in": into})
 
 
 def fisher(lm: HFLM, name: str, pieces: Sequence[Sequence[int]]) -> Tensor:

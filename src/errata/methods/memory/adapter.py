@@ -8,43 +8,43 @@ A method's part is a subclass that names the two: ``class GraceCodebook(EditMemo
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar, get_args
 
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
-from errata.errors import BadInput, Unsupported
-from errata.methods.memory.log import EditLog, EditRecord, log_from_json, log_to_json
+from errata.errors import BadInput, Unsupported, WrongModel
+from errata.methods.memory.log import EditLog, EditRecord
 from errata.methods.memory.packing import pack, unpack
+from errata.model.hf import HFLM
 from errata.model.lm import Call
+from errata.model.weights import is_linear
 from errata.patch.parts import Adapter
+from errata.patch.schema import STRICT, Declared, Saved, read
 
 
-class Component:
-    """One half of a memory: a frozen dataclass of settings (JSON) and tensors, which is saved field by field."""
+class Component(Saved):
+    """One half of a memory: a frozen dataclass of settings (JSON) and tensors, which is saved field by field.
+
+    Shapes may name ``n``, the number of edits, and ``in`` and ``out``, the widths at the memory's site.
+    """
 
     mostly_zero: ClassVar[tuple[str, ...]] = ()  # tensors that are saved without their zeros
 
-    def config(self) -> dict[str, Any]:
-        """The fields that are no tensors."""
-        return {name: value for name, value in self._fields() if not isinstance(value, Tensor)}
-
+    @override
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are tensors, packed."""
         packed: dict[str, Tensor] = {}
-        for name, value in self._fields():
-            if isinstance(value, Tensor):
-                packed |= pack(name, value, name in self.mostly_zero)
+        for name, value in super().tensors().items():
+            packed |= pack(name, value, name in self.mostly_zero)
         return packed
 
-    def _fields(self) -> list[tuple[str, Any]]:
-        return [(f.name, getattr(self, f.name)) for f in fields(cast(Any, self))]
-
     @classmethod
+    @override
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """The component with that config and these packed tensors."""
-        return cls(**config, **unpack(tensors, cls.mostly_zero))
+        return super().build(config, unpack(tensors, cls.mostly_zero))
 
     def kept(self, log: EditLog, keep: Sequence[int]) -> Self:
         """The component as if only the edits ``keep`` of ``log`` had been made, exactly; else :class:`Unsupported`."""
@@ -171,27 +171,65 @@ class EditMemory(Adapter, Generic[L, P]):
         line = {"kind": self.kind, "site": self.site, "edits": len(self.log)}
         return [{**line, **self.lookup.totals(), **self.payload.totals()}]
 
+    # The file --------------------------------------------------------------------------------------
+
     @override
     def config(self) -> dict[str, Any]:
-        components = {"lookup": self.lookup.config(), "payload": self.payload.config()}
-        return {"site": self.site, "log": log_to_json(self.log), **components}
+        log = [asdict(record) for record in self.log]
+        return {"site": self.site, "log": log, **{name: half.config() for name, half in self._halves()}}
 
     @override
     def tensors(self) -> dict[str, Tensor]:
-        components = {"lookup": self.lookup, "payload": self.payload}
-        return {f"{half}.{name}": t for half, part in components.items() for name, t in part.tensors().items()}
+        return {f"{half}.{name}": t for half, part in self._halves() for name, t in part.tensors().items()}
 
     @classmethod
     @override
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        halves: list[Any] = []
-        try:
-            for half, kind in zip(("lookup", "payload"), get_args(cls.__orig_bases__[0]), strict=True):  # type: ignore[attr-defined]
-                own = {n.removeprefix(f"{half}."): t for n, t in tensors.items() if n.startswith(f"{half}.")}
-                halves.append(kind.build(config[half], own))
-            return cls(config["site"], log_from_json(config["log"]), *halves)
-        except (KeyError, TypeError) as error:
-            raise BadInput(f"the {cls.kind} part of this patch is damaged ({error}); make the patch again") from error
+        values = read(_Config, config)
+        for half, kind in zip(("lookup", "payload"), get_args(cls.__orig_bases__[0]), strict=True):  # type: ignore[attr-defined]
+            own = {n.removeprefix(f"{half}."): t for n, t in tensors.items() if n.startswith(f"{half}.")}
+            try:
+                values[half] = kind.build(config[half], own)
+            except BadInput as error:
+                raise BadInput(f"{half}: {error}") from error
+        return cls(**values)
+
+    @override
+    def declared(self, prefix: str = "") -> list[Declared]:
+        halves = [one for name, half in self._halves() for one in half.declared(f"{prefix}{name}.")]
+        return [(prefix, _Config, {"log": self.log}), *halves]
+
+    @override
+    def check_content(self) -> None:
+        for name, half in self._halves():
+            try:
+                half.check_content()
+            except BadInput as error:
+                raise BadInput(f"{name}.{error}") from error
+
+    @override
+    def check_model(self, lm: HFLM) -> None:
+        """It sits at a linear layer, and the ids of its log are the model's."""
+        super().check_model(lm)
+        for path in (self.site, self.reads or self.site):
+            if not is_linear(lm.model.get_submodule(path)):
+                raise WrongModel(f"the {self.kind} part of this patch sits at {path}, which is no linear layer here")
+        highest = max((i for record in self.log for i in (*record.prompt_ids, *record.target_ids)), default=0)
+        if highest >= (known := getattr(lm.config, "vocab_size", highest + 1)):
+            raise WrongModel(f"the {self.kind} part of this patch holds the token {highest}; this model has {known}")
+
+    def _halves(self) -> list[tuple[str, Component]]:
+        return [("lookup", self.lookup), ("payload", self.payload)]
+
+
+class _Config(TypedDict):
+    """What a file says of an :class:`EditMemory` besides its tensors."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    site: str
+    log: EditLog
+    lookup: dict[str, Any]
+    payload: dict[str, Any]
 
 
 def joint_training(record: EditRecord, log: EditLog, keep: Sequence[int]) -> Unsupported:

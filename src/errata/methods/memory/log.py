@@ -1,11 +1,14 @@
 """The log of edits that every memory keeps: one record for each edit, in the order in which they were made."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Self
 
-from errata.errors import BadInput
+from pydantic import Field, PlainValidator
+
 from errata.model.tokens import Tokens, sentence
+from errata.patch.header import edit_of
+from errata.patch.schema import Length, read
 from errata.subjects import template_of
 from errata.types import Edit
 
@@ -47,20 +50,16 @@ class EditRecord:
         return f"edit {self.id}, {self.prompt!r}"
 
 
-EditLog = tuple[EditRecord, ...]
+def _record_of(record: Any) -> EditRecord:
+    """The record that a file holds. Raises :class:`BadInput` for one that is of no :class:`Edit`."""
+    ids = {name: record.pop(name, None) for name in IDS} if isinstance(record, dict) else {}
+    edit = edit_of(record)
+    return EditRecord(**edit.to_json(), **{name: read(Ids, value) for name, value in ids.items()})
 
 
-def log_to_json(log: Sequence[EditRecord]) -> list[dict[str, Any]]:
-    """The records as JSON objects."""
-    return [asdict(record) for record in log]
-
-
-def log_from_json(records: Sequence[Mapping[str, Any]]) -> EditLog:
-    """The records of :func:`log_to_json`. Raises :class:`BadInput` for anything else."""
-    try:
-        return tuple(EditRecord(**record) for record in records)
-    except TypeError as error:
-        raise BadInput(f"the log of edits in this patch is damaged ({error}); make the patch again") from error
+IDS = ("prompt_ids", "target_ids")
+Ids = list[Annotated[int, Field(ge=0)]]
+EditLog = Annotated[tuple[Annotated[EditRecord, PlainValidator(_record_of)], ...], Length("n")]
 
 
 def newest(questions: Iterable[Hashable]) -> list[int]:

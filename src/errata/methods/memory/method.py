@@ -18,7 +18,9 @@ from errata.methods.texts import openings
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.sites import Sites
+from errata.patch.delta import weight_shape
 from errata.patch.patch import Patch
+from errata.patch.schema import Sizes
 from errata.types import Edit
 
 
@@ -74,9 +76,18 @@ class MemoryMethod(Method):
         return State(tensors, info | measured)
 
     @override
-    def resolve(self, lm: HFLM, state: State) -> Self:
+    def check_state(self, lm: HFLM, state: State) -> None:
+        state.check(lm)
         state.check_for(**self.prepared_for(lm))
+        super().check_state(lm, state)
+
+    @override
+    def resolve(self, lm: HFLM, state: State) -> Self:
         return replace(self, layer=self.resolved_layer(lm))
+
+    @override
+    def state_sizes(self, lm: HFLM) -> Sizes:
+        return dict(zip(("out", "in"), weight_shape(lm, f"{self.site(lm)}.weight"), strict=True))
 
     def filled(self, **values: Any) -> Self:
         """The method with these values for settings that are None."""

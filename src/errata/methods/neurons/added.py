@@ -6,19 +6,21 @@ look-up only says which of them is most active where the answer begins.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, relu
 from typing_extensions import override
 
+from errata.errors import BadInput
 from errata.methods.memory.adapter import Lookup, Payload, joint_training
 from errata.methods.memory.log import EditLog
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
 from errata.patch.delta import weight_shape
+from errata.patch.schema import Floats, Ints
 
 Activation = Literal["relu", "gelu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": relu, "gelu": gelu}
@@ -29,16 +31,25 @@ class Neurons(Payload):
     """n neurons, each of a group of edits that were trained into the same ones."""
 
     reads: str | None  # a linear whose input is q
-    act: str
-    keys: Tensor  # (n, d)
-    biases: Tensor  # (n,)
-    values: Tensor  # (n, d)
-    owner: Tensor  # (n,): the group of each neuron
-    queries: Tensor  # (n, d): the q that each neuron was made for, where it was made for one; else (0, d)
-    groups: Tensor  # (e,): the group of each edit
+    act: Activation
+    keys: Annotated[Tensor, Floats("neurons in")]
+    biases: Annotated[Tensor, Floats("neurons")]
+    values: Annotated[Tensor, Floats("neurons out")]
+    owner: Annotated[Tensor, Ints("neurons")]  # the group of each neuron
+    queries: Annotated[Tensor, Floats("* in")]  # the q that each neuron was made for; none where that is not known
+    groups: Annotated[Tensor, Ints("n")]  # the group of each edit
+
+    @override
+    def check_content(self) -> None:
+        if len(self.queries) not in (0, len(self.keys)):
+            raise BadInput(
+                f"queries are {len(self.queries)}, expected one for each of {len(self.keys)} neurons, or none"
+            )
+        if strange := set(self.owner.tolist()) - set(self.groups.tolist()):
+            raise BadInput(f"owner names the group {min(strange)}, which no edit is in")
 
     @classmethod
-    def empty(cls, lm: HFLM, layer: int, act: str) -> Self:
+    def empty(cls, lm: HFLM, layer: int, act: Activation) -> Self:
         """No neurons, beside the MLP of a layer."""
         reads, none = lm.sites.mlp_in[layer][0], torch.empty(0)
         d, out = weight_shape(lm, f"{reads}.weight")[1], weight_shape(lm, f"{lm.sites.mlp_out[layer]}.weight")[0]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput, Unsupported
 from errata.locate.attribution import Neuron, attributions, down_projection, shared, strongest
@@ -23,8 +24,9 @@ from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.model.weights import plain
-from errata.patch.delta import Delta, LowRank, Weight
+from errata.patch.delta import Delta, LowRank, Weight, weight_shape
 from errata.patch.patch import Patch
+from errata.patch.schema import Ints
 from errata.types import Case, Edit
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,12 @@ class LocatedNeuron:
     sign: float
 
 
+class Groups(TypedDict):
+    """What KN's state says besides the neurons common to a group: prompts that ask for the same relation."""
+
+    groups: list[list[str]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class KN(Method):
     """Columns of a few neurons, turned from the old answer to the new one, or set to zero.
@@ -77,6 +85,7 @@ class KN(Method):
     paper: ClassVar[str] = "Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv:2104.08696"
     stores: ClassVar[str] = "changed columns of down projections"
     tags: ClassVar[Tags] = Tags(quick={"phrasings": 1, "points": 5})
+    holds: ClassVar[type[Any] | None] = Groups
 
     mode: Literal["update", "erase"] = setting("update")
     points: int = setting(20, "experimental settings; at k/m of the activation, k = 1 … m", key="steps", above=0)
@@ -132,7 +141,17 @@ class KN(Method):
             return State(common, info)
 
         edits = [[edit.to_json() for edit in of_group] for of_group in facts]
-        return cached_state("neurons", [lm.fingerprint, groups, edits, settings], make)
+        content = [lm.fingerprint, groups, edits, settings]
+        return cached_state("neurons", content, make, lambda state: self.check_state(lm, state))
+
+    @override
+    def check_state(self, lm: HFLM, state: State) -> None:
+        super().check_state(lm, state)
+        for name in state.tensors:
+            common = state.tensor(name, Ints("* 2"))
+            widths = [weight_shape(lm, f"{path}.weight")[1] for path in lm.sites.mlp_out]
+            if strange := [(layer, i) for layer, i in common.tolist() if layer >= len(widths) or i >= widths[layer]]:
+                raise BadInput(f"this state names the neuron {strange[0]}, which is none of this model; prepare anew")
 
     def _common(self, lm: HFLM, group: Sequence[str], facts: Sequence[Edit]) -> Tensor:
         """(k, 2): layer and coordinate of the neurons that too many of the facts share."""

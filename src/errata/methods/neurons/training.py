@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from errata.methods.memory.reading import Measured, Rows, observe
 from errata.methods.neurons.added import Activation
@@ -16,13 +17,25 @@ from errata.model.intervention import InterventionSite, Pass
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted
 from errata.patch.parts import output_replaced
+from errata.patch.schema import Floats, Ints, Length
 
 Added = Callable[[Tensor], Tensor]  # q (…, d) -> what neurons add to the MLP's output (…, d)
+
+
+class States(TypedDict):
+    """What the state of a neuron method holds: :func:`hidden_states`."""
+
+    states: Annotated[Tensor, Floats("m *")]
+    of: Annotated[Tensor, Ints("m", 0, "texts")]
+    texts: Annotated[list[str], Length("texts")]
+    size: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronSettings:
     """Settings of added neurons, and of the states at which they are to be silent."""
+
+    holds: ClassVar[type[Any] | None] = States
 
     layer: int | None = setting(None, "the last, as in both papers")
     act: Activation = setting(

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar
 
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
@@ -42,6 +42,13 @@ class ICE(PromptMethod):
         return NEAREST
 
 
+class Pool(TypedDict):
+    """What IKE's state holds."""
+
+    encoder: str
+    examples: list[Example]
+
+
 @dataclass(frozen=True, kw_only=True)
 class IKE(PromptMethod):
     """ICE after examples of facts that are copied, that update what is asked, and that leave it as it is.
@@ -53,6 +60,7 @@ class IKE(PromptMethod):
     paper: ClassVar[str] = ICE.paper
     stores: ClassVar[str] = "the facts and a pool of examples as text; no weight changes"
     needs_prepare: ClassVar[bool] = True
+    holds: ClassVar[type[Any] | None] = Pool
     tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True, prepares_with="cases")
 
     shown: int = setting(32, "examples before each prompt: the paper's", above=0)
@@ -84,8 +92,6 @@ class IKE(PromptMethod):
 
     @override
     def examples(self, state: State) -> tuple[Example, ...]:
-        if "examples" not in state.info:
-            raise BadInput("this state holds no examples; make one with method('ike').prepare(lm)")
         return tuple(Example(**example) for example in state.info["examples"])
 
     @override

@@ -15,8 +15,9 @@ behind it; the model decides which of the two holds and goes on, until it gives 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn
 
+from pydantic import Field
 from typing_extensions import override
 
 from errata.answers import answer_of, begins_with_answer
@@ -24,11 +25,12 @@ from errata.errors import Unsupported
 from errata.methods.base import State
 from errata.methods.memory.log import EditRecord
 from errata.methods.prompting.method import PromptMethod
-from errata.methods.prompting.prompted import FactPrompt, PromptedLM, fitting
+from errata.methods.prompting.prompted import FactPrompt, FactSettings, PromptedLM, fitting
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.lm import LM, listed
 
+MOST_ROUNDS, MOST_TOKENS = 1000, 100_000  # that a file may ask for
 QUESTION, SUBQUESTION, RETRIEVED, FINAL = "Question:", "Subquestion:", "Retrieved fact:", "Final answer:"
 LAID_OUT = re.compile(r"\s*Q(?:uestion)?:\s*(.+?)\s*A(?:nswer)?:[^\n]*", re.DOTALL)  # a question laid out as a prompt
 EXAMPLES = """Question: In which language did the composer of The Magic Flute write letters to his family?
@@ -88,10 +90,19 @@ class Loop:
     answer: str | None = None
 
 
+class LoopSettings(FactSettings):
+    """The settings of a :class:`MelloLoop`."""
+
+    loop: str
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
+    tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+
+
 class MelloLoop(FactPrompt):
     """The memory of MeLLo; ``settings`` hold ``rounds``, ``tokens`` and the examples of the ``loop`` too."""
 
     kind: ClassVar[str] = "mello"
+    declares: ClassVar[type[Any]] = LoopSettings
 
     @override
     def keys(self) -> Sequence[str]:

@@ -10,20 +10,22 @@ without facts goes to the model as it is.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from string import Formatter
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NotRequired, Self, cast
 
 import numpy as np
-from torch import Tensor
-from typing_extensions import override
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
-from errata.methods.memory.log import EditLog, EditRecord, log_from_json, log_to_json, newest
+from errata.methods.memory.log import EditLog, EditRecord, newest
 from errata.methods.prompting.retrieval import Index, index, named
 from errata.model.lm import LM, listed
 from errata.model.tokens import Tokens, joined
 from errata.patch.parts import Wrapper
+from errata.patch.schema import STRICT, read
 from errata.types import Score
 
 if TYPE_CHECKING:
@@ -45,6 +47,38 @@ class Example:
     kind: str
 
 
+def template(*fields: str) -> AfterValidator:
+    """Annotates a text that has some of these fields, as they are: a format could ask for any width."""
+
+    def check(text: str) -> str:
+        found = list(Formatter().parse(text))
+        if any(name is not None and (name not in fields or form or how) for _, name, form, how in found):
+            raise BadInput("the fields of a template are " + " and ".join(f"{{{field}}}" for field in fields))
+        return text
+
+    return AfterValidator(check)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class FactSettings(TypedDict):
+    """The settings of a :class:`FactPrompt`."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    method: str
+    encoder: str
+    most: Annotated[int, Field(ge=1)]
+    near: float
+    named: Share
+    fact: Annotated[str, template("fact")]
+    layout: Annotated[str, template("facts", "prompt")]
+    ended: NotRequired[bool]
+    fill: NotRequired[Share]
+    shown: NotRequired[dict[str, Annotated[int, Field(ge=0)]]]
+    own: NotRequired[bool]
+
+
 @dataclass(frozen=True, eq=False)
 class FactPrompt(Wrapper):
     """Edits as facts that are prepended to a prompt. Of two edits with one prompt the newer counts.
@@ -56,9 +90,17 @@ class FactPrompt(Wrapper):
 
     kind: ClassVar[str] = "facts"
 
+    declares: ClassVar[type[Any]] = FactSettings
+
     log: EditLog
     settings: Mapping[str, Any]
     examples: tuple[Example, ...] = ()
+
+    @override
+    def check_content(self) -> None:
+        read(self.declares, self.settings)
+        if self.examples and not self.settings.get("shown"):
+            raise BadInput("settings.shown is missing: how many of the examples are shown")
 
     @cached_property
     def in_use(self) -> list[int]:
@@ -162,24 +204,6 @@ class FactPrompt(Wrapper):
     def summary(self) -> list[dict[str, Any]]:
         line = {"kind": self.kind, "method": self.settings["method"], "encoder": self.settings["encoder"]}
         return [{**line, "facts": len(self.log), **({"examples": len(self.examples)} if self.examples else {})}]
-
-    @override
-    def config(self) -> dict[str, Any]:
-        examples = [asdict(example) for example in self.examples]
-        return {"settings": dict(self.settings), "log": log_to_json(self.log), "examples": examples}
-
-    @override
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    @classmethod
-    @override
-    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        try:
-            examples = tuple(Example(**example) for example in config["examples"])
-            return cls(log_from_json(config["log"]), config["settings"], examples)
-        except (KeyError, TypeError) as error:
-            raise BadInput(f"the {cls.kind} part of this patch is damaged ({error}); make the patch again") from error
 
 
 # The model behind the wrapper ----------------------------------------------------------------------

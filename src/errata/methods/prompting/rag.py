@@ -10,22 +10,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, islice
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
-from typing_extensions import override
+from torch import Tensor
+from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.memory.reading import GRID, quantile
 from errata.methods.phrasings import group_index, templates_of
 from errata.methods.prompting.method import PromptMethod
-from errata.methods.prompting.prompted import ALL, FactPrompt
+from errata.methods.prompting.prompted import ALL, FactPrompt, FactSettings
 from errata.methods.prompting.retrieval import default_encoder, index, named
 from errata.methods.settings import setting
 from errata.methods.texts import texts_of
 from errata.model.hf import HFLM
+from errata.patch.schema import Floats
 from errata.subjects import mentions, template_of
 from errata.types import Case, Kind
 
@@ -35,10 +37,17 @@ if TYPE_CHECKING:
 SAME: tuple[Kind, ...] = ("paraphrase", "question")  # what asks for the edited fact in other words
 
 
+class RelationSettings(FactSettings):
+    """The settings of a :class:`RelationPrompt`."""
+
+    phrasings: list[list[str]]
+
+
 class RelationPrompt(FactPrompt):
     """Facts for prompts that ask for their relation; ``settings`` hold the known ``phrasings``, in groups, too."""
 
     kind: ClassVar[str] = "facts by relation"
+    declares: ClassVar[type[Any]] = RelationSettings
 
     @cached_property
     def known(self) -> dict[str, int]:
@@ -84,12 +93,21 @@ class RelationPrompt(FactPrompt):
         return np.where(near.max(1) >= self.settings["near"], numbers[near.argmax(1)], -1)
 
 
+class Alike(TypedDict):
+    """What the state holds: quantiles of how alike questions are, by an encoder, and phrasings in groups."""
+
+    alike: Annotated[Tensor, Floats(f"{GRID}")]
+    encoder: str
+    phrasings: list[list[str]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Threshold(PromptMethod):
     """Prepends facts that a prompt asks for: ``prepare`` learns how alike questions are that ask for other facts."""
 
     part: ClassVar[type[FactPrompt]] = RelationPrompt
     needs_prepare: ClassVar[bool] = True
+    holds: ClassVar[type[Any] | None] = Alike
     tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True)
 
     named: float = setting(
@@ -132,10 +150,8 @@ class Threshold(PromptMethod):
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
-        """With ``near`` as the state has it. Raises :class:`BadInput` for one that does not say."""
+        """With ``near`` as the state has it."""
         resolved = super().resolve(lm, state)
-        if "alike" not in state.tensors or "phrasings" not in state.info:
-            raise BadInput("this state does not say how alike questions are; make one with this method's prepare")
         if self.near is not None:
             return resolved
         return replace(resolved, near=quantile(state.tensors["alike"], 1 - self.share))

@@ -7,7 +7,7 @@ most with the prompt's own; nothing is added where none overlaps enough.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from errata.methods.base import State, Tags
 from errata.methods.memory.adapter import EditMemory, Lookup
 from errata.methods.memory.log import EditLog, EditRecord, current
 from errata.methods.memory.method import MemoryMethod
-from errata.methods.memory.reading import Measured, pair_quantiles, quantile
+from errata.methods.memory.reading import GRID, Measured, pair_quantiles, quantile
 from errata.methods.memory.replacing import replaced
 from errata.methods.outcomes import report
 from errata.methods.settings import setting
@@ -26,6 +26,7 @@ from errata.methods.side_memory.matrix import At, SideMatrix, deciding, of_promp
 from errata.methods.side_memory.training import (
     Change,
     SideSettings,
+    SideSizes,
     SiteLosses,
     side_statistics,
     site_tensors,
@@ -36,6 +37,7 @@ from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
 from errata.patch.delta import weight_shape
+from errata.patch.schema import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,8 +46,8 @@ class MaskedMatrix(SideMatrix):
 
     mostly_zero: ClassVar[tuple[str, ...]] = ("weight",)
 
-    weight: Tensor  # (d, f): ΔW
-    masks: Tensor  # (n, f), booleans
+    weight: Annotated[Tensor, Floats("out in")]  # ΔW
+    masks: Annotated[Tensor, Bools("n in")]
 
     @override
     def added(self, x: Tensor, entry: Tensor) -> Tensor:
@@ -64,9 +66,16 @@ class Masks(Lookup):
     at: At
     k: int  # columns of a mask
     threshold: float  # τ
-    usual: Tensor  # (f,): the mean feature of texts that are not edited
-    columns: Tensor  # (f,): the column of ΔW that each feature picks, a permutation
-    live: Tensor  # (n,): whether no later edit replaced it
+    usual: Annotated[Tensor, Floats("in")]  # the mean feature of texts that are not edited
+    columns: Annotated[Tensor, Ints("in", 0, "in")]  # the column of ΔW that each feature picks, a permutation
+    live: Annotated[Tensor, Bools("n")]  # whether no later edit replaced it
+
+    @override
+    def check_content(self) -> None:
+        if not 1 <= self.k <= len(self.usual):
+            raise BadInput(f"k is {self.k}, expected a number of the {len(self.usual)} columns")
+        if len(self.columns.unique()) < len(self.columns):
+            raise BadInput("columns holds one twice, expected a permutation")
 
     @override
     def find(self, call: Call, x: Tensor, y: Tensor, payload: MaskedMatrix) -> Tensor:
@@ -110,6 +119,14 @@ def tophash(features: Tensor, k: int, columns: Tensor) -> Tensor:
     return torch.zeros_like(features, dtype=torch.bool).scatter(-1, columns.to(top.device)[top], True)
 
 
+class Features(SideSizes):
+    """What MEMOIR's state holds: the mean feature of texts, and quantiles of how far two texts' masks overlap."""
+
+    usual: Annotated[Tensor, Floats("in")]
+    overlaps: Annotated[Tensor, Floats(f"{GRID}")]
+    k: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class MEMOIR(SideSettings, MemoryMethod):
     """A sparse side matrix: each edit trains the columns of its mask, and acts through the same mask."""
@@ -119,6 +136,7 @@ class MEMOIR(SideSettings, MemoryMethod):
     paper: ClassVar[str] = "Wang et al. 2025, MEMOIR, arXiv:2506.07899"
     stores: ClassVar[str] = "a change of one matrix, kept apart, and a mask of its columns for each edit"
     part: ClassVar[type[EditMemory[Any, Any]]] = MemoirMemory
+    holds: ClassVar[type[Any] | None] = Features
     height: ClassVar[Fraction] = Fraction(3, 4)
     tags: ClassVar[Tags] = Tags(quick={"contexts": 1}, memory=True)
 
@@ -152,7 +170,7 @@ class MEMOIR(SideSettings, MemoryMethod):
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
-        resolved = super().resolve(lm, state)  # checks what the state was prepared for
+        resolved = super().resolve(lm, state)
         return resolved.filled(k=state.info["k"], threshold=quantile(state.tensors["overlaps"], 1 - self.share))
 
     @override

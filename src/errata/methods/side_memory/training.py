@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from errata.methods.base import State
 from errata.methods.memory.log import EditRecord
@@ -41,6 +42,10 @@ def site_tensors(lm: HFLM, site: str, prompts: Sequence[list[int]]) -> tuple[lis
     rows = [(prompt, [lm.tokens.fill]) for prompt in prompts]
     observe(lm, site, rows, budgeted([len(prompt) for prompt in prompts], lm.budget), keep)
     return [found[i][0] for i in range(len(prompts))], [found[i][1] for i in range(len(prompts))]
+
+
+# What the state of a side memory holds: the median lengths of its site's inputs and outputs.
+SideSizes = TypedDict("SideSizes", {"in": float, "out": float})
 
 
 def side_statistics(lm: HFLM, site: str, texts: Sequence[str]) -> tuple[list[Tensor], dict[str, Any]]:

@@ -7,12 +7,13 @@ a prompt is routed to the matrix where d is largest, if that passes a share of t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.memory.adapter import EditMemory, Lookup
 from errata.methods.memory.log import EditLog, EditRecord, current
@@ -26,6 +27,7 @@ from errata.methods.side_memory.matrix import At, SideMatrix, deciding, of_promp
 from errata.methods.side_memory.training import (
     Change,
     SideSettings,
+    SideSizes,
     SiteLosses,
     side_statistics,
     site_tensors,
@@ -36,6 +38,7 @@ from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
 from errata.patch.delta import weight_shape
+from errata.patch.schema import Floats, Ints
 
 OUTBID = 1.05  # times what another matrix gives: d of an edit's prompt in its own, at least
 SLACK = 0.99  # times the smallest d of an edit, its threshold at most: room for the rounding of half precision
@@ -51,8 +54,13 @@ class SideMatrices(SideMatrix):
 
     shard: int | None
     mask: float
-    weights: Tensor  # (m, d, f): ΔW of each
-    of: Tensor  # (n,): the matrix of each edit; -1 once a later one replaced it
+    weights: Annotated[Tensor, Floats("m out in")]  # ΔW of each
+    of: Annotated[Tensor, Ints("n", -1, "m")]  # the matrix of each edit; -1 once a later one replaced it
+
+    @override
+    def check_content(self) -> None:
+        if not len(self.weights):
+            raise BadInput("weights holds no matrix")
 
     @property
     def sizes(self) -> list[int]:
@@ -84,8 +92,8 @@ class Distances(Lookup):
     at: At
     ratio: float | None
     retrieve: bool  # whether each matrix has a threshold of its own
-    distances: Tensor  # (n,): d of each edit's own prompt, in its matrix
-    thresholds: Tensor  # (m,): what d must pass, for each matrix
+    distances: Annotated[Tensor, Floats("n")]  # d of each edit's own prompt, in its matrix
+    thresholds: Annotated[Tensor, Floats("m")]  # what d must pass, for each matrix
 
     @override
     def find(self, call: Call, x: Tensor, y: Tensor, payload: SideMatrices) -> Tensor:
@@ -149,6 +157,14 @@ def ties(deltas: Tensor, weights: Tensor, density: float) -> Tensor:
     return merged.view_as(deltas[0])
 
 
+class Inputs(SideSizes):
+    """What WISE's state holds: the layer's inputs at the deciding tokens of texts, and the names in those."""
+
+    x: Annotated[Tensor, Floats("tokens in")]
+    lengths: Annotated[Tensor, Ints("*", least=1)]
+    names: list[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class WISE(SideSettings, MemoryMethod):
     """Edits go into side matrices, shard by shard; a distance routes prompts to them.
@@ -169,6 +185,7 @@ class WISE(SideSettings, MemoryMethod):
     paper: ClassVar[str] = "Wang et al. 2024, WISE, arXiv:2405.14768"
     stores: ClassVar[str] = "a sparse change of one matrix, kept apart, for each shard of edits"
     part: ClassVar[type[EditMemory[Any, Any]]] = WiseMemory
+    holds: ClassVar[type[Any] | None] = Inputs
     height: ClassVar[Fraction] = Fraction(3, 4)
     tags: ClassVar[Tags] = Tags(quick={"contexts": 1, "shard": 500}, memory=True)
 
@@ -217,7 +234,9 @@ class WISE(SideSettings, MemoryMethod):
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
-        resolved = super().resolve(lm, state)
+        resolved, lengths = super().resolve(lm, state), state.tensors["lengths"]
+        if int(lengths.sum()) != len(state.tensors["x"]):
+            raise BadInput(f"this state's lengths are of {int(lengths.sum())} tokens, not of its own; prepare anew")
         return resolved.filled(shard=max(1, state.tensors["x"].shape[-1] // WIDTH))
 
     @override

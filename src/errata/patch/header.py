@@ -1,0 +1,116 @@
+# pyright: strict
+"""What the header of a patch file may say: kinds and configs of parts, the model, how each edit was made (pydantic).
+
+Keys that are not known here are kept, so that a later version may add some.
+"""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+
+from errata.errors import BadInput
+from errata.patch.schema import read
+from errata.types import Edit
+
+MOST_PARTS = 10_000
+LONGEST = 10**8  # characters of a prompt times those of a subject: what it takes at most to find one in the other
+
+
+class Texts(BaseModel):
+    """The types of an edit's fields, before an :class:`Edit` is made of them; a file gives the ``id`` too."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str = Field(min_length=1)
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+    at: int | None = None
+
+
+def edit_of(record: Any) -> Edit:
+    """The edit of a record in a file. Raises :class:`BadInput` for one that no :class:`Edit` is equal to."""
+    texts = read(Texts, record)
+    if len(texts.prompt) * len(texts.subject) > LONGEST:
+        raise BadInput(f"a prompt of {len(texts.prompt)} characters about a subject of {len(texts.subject)}")
+    edit = Edit(**texts.model_dump())
+    if edit.to_json() != texts.model_dump():
+        raise BadInput(f"an edit that Errata would not keep like this, but as {edit.prompt[:60]!r}")
+    return edit
+
+
+class Record(BaseModel):
+    """A JSON object whose types are taken strictly, and that may say more."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class Model(Record):
+    """The model that a patch or a state is of."""
+
+    fingerprint: str
+    name: str | None = None
+
+
+class Outcome(Record):
+    """How an edit ended: :mod:`errata.methods.outcomes`."""
+
+    loss: float | None = None
+    met: bool = False
+    search_loss: float | None = None
+    search_met: bool = False
+
+
+class Made(Record):
+    """A call of a method's ``edit``."""
+
+    method: str
+    edits: list[Annotated[Edit, PlainValidator(edit_of)]]
+    settings: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
+    outcomes: dict[str, Outcome] = {}
+    versions: dict[str, str] = {}
+    time: str = ""
+    seconds: float = Field(default=0.0, ge=0)
+    dtype: str = ""
+    rounded: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _of_these_edits(self) -> Self:
+        if strange := set(self.outcomes) - {edit.id for edit in self.edits}:
+            raise ValueError(f"an outcome is of {min(strange)!r}, which is none of the edits")
+        return self
+
+
+class Meta(Record):
+    """``Patch.meta``."""
+
+    model: Model | None = None
+    made: list[Made] = []
+    transformed: list[dict[str, Any]] = []
+    scaled: float = 1.0
+
+    @model_validator(mode="after")
+    def _not_null(self) -> Self:
+        if self.model is None and "model" in self.model_fields_set:
+            raise ValueError("model is null; leave it out")
+        return self
+
+
+class PartRecord(BaseModel):
+    """A part: the name of its class, and what its tensors do not say."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    kind: str
+    config: dict[str, Any]
+
+
+class Header(BaseModel):
+    """The header of a patch file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    parts: list[PartRecord] = Field(max_length=MOST_PARTS)
+    meta: Meta
