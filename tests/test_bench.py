@@ -438,6 +438,40 @@ def test_what_was_kept_of_a_sequence_survives_being_spoilt(whole: tuple[str, lis
         assert len(method.calls) == 3
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"steps": "1"},
+        {"steps": 0},
+        {"steps": 9},
+        {"seconds": None},
+        {"peak": []},
+        {"endured": -1},
+        {"rows": [{"before": "x"}]},
+        {"rows": [{"color": "blue"}]},
+        {"rows": 3},
+        {"patch": None},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_record_of_a_sequence_that_lies_is_not_resumed(
+    lie: dict[str, Any], whole: tuple[str, list[Row]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def kill(calls: int, edits: Any) -> None:
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "rows.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        go(plan(), file, method=counting(kill))
+    (kept,) = Path(f"{file}.parts").glob("*/progress.json")
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | lie))
+    expected = [row for row in whole[1] if row.setting.startswith("sequential")]
+    assert timeless(go(plan(), file, method=counting())) == timeless(expected)
+    assert "its sequence begins anew" in caplog.text
+
+
 def test_what_is_done_is_left_alone(whole: tuple[str, list[Row]], tmp_path: Path) -> None:
     def load(name: str) -> Any:
         raise AssertionError("nothing is left to do")

@@ -8,13 +8,17 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_type_hints
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
 from errata.bench.units import COST, LAST_METRIC, Unit
 from errata.errors import BadInput, ErrataError
 from errata.files import write_text
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
+from errata.patch.schema import read
 from errata.report.rows import from_jsonl, to_jsonl
 from errata.types import Row
 
@@ -36,6 +40,24 @@ class UnitProgress:
     seconds: float = 0.0
     peak: float | None = None
     endured: int = 0
+
+
+# The fields of a row; what is right or wrong is kept as such where a number is declared.
+_FIELDS: Any = {name: hint | bool if float in get_args(hint) else hint for name, hint in get_type_hints(Row).items()}
+RowRecord: Any = TypedDict("RowRecord", _FIELDS)  # pyright: ignore[reportArgumentType]
+RowRecord.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+class Progress(TypedDict):
+    """``progress.json``: a :class:`UnitProgress` whose patch is named."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+    patch: str
+    steps: Annotated[int, Field(ge=1)]
+    rows: list[RowRecord]  # pyright: ignore[reportInvalidTypeForm]
+    seconds: Annotated[float, Field(ge=0)]
+    peak: float | None
+    endured: Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -142,11 +164,13 @@ class UnitCheckpoint:
         if not file.is_file():
             return UnitProgress()
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            patch = Patch.load(self.folder / record.pop("patch"))
+            record: dict[str, Any] = read(Progress, json.loads(file.read_text(encoding="utf-8")))
+            if record["steps"] >= len(self.unit.batches):
+                raise BadInput(f"{record['steps']} steps are none of its {len(self.unit.batches)} before the last")
+            patch = Patch.load(self.folder / Path(record.pop("patch")).name)
             patch.check(lm)
             return UnitProgress(patch=patch, rows=[Row(**row) for row in record.pop("rows")], **record)
-        except (ErrataError, OSError, ValueError, KeyError, TypeError) as error:
+        except (ErrataError, OSError, ValueError, RecursionError) as error:
             log.warning("%s cannot be resumed (%s); its sequence begins anew", self.folder, error)
             return UnitProgress()
 
