@@ -392,7 +392,7 @@ def test_an_existing_file_is_kept(model: str, here: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named_before_the_work(model: str, here: Path) -> None:
     (here / "file").write_text("")
-    assert "is no folder" in refused("edit", model, *FTM, "-o", "file/p.safetensors")
+    assert "Not a directory" in refused("edit", model, *FTM, "-o", "file/p.safetensors")
     assert "is a folder" in refused("edit", model, *FTM, "-o", here)
 
 

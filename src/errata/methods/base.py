@@ -16,7 +16,7 @@ from torch import Tensor
 
 from errata.answers import normalise
 from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported, WrongModel
-from errata.files import cache_file, read_tensors, write_tensors
+from errata.files import cache_file, check_writable, read_tensors, write_tensors
 from errata.methods.outcomes import Outcome, answered, searched, warn
 from errata.methods.settings import checked, setting
 from errata.model.hf import HFLM
@@ -73,14 +73,24 @@ class State:
 
 
 def cached_state(kind: str, content: Any, make: Callable[[], State]) -> State:
-    """The state that the cache holds for ``content`` (JSON), else the result of ``make()``, which is cached."""
-    file = cache_file(kind, content)
-    if file.is_file():
+    """The state that the cache holds for ``content`` (JSON), else the result of ``make()``, which is cached.
+
+    Where the cache cannot be written, that is logged before the work, and the state is in memory alone.
+    """
+    try:
+        file = cache_file(kind, content)
+        cached = file.is_file()
+        if not cached:
+            check_writable(file)
+    except (BadInput, OSError) as error:  # where a folder above cannot even be looked into, is_file says so
+        log.warning("what is prepared now is kept in memory alone: %s (ERRATA_CACHE names the folder)", error)
+        return make()
+    if cached:
         return State.load(file)
     state = make()
     try:
         state.save(file)
-    except BadInput as error:  # a full disk, a folder that cannot be written: the state is good all the same
+    except BadInput as error:  # the disk is full by now: the state is good all the same
         log.warning("%s", error)
     return state
 
