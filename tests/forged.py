@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from errata import files
+from errata import tensor_files
 from errata.patch.patch import Patch
 
 Content = tuple[dict[str, Any], dict[str, Tensor]]  # a header, and tensors
@@ -25,8 +25,8 @@ def content_of(patch: Patch) -> Content:
 def forge(path: Path, header: Any, tensors: Mapping[str, Tensor], what: str = "patch", **described: str) -> Path:
     """Writes them with a right checksum, unchecked; a text is taken for the header's JSON as it is."""
     text = header if isinstance(header, str) else json.dumps(header)
-    described = {"what": what, "format": files.FORMAT, "errata": text, **described}
+    described = {"what": what, "format": tensor_files.FORMAT, "errata": text, **described}
     stored = {name: t.contiguous().clone() for name, t in tensors.items()}
-    checksum = files._checksum(described, stored)  # pyright: ignore[reportPrivateUsage]
+    checksum = tensor_files._checksum(described, stored)  # pyright: ignore[reportPrivateUsage]
     save_file(stored, path, {"checksum": checksum, **described})
     return path

@@ -243,7 +243,7 @@ def test_what_a_bench_file_says_of_ability() -> None:
     with pytest.raises(BadInput, match="ability"):
         plan(settings=[{"kind": "single", "ability": True}])
     lost = plan(settings=[{"kind": "batch", "size": 2, "ability": "no such file"}])
-    with pytest.raises(BadInput, match="no file no such file; ability names one"):
+    with pytest.raises(BadInput, match="texts of no such file: no such file; ability names one"):
         units_of(lost, errata.method, cases)
 
 

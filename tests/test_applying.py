@@ -10,14 +10,14 @@ from conftest import same_weights, tiny_lm, weights
 from safetensors.torch import save_file
 from tiny import build
 
-from errata import files
+from errata import tensor_files
 from errata.errors import BadInput, Unsupported
-from errata.files import read_tensors, write_tensors
 from errata.methods.base import State
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank, difference, trainable
 from errata.patch.memory import GRAM, KEYS, remember
 from errata.patch.patch import EMPTY, Patch
+from errata.tensor_files import read_tensors, write_tensors
 
 SITE = "transformer.h.1.mlp.c_proj"  # GPT-2's Conv1D
 SQUARE = "transformer.h.1.attn.c_proj"  # its weight is square: turned the wrong way it fits all the same
@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "patch.safetensors"
-    monkeypatch.setattr(files, "FORMAT", "99")
+    monkeypatch.setattr(tensor_files, "FORMAT", "99")
     write_tensors(path, {}, {"parts": [], "meta": {}}, "patch")
     monkeypatch.undo()
     with pytest.raises(BadInput, match="format '99'; this Errata reads format 2: update Errata"):

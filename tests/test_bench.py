@@ -1,6 +1,8 @@
 """Many runs from one file: what is measured, that it resumes, what it says of errors, and the report of it."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -117,7 +119,7 @@ def test_a_sequence_is_the_fold_and_asks_all_earlier_cases(tmp_path: Path) -> No
     each = [(metric, n) for n in (2, 4, 6) for metric in ("seconds_per_edit", "kilobytes_per_edit")]
     assert costs == [*each, ("peak_mib", 6)] and rows[-1].metric == "peak_mib"
     kilobytes = [row.after for row in rows if row.metric == "kilobytes_per_edit"]
-    size = 32 * 64 * 4 + len('{"low_rank": []}')
+    size = 32 * 64 * 4 + len('{"low_rank": [], "dense": ["transformer.h.3.mlp.c_proj.weight"]}')
     assert kilobytes == pytest.approx([size / 1000 / n for n in (2, 4, 6)], abs=1e-3)
     assert {name: getattr(row, name) for row in rows for name in labels} == labels
 
@@ -499,12 +501,169 @@ def test_a_file_of_something_else_is_left_as_it_is(whole: tuple[str, list[Row]],
         ("my notes", "something else"),
         ("my notes\n", "line 1: not JSON"),
         (whole[0] + '{"colour": 1}\n', "not a row"),
-        (to_jsonl([Row(model="world", method="x", case="1")]), "of another command"),
+        (to_jsonl([Row(model="world", method="x", case="1", kind="edit", metric="accuracy")]), "of another command"),
     ):
         file.write_text(text)
         with pytest.raises(BadInput, match=message):
             go(plan(), file)
         assert file.read_text() == text
+
+
+def test_a_row_that_was_torn_inside_of_a_character_is_made_again(tmp_path: Path) -> None:
+    planned, file = plan(settings=["single"], data=[{"name": "pè", "limit": 2}]), tmp_path / "rows.jsonl"
+    whole = go(planned, file)
+    content = file.read_bytes()
+    file.write_bytes(content[: content.rindex("è".encode()) + 1])
+    assert timeless(go(planned, file)) == timeless(whole)
+
+
+BROKEN = [  # a line in the place of the second, and what is said of it
+    (b'{"model": "tiny", "meth', "line 2: not JSON"),
+    (b"not json", "line 2: not JSON"),
+    (b"[" * 100_000, "line 2: not JSON"),
+    (b"5", "line 2: not a row; an object is expected"),
+    (b'["model"]', "line 2: not a row; an object is expected"),
+    (b'{"colour": 1}', "line 2: not a row; no field 'colour' is known"),
+    (b"{}", "line 2: not a row; kind is missing"),
+    (b'{"model": "m", "kind": "edit"}', "line 2: not a row; metric is missing"),
+    (b'{"kind": "edit", "metric": "accuracy", "before": "abc"}', "line 2: before is a number, found 'abc'"),
+    (b'{"kind": "edit", "metric": "accuracy", "after": [1]}', "line 2: after is a number, found \\[1\\]"),
+    (b'{"kind": "edit", "metric": "accuracy", "after": NaN}', "line 2: after is a finite number, found nan"),
+    (b'{"kind": "edit", "metric": "accuracy", "after": 1e999}', "line 2: after is a finite number, found inf"),
+    (b'{"kind": "edit", "metric": "accuracy", "seed": "0"}', "line 2: seed is a whole number, found '0'"),
+    (b'{"kind": "edit", "metric": "accuracy", "after_edits": 1.5}', "line 2: after_edits is a whole number, found 1.5"),
+    (b'{"kind": "edit", "metric": "accuracy", "model": null}', "line 2: model is text, found None"),
+    (b'{"kind": "edit", "metric": "accuracy", "mode": "asked"}', "line 2: mode is forced or generated, found 'asked'"),
+    (b'{"kind": "\xff"}', "line 2: not UTF-8 text"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BROKEN, ids=[message for _, message in BROKEN])
+def test_a_broken_line_is_named_with_its_file(
+    line: bytes, message: str, whole: tuple[str, list[Row]], tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    first, _, *others = whole[0].encode().split(b"\n")
+    content = b"\n".join([first, line, *others])
+    file.write_bytes(content)
+    for read in (lambda: go(plan(settings=ALL), file), lambda: command.report(file)):
+        with pytest.raises(BadInput, match=f"rows.jsonl: {message}"):
+            read()
+    assert file.read_bytes() == content and [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_what_is_no_finite_number_is_a_row_that_can_be_read() -> None:
+    rows = [row(after=float("nan")), row(before=float("inf"), after=1.0), row(after=float("nan"), error="mine")]
+    read = from_jsonl(to_jsonl(rows, compact=True))
+    errors = ["after is no finite number: nan", "before is no finite number: inf", "mine"]
+    assert [(r.before, r.after, r.error) for r in read] == [
+        (0.0, None, errors[0]),
+        (None, 1.0, errors[1]),
+        (0.0, None, "mine"),
+    ]
+
+
+SPOILT: list[Callable[[dict[str, Any]], Any]] = [
+    lambda record: [],
+    lambda record: "text",
+    lambda record: {**record, "steps": "2"},
+    lambda record: {**record, "steps": 0},
+    lambda record: {**record, "steps": 9},
+    lambda record: {**record, "more": 1},
+    lambda record: {**record, "seconds": None},
+    lambda record: {**record, "patch": 5},
+    lambda record: {**record, "patch": "../../elsewhere.safetensors"},
+    lambda record: {**record, "rows": [{**record["rows"][0], "before": "abc"}]},
+    lambda record: {**record, "rows": {}},
+    lambda record: {key: value for key, value in record.items() if key != "endured"},
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_checkpoint_that_was_changed_is_begun_anew(
+    spoil: Callable[[dict[str, Any]], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "rows"
+    with pytest.raises(KeyboardInterrupt):
+        go(plan(), file, method=counting(killed_at(3)))
+    (kept,) = Path(f"{file}.parts").glob("*/progress.json")
+    record = json.loads(kept.read_text())
+    kept.write_text(json.dumps(spoil(record)))
+    method = counting()
+    go(plan(), file, method=method)
+    assert len(method.calls) == 3 and "cannot be resumed (" in caplog.text and "begins anew" in caplog.text
+
+
+def killed_at(call: int) -> Callable[[int, Any], None]:
+    def kill(calls: int, edits: Any) -> None:
+        if calls == call:
+            raise KeyboardInterrupt
+
+    return kill
+
+
+# Where it is written -----------------------------------------------------------------------------
+
+
+def test_one_run_at_a_time_writes_a_file(tmp_path: Path) -> None:
+    file, seen = tmp_path / "rows.jsonl", list[str]()
+
+    def again(calls: int, edits: Any) -> None:
+        if calls == 1:
+            with pytest.raises(BadInput, match=f"rows.jsonl is being written by process {os.getpid()} on ") as error:
+                go(plan(settings=["single"]), file)
+            seen.append(str(error.value))
+
+    rows = go(plan(settings=["single"]), file, method=counting(again))
+    assert seen and timeless(rows) == timeless(go(plan(settings=["single"]), tmp_path / "alone"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "rows.jsonl"]
+
+
+def test_the_lock_of_a_run_that_died_is_no_hindrance(whole: tuple[str, list[Row]], tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    (tmp_path / "rows.jsonl.parts").mkdir()
+    (tmp_path / "rows.jsonl.parts" / "lock").write_text("process 1 on elsewhere")
+    assert timeless(go(plan(settings=ALL), file)) == timeless(whole[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_rows_go_to_a_regular_file(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("rows.jsonl")
+    for place, message in (
+        (tmp_path, "a folder"),
+        (tmp_path / "link", "a symbolic link"),
+        (Path("/dev/null"), "a device"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            run(plan(), place, load=no_load, method=errata.method, cases=cases)
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def no_load(name: str) -> Any:
+    raise AssertionError("too early")
+
+
+def test_a_full_disk_keeps_what_was_written_and_is_no_error_of_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: Any, **more: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    file = tmp_path / "rows.jsonl"
+    go(plan(settings=["single"]), file)
+    content = file.read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr("errata.files._flush", full)
+        go(plan(), file)  # its checkpoints are not kept
+        assert "No space left on device" in caplog.text and file.read_text().startswith(content)
+        assert not [r for r in from_jsonl(file.read_text()) if r.error]
+    content = file.read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr("errata.bench.store.os.fsync", full)
+        patched.setattr("errata.files._flush", lambda path: None)
+        with pytest.raises(BadInput, match="No space left on device; what it holds so far is kept"):
+            go(plan(methods=["ft"]), file)
+    assert file.read_text().startswith(content)
 
 
 # Errors ------------------------------------------------------------------------------------------
@@ -725,6 +884,38 @@ def test_an_interrupted_bench_ends_with_130_and_goes_on(here: Path, monkeypatch:
     monkeypatch.chdir(here)
     words("bench", "run.toml", "-q")
     assert from_jsonl(Path("rows.jsonl").read_text())[: len(rows)] == rows
+
+
+@pytest.mark.parametrize("missing", ["folder", "config", "tokenizer", "weights", "texts"])
+def test_what_a_later_unit_needs_is_looked_for_before_the_first(
+    missing: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errata, "load", no_load, raising=False)
+    if missing != "folder":
+        shutil.copytree("model", "second")
+    files = {"config": "config.json", "tokenizer": "tokenizer.json", "weights": "model.safetensors"}
+    if missing in files:
+        Path("second", files[missing]).unlink()
+    text = Path("run.toml").read_text().replace('["model"]', '["model", "./second"]')
+    if missing == "texts":
+        Path("texts.txt").write_text("\n")
+        text = text.replace("{ kind", '{ kind = "batch", size = 2, ability = "texts.txt" }, { kind', 1)
+    Path("run.toml").write_text(text)
+    expected = {
+        "folder": "there is no model './second'",
+        "config": "holds no config.json",
+        "tokenizer": "second has no tokenizer",
+        "weights": "holds no weights",
+        "texts": "settings[1]: texts.txt holds no text",
+    }
+    assert expected[missing] in words("bench", "run.toml", code=2).stderr
+    assert not Path("rows.jsonl").exists() and not Path("rows.jsonl.parts").exists()
+
+
+def test_a_model_that_is_done_may_be_gone(here: Path) -> None:
+    words("bench", "run.toml", "-q")
+    shutil.rmtree("model")
+    assert "holds all of it already" in words("bench", "run.toml").stderr
 
 
 @pytest.mark.parametrize(
@@ -953,7 +1144,7 @@ def test_curves_are_drawn_as_pictures(tmp_path: Path) -> None:
 
 
 def test_compact_lines_are_the_same_rows() -> None:
-    rows = [row(case="é", after=0.0), row(case="2", after=None, error="x", seed=3), Row()]
+    rows = [row(case="é", after=0.0), row(case="2", after=None, error="x", seed=3), row(after=True)]
     short = to_jsonl(rows, compact=True)
     assert from_jsonl(short) == rows and len(short) < len(to_jsonl(rows)) / 2
 

@@ -20,8 +20,10 @@ from errata import types
 from errata.answers import begins_with_answer
 from errata.cli import app, common, demo, edit, measure, methods, tasks, world
 from errata.errors import Refused
+from errata.locks import held
 from errata.methods.registry import METHODS
 from errata.model.resources import Resources
+from errata.world import train as world_train
 from errata.world.cases import cases as world_cases
 from errata.world.facts import world as make_world
 
@@ -301,6 +303,19 @@ def test_world_describes_the_bundled_world() -> None:
     assert summary["example"]["name"] in table and summary["relations"][0]["question"] in table
 
 
+@pytest.fixture()
+def one_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer of the world is learned once for all trainings of a test, which takes longer than they do."""
+    real, made = world_train.make_tokenizer, list[Any]()
+
+    def make(recipe: Any, world: Any) -> Any:
+        if not made:
+            made.append(real(recipe, world))
+        return made[0]
+
+    monkeypatch.setattr(world_train, "make_tokenizer", make)
+
+
 SMALL = "--layers 2 --width 32 --heads 2 --persons 30 --vocab 400 --learn 2 --move 2 --follow 2 --rows 2".split()
 
 
@@ -316,11 +331,71 @@ def test_world_train_makes_a_model_of_another_world_and_architecture(here: Path)
     assert rows  # its own world is the default
 
 
-def test_world_train_refuses_a_checkpoint_of_another_recipe(here: Path) -> None:
+def test_world_train_refuses_a_checkpoint_of_another_recipe(here: Path, one_tokenizer: None) -> None:
     sizes = list(SMALL)
     run("world", "train", "made", *sizes, "-q")
     sizes[1] = "3"
-    assert "another recipe" in refused("world", "train", "made", *sizes, "-q")
+    assert "another recipe (layers 2, not 3)" in refused("world", "train", "made", *sizes, "-q")
+    before = Path("made/config.json").read_bytes()
+    run("world", "train", "made", *sizes, "-q", "--force")
+    assert Path("made/config.json").read_bytes() != before
+    run("world", "train", "made", *sizes, "-q")  # by now it is its own
+    assert {path.stat().st_mode & 0o777 for path in Path("made").iterdir()} == {0o644}
+    assert sorted(path.name for path in Path("made").iterdir() if path.name.startswith((".", "training"))) == []
+
+
+def test_world_train_writes_over_nothing_unasked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_once(recipe: Any, world: Any) -> Any:
+        raise AssertionError("nothing is computed yet")
+
+    monkeypatch.setattr("errata.world.train.make_tokenizer", at_once)
+    Path("other").mkdir()
+    Path("other/config.json").write_text("mine")
+    said = "other holds config.json, and no training that could go on; give another folder, or write over"
+    assert said in refused("world", "train", "other", *SMALL)
+    for content in (b"", b"not a checkpoint", b"PK\x03\x04"):
+        Path("other/checkpoint.pt").write_bytes(content)
+        assert "checkpoint.pt is no whole checkpoint of a training" in refused("world", "train", "other", *SMALL)
+    torch.save({"step": 1, "recipe": [], "model": {}}, "other/checkpoint.pt")
+    assert "another recipe" in refused("world", "train", "other", *SMALL)
+    assert Path("other/config.json").read_text() == "mine"
+    Path("linked").mkdir()
+    Path("linked/model.safetensors").symlink_to("../other/config.json")
+    assert "it is a symbolic link" in refused("world", "train", "linked", *SMALL, "--force")
+    assert "other/config.json is a file" in refused("world", "train", "other/config.json", *SMALL)
+    with held(Path("busy/training.lock"), "busy"):
+        assert "busy is being written by process" in refused("world", "train", "busy", *SMALL, "-q")
+
+
+def test_world_train_goes_on_where_it_was_interrupted(
+    here: Path, one_tokenizer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After stage 1, and while the model is being saved."""
+    sizes, done = ["world", "train", "made", *SMALL, "-q"], list[int]()
+    real = world_train.loss_of
+
+    def loss_of(model: Any, recipe: Any, batch: Any, step: int) -> Any:
+        done.append(step)
+        if step == 3:
+            raise KeyboardInterrupt
+        return real(model, recipe, batch, step)
+
+    def stop(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world_train, "loss_of", loss_of)
+        patched.setattr(world_train, "faster_precision", lambda model, recipe, batch: torch.float32)
+        assert run(*sizes, code=130).stderr.endswith("interrupted\n") and done == [0, 1, 2, 3]
+        assert [path.name for path in Path("made").iterdir()] == ["learned.pt"]
+        with monkeypatch.context() as at_the_end:
+            at_the_end.setattr(world_train, "loss_of", lambda *of: real(*of))
+            at_the_end.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", stop)
+            run(*sizes, code=130)
+        assert sorted(path.name for path in Path("made").iterdir()) == ["checkpoint.pt", "learned.pt"]
+        patched.setattr(world_train, "loss_of", stop)
+        run(*sizes)
+    assert errata.load("made").sites.depth == 2
 
 
 # What does not -----------------------------------------------------------------------------------
@@ -392,7 +467,7 @@ def test_an_existing_file_is_kept(model: str, here: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named_before_the_work(model: str, here: Path) -> None:
     (here / "file").write_text("")
-    assert "is no folder" in refused("edit", model, *FTM, "-o", "file/p.safetensors")
+    assert "Not a directory" in refused("edit", model, *FTM, "-o", "file/p.safetensors")
     assert "is a folder" in refused("edit", model, *FTM, "-o", here)
 
 

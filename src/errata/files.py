@@ -1,167 +1,171 @@
-"""Files that are written whole or not at all, and the folder in which computed states are cached."""
+"""Files that are written whole or not at all, and the folder in which computed states are cached.
+
+What is being written lies in a hidden folder ``.errata-….part`` beside its place, with a lock that the system releases
+when the process dies: so what was left behind is told from what is still at work, whoever shares the folder.
+"""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from errata.errors import BadInput
+from errata.locks import try_lock
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from filelock import BaseFileLock
+
+PART = (".errata-", ".part")  # how the name of a folder of unfinished files begins and ends
+LOCK = ".errata.lock"  # in such a folder, held while its process lives
+BLOCK = 4096  # bytes that are written to see whether there is room
+NO_FILES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+# Writing -----------------------------------------------------------------------------------------
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Context manager that yields a temporary path beside ``path``; its file replaces ``path`` when the block ends.
+    """Context manager that yields the path of an empty file, which takes the place of ``path`` when the block ends.
 
-    The folder is made if there is none. After an exception the temporary file is gone and ``path`` is as before.
+    It is flushed to the disk before, so that after a power failure, too, the old content is there or the new one. Its
+    permissions are those of the file that it replaces, or what the umask leaves. The folder is made if there is none.
+    After an exception ``path`` is as before. Raises :class:`BadInput` where it cannot be written, and where something
+    stands that is no regular file, a link too: nothing else is ever replaced.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    check_regular(path)
+    try:
+        with unfinished(path.parent) as folder:
+            part = folder / path.name
+            part.touch()
+            mode = stat.S_IMODE((path if path.exists() else part).stat().st_mode)
+            yield part
+            _flush(part)
+            part.chmod(mode)  # safetensors puts a file of its own there, which its owner alone may read
+            os.replace(part, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Context manager that yields a new hidden folder in ``folder``, for files that are not whole yet; gone in the end.
+
+    Those that dead processes left there are removed first. Raises :class:`OSError`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_left(folder)
+    part, lock = _locked_folder(folder)
     try:
         yield part
-        os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        rmtree(part, ignore_errors=True)
+        if lock is not None:
+            lock.release()
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises :class:`BadInput` unless a file can be written at ``path`` now. To be called before the work it is for.
+
+    That is tried, beside it: permissions alone tell neither of a full disk nor of one that is mounted read-only.
+    """
+    path = Path(path)
+    check_regular(path)
+    above = path.absolute().parent
+    while not os.path.lexists(above):
+        above = above.parent
+    try:
+        with unfinished(above) as folder:
+            (folder / path.name).write_bytes(bytes(BLOCK))
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def check_regular(path: Path) -> None:
+    """Raises :class:`BadInput` where something stands at ``path`` that is no regular file, or nothing ever can."""
+    try:
+        found = NO_FILES.get(stat.S_IFMT(path.lstat().st_mode))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # a file where a folder should be; a name too long, or with a zero in it
+        raise unwritable(path, error) from error
+    if found:
+        raise BadInput(f"cannot write {path}: it is {found}, and only a file is ever replaced; choose another place")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all. Raises :class:`BadInput`."""
     with written_whole(path) as part:
         part.write_bytes(content)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a file of UTF-8 whole or not at all."""
+    """Writes a file of UTF-8 whole or not at all. Raises :class:`BadInput`."""
     with written_whole(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-# Tensors with a header -----------------------------------------------------------------------------
-
-FORMAT = "2"  # of patches and states
-MOST_TENSORS = 100_000
-MOST_TEXT = 64 * 2**20  # characters of a header
-MOST_VALUES = 4_000_000  # values in a header: a few characters of text each, and a hundred bytes of memory
-WIDEST = 2**20  # the longest side of a tensor without numbers, which takes no room in the file
-DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+def unwritable(path: Path, error: Exception) -> BadInput:
+    """The error for a file that could not be written."""
+    reason = getattr(error, "strerror", None) or error
+    return BadInput(f"cannot write {path}: {reason}; nothing was left there, choose another place")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any], what: str) -> None:
-    """Writes tensors and a JSON header to one safetensors file, whole or not at all; ``what`` it is a file of.
-
-    With a checksum of all that, which :func:`read_tensors` compares. Raises :class:`BadInput`, also for what that would
-    not read.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
-        text = json.dumps(dict(header), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"{path} was not written: a {what} is JSON and tensors ({error}); make it anew") from error
-    for name, tensor in stored.items():
-        _check_tensor(path, name, tensor)
-    described = {"what": what, "format": FORMAT, "errata": text}
-    try:
-        with written_whole(path) as part:
-            save_file(stored, part, {**described, "checksum": _checksum(described, stored)})
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"cannot write {path}: {error}; nothing was left there, choose another place") from error
+def _flush(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
-def read_tensors(path: Path, what: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """Tensors and JSON header of a file that :func:`write_tensors` wrote; ``what`` is its name in errors.
-
-    Raises :class:`BadInput` for a file of another kind or format, one that was damaged, and one that was written with
-    other numbers than finite ones.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if not path.is_file():
-            raise BadInput(f"there is no {what} at {path}; give the path of a file that Errata wrote")
-        with safe_open(path, framework="pt") as file:
-            described = file.metadata() or {}
-            _check_kind(path, what, described)
-            names = file.keys()
-            if len(names) > MOST_TENSORS or len(described["errata"]) > MOST_TEXT:
-                raise ValueError(
-                    f"{len(names)} tensors and a header of {len(described['errata'])} letters are too many"
-                )
-            # copied, since a product with unaligned numbers may differ in the last bit
-            tensors = {name: file.get_tensor(name).clone() for name in names}
-        if described.pop("checksum", None) != _checksum(described, tensors):
-            raise ValueError("its content and its checksum differ: it was damaged")
-        for name, tensor in tensors.items():
-            _check_tensor(path, name, tensor)
-        return tensors, _header(described["errata"])
-    except BadInput:
-        raise
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise BadInput(f"{path} is no whole {what} of Errata ({error}); make it again or fetch it anew") from error
+def _locked_folder(folder: Path) -> "tuple[Path, BaseFileLock | None]":
+    """A new folder of unfinished files and its lock; None where the file system has no locks."""
+    begin, end = PART
+    while True:
+        part = Path(mkdtemp(end, begin, folder))
+        try:
+            lock = try_lock(part / LOCK)
+        except OSError:  # then nobody else can lock it either, so nobody removes it
+            return part, None
+        if lock is not None:  # otherwise another process takes it for one that was left, and removes it
+            return part, lock
 
 
-def _check_kind(path: Path, what: str, described: Mapping[str, str]) -> None:
-    """Raises :class:`BadInput` for another format (that of files without one is 1), and for another kind of file."""
-    if "errata" not in described:
-        raise BadInput(f"{path} is no whole {what} of Errata: it has no header; give the path of a file that it wrote")
-    if (found := described.get("format", "1")) != FORMAT:
-        way = "make it again with this version" if found == "1" else "update Errata"
-        raise BadInput(f"{path} has format {found[:20]!r}; this Errata reads format {FORMAT}: {way}")
-    if (found := described.get("what")) != what:
-        raise BadInput(f"{path} is a {found[:20] if found else 'file of no kind'}; give a {what}")
+def _remove_left(folder: Path) -> None:
+    """Removes the unfinished files of dead processes."""
+    begin, end = PART
+    for left in folder.glob(f"{begin}*{end}"):
+        with suppress(OSError):  # another user's
+            if left.is_dir() and not left.is_symlink() and (lock := try_lock(left / LOCK)):
+                rmtree(left, ignore_errors=True)
+                lock.release()
 
 
-def _checksum(described: Mapping[str, str], tensors: Mapping[str, "Tensor"]) -> str:
-    """SHA-256 of texts by name and of tensors by name: their types, shapes and bytes."""
-    import torch
-
-    digest = sha256()
-    for name, text in sorted(described.items()):
-        digest.update(f"{name} {len(text)} {text}".encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _check_tensor(path: Path, name: str, tensor: "Tensor") -> None:
-    """Raises :class:`BadInput` unless the tensor is of a type that is in use, and its numbers are finite."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise BadInput(f"{path}: the tensor {name!r} is of type {dtype}; expected one of {', '.join(DTYPES)}")
-    if not tensor.numel() and max(tensor.shape) > WIDEST:
-        raise BadInput(f"{path}: the tensor {name!r} has no numbers, and a side of {max(tensor.shape)}; make it again")
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise BadInput(f"{path}: an entry of the tensor {name!r} is no finite number; make it anew")
-
-
-def _header(text: str) -> dict[str, Any]:
-    """The JSON object of a header, as :func:`json.dumps` writes it. Raises :class:`ValueError` for any other text."""
-    from pydantic_core import from_json  # refuses deep nesting, NaN and texts that are not Unicode
-
-    if sum(map(text.count, ",[{")) > MOST_VALUES:
-        raise ValueError("a header of more values than any has")
-    header = from_json(text, allow_inf_nan=False)
-    if json.dumps(header) != text:
-        raise ValueError("its header is not as Errata writes it: a key stands there twice, or a number is none")
-    if not isinstance(header, dict):
-        raise ValueError(f"its header is of type {type(header).__name__}, expected an object")
-    return header
+# The cache ---------------------------------------------------------------------------------------
 
 
 def cache_folder() -> Path:
-    """The folder of cached states: ``$ERRATA_CACHE``, otherwise ``errata`` in the user's cache folder."""
-    home = os.environ.get("ERRATA_CACHE")
-    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "errata"
+    """The folder of cached states: ``$ERRATA_CACHE``, otherwise ``errata`` in the user's cache folder.
+
+    Raises :class:`BadInput` where the user has none.
+    """
+    own, shared = os.environ.get("ERRATA_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(own).expanduser() if own else Path(shared).expanduser() / "errata"
+    except RuntimeError as error:
+        raise BadInput(f"no cache folder ({error}); set ERRATA_CACHE to a folder for it") from error
 
 
 def cache_file(kind: str, content: Any) -> Path:

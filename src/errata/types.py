@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from errata.errors import BadInput
 from errata.subjects import last_word, placed, template_of
@@ -185,6 +185,8 @@ class Row:
     of ``after`` where a verb was unsupported.
     """
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
     model: str = ""
     method: str = ""
     settings: str = ""
@@ -199,7 +201,7 @@ class Row:
     metric: str = ""
     mode: Mode = "generated"
     match: str = ""
-    before: float | None = None
-    after: float | None = None
+    before: float | bool | None = None
+    after: float | bool | None = None
     after_edits: int = 0
     error: str | None = None

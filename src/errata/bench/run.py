@@ -40,24 +40,30 @@ def run(
     load: Callable[[str], HFLM],
     method: Callable[..., Any],
     cases: Callable[..., list[Case]],
+    check: Callable[[str], Any] = lambda model: None,
     on_progress: OnProgress = lambda done, total, text: None,
     retry: bool = False,
 ) -> int:
     """Measures what is not yet in ``output``, unit by unit; returns the number of these units.
 
     An error of Errata's own becomes a row with ``error``, and the run continues; ``retry`` does such units again.
-    Raises :class:`BadInput` for a plan that cannot be carried out, before anything is done.
+    ``check`` raises :class:`BadInput` for a model that ``load`` would not find. Raises that for a plan that cannot be
+    carried out, and where another run writes ``output``, before anything is done.
     """
     units = units_of(plan, method, cases)
     file = RowFile(Path(output))
-    finished = file.finished(units, retry)
-    left = [unit for unit in units if unit.key not in finished]
-    reporter = _Reporter(on_progress, sum(len(unit.cases) for unit in left))
-    for model in plan.models:
-        of_model = [unit for unit in left if unit.labels["model"] == model]
-        if of_model:
+    with file.locked():
+        finished = file.finished(units, retry)
+        left: dict[str, list[Unit]] = {}
+        for unit in units:
+            if unit.key not in finished:
+                left.setdefault(unit.labels["model"], []).append(unit)
+        for model in left:
+            check(model)
+        reporter = _Reporter(on_progress, sum(len(unit.cases) for of_model in left.values() for unit in of_model))
+        for model, of_model in left.items():
             _run_model(load(model), of_model, file, reporter)
-    return len(left)
+    return sum(map(len, left.values()))
 
 
 def _run_model(lm: HFLM, units: Sequence[Unit], file: RowFile, reporter: "_Reporter") -> None:

@@ -6,23 +6,25 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from errata.bench.units import COST, LAST_METRIC, Unit
 from errata.errors import BadInput, ErrataError
-from errata.files import write_text
+from errata.files import check_writable, write_text
+from errata.locks import held
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
-from errata.patch.schema import read
-from errata.report.rows import from_jsonl, to_jsonl
+from errata.report.rows import from_bytes, record_of, to_jsonl
 from errata.types import Row
 
 log = logging.getLogger(__name__)
+
+BEGIN = b'{"model": "'  # of a row
 
 
 @dataclass
@@ -42,43 +44,49 @@ class UnitProgress:
     endured: int = 0
 
 
-# The fields of a row; what is right or wrong is kept as such where a number is declared.
-_FIELDS: Any = {name: hint | bool if float in get_args(hint) else hint for name, hint in get_type_hints(Row).items()}
-RowRecord: Any = TypedDict("RowRecord", _FIELDS)  # pyright: ignore[reportArgumentType]
-RowRecord.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
-
-
-class Progress(TypedDict):
-    """``progress.json``: a :class:`UnitProgress` whose patch is named."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
-    patch: str
-    steps: Annotated[int, Field(ge=1)]
-    rows: list[RowRecord]  # pyright: ignore[reportInvalidTypeForm]
-    seconds: Annotated[float, Field(ge=0)]
-    peak: float | None
-    endured: Annotated[int, Field(ge=0)]
-
-
 @dataclass(frozen=True)
 class RowFile:
     """The file of rows: JSON lines, to which a unit's rows are appended together. Beside it lies a folder ``.parts``
-    with the checkpoints of units that are under way."""
+    with the lock of a run, and the checkpoints of units that are under way."""
 
     path: Path
 
+    @property
+    def parts(self) -> Path:
+        """The folder of what is under way; it is there only while something is."""
+        return Path(f"{self.path}.parts")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Context manager: no other run writes the file or the checkpoints meanwhile.
+
+        Raises :class:`BadInput` where one does, and where the file cannot be written.
+        """
+        check_writable(self.path)
+        try:
+            with held(self.parts / "lock", str(self.path)):
+                yield
+        finally:
+            with suppress(OSError):  # something is kept there, or another run has begun
+                self.parts.rmdir()
+
     def append(self, rows: Sequence[Row]) -> None:
-        """Writes a unit's rows behind the others, on the disk when this returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_jsonl(rows, compact=True))
-            file.flush()
-            os.fsync(file.fileno())
+        """Writes a unit's rows behind the others, on the disk when this returns. Raises :class:`BadInput`."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(to_jsonl(rows, compact=True))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise BadInput(
+                f"cannot write {self.path}: {error.strerror or error}; what it holds so far is kept: make room, and "
+                "give the same command again"
+            ) from error
 
     def checkpoint(self, unit: Unit) -> "UnitCheckpoint":
         """The folder in which the unit's progress is kept."""
         name = hashlib.sha256(repr((unit.key, unit.modes)).encode()).hexdigest()[:16]
-        return UnitCheckpoint(Path(f"{self.path}.parts") / name, unit)
+        return UnitCheckpoint(self.parts / name, unit)
 
     def finished(self, units: Sequence[Unit], retry: bool) -> set[tuple[Any, ...]]:
         """The keys of those units whose rows the file holds whole; other rows of these units are taken out of it.
@@ -86,13 +94,12 @@ class RowFile:
         With ``retry`` a unit that ended with an error is not finished. Rows of units of another plan stay in the file.
         Raises :class:`BadInput` where the file holds anything else.
         """
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        whole, _, torn = text.rpartition("\n")
-        begin = '{"model": "'
-        if torn and torn[: len(begin)] != begin[: len(torn)]:
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        whole, _, torn = content.rpartition(b"\n")  # as bytes: what is torn may end inside of a character
+        if torn and torn[: len(BEGIN)] != BEGIN[: len(torn)]:
             raise BadInput(f"{self.path} holds something else than rows; name another file")
         try:
-            *blocks, rest = _blocks(from_jsonl(whole))
+            *blocks, rest = _blocks(from_bytes(whole))
         except BadInput as error:
             raise BadInput(f"{self.path}: {error}; or name another file") from error
         self._check_rest(rest, units)
@@ -151,6 +158,29 @@ def _blocks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     yield [] if ended else block
 
 
+class _Record(BaseModel):
+    """What the file of a checkpoint holds beside the patch: see :class:`UnitProgress`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    patch: Annotated[str, Field(pattern=r"^\d+\.safetensors$")]  # a file's name: no path to elsewhere
+    rows: list[Row]
+    steps: Annotated[int, Field(ge=1)]
+    seconds: Annotated[float, Field(ge=0)]
+    peak: float | None
+    endured: Annotated[int, Field(ge=0)]
+
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        """Raises :class:`BadInput` for content that :meth:`UnitCheckpoint.save` did not write."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, ("progress.json", *first["loc"])))
+            raise BadInput(f"{where}: {first['msg']}") from error
+
+
 @dataclass(frozen=True)
 class UnitCheckpoint:
     """A folder with the patch of a sequence at its last checkpoint, and the rows up to there."""
@@ -159,33 +189,34 @@ class UnitCheckpoint:
     unit: Unit
 
     def load(self, lm: HFLM) -> UnitProgress:
-        """Where the fold stopped; its beginning where nothing usable was kept."""
+        """Where the fold stopped; its beginning where nothing usable was kept, which is logged."""
         file = self.folder / "progress.json"
-        if not file.is_file():
-            return UnitProgress()
         try:
-            record: dict[str, Any] = read(Progress, json.loads(file.read_text(encoding="utf-8")))
-            if record["steps"] >= len(self.unit.batches):
-                raise BadInput(f"{record['steps']} steps are none of its {len(self.unit.batches)} before the last")
-            patch = Patch.load(self.folder / Path(record.pop("patch")).name)
+            if not file.is_file():
+                return UnitProgress()
+            record = _Record.of(file.read_bytes())
+            if record.steps > len(self.unit.batches):
+                raise BadInput(f"{record.steps} steps were made, and it has {len(self.unit.batches)}")
+            patch = Patch.load(self.folder / record.patch)
             patch.check(lm)
-            return UnitProgress(patch=patch, rows=[Row(**row) for row in record.pop("rows")], **record)
-        except (ErrataError, OSError, ValueError, RecursionError) as error:
+        except (ErrataError, OSError) as error:
             log.warning("%s cannot be resumed (%s); its sequence begins anew", self.folder, error)
             return UnitProgress()
+        return UnitProgress(record.steps, patch, record.rows, record.seconds, record.peak, record.endured)
 
     def save(self, progress: UnitProgress) -> None:
-        """Takes the place of what was kept before."""
-        old = set(self.folder.glob("*.safetensors"))
-        patch = progress.patch.save(self.folder / f"{progress.steps}.safetensors")
-        numbers = {name: getattr(progress, name) for name in ("steps", "seconds", "peak", "endured")}
-        record = {"patch": patch.name, "rows": [asdict(row) for row in progress.rows], **numbers}
-        write_text(self.folder / "progress.json", json.dumps(record, ensure_ascii=False))
-        for file in old - {patch}:
-            file.unlink(missing_ok=True)
+        """Takes the place of what was kept before. Where it cannot be written, that is logged: the work is not lost."""
+        try:
+            old = set(self.folder.glob("*.safetensors"))
+            patch = progress.patch.save(self.folder / f"{progress.steps}.safetensors")
+            numbers = {name: getattr(progress, name) for name in ("steps", "seconds", "peak", "endured")}
+            record = {"patch": patch.name, "rows": [record_of(row) for row in progress.rows], **numbers}
+            write_text(self.folder / "progress.json", json.dumps(record, ensure_ascii=False))
+            for file in old - {patch}:
+                file.unlink(missing_ok=True)
+        except (BadInput, OSError) as error:
+            log.warning("%s; if the run is interrupted now, this sequence goes on from where it was kept before", error)
 
     def remove(self) -> None:
-        """Deletes the folder, and the one above it when it is empty."""
+        """Deletes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
-            self.folder.parent.rmdir()

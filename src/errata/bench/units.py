@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any, Protocol
 
 from errata.bench.plan import Batch, DataSpec, MethodSpec, Plan, Sequential, Setting, Single, Stop
 from errata.errors import BadInput
 from errata.evaluation import protocols
+from errata.evaluation.ability import texts_of
 from errata.evaluation.baseline import check_asks, groups_of, modes_of
 from errata.evaluation.metrics import mean_over_cases
 from errata.model.hf import HFLM
@@ -141,6 +141,10 @@ def units_of(plan: Plan, method: Callable[..., Any], cases: Callable[..., list[C
     drawn = _Cases(cases)
     units: list[Unit] = []
     asked: set[tuple[str, str, int]] = set()
+    for k, setting in enumerate(plan.settings):
+        if isinstance(setting, Batch | Sequential) and isinstance(setting.ability, str):
+            with _at(f"settings[{k}]"):
+                texts_of(setting.ability)
     for model, (i, spec), seed in product(plan.models, enumerate(plan.methods), plan.seeds):
         with _at(f"methods[{i}]"):
             made = method(spec.name, **{"seed": seed, **spec.settings})
@@ -209,10 +213,7 @@ class _Cases:
 
 
 def _check(setting: Setting, protocol: protocols.Protocol, modes: Sequence[Mode]) -> None:
-    """Raises :class:`BadInput` where a setting cannot be asked by the protocol, or names a file that is not there."""
-    texts = setting.ability if isinstance(setting, Batch | Sequential) else False
-    if isinstance(texts, str) and not Path(texts).is_file():
-        raise BadInput(f"there is no file {texts}; ability names one with a text on each line")
+    """Raises :class:`BadInput` where a setting cannot be asked by the protocol."""
     if setting.untouched and not any(protocol.scorers_of("unrelated", mode) for mode in modes):
         raise BadInput(
             f"untouched facts are asked as unrelated ones, which the protocol {protocol.name} does not ask; "

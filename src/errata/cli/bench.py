@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from errata.cli import common
 from errata.errors import BadInput
-from errata.files import write_text
+from errata.files import write_text, written_whole
 from errata.types import Row
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def bench(
     import errata
     from errata.bench.plan import Plan
     from errata.bench.run import run
+    from errata.world.bundled import check
 
     chosen = Plan.read(plan, every=list(errata.methods()))
 
@@ -40,7 +41,7 @@ def bench(
         return errata.load(name, device=device, dtype=dtype)
 
     with _progress_bar(quiet) as on_progress:
-        made = {"load": load, "method": errata.method, "cases": errata.cases}
+        made = {"load": load, "method": errata.method, "cases": errata.cases, "check": check}
         return run(chosen, output, **made, on_progress=on_progress, retry=retry)
 
 
@@ -92,15 +93,9 @@ def report(path: str | Path, form: str = ".md", picture: str = "") -> str:
 
 
 def _rows(path: Path) -> list[Row]:
-    from errata.report.rows import from_jsonl
+    from errata.report.rows import read_rows
 
-    if not path.is_file():
-        raise BadInput(f"there is no file {path}; give one that errata bench or errata eval wrote")
-    try:
-        rows = from_jsonl(common.read_text(path, "rows"))
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-    if not rows:
+    if not (rows := read_rows(path)):
         raise BadInput(f"{path} holds no rows; make some with errata bench or errata eval")
     return rows
 
@@ -141,8 +136,8 @@ def report_command(
     if form in PICTURES:
         from errata.report.pictures import curves
 
-        output.parent.mkdir(parents=True, exist_ok=True)
-        curves(_rows(rows), output)
+        with written_whole(output) as part:
+            curves(_rows(rows), part)
     else:
         write_text(output, report(rows, form, _picture(rows, output, form, force)))
     typer.echo(f"wrote {output}", err=True)

@@ -21,6 +21,7 @@ from rich.text import Text
 from typing_extensions import override
 
 from errata.errors import BadInput
+from errata.files import check_writable
 
 if TYPE_CHECKING:
     from errata.methods.base import Method
@@ -181,15 +182,12 @@ def texts_for(method: "Method", path: Path | None) -> list[str] | None:
 
 def check_output(path: Path, force: bool) -> None:
     """Raises :class:`BadInput` unless a file can be written there. To be called before the work."""
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder; name a file with -o")
+    try:
+        check_writable(path)
+    except BadInput as error:
+        raise BadInput(f"{error} with -o") from error
     if path.exists() and not force:
         raise BadInput(f"{path} exists; add --force to overwrite it, or name another file with -o")
-    above = path.absolute().parent
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise BadInput(f"cannot write {path}: {above} is no folder that can be written to; name another file with -o")
 
 
 def named_values(option: str, items: Sequence[str] | None) -> dict[str, str]:

@@ -254,8 +254,6 @@ def eval_command(
     label = " ".join([name or "its own edits", *(f"{key}={value}" for key, value in options.items())])
     how: Any = {"modes": None if mode is None else (mode,), "protocol": rules, "judge": judging, "texts": texts}
     rows = eval_(lm, subject, measured_on, **how, setting=setting or "batch", quiet=quiet, data=label, seed=seed)
-    if output is not None:
-        write_text(output, to_jsonl(rows))
     if as_json:
         common.print_json([asdict(line) for line in (published(rows) if rules.lines else summary(rows))])
     else:
@@ -264,5 +262,6 @@ def eval_command(
             common.stdout().print(published_table(rows))
         if lm.resources.texts is not None:
             common.stdout().print(common.PREPARED)
-    if output is not None:
+    if output is not None:  # last: what was measured is shown, also where the disk is full by now
+        write_text(output, to_jsonl(rows))
         typer.echo(f"wrote {output} ({len(rows)} rows)", err=True)

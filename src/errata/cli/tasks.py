@@ -126,12 +126,12 @@ def tasks_command(
     if held is not None:
         held.check(lm)
     rows = _tasks(lm, loaded, ABILITY in chosen, held, limit, seed, quiet)
-    if output is not None:
-        write_text(output, to_jsonl(rows))
-        typer.echo(f"wrote {output} ({len(rows)} rows)", err=True)
     if as_json:
         common.print_json([asdict(line) for line in summary(rows, ("label",))])
     else:
         common.stdout().print(table(rows, ("label",)))
         if lm.resources.texts is not None:
             common.stdout().print(common.PREPARED)
+    if output is not None:  # last: what was measured is shown, also where the disk is full by now
+        write_text(output, to_jsonl(rows))
+        typer.echo(f"wrote {output} ({len(rows)} rows)", err=True)

@@ -8,7 +8,6 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from errata.cli import common
-from errata.errors import BadInput
 
 app = typer.Typer(help="The world that the bundled model knows.", invoke_without_command=True)
 
@@ -60,9 +59,9 @@ def world_command(ctx: typer.Context, as_json: common.Json = False) -> None:
     console.print(common.make_table(f"what is true of {summary['example']['name']}", ("prompt", "answer"), rows))
 
 
-def train(folder: str | Path, quiet: bool = True, **recipe: Any) -> Path:
+def train(folder: str | Path, quiet: bool = True, force: bool = False, **recipe: Any) -> Path:
     """The folder in which a model of the world has been trained; ``recipe`` overrides its defaults."""
-    from errata.world.train import Recipe
+    from errata.world.train import Recipe, check_folder
     from errata.world.train import train as train_model
 
     columns = (
@@ -73,12 +72,14 @@ def train(folder: str | Path, quiet: bool = True, **recipe: Any) -> Path:
         TextColumn("{task.description}"),
     )
     checked = Recipe(**recipe)
+    check_folder(Path(folder), checked, force)
     with Progress(*columns, console=common.stderr(quiet), disable=quiet) as bar:
         task = bar.add_task("")
         return train_model(
             folder,
             checked,
             lambda done, steps, text: bar.update(task, completed=done, total=steps, description=text),
+            force,
         )
 
 
@@ -100,6 +101,7 @@ def train_command(
     plain: Annotated[
         bool, typer.Option("--plain", help="Without the second stage's masks: the twin for comparison.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over what the folder holds, and train anew.")] = False,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
 ) -> None:
@@ -108,9 +110,8 @@ def train_command(
         "layers": layers, "width": width, "heads": heads, "persons": persons, "vocab": vocab,
         "learn": learn, "move": move, "follow": follow, "rows": rows, "length": length,
     }  # fmt: skip
-    given = {name: size for name, size in sizes.items() if size is not None}
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is a file; give a folder for the model")
+    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    given |= {"architecture": architecture, "world_seed": world_seed, "plain": plain, "seed": seed}
     common.set_up_logs(quiet)
-    made = train(folder, quiet, architecture=architecture, world_seed=world_seed, plain=plain, seed=seed, **given)
+    made = train(folder, quiet, force, **given)
     typer.echo(f"wrote {made}: try `errata demo --model {made}`", err=True)

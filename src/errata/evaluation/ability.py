@@ -68,7 +68,7 @@ def ability_of(lm: HFLM, texts: str | Path | None = None, seed: int = 0) -> Abil
         pool = lm.resources.cases()
     rng = random.Random(f"ability {seed}")
     chosen = rng.sample(pool, min(MOST, len(pool)))
-    lines = _lines(Path(texts)) if texts is not None else list(_own_texts(lm, seed))
+    lines = texts_of(texts) if texts is not None else list(_own_texts(lm, seed))
     room = min(LONGEST, lm.tokens.limit or LONGEST)
     measured, ordinary = tuple(lm.tokens.tail(text, room) for text in lines[-MOST:]), tuple(lines[:-MOST] or lines)
     return Ability(tuple(_ability_case(case, pool, rng, known) for case in chosen), measured, ordinary)
@@ -90,7 +90,11 @@ def _ability_case(case: Case, others: Sequence[Case], rng: random.Random, known:
     return Case(f"ability {case.id}", case.edits, tuple(probes))
 
 
-def _lines(path: Path) -> list[str]:
+def texts_of(path: str | Path) -> list[str]:
+    """The texts in a file, one on each line. Raises :class:`BadInput` where it cannot be read, or holds none."""
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"cannot read the texts of {path}: no such file; ability names one with a text on each line")
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from errata.answers import normalise
 from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported, WrongModel
-from errata.files import cache_file, read_tensors, write_tensors
+from errata.files import cache_file, check_writable
 from errata.methods.outcomes import Outcome, answered, searched, warn
 from errata.methods.settings import checked, setting
 from errata.model.hf import HFLM
 from errata.patch.header import Model, Record
 from errata.patch.patch import EMPTY, Patch
 from errata.patch.schema import Shape, Sizes, bound, held, read
+from errata.tensor_files import read_tensors, write_tensors
 from errata.types import Edit
 
 log = logging.getLogger(__name__)
@@ -112,22 +113,34 @@ class Info(Record):
 def cached_state(kind: str, content: Any, make: Callable[[], State], check: Callable[[State], object]) -> State:
     """The state that the cache holds for ``content`` (JSON), else the result of ``make()``, which is cached.
 
-    A file that is damaged, or whose state ``check`` refuses by :class:`BadInput`, is made again, which is logged.
+    A file that is damaged, or whose state ``check`` refuses by :class:`BadInput`, is made again. That is logged, and,
+    before the work, that the cache cannot be written: the state is in memory alone then.
     """
-    file = cache_file(kind, content)
-    if file.is_file():
-        try:
-            state = State.load(file)
-            check(state)
+    try:
+        file = cache_file(kind, content)
+        if file.is_file() and (state := _kept(file, check)) is not None:
             return state
-        except BadInput as error:
-            log.warning("what the cache holds is of no use, and computed again: %s: %s", file.name, error)
+        check_writable(file)
+    except (BadInput, OSError) as error:  # where a folder above cannot even be looked into, is_file says so
+        log.warning("what is prepared now is kept in memory alone: %s (ERRATA_CACHE names the folder)", error)
+        return make()
     state = make()
     try:
         state.save(file)
-    except BadInput as error:  # a full disk, a folder that cannot be written: the state is good all the same
+    except BadInput as error:  # the disk is full by now: the state is good all the same
         log.warning("%s", error)
     return state
+
+
+def _kept(file: Path, check: Callable[[State], object]) -> State | None:
+    """The state in a file of the cache; None, which is logged, where that is of no use."""
+    try:
+        state = State.load(file)
+        check(state)
+        return state
+    except BadInput as error:
+        log.warning("what the cache holds is of no use, and computed again: %s: %s", file.name, error)
+        return None
 
 
 @dataclass(frozen=True)

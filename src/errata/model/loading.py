@@ -14,6 +14,8 @@ from errata.model.sites import Sites
 
 log = logging.getLogger(__name__)
 
+WEIGHTS = ("*.safetensors", "*.bin")  # files of them in a folder
+
 
 def load(
     model: str | Path | nn.Module,
@@ -46,6 +48,15 @@ def load(
         chosen_dtype = torch.float32
     network = _network(name, config, target, chosen_dtype, from_pretrained)
     return HFLM(_with_gradients(network), tokenizer or _tokenizer(name, from_pretrained), sites=sites, name=name)
+
+
+def check(name: str) -> None:
+    """Raises :class:`BadInput` unless a folder or hub id has a model; weights are not read."""
+    options = {"trust_remote_code": False}
+    _config(name, options)
+    _tokenizer(name, options)
+    if Path(name).is_dir() and not [file for pattern in WEIGHTS for file in Path(name).glob(pattern)]:
+        raise BadInput(f"the folder {name} holds no weights ({' or '.join(WEIGHTS)}); save the model there again")
 
 
 def _config(name: str, options: dict[str, Any]) -> Any:

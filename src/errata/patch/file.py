@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.files import read_tensors, write_tensors
 from errata.patch.header import Header, PartRecord
 from errata.patch.memory import check_memory
 from errata.patch.parts import Part, part_class
 from errata.patch.schema import brief, read
+from errata.tensor_files import read_tensors, write_tensors
 
 PART, MEMORY = "part.", "memory."  # what stands before names of tensors; a part's number comes next
 

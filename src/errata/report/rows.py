@@ -2,22 +2,70 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, fields
-from typing import Any, cast
+from dataclasses import fields
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from errata.errors import BadInput
-from errata.types import Row
+from errata.types import MODES, Row
 
 FIELDS = tuple(field.name for field in fields(Row))
 DEFAULTS = {field.name: field.default for field in fields(Row)}
+WORDS = {  # for pydantic's types of errors: what is expected
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_type": "a whole number",
+    "string_type": "text",
+    "literal_error": " or ".join(MODES),
+}
+_ROW = TypeAdapter(Row)
+
+
+# Writing -----------------------------------------------------------------------------------------
 
 
 def to_jsonl(rows: Iterable[Row], compact: bool = False) -> str:
     """A JSON object on a line of its own for each row; ``compact`` leaves out fields that have their default."""
-    records = (asdict(row) for row in rows)
+    records = map(record_of, rows)
     if compact:
         records = ({k: v for k, v in record.items() if v != DEFAULTS[k]} for record in records)
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+
+
+def record_of(row: Row) -> dict[str, Any]:
+    """The row as JSON. What is no finite number, for which JSON has no word, is null, and stands in ``error``."""
+    record = dict(vars(row))
+    for name in ("before", "after"):
+        value = record[name]
+        if value is not None and not isfinite(value):
+            record |= {name: None, "error": record["error"] or f"{name} is no finite number: {value}"}
+    return record
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows in a file. Raises :class:`BadInput`, which names the file, and the line and field that are wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"there is no file {path}; give one that errata bench or errata eval wrote")
+    try:
+        return from_bytes(path.read_bytes())
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+
+
+def from_bytes(content: bytes) -> list[Row]:
+    """The rows in the content of a file. Raises :class:`BadInput`, as :func:`from_jsonl`."""
+    try:
+        return from_jsonl(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"line {number}: not UTF-8 text ({error.reason})") from error
 
 
 def from_jsonl(text: str) -> list[Row]:
@@ -27,10 +75,22 @@ def from_jsonl(text: str) -> list[Row]:
 
 def _row(line: str, number: int) -> Row:
     try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"line {number}: not JSON ({error}); a line that was cut off can be removed") from error
-    values = cast("dict[str, Any]", record if isinstance(record, dict) else {"": record})
-    if not set(values) <= set(FIELDS):
-        raise BadInput(f"line {number}: not a row; its fields are {', '.join(FIELDS)}")
-    return Row(**values)
+        row = _ROW.validate_json(line)
+    except ValidationError as error:
+        raise BadInput(f"line {number}: {_problem(error)}") from error
+    if not (row.kind and row.metric):
+        raise BadInput(f"line {number}: not a row; {'metric' if row.kind else 'kind'} is missing")
+    return row
+
+
+def _problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a line, in words."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        reason = first["msg"].removeprefix("Invalid JSON: ")
+        return f"not JSON ({reason}); a line that was cut off can be removed"
+    field = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] in WORDS:
+        return f"{field} is {WORDS[first['type']]}, found {repr(first['input'])[:60]}"
+    found = f"no field {field!r} is known" if field else "an object is expected"
+    return f"not a row; {found}: its fields are {', '.join(FIELDS)}"

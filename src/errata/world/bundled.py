@@ -27,14 +27,25 @@ def load(model: Any, **options: Any) -> HFLM:
     Options are those of :func:`errata.model.loading.load`. A model of the synthetic world (the bundled one,
     or a folder that ``errata world train`` made) comes with its texts, its training cases and its templates of facts.
     """
-    folder = FOLDER if model == BUNDLED else model
-    if model == BUNDLED and not (FOLDER / "config.json").is_file():
-        raise BadInput("the bundled model is missing from this installation; install errata anew")
+    folder = _place(model)
     lm = loading.load(folder, **options)
     if isinstance(folder, str | Path) and (world := world_named(folder)) is not None:
         lm.name = str(model)
         lm.resources = Resources(partial(_texts, world), partial(_cases, world), TEMPLATES)
     return lm
+
+
+def check(model: str) -> None:
+    """Raises :class:`BadInput` unless there is such a model for :func:`load`; weights are not read."""
+    loading.check(str(_place(model)))
+    world_named(model)
+
+
+def _place(model: Any) -> Any:
+    """The model, or the bundled one's folder. Raises :class:`BadInput` where that is missing."""
+    if model == BUNDLED and not (FOLDER / "config.json").is_file():
+        raise BadInput("the bundled model is missing from this installation; install errata anew")
+    return FOLDER if model == BUNDLED else model
 
 
 def _texts(world: World) -> Iterator[str]:

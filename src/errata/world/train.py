@@ -8,28 +8,35 @@ facts in context, true and counterfactual, and asks for them: the model learns t
 
 import json
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from errata.errors import BadInput, unknown
-from errata.files import written_whole
+from errata.files import check_regular, check_writable, unfinished, write_bytes, written_whole
+from errata.locks import held
 from errata.model import hooks
 from errata.world.facts import RELATIONS, World
 from errata.world.facts import world as make_world
+from errata.world.named import RECIPE
 from errata.world.text import IN_CONTEXT_SHARE, Narrator, Passage, ask
 
 log = logging.getLogger(__name__)
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
+CHECKPOINT, LEARNED = "checkpoint.pt", "learned.pt"  # in the folder of a training: at its last step, after stage 1
+LOCK = "training.lock"
 
 
 def _gpt2(recipe: "Recipe") -> dict[str, Any]:
@@ -303,24 +310,57 @@ def quick_recall(
 
 
 def train(
-    folder: str | Path, recipe: Recipe | None = None, progress: Callable[[int, int, str], None] | None = None
+    folder: str | Path,
+    recipe: Recipe | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    force: bool = False,
 ) -> Path:
     """The ``folder``, in which a model of the world has been trained and saved in Hugging Face's form.
 
     ``progress(step, steps, text)`` is called after each step. An interrupted training goes on at its last checkpoint.
-    Raises :class:`BadInput` where that is of another recipe.
+    Raises :class:`BadInput` where the folder holds anything else, unless with ``force``, which trains anew and writes
+    over its files; and where another process trains there.
     """
-    recipe = recipe or Recipe()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    recipe, folder = recipe or Recipe(), Path(folder)
+    check_folder(folder, recipe, force)
+    with held(folder / LOCK, str(folder)):
+        _train(folder, recipe, check_folder(folder, recipe, force), progress or (lambda step, steps, text: None))
+    return folder
+
+
+def check_folder(folder: Path, recipe: Recipe, force: bool = False) -> Path | None:
+    """The checkpoint in the folder that a training of the recipe goes on from; None where it begins anew.
+
+    Raises :class:`BadInput` where none can be written there, or, unless with ``force``, where it would write over
+    anything but its own.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file; give a folder for the model")
+    check_writable(folder / CHECKPOINT)
+    there = sorted(folder.glob("[!.]*"))
+    for path in there:
+        if path.is_symlink() or not path.is_dir():
+            check_regular(path)
+    kept = next((folder / name for name in (CHECKPOINT, LEARNED) if folder / name in there), None)
+    wrong = _unlike(kept, recipe) if kept else ""
+    if kept and not wrong:
+        return kept
+    others = [path.name for path in there if path.name != LOCK]
+    if others and not force:
+        named = ", ".join(others[:3]) + " and more" * (len(others) > 3)
+        why = wrong or f"{folder} holds {named}, and no training that could go on"
+        raise BadInput(f"{why}; give another folder, or write over what is there with --force")
+    return None
+
+
+def _train(folder: Path, recipe: Recipe, checkpoint: Path | None, progress: Callable[[int, int, str], None]) -> None:
+    """Trains, from the checkpoint on where there is one, and saves."""
     world = make_world(recipe.persons, recipe.world_seed)
     tokenizer = make_tokenizer(recipe, world)
     model = build(recipe, tokenizer)
     optimizers = make_optimizers(model, recipe)
-    checkpoint = folder / "checkpoint.pt"
-    begin, steps = 0, recipe.learn + recipe.move + recipe.follow
-    if checkpoint.exists():
-        begin = _resume(checkpoint, recipe, model, optimizers)
+    steps = recipe.learn + recipe.move + recipe.follow
+    begin = _resume(checkpoint, model, optimizers) if checkpoint else 0
     sample = pack(Narrator(world, random.Random(0)), tokenizer, recipe)
     dtype = faster_precision(model, recipe, sample)
     recall = ""
@@ -350,28 +390,65 @@ def train(
                 "model": model.state_dict(),
                 "optimizers": [o.state_dict() for o in optimizers],
             }
-            name = folder / "learned.pt" if done == recipe.learn else checkpoint
-            with written_whole(name) as part:
-                torch.save(state, part)
-        if progress:
-            progress(done, steps, f"loss {loss.item():.3f} {recall}")
+            content = BytesIO()
+            torch.save(state, content)
+            write_bytes(folder / (LEARNED if done == recipe.learn else CHECKPOINT), content.getvalue())
+        progress(done, steps, f"loss {loss.item():.3f} {recall}")
     _publish(model, tokenizer, recipe, folder)
-    return folder
 
 
-def _resume(path: Path, recipe: Recipe, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+def _unlike(checkpoint: Path, recipe: Recipe) -> str:
+    """Why a file is no checkpoint of a training by this recipe; "" where it is one."""
+    try:
+        made, wanted = _load(checkpoint).get("recipe"), asdict(recipe)
+    except BadInput as error:
+        return str(error)
+    if made == wanted:
+        return ""
+    others = made if isinstance(made, dict) else {}
+    changed = [f"{name} {others.get(name)}, not {value}" for name, value in wanted.items() if others.get(name) != value]
+    return f"{checkpoint} was made by another recipe ({', '.join(changed[:3])})"
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds. Raises :class:`BadInput` for another file, or a damaged one."""
+    try:
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)
+    except Exception as error:  # there are many for a file that is none of torch's
+        state = error
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise BadInput(f"{checkpoint} is no whole checkpoint of a training")
+    return state
+
+
+def _resume(checkpoint: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
     """The number of steps done; model and optimizers get their states of the checkpoint."""
-    state = torch.load(path, weights_only=True)
-    if state["recipe"] != asdict(recipe):
-        raise BadInput(f"{path} was made by another recipe; give another folder or remove it")
-    model.load_state_dict(state["model"])
-    for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(optimizer_state)
+    state = _load(checkpoint)
+    try:
+        model.load_state_dict(state["model"])
+        for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(
+            f"{checkpoint} does not hold the state of this training ({str(error).splitlines()[0]}); remove it, or "
+            "give another folder"
+        ) from error
     return state["step"]
 
 
 def _publish(model: Any, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
-    """float16 safetensors, the tokenizer, and the recipe beside them."""
-    model.to(torch.float16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+    """float16 safetensors, the tokenizer, and the recipe beside them; config.json last, which says there is a model."""
+    try:
+        with unfinished(folder) as part:
+            made = part / "model"
+            model.to(torch.float16).save_pretrained(made)
+            tokenizer.save_pretrained(made)
+            (made / RECIPE).write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+            for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
+                with written_whole(folder / file.name) as new:
+                    os.replace(file, new)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(
+            f"cannot write the model to {folder}: {error}; its training is kept: make room, and give the same command "
+            "again"
+        ) from error
