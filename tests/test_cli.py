@@ -344,7 +344,7 @@ def test_world_train_refuses_a_checkpoint_of_another_recipe(here: Path) -> None:
         ((*ONE, "--data", "texts.txt"), "there is no file texts.txt"),
         ((*FTM, "--prior", "none.safetensors"), "there is no patch at none.safetensors"),
         ((*FTM, "--dtype", "int8", "-q"), "unknown dtype 'int8'"),
-        ((*FTM, "--device", "nowhere", "-q"), "cannot be put on 'nowhere'"),
+        ((*FTM, "--device", "nowhere", "-q"), "there is no device 'nowhere' here"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
