@@ -419,7 +419,7 @@ def test_world_train_goes_on_where_it_was_interrupted(
         ((*ONE, "--data", "texts.txt"), "there is no file texts.txt"),
         ((*FTM, "--prior", "none.safetensors"), "there is no patch at none.safetensors"),
         ((*FTM, "--dtype", "int8", "-q"), "unknown dtype 'int8'"),
-        ((*FTM, "--device", "nowhere", "-q"), "cannot be put on 'nowhere'"),
+        ((*FTM, "--device", "nowhere", "-q"), "there is no device 'nowhere' here"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

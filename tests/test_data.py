@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -745,6 +745,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, **splits: list[Json]) -> None:
 
     module = ModuleType("datasets")
     module.__dict__["load_dataset"] = load_dataset
+    module.__dict__["config"] = SimpleNamespace(HF_DATASETS_CACHE="/nowhere")
+    monkeypatch.setattr("errata.data.hub.unreachable", lambda *_: None)
     monkeypatch.setitem(sys.modules, "datasets", module)
 
 

@@ -55,3 +55,11 @@ def unknown(what: str, name: str, known: list[str]) -> UnknownName:
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
     return UnknownName(f"unknown {what} {name!r}; {hint}")
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says in its first line, and with its type where the words alone would not tell."""
+    lines = str(error).strip().splitlines() or [""]
+    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    plain = said and isinstance(error, OSError | ValueError | RuntimeError)
+    return said if plain else f"{type(error).__name__}: {said}"

@@ -33,6 +33,19 @@ MODES: tuple[str, ...] = get_args(Mode)
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
+def check_text(text: Any, what: str) -> None:
+    """Raises :class:`BadInput` for what is no text, and half a character in one, which no tokenizer takes."""
+    if not isinstance(text, str):
+        raise BadInput(f"{what} must be text, found {type(text).__name__}: {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{what} holds half of a character ({text[error.start]!r} at {error.start}), which is no text: "
+            f"{text[:60]!r}; mend it where it comes from, or leave it out"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Edit:
     """One requested change: after ``prompt`` the model shall answer ``target_new``.
@@ -58,6 +71,8 @@ class Edit:
                 continue
             if not isinstance(value, wanted) or isinstance(value, bool):
                 raise BadInput(f"an edit's {field.name} must be {words}, found {type(value).__name__}: {value!r}")
+            if isinstance(value, str):
+                check_text(value, f"an edit's {field.name}")
         if not self.subject.strip():
             raise BadInput(f"the subject of the edit {self.prompt!r} is empty; name what the fact is about")
         if not self.target_new.strip():
@@ -131,6 +146,9 @@ class Probe:
             if isinstance(value, str | Probe):
                 raise BadInput(f"a probe's {name} are a tuple, found {value!r}; write ({value!r},)")
             object.__setattr__(self, name, tuple(value))
+        for text in (self.prompt, *self.answers, *self.references, self.rival, self.group, self.label):
+            if text is not None:
+                check_text(text, "what a probe holds")
         object.__setattr__(self, "answers", tuple(answer.strip() for answer in self.answers))
         rival = (self.rival or "").strip()
         object.__setattr__(self, "rival", None if rival in ("", *self.answers) else rival)

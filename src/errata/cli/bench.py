@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,21 +27,26 @@ def bench(
     *,
     device: str | None = None,
     dtype: str | None = None,
+    trust_remote_code: bool = False,
     retry: bool = False,
     quiet: bool = True,
 ) -> int:
-    """Measures what a TOML file crosses and ``output`` does not hold yet; returns the number of units measured."""
+    """Measures what a TOML file crosses and ``output`` does not hold yet; returns the number of units measured.
+
+    Code that comes with a model runs with ``trust_remote_code`` alone: a file of models never says so itself.
+    """
     import errata
     from errata.bench.plan import Plan
     from errata.bench.run import run
-    from errata.world.bundled import check
+    from errata.world import bundled
 
     chosen = Plan.read(plan, every=list(errata.methods()))
 
     def load(name: str) -> "HFLM":
-        return errata.load(name, device=device, dtype=dtype)
+        return errata.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
 
     with _progress_bar(quiet) as on_progress:
+        check = partial(bundled.check, trust_remote_code=trust_remote_code)
         made = {"load": load, "method": errata.method, "cases": errata.cases, "check": check}
         return run(chosen, output, **made, on_progress=on_progress, retry=retry)
 
@@ -70,6 +76,7 @@ def bench_command(
     retry: Annotated[bool, typer.Option("--retry", help="Do again what ended with an error.")] = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
+    trust_remote_code: common.TrustRemoteCode = False,
     quiet: common.Quiet = False,
 ) -> None:
     """Measure methods on data in settings. Interrupted, the same command resumes."""
@@ -77,7 +84,8 @@ def bench_command(
         raise BadInput(f"the rows would go to {output}, a TOML file; name another file with -o")
     common.check_output(output, force=True)
     common.set_up_logs(quiet)
-    done = bench(plan, output, device=device, dtype=dtype, retry=retry, quiet=quiet)
+    about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    done = bench(plan, output, **about, retry=retry, quiet=quiet)
     outcome = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
     typer.echo(f"{outcome}; see `errata report {output}`", err=True)
 

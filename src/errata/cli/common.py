@@ -34,7 +34,10 @@ PREPARED = "(models of the world are trained to be editable: this shows that a m
 
 Model = Annotated[str, typer.Argument(help="'world' (the bundled model), a folder, or a hub id.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="Where to run; by default the best there is.", show_default=False)]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default=False)]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.", show_default=False)]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a model or a task.")
+]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no logs.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
@@ -206,13 +209,15 @@ def named_values(option: str, items: Sequence[str] | None) -> dict[str, str]:
 # Models and methods ------------------------------------------------------------------------------
 
 
-def load_model(name: str, device: str | None, dtype: str | None, quiet: bool) -> "HFLM":
+def load_model(
+    name: str, device: str | None, dtype: str | None, quiet: bool, trust_remote_code: bool = False
+) -> "HFLM":
     """``errata.load``, with progress on stderr."""
     import errata
 
     set_up_logs(quiet)
     with step(f"loading {name}", quiet):
-        return errata.load(name, device=device, dtype=dtype)
+        return errata.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def make_method(name: str, settings: Sequence[str] | None, seed: int = 0) -> "Method":

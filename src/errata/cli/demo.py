@@ -124,6 +124,7 @@ def demo_command(
     limit: Annotated[int, typer.Option(min=1, help="How many facts.")] = 10,
     device: common.Device = None,
     dtype: common.Dtype = None,
+    trust_remote_code: common.TrustRemoteCode = False,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
 ) -> None:
@@ -134,7 +135,7 @@ def demo_command(
     if world_named(model) is None:
         raise BadInput(f"{model} knows no world; the demo wants 'world' or what `errata world train` made")
     cases = errata.cases(model, limit=limit, seed=seed)
-    lm = common.load_model(model, device, dtype, quiet)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
     console = common.stdout()
     result = demo(lm, cases, Path(tempfile.mkdtemp(prefix="errata-demo-")), console.print, quiet)
     size = common.size(result.file.stat().st_size)

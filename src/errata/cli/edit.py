@@ -105,6 +105,7 @@ def edit_command(
     strict: Annotated[bool, typer.Option("--strict", help="Write nothing unless every edit took (exit 3).")] = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
+    trust_remote_code: common.TrustRemoteCode = False,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -116,7 +117,7 @@ def edit_command(
     earlier = load_patch(prior)
     path = output or default_name(requested)
     common.check_output(path, force)
-    lm = common.load_model(model, device, dtype, quiet)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
     result = edit(lm, requested, chosen, texts, earlier, quiet)
     if strict and (failed := result.missed):
         named = ", ".join(f"{one.prompt!r} -> {one.target_new!r}" for one in failed[:ROWS])
@@ -252,12 +253,13 @@ def ask_command(
     force: Annotated[bool, typer.Option("--force", help="Take a patch of another model all the same.")] = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
+    trust_remote_code: common.TrustRemoteCode = False,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
 ) -> None:
     """Let a model go on from prompts, edited or not."""
     loaded = load_patch(patch)
-    lm = common.load_model(model, device, dtype, quiet)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
     if why and loaded is None:
         raise BadInput("--why asks what in a patch fired; give one with --patch")
     texts = ask(lm, prompts, loaded, max_new_tokens, force)

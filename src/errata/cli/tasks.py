@@ -30,18 +30,20 @@ def tasks(
     folder: str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
+    trust_remote_code: bool = False,
     quiet: bool = True,
 ) -> list[Row]:
     """Rows of tasks before, with the patch in force, and (of the harness's tasks) after it is undone.
 
     ``names`` are tasks of lm-evaluation-harness, those in YAML files of ``folder``, or ``ability``, the built-in set;
     ``limit`` takes the first documents of each task (of ``ability`` facts and texts). Without a patch rows have a
-    ``before`` alone. Raises :class:`BadInput` for tasks that cannot be read.
+    ``before`` alone. Python code beside the YAML files runs with ``trust_remote_code`` alone. Raises :class:`BadInput`
+    for tasks that cannot be read.
     """
-    return _tasks(lm, _find(names, folder), ABILITY in names, patch, limit, seed, quiet)
+    return _tasks(lm, _find(names, folder, trust_remote_code), ABILITY in names, patch, limit, seed, quiet)
 
 
-def _find(names: Sequence[str], folder: str | Path | None) -> "Tasks":
+def _find(names: Sequence[str], folder: str | Path | None, trusted: bool) -> "Tasks":
     """The tasks of the harness among the names, read."""
     if not names:
         raise BadInput("--tasks names no task; give names with commas between")
@@ -50,7 +52,7 @@ def _find(names: Sequence[str], folder: str | Path | None) -> "Tasks":
         return {}
     from errata.evaluation.harness import find_tasks
 
-    return find_tasks(theirs, folder)
+    return find_tasks(theirs, folder, trust_remote_code=trusted)
 
 
 def _tasks(
@@ -108,6 +110,7 @@ def tasks_command(
     force: common.Force = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
+    trust_remote_code: common.TrustRemoteCode = False,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -121,8 +124,8 @@ def tasks_command(
         common.check_output(output, force)
     common.show_logs(quiet)
     chosen = [name.strip() for name in names.split(",") if name.strip()]
-    loaded, held = _find(chosen, folder), load_patch(patch)
-    lm = common.load_model(model, device, dtype, quiet)
+    loaded, held = _find(chosen, folder, trust_remote_code), load_patch(patch)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
     if held is not None:
         held.check(lm)
     rows = _tasks(lm, loaded, ABILITY in chosen, held, limit, seed, quiet)

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from errata.data.fields import RecordAt
 from errata.data.tables import rows_of
-from errata.errors import BadInput
+from errata.errors import BadInput, first_line
+from errata.model.hub import unreachable
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = (".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".gz")
@@ -23,12 +25,15 @@ def hub_records(name: str, split: str | None = None, config: str | None = None) 
         import datasets
     except ImportError as error:
         raise BadInput(f"{name} is no file; data sets of the hub need datasets: pip install 'errata[hub]'") from error
+    settings: Any = datasets
+    cached = Path(settings.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    if not cached.is_dir() and (why := unreachable(name, "README.md", "dataset")):
+        raise BadInput(f"{name} is no file, it is not in the cache of datasets, and the hub cannot be reached ({why})")
     try:
         rows: Any = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # whatever the hub, the network or the data set's own files raise
-        reason = str(error).strip().split("\n")[0]
         raise BadInput(
-            f"{name} is no file, and the hub does not give it ({type(error).__name__}: {reason}); "
+            f"{name} is no file, and the hub does not give it ({type(error).__name__}: {first_line(error)}); "
             "check the path or the id, and choose a split and a config where it has several"
         ) from error
     yield from rows_of(name, rows, None)

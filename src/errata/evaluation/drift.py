@@ -96,7 +96,7 @@ def spectra_of(lm: HFLM, texts: Iterable[str], sites: Sequence[str]) -> dict[str
     """
     linear = [site for site in sites if not isinstance(lm.model.get_submodule(site), torch.nn.Embedding)]
     window = min(WINDOW, lm.tokens.limit or WINDOW)
-    rows = [list(lm.tokenizer(text)["input_ids"]) for text in texts]
+    rows = [lm.tokens.ids(text) for text in texts]
     pieces = [row[start : start + window] for row in rows for start in range(0, len(row), window)]
     if not pieces:
         raise BadInput("no texts to find the directions of low variance with; give some")

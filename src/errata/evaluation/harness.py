@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from errata.errors import BadInput, Unsupported, unknown
+from errata.errors import BadInput, Unsupported, first_line, unknown
+from errata.evaluation.task_files import refuse_code, sandbox_templates
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.model.tokens import fed_unchanged
@@ -96,11 +97,12 @@ def _limits(how: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
 def _within(lm: HFLM, prompt: list[int], target: list[int]) -> tuple[list[int], list[int]]:
     """The pair with no more context than the model reads; the beginning is cut."""
     limit = lm.tokens.limit
-    if limit is None or lm.seq2seq:
+    if limit is None:
         return prompt, target
     if len(target) > limit:
         raise BadInput(f"a task's answer has {len(target)} tokens; the model reads at most {limit}")
-    return prompt[-(limit + 1 - len(target)) :], target
+    room = limit if lm.seq2seq else limit + 1 - len(target)
+    return prompt[-room:], target
 
 
 def _windows(lm: HFLM, text: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -127,12 +129,18 @@ class TaskResult:
 
 def ask(lm: LM, base: HFLM, loaded: "TaskDict", limit: int | None = None) -> list[TaskResult]:
     """Every metric of tasks as the harness computes it; ``limit`` takes the first documents of each."""
+    from jinja2 import TemplateError
     from lm_eval.api.model import LM as Harness
     from lm_eval.evaluator import evaluate
 
     model: Any = type("ErrataLM", (Verbs, Harness), {})(lm, base)
+    sandbox_templates()
     with _seeded():
-        record: Any = evaluate(model, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+        try:
+            record: Any = evaluate(model, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+        except TemplateError as error:
+            asked = ", ".join(loaded["tasks"])
+            raise BadInput(f"a template of {asked} cannot be filled in: {first_line(error)}") from error
     return [result for task in record["samples"] for result in _results(task, record)]
 
 
@@ -182,10 +190,11 @@ def _seeded() -> Iterator[None]:
 Tasks = Mapping[str, "TaskDict"]  # name -> the tasks that it stands for: one, or a group's
 
 
-def find_tasks(names: Sequence[str], folder: str | Path | None = None) -> Tasks:
+def find_tasks(names: Sequence[str], folder: str | Path | None = None, *, trust_remote_code: bool = False) -> Tasks:
     """Tasks by name: the harness's own, and those in YAML files of a folder.
 
-    Raises :class:`BadInput` for one that cannot be read; an unknown name answers with near matches.
+    Raises :class:`BadInput` for one that cannot be read, and for a folder whose files run code, unless they are trusted
+    (``trust_remote_code``); an unknown name answers with near matches.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -195,6 +204,9 @@ def find_tasks(names: Sequence[str], folder: str | Path | None = None) -> Tasks:
         raise BadInput("no task was named")
     if folder is not None and not Path(folder).is_dir():
         raise BadInput(f"there is no folder {folder}; give one with the YAML files of tasks")
+    if folder is not None and not trust_remote_code:
+        refuse_code(Path(folder))
+    sandbox_templates()
     with _seeded():
         if folder is not None:  # alone first: the harness's own thousands take seconds to list
             manager = TaskManager(include_path=str(folder), include_defaults=False)

@@ -30,7 +30,7 @@ def openings(lm: HFLM, data: Iterable[Any] | None, n: int, seed: int) -> list[st
     for text in islice(texts_of(lm, data, seed, sentences=True), TRIES * n):
         if not isinstance(text, str):
             raise BadInput(f"{type(text).__name__} is no text; queries are told apart by means of texts")
-        ids = list(lm.tokenizer(text.split(END)[0].strip(), add_special_tokens=False)["input_ids"])
+        ids = lm.tokens.ids(text.split(END)[0].strip(), add_special_tokens=False)
         ids = ids[: (lm.tokens.limit or len(ids) + 2) - 2]
         if len(ids) >= 4:
             cut = int(torch.randint((len(ids) + 1) // 2, len(ids), (), generator=generator))
@@ -47,7 +47,7 @@ def pieces_of(lm: HFLM, texts: Iterable[str], tokens: int | None) -> Iterator[li
     for text in texts:
         if not isinstance(text, str):
             raise BadInput(f"key statistics are made from texts; found {type(text).__name__}")
-        ids = list(lm.tokenizer(text)["input_ids"])
+        ids = lm.tokens.ids(text)
         for start in range(0, len(ids), window):
             yield ids[start : start + window]
         count += len(ids)

@@ -98,8 +98,9 @@ class HFLM(TensorPasses, LM):
         """The new ids of each row of prompt ids, at most its limit of them, and as many as the model can read."""
         if min(limits, default=1) < 1:
             raise BadInput(f"max_new_tokens must be at least 1, found {min(limits)}")
-        if self.tokens.limit is not None and not self.seq2seq:
-            limits = [min(n, self.tokens.limit + 1 - len(row)) for n, row in zip(limits, rows, strict=True)]
+        if self.tokens.limit is not None:  # an encoder-decoder writes behind one token of its own
+            read = [1 if self.seq2seq else len(row) for row in rows]
+            limits = [min(n, self.tokens.limit + 1 - k) for n, k in zip(limits, read, strict=True)]
         return continued(self, rows, limits, choose, ended, past_end)
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -119,6 +120,8 @@ class HFLM(TensorPasses, LM):
     def score_ids(self, pairs: Sequence[Pair]) -> list[Score]:
         """:meth:`score` of token ids, (prompt, target), for texts that the tokenizer would cut in another way."""
         self.check()
+        if long := [f"{len(p)} and {len(t)}" for p, t in pairs if not self.tokens.fits(p, t)]:
+            raise BadInput(f"a prompt and a target have {long[0]} tokens; the model reads at most {self.tokens.limit}")
         return scored(self, pairs)
 
     @torch.no_grad()

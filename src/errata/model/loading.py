@@ -1,6 +1,5 @@
 """Makes an :class:`HFLM` of a folder, a hub id or a model in memory. The only module that chooses device and dtype."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from errata.errors import BadInput
+from errata.errors import BadInput, first_line
+from errata.model import folder, hub
 from errata.model.hf import HFLM
 from errata.model.sites import Sites
+from errata.model.whole import check_whole, name_of
 
 log = logging.getLogger(__name__)
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # in which torch can compute all that a model does
+BACKENDS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # tokenizers that are wholly in their file
 WEIGHTS = ("*.safetensors", "*.bin")  # files of them in a folder
 
 
@@ -24,89 +27,128 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     sites: Sites | None = None,
+    trust_remote_code: bool = False,
     **from_pretrained: Any,
 ) -> HFLM:
     """The model as an :class:`HFLM`.
 
     ``model`` is a folder, a hub id, or a transformers model in memory (which needs its ``tokenizer``). ``device`` is by
-    default the best that is available; ``"auto"`` spreads the model over all of them (extra ``accelerate``). ``dtype``
-    is by default float32 on the CPU, and as saved elsewhere. ``sites`` are found where they are not given. Everything
-    else goes to ``from_pretrained``. Raises :class:`BadInput`, and :class:`UnknownSites` where sites cannot be found.
+    default the best that is available; ``"auto"`` spreads it over all of them (extra ``accelerate``). ``dtype``
+    is by default float32 on the CPU, and as saved elsewhere. ``sites`` are found where they are not given. Code that
+    comes with a model runs with ``trust_remote_code`` alone. Everything else goes to ``from_pretrained``.
+
+    Raises :class:`BadInput`, also for a model of which weights are missing, have another shape than its configuration
+    says, or are no finite numbers; and :class:`UnknownSites` where sites cannot be found.
     """
-    chosen_dtype = _dtype(dtype)
+    chosen_dtype, chosen_device = _dtype(dtype), _device(device)
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise BadInput("a model in memory needs its tokenizer: load(model, tokenizer=tokenizer)")
         name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
         if device is not None or chosen_dtype is not None:
-            model = _moved(name, model, device=None if device == "auto" else device, dtype=chosen_dtype)
+            where = None if device in (None, "auto") else chosen_device
+            model = _moved(name, model, device=where, dtype=chosen_dtype)
         return HFLM(_with_gradients(model), tokenizer, sites=sites, name=name)
     name = str(model)
-    config = _config(name, from_pretrained)
-    target = _best_device() if device is None else device
-    if chosen_dtype is None and str(target) == "cpu":
+    options = _from_where(name, from_pretrained | {"trust_remote_code": trust_remote_code})
+    config = _config(name, options)
+    if chosen_dtype is None and str(chosen_device) == "cpu":
         chosen_dtype = torch.float32
-    network = _network(name, config, target, chosen_dtype, from_pretrained)
-    return HFLM(_with_gradients(network), tokenizer or _tokenizer(name, from_pretrained), sites=sites, name=name)
+    read_by = tokenizer or _tokenizer(name, options)
+    network = _with_gradients(_network(name, config, chosen_device, chosen_dtype, options))
+    with folder.named(name, "cannot be run", options):
+        lm = HFLM(network, read_by, sites=sites, name=name)
+    rows, vocabulary = lm.tokens.rows, int(getattr(read_by, "vocab_size", 0))
+    if rows is not None and vocabulary > rows:  # added tokens are told where a text has one
+        raise BadInput(
+            f"the tokenizer of {name} has {vocabulary} tokens and the model's embedding {rows} rows: "
+            "the two belong to different models"
+        )
+    return lm
 
 
-def check(name: str) -> None:
+def check(name: str, *, trust_remote_code: bool = False) -> None:
     """Raises :class:`BadInput` unless a folder or hub id has a model; weights are not read."""
-    options = {"trust_remote_code": False}
+    options = _from_where(name, {"trust_remote_code": trust_remote_code})
     _config(name, options)
     _tokenizer(name, options)
     if Path(name).is_dir() and not [file for pattern in WEIGHTS for file in Path(name).glob(pattern)]:
         raise BadInput(f"the folder {name} holds no weights ({' or '.join(WEIGHTS)}); save the model there again")
 
 
-def _config(name: str, options: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+def _from_where(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with ``local_files_only`` for a hub id where the hub cannot be reached."""
+    if Path(name).is_dir() or options.get("local_files_only"):
+        return options
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BadInput(
             f"there is no model {name!r}: no such folder; give a folder with a saved model, a hub id, or 'world'"
         )
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise BadInput(f"the folder {name} holds no config.json; expected a model saved by save_pretrained")
-    try:
-        return AutoConfig.from_pretrained(name, **_hub_options(options))
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
+    why = hub.unreachable(name, "config.json", token=options.get("token"))
+    if why is None:
+        return options
+    options = options | {"local_files_only": True}
+    if folder.read_json(name, "config.json", options) is None:
         raise BadInput(
-            f"there is no model {name!r}: not 'world', not a folder here, and the hub gave: {first}"
+            f"there is no model {name!r}: not 'world', not a folder here, not in the hub's cache, "
+            f"and the hub cannot be reached ({why})"
+        )
+    log.warning("the hub cannot be reached (%s); %s is taken from its cache", why, name)
+    return options
+
+
+def _config(name: str, options: dict[str, Any]) -> Any:
+    """The configuration of transformers. Raises :class:`BadInput` where there is none, or none that makes a model."""
+    from transformers import AutoConfig
+
+    try:
+        said = folder.read_json(name, "config.json", options, needed=True)
+        adapter = folder.read_json(name, "adapter_config.json", options)
+    except OSError as error:
+        raise BadInput(
+            f"there is no model {name!r}: not 'world', not a folder here, and the hub gave: {first_line(error)}"
         ) from error
+    if adapter is not None:
+        raise BadInput(
+            f"{name} holds an adapter (adapter_config.json), and what the model under it lacks would not be seen; "
+            "merge the two (merge_and_unload of peft) and save that, or take the adapter's files away"
+        )
+    if said is None and Path(name).is_dir():
+        raise BadInput(f"the folder {name} holds no config.json; expected a model saved by save_pretrained")
+    if said is None:
+        raise BadInput(f"there is no model {name!r}: not 'world', not a folder here, nor a model of the hub")
+    folder.check_counts(name, said)
+    folder.refuse_kernels(name, said, bool(options["trust_remote_code"]))
+    with folder.named(name, "has a config.json that describes no model", options):
+        config = AutoConfig.from_pretrained(name, **folder.hub_options(options))
+    folder.check_size(name, config, options)
+    return config
 
 
 def _network(name: str, config: Any, device: Any, dtype: torch.dtype | None, options: dict[str, Any]) -> nn.Module:
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    """The model, whole and on its device."""
+    auto = folder.auto_class(config)
     options = {"dtype": dtype or "auto"} | options
     spread = str(device) == "auto"
     if spread or "quantization_config" in options or getattr(config, "quantization_config", None):
         _need_accelerate()
         options = {"device_map": "auto" if spread else {"": device}} | options  # where weights are quantised
-    try:
-        network = auto.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise BadInput(f"{name} cannot be loaded as a language model: {first}") from error
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise _no_place(name, device, error) from error
+    if options.get("local_files_only"):  # transformers asks the hub for an adapter all the same
+        options["adapter_kwargs"] = {"local_files_only": True, **(options.get("adapter_kwargs") or {})}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that they can be named
+    with folder.named(name, "cannot be loaded as a language model", options):
+        network, found = auto.from_pretrained(name, **options)
+    check_whole(name, network, found)
     return network if "device_map" in options else _moved(name, network, device=device)
 
 
 def _moved(name: str, model: Any, **to: Any) -> Any:
     try:
         return model.to(**to)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch refuses a device that is not there
-        raise _no_place(name, to["device"], error) from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no memory there, or no such numbers
+        raise BadInput(f"{name} cannot be put on {to['device']} ({first_line(error)}); try cpu") from error
     except ValueError as error:  # as transformers refuses to cast what is quantised
-        raise BadInput(f"{name}: {str(error).strip().splitlines()[0]}; leave device and dtype out") from error
-
-
-def _no_place(name: str, device: Any, error: Exception) -> BadInput:
-    return BadInput(f"{name} cannot be put on {device!r} ({str(error).strip().splitlines()[0]}); try cpu")
+        raise BadInput(f"{name}: {first_line(error)}; leave device and dtype out") from error
 
 
 def _with_gradients(model: Any) -> Any:
@@ -121,38 +163,42 @@ def _with_gradients(model: Any) -> Any:
 def _tokenizer(name: str, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    try:
-        if _declared_tokenizer(name) in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-            # AutoTokenizer would rebuild it from the model's type (Qwen 2): read the file as it is
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name, **_hub_options(options))
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise BadInput(f"{name} has no tokenizer that can be loaded ({first}); pass tokenizer=") from error
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # it was made from the model's type alone
+    with folder.named(name, "has no tokenizer that can be loaded (pass tokenizer= if you have one)", options):
+        declared = (folder.read_json(name, "tokenizer_config.json", options) or {}).get("tokenizer_class")
+        # AutoTokenizer would rebuild it from the model's type (Qwen 2): read the file as it is
+        auto: Any = PreTrainedTokenizerFast if declared in BACKENDS else AutoTokenizer
+        tokenizer = auto.from_pretrained(name, **folder.hub_options(options))
+        made_of_nothing = not tokenizer("a", add_special_tokens=False)["input_ids"]  # from the model's type alone
+    if made_of_nothing:
         raise BadInput(f"{name} has no tokenizer; save one beside the model, or pass tokenizer=")
     return tokenizer
 
 
-def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of ``from_pretrained`` about where files come from, which config and tokenizer need too."""
-    names = ("trust_remote_code", "revision", "token", "cache_dir", "local_files_only", "subfolder")
-    return {name: options[name] for name in names if name in options}
-
-
-def _declared_tokenizer(name: str) -> str | None:
-    """The class that a folder's own tokenizer_config.json names."""
-    file = Path(name) / "tokenizer_config.json"
-    return json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+# Where and in which numbers --------------------------------------------------------------------------
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    chosen = getattr(torch, dtype, None)
-    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise BadInput(f"unknown dtype {dtype!r}; expected float32, bfloat16 or float16")
+    if dtype is None:
+        return None
+    name = name_of(dtype)
+    if name not in DTYPES:
+        raise BadInput(f"unknown dtype {name!r}; expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    return getattr(torch, name)
+
+
+def _device(device: str | torch.device | None) -> str | torch.device:
+    """Where to run. Raises :class:`BadInput` for what is no device here."""
+    if device is None:
+        return _best_device()
+    if str(device) == "auto":
+        return "auto"
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise BadInput(f"there is no device {device!r} here ({first_line(error):.90}); try {_best_device()}") from error
+    if chosen.type == "meta":
+        raise BadInput(f"the device meta holds no numbers; try {_best_device()}")
     return chosen
 
 

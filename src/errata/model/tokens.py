@@ -10,6 +10,7 @@ from torch import Tensor
 
 from errata.errors import BadInput
 from errata.subjects import placed
+from errata.types import check_text
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Tokens:
     """Token ids of prompts, subjects and targets.
 
     A prompt has the same ids with and without a target behind it. Raises :class:`BadInput` for prompts and targets of
-    more than ``limit`` tokens, where there is a limit.
+    more than ``limit`` tokens, where there is a limit, and for a text with a token that the model has no row for.
     """
 
     tokenizer: Any
@@ -71,14 +72,18 @@ class Tokens:
     """Tokens that the model can read; None where that is not known."""
     seq2seq: bool
     """Whether the model is an encoder-decoder: prompts keep their end token, targets are texts of their own."""
+    rows: int | None
+    """Tokens that the model's embedding has a row for; None where that is not known."""
     fill: int
     """The id that pads: the tokenizer's padding token, or another of its special tokens."""
 
-    def __init__(self, tokenizer: Any, limit: int | None = None, seq2seq: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, limit: int | None = None, seq2seq: bool = False, rows: int | None = None
+    ) -> None:
         """``tokenizer`` is one of transformers."""
-        self.tokenizer, self.limit, self.seq2seq = tokenizer, limit, seq2seq
+        self.tokenizer, self.limit, self.seq2seq, self.rows = tokenizer, limit, seq2seq, rows
         candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
-        self.fill = next(i for i in candidates if i is not None)
+        self.fill = next(i for i in candidates if i is not None and (rows is None or i < rows))
 
     @property
     def end(self) -> int | None:
@@ -89,8 +94,22 @@ class Tokens:
         """Ids of a prompt, with what the tokenizer puts before it. An empty one is the beginning of a text."""
         return self._within(self._prompt(text), text)
 
+    def ids(self, text: str, **how: Any) -> list[int]:
+        """Ids of a text of any length; ``how`` goes to the tokenizer.
+
+        Raises :class:`BadInput` for what is no whole text, and for a token that the model does not know.
+        """
+        check_text(text, "a text")
+        ids = list(self.tokenizer(text, **how)["input_ids"])
+        if self.rows is not None and ids and (most := max(ids)) >= self.rows:
+            raise BadInput(
+                f"{text[:60]!r} has the token {self.tokenizer.convert_ids_to_tokens(most)!r} of id {most}; the model's "
+                f"embedding has {self.rows} rows: the tokenizer belongs to another model"
+            )
+        return ids
+
     def _prompt(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text)["input_ids"])
+        ids = self.ids(text)
         if not self.seq2seq:
             while len(ids) > 1 and ids[-1] == self.end and not text.endswith(str(self.tokenizer.eos_token)):
                 ids.pop()
@@ -101,7 +120,7 @@ class Tokens:
 
     def count(self, text: str) -> int:
         """Number of tokens of a prompt, even one that is too long for the model."""
-        return len(self.tokenizer(text, verbose=False)["input_ids"])  # no warning that it is long
+        return len(self.ids(text, verbose=False))  # no warning that it is long
 
     def target(self, prompt: str, target: str) -> list[int]:
         """Ids of ``target`` behind ``prompt``, with a space between the two unless the prompt ends with one.
@@ -110,21 +129,34 @@ class Tokens:
         target of which the tokenizer makes nothing, and for one that is too long behind this prompt.
         """
         if self.seq2seq:
-            return self._plain(target.strip())
+            return self._within(self._plain(target.strip()), target)
         before = self.prompt(prompt)
         ids = self._target(before, prompt, target)
-        together = len(before) + len(ids)
-        if self.limit is not None and together - 1 > self.limit:  # the last one is not fed
+        if not self.fits(before, ids):
+            both = f"{len(before) + len(ids)} tokens together"
             raise BadInput(
-                f"the prompt {prompt[:60]!r} and the answer {target.strip()[:60]!r} have {together} tokens together; "
+                f"the prompt {prompt[:60]!r} and the answer {target.strip()[:60]!r} have {both}; "
                 f"the model reads at most {self.limit}: give a shorter one, or another model"
             )
         return ids
 
+    def fits(self, prompt: Sequence[int], target: Sequence[int]) -> bool:
+        """Whether the model can read the ids of a prompt and of a target, whose last one it is not fed."""
+        if self.limit is None:
+            return True
+        if self.seq2seq:
+            return max(len(prompt), len(target)) <= self.limit  # a target is fed behind one token of the decoder's
+        return len(prompt) + len(target) - 1 <= self.limit
+
+    def ended(self, prompt: Sequence[int], target: list[int]) -> list[int]:
+        """The target's ids with the end token, where there is one and room for it."""
+        ids = target if self.end is None else [*target, self.end]
+        return ids if self.fits(prompt, ids) else target
+
     def _target(self, before: list[int], prompt: str, target: str) -> list[int]:
         bare = target.lstrip() if not prompt or prompt[-1:].isspace() else " " + target.lstrip()
         text = prompt + bare
-        joined = list(self.tokenizer(text)["input_ids"])
+        joined = self.ids(text)
         if joined[: len(before)] == before and len(joined) > len(before) and prompt:
             rest = joined[len(before) :]
             return rest[:-1] if len(rest) > 1 and rest[-1] == self.end else rest
@@ -212,7 +244,7 @@ class Tokens:
         return ids, self.decode(ids)
 
     def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.ids(text, add_special_tokens=False)
 
     def _within(self, ids: list[int], text: str) -> list[int]:
         if self.limit is not None and len(ids) > self.limit:

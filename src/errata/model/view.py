@@ -88,7 +88,8 @@ class ModelView:
             self._use.check(None)
             model.eval()
             self.sites = sites or find_sites(model)
-        self.tokens = Tokens(tokenizer, _limit(self.config), self.seq2seq)
+        rows = getattr(model.get_submodule(self.sites.embed), "num_embeddings", None)
+        self.tokens = Tokens(tokenizer, _limit(self.config), self.seq2seq, rows)
 
     @contextmanager
     def changed(self, make: Callable[[Self, ExitStack], T]) -> Iterator[T]:

@@ -35,9 +35,9 @@ def load(model: Any, **options: Any) -> HFLM:
     return lm
 
 
-def check(model: str) -> None:
+def check(model: str, *, trust_remote_code: bool = False) -> None:
     """Raises :class:`BadInput` unless there is such a model for :func:`load`; weights are not read."""
-    loading.check(str(_place(model)))
+    loading.check(str(_place(model)), trust_remote_code=trust_remote_code)
     world_named(model)
 
 

@@ -60,11 +60,10 @@ class Descent(Method):
 
     def examples(self, lm: HFLM, edits: Sequence[Edit], answers: Sequence[str]) -> list[Example]:
         """Each edit's prompt with the answer to learn."""
-        end = [lm.tokens.end] if self.end and lm.tokens.end is not None else []
-        return [
-            (lm.tokens.prompt(edit.prompt), lm.tokens.target(edit.prompt, answer) + end)
-            for edit, answer in zip(edits, answers, strict=True)
-        ]
+        tokens = lm.tokens
+        pairs = zip(edits, answers, strict=True)
+        found = [(tokens.prompt(edit.prompt), tokens.target(edit.prompt, answer)) for edit, answer in pairs]
+        return [(prompt, tokens.ended(prompt, ids) if self.end else ids) for prompt, ids in found]
 
     def descend(
         self,
