@@ -11,7 +11,7 @@ from errata.methods.registry import METHODS
 
 ROOT = Path(errata.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-PLAIN = ("errors", "answers", "subjects", "types", "files")
+PLAIN = ("errors", "answers", "subjects", "types", "files", "printable")
 LAYERS = (*PLAIN, "model", "patch", "locate", "methods", "world", "data", "evaluation", "report", "bench", "cli")
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
 DRIVERS = ("model", "patch", "evaluation", "bench", "report")
