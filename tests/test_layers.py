@@ -12,7 +12,20 @@ from errata.methods.registry import METHODS
 ROOT = Path(errata.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 PLAIN = ("errors", "answers", "subjects", "types", "files", "printable")
-LAYERS = (*PLAIN, "model", "patch", "locate", "methods", "world", "data", "evaluation", "report", "bench", "cli")
+LAYERS = (
+    *PLAIN,
+    "model",
+    "patch",
+    "locate",
+    "methods",
+    "world",
+    "data",
+    "evaluation",
+    "report",
+    "bench",
+    "cli",
+    "__main__",
+)
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
 DRIVERS = ("model", "patch", "evaluation", "bench", "report")
 

@@ -128,7 +128,7 @@ def tasks_command(
     rows = _tasks(lm, loaded, ABILITY in chosen, held, limit, seed, quiet)
     if output is not None:
         write_text(output, to_jsonl(rows))
-        typer.echo(f"wrote {output} ({len(rows)} rows)", err=True)
+        common.say(f"wrote {output} ({len(rows)} rows)")
     if as_json:
         common.print_json([asdict(line) for line in summary(rows, ("label",))])
     else:

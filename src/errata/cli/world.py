@@ -113,4 +113,4 @@ def train_command(
         raise BadInput(f"{folder} is a file; give a folder for the model")
     common.set_up_logs(quiet)
     made = train(folder, quiet, architecture=architecture, world_seed=world_seed, plain=plain, seed=seed, **given)
-    typer.echo(f"wrote {made}: try `errata demo --model {made}`", err=True)
+    common.say(f"wrote {made}: try `errata demo --model {made}`")
