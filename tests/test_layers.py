@@ -11,7 +11,7 @@ from errata.methods.registry import METHODS
 
 ROOT = Path(errata.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-PLAIN = ("errors", "answers", "subjects", "types", "files", "printable")
+PLAIN = ("printable", "errors", "answers", "subjects", "types", "files", "inputs")
 LAYERS = (
     *PLAIN,
     "model",

@@ -29,9 +29,7 @@ from errata.types import Edit, Row
 
 EVIL = "\x1b[2J\x1b]0;title\x07 \x9b31m\x7f \u202eright\u2066 \r\nerrata: all is well\u2028 \ud800"
 STEERS = ("\x1b", "\x07", "\x9b", "\x7f", "\u202e", "\u2066", "\r", "\u2028", "\ud800")
-MARKED = (
-    "| `code` <script>alert(1)</script> [go](javascript:alert(1)) ![p](x:y) $\\frac$ [bold]b[/bold] *b* &lt;"
-)
+MARKED = "| `code` <script>alert(1)</script> [go](javascript:alert(1)) ![p](x:y) $\\frac$ [bold]b[/bold] *b* &lt;"
 
 
 def is_shown(text: str) -> bool:

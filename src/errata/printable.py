@@ -4,11 +4,14 @@ printable("\x1b[2J")       # '\\x1b[2J', the four characters of the escape in th
 """
 
 import re
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 # C0 and C1 controls and DEL, Unicode's line ends, marks that turn the direction of text, halves of characters.
 STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 WIDTH = 80  # characters of a value in a message
+LISTED = 20  # names in a list
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -22,6 +25,14 @@ def shown(value: Any, width: int = WIDTH) -> str:
         return repr(value) if len(value) <= width else f"{value[:width]!r}…"
     line = repr(value)
     return line if len(line) <= width else f"{line[:width]}…"
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names with commas between, the first of them where they are many; "nothing" where there are none."""
+    items = [printable(str(name)) for name in islice(names, LISTED + 1)]
+    line = ", ".join(items[:LISTED])
+    line = line if len(line) <= LISTED * WIDTH else line[: LISTED * WIDTH] + "…"
+    return (line + ", …" * (len(items) > LISTED)) or "nothing"
 
 
 def _written(character: str) -> str:

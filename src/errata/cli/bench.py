@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from errata.cli import common
 from errata.errors import BadInput
 from errata.files import write_text
+from errata.inputs import read_text
 from errata.types import Row
 
 if TYPE_CHECKING:
@@ -94,10 +95,11 @@ def report(path: str | Path, form: str = ".md", picture: str = "") -> str:
 def _rows(path: Path) -> list[Row]:
     from errata.report.rows import from_jsonl
 
-    if not path.is_file():
+    if not path.exists():
         raise BadInput(f"there is no file {path}; give one that errata bench or errata eval wrote")
+    text = read_text(path, "errata report")
     try:
-        rows = from_jsonl(common.read_text(path, "rows"))
+        rows = from_jsonl(text)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
     if not rows:

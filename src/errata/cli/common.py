@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
+from errata import inputs
 from errata.errors import BadInput
 from errata.printable import STEERING, printable
 
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 INTERRUPTED = 130
 LONGEST = 4000  # characters of a message
+LONGEST_TEXT = 1_000_000  # characters of a line of --data: a book, of which methods read the beginning
 TEXT_WIDTH = 120  # of a table that is not printed to a terminal
 PREPARED = "(models of the world are trained to be editable: this shows that a method works, not how well)"
 
 Model = Annotated[str, typer.Argument(help="'world' (the bundled model), a folder, or a hub id.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="Where to run; by default the best there is.", show_default=False)]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default=False)]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything that is drawn.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no logs.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
@@ -211,12 +213,7 @@ def one_line(text: str, width: int = 60) -> str:
 
 def read_text(path: Path, what: str) -> str:
     """The text of a file given by option ``--what``. Raises :class:`BadInput`."""
-    if not path.is_file():
-        raise BadInput(f"there is no file {path}; --{what} wants a text file")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text ({error})") from error
+    return inputs.read_text(path, f"--{what}")
 
 
 def texts_for(method: "Method", path: Path | None) -> list[str] | None:
@@ -225,7 +222,14 @@ def texts_for(method: "Method", path: Path | None) -> list[str] | None:
         return None
     if not method.needs_prepare:
         raise BadInput(f"{method.name} prepares nothing, so --data would go unread; leave it out")
-    texts = [line for line in read_text(path, "data").splitlines() if line.strip()]
+    lines = read_text(path, "data").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if len(line) > LONGEST_TEXT:
+            raise BadInput(
+                f"{path}, line {number} has {len(line):,} characters; --data wants a text on each line, of "
+                f"{LONGEST_TEXT:,} at most"
+            )
+    texts = [line for line in lines if line.strip()]
     if not texts:
         raise BadInput(f"{path} holds no text; --data wants a text on each line")
     return texts

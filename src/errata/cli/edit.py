@@ -1,6 +1,5 @@
 """``errata edit``, ``errata ask`` and ``errata show``: make a patch, ask the edited model, look into a patch."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from rich.text import Text
 from errata.answers import answer_of, begins_with_answer
 from errata.cli import common
 from errata.errors import BadInput, Refused
+from errata.inputs import parsed
 from errata.printable import printable
 from errata.types import Edit
 
@@ -161,11 +161,9 @@ def read_edits(file: Path) -> list[Edit]:
     for number, line in enumerate(common.read_text(file, "edits").split("\n"), start=1):
         if line.strip():
             try:
-                edits.append(Edit.from_json(json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise BadInput(f"{file}, line {number}: not JSON ({error}); expected one edit on each line") from error
+                edits.append(Edit.from_json(parsed(line)))
             except BadInput as error:
-                raise BadInput(f"{file}, line {number}: {error}") from error
+                raise BadInput(f"{file}, line {number}: {error}; expected one edit as JSON on each line") from error
     if not edits:
         raise BadInput(f"{file} holds no edit; expected one as JSON on each line")
     return edits

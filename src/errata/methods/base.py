@@ -117,7 +117,7 @@ class Method(ABC):
     needs_prepare: ClassVar[bool] = False
     tags: ClassVar[Tags] = Tags()
 
-    seed: int = setting(0, "of all random numbers")
+    seed: int = setting(0, "of all random numbers", most=2**32 - 1)
 
     def __post_init__(self) -> None:
         for f in fields(self):
