@@ -6,6 +6,7 @@ printable("\x1b[2J")       # '\\x1b[2J', the four characters of the escape in th
 import re
 from collections.abc import Iterable
 from itertools import islice
+from reprlib import Repr
 from typing import Any
 
 # C0 and C1 controls and DEL, Unicode's line ends, marks that turn the direction of text, halves of characters.
@@ -23,7 +24,9 @@ def shown(value: Any, width: int = WIDTH) -> str:
     """The value as Python writes it, cut at some ``width`` characters: for messages, where a text may be a book."""
     if isinstance(value, str):
         return repr(value) if len(value) <= width else f"{value[:width]!r}…"
-    line = repr(value)
+    short = Repr()  # goes no deeper and no further than a few items
+    short.maxstring = short.maxother = width
+    line = short.repr(value)
     return line if len(line) <= width else f"{line[:width]}…"
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from itertools import chain
+from os.path import isdir, isfile  # which raise nothing, whatever the name
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from errata.answers import normalise
 from errata.data.fields import Excluded, Record, RecordAt, as_object
@@ -74,6 +75,7 @@ def cases(
     than that needs, with another all of it. ``format`` and ``options`` are those of :func:`read`; skipped and excluded
     records are logged. Raises :class:`BadInput`, which names a broken line by its number.
     """
+    _check_name(name_or_path)
     _check_numbers(limit, seed)
     if (world := world_named(name_or_path)) is not None:
         split = options.pop("split", "test")
@@ -95,6 +97,11 @@ def cases(
             f"{limit} cases were asked for; {name_or_path} holds {len(drawn)}{why}: give a limit from 1 to {len(drawn)}"
         )
     return drawn[:limit]
+
+
+def _check_name(name_or_path: Any) -> None:
+    if not isinstance(name_or_path, str | Path):
+        raise BadInput(f"a data set is named by a text or a path, found {shown(name_or_path)}")
 
 
 def _check_numbers(limit: Any, seed: Any) -> None:
@@ -122,8 +129,7 @@ def read(
     both cannot hold in one model; ``conflicts`` keeps it. Raises :class:`BadInput`.
     """
     strict, conflicts = _flag("strict", strict), _flag("conflicts", conflicts)
-    if not isinstance(cast(Any, name_or_path), str | Path):
-        raise BadInput(f"a data set is named by a text or a path, found {shown(name_or_path)}")
+    _check_name(name_or_path)
     name, path = str(name_or_path), Path(name_or_path)
     records, options = _source(name, path, options)
     if format is None:
@@ -131,7 +137,7 @@ def read(
     else:
         chosen = format_named(format)
         records = _opened(records, lambda record: chosen if chosen.fits(record) else None)
-    make_case = _make_case(format, chosen, path if path.is_file() else None, options)
+    make_case = _make_case(format, chosen, path if isfile(path) else None, options)
     builder = _Builder(Loaded(name, format, [], [], [], {}), chosen, make_case, conflicts)
     for position, record in records:
         builder.add(position, record)
@@ -144,11 +150,11 @@ def read(
 
 def _source(name: str, path: Path, options: Mapping[str, Any]) -> tuple[Iterator[RecordAt], dict[str, Any]]:
     """The records under a name, and the options that are not those of the source."""
-    if path.is_file() or not (path.is_dir() or is_hub_id(name)):
+    if isfile(path) or not (isdir(path) or is_hub_id(name)):
         return read_records(path), dict(options)
-    known = ("split",) if path.is_dir() else ("split", "config")
+    known = ("split",) if isdir(path) else ("split", "config")
     selection = {key: options[key] for key in known if key in options}
-    source = folder_records(path, **selection) if path.is_dir() else hub_records(name, **selection)
+    source = folder_records(path, **selection) if isdir(path) else hub_records(name, **selection)
     return source, {key: value for key, value in options.items() if key not in selection}
 
 

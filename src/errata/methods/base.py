@@ -271,7 +271,7 @@ def _edits(edits: Sequence[Edit]) -> list[Edit]:
             raise BadInput(f"expected errata.Edit, found {type(edit).__name__}: {edit!r}")
     first: dict[str, Edit] = {}
     for edit in edits:
-        other = first.setdefault(edit.prompt.strip(), edit)
+        other = first.setdefault(" ".join(edit.prompt.casefold().split()), edit)
         if normalise(other.target_new) != normalise(edit.target_new):
             log.warning(
                 "two edits contradict each other: %r shall be answered %r (edit %s) and %r (edit %s); at most one can "
