@@ -241,9 +241,7 @@ class _Names:
             if word.lower() not in self.taken:
                 self.taken.add(word.lower())
                 return word
-        raise BadInput(
-            "a world of so many persons needs more names than there are; give some thousand at most"
-        )
+        raise BadInput("a world of so many persons needs more names than there are; give some thousand at most")
 
     def city(self) -> str:
         front = self.rng.choice(("", "", "", "", "Port ", "New "))
