@@ -158,7 +158,7 @@ def test_results_on_stdout_and_progress_on_stderr(model: str) -> None:
 def test_a_step_shows_what_is_logged_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the line that says what is under way, which a terminal draws; warnings stay, on lines of their own."""
     shown: list[str] = []
-    monkeypatch.setattr(Status, "update", lambda status, line: shown.append(line))
+    monkeypatch.setattr(Status, "update", lambda status, line: shown.append(str(line)))
     log = logging.getLogger("errata.methods.texts")
     common.show_logs(quiet=False)
     log.info("before")

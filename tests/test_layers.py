@@ -11,8 +11,21 @@ from errata.methods.registry import METHODS
 
 ROOT = Path(errata.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-PLAIN = ("errors", "answers", "subjects", "types", "locks", "files", "tensor_files")
-LAYERS = (*PLAIN, "model", "patch", "locate", "methods", "world", "data", "evaluation", "report", "bench", "cli")
+PLAIN = ("printable", "errors", "answers", "subjects", "types", "locks", "files", "tensor_files", "inputs")
+LAYERS = (
+    *PLAIN,
+    "model",
+    "patch",
+    "locate",
+    "methods",
+    "world",
+    "data",
+    "evaluation",
+    "report",
+    "bench",
+    "cli",
+    "__main__",
+)
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
 DRIVERS = ("model", "patch", "evaluation", "bench", "report")
 

@@ -1,6 +1,7 @@
 """How each edit ended is measured, recorded, shown and warned of; nothing that failed looks like success."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,12 @@ def test_edits_that_contradict_each_other_are_named(caplog: pytest.LogCaptureFix
     made.edit(lm, [EDIT, Edit(EDIT.prompt + " ", EDIT.subject, "Lima", id="two")])
     (line,) = [r.getMessage() for r in caplog.records if r.name == "errata.methods.base"]
     assert all(part in line for part in ("'Oslo'", "'Lima'", EDIT.id, "two", EDIT.prompt, "prior"))
+
+
+@pytest.mark.parametrize("change", [str.upper, lambda text: text.replace(" ", "  ")])
+def test_edits_contradict_each_other_whatever_their_letter_cases_and_spaces(
+    change: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Edit(change(EDIT.prompt), change(EDIT.subject), "Lima")
+    method("ft-m", steps=1).edit(tiny_lm("gpt2"), [EDIT, other])
+    assert "contradict each other" in caplog.text

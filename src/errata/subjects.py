@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 from errata.errors import BadInput
+from errata.printable import shown
 
 # Scripts whose words may stand side by side, as a class of a regular expression: Thai to Burmese, Khmer, Japanese,
 # Chinese; and Korean, where particles join the noun.
@@ -26,17 +27,19 @@ def placed(prompt: str, subject: str, at: int | None = None) -> tuple[str, int]:
         return before + subject + after, len(before)
     if at is not None:
         if prompt[at : at + len(subject)] != subject or at < 0:
-            raise BadInput(f"the subject {subject!r} does not begin at character {at} of {prompt!r}; leave `at` out")
+            raise BadInput(
+                f"the subject {shown(subject)} does not begin at character {at} of {shown(prompt)}; leave `at` out"
+            )
         return prompt, at
     found = last_word(prompt, subject)
     if found < 0 and subject in prompt:
         raise BadInput(
-            f"the subject {subject!r} occurs in {prompt!r} only inside of words; put {{}} where it is meant: "
-            f"{'{}'.join(prompt.rsplit(subject, 1))!r}"
+            f"the subject {shown(subject)} occurs in {shown(prompt)} only inside of words; put {{}} where it is meant: "
+            f"{shown('{}'.join(prompt.rsplit(subject, 1)), 200)}"
         )
     if found < 0:
         raise BadInput(
-            f"the subject {subject!r} does not occur in the prompt {prompt!r}; "
+            f"the subject {shown(subject)} does not occur in the prompt {shown(prompt)}; "
             "write it there as it is, or put {} in its place"
         )
     return prompt, found

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, cast, get_args
 
 from errata.errors import BadInput
+from errata.printable import listed, shown
 from errata.subjects import last_word, placed, template_of
 
 Mode = Literal["forced", "generated"]
@@ -33,17 +35,33 @@ MODES: tuple[str, ...] = get_args(Mode)
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
-def check_text(text: Any, what: str) -> None:
-    """Raises :class:`BadInput` for what is no text, and half a character in one, which no tokenizer takes."""
-    if not isinstance(text, str):
-        raise BadInput(f"{what} must be text, found {type(text).__name__}: {text!r}")
+LONGEST = 100_000  # characters of a text of an edit; some 25 thousand tokens
+
+
+def as_text(value: Any, what: str, longest: int | None = None) -> str:
+    """The value, which must be a text of whole characters; ``what`` names it in the :class:`BadInput`."""
+    if not isinstance(value, str):
+        raise BadInput(f"{what} is a text, found {type(value).__name__}: {shown(value)}")
     try:
-        text.encode()
+        value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadInput(
-            f"{what} holds half of a character ({text[error.start]!r} at {error.start}), which is no text: "
-            f"{text[:60]!r}; mend it where it comes from, or leave it out"
-        ) from error
+        raise BadInput(f"{what} holds half a character (a lone surrogate): {shown(value)}") from error
+    if longest is not None and len(value) > longest:
+        raise BadInput(f"{what} has {longest:,} characters at most; this one has {len(value):,}: {shown(value)}")
+    return value
+
+
+def _tuple(value: Any, what: str, of: type[Any]) -> tuple[Any, ...]:
+    """The items of a list or another collection, which must be of one type; :class:`BadInput` names it."""
+    if isinstance(value, of | Mapping) or not isinstance(value, Iterable):
+        raise BadInput(f"{what} are a tuple, found {shown(value)}; write ({shown(value)},)")
+    items = tuple(cast("Iterable[Any]", value))
+    for item in items:
+        if of is str:
+            as_text(item, f"each of {what}")
+        elif not isinstance(item, of):
+            raise BadInput(f"each of {what} is an errata.{of.__name__}, found {type(item).__name__}: {shown(item)}")
+    return items
 
 
 @dataclass(frozen=True)
@@ -64,19 +82,23 @@ class Edit:
     at: int | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            wanted, words = (int, "a whole number") if field.name == "at" else (str, "text")
-            if value is None and field.name in ("target_true", "at"):
-                continue
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise BadInput(f"an edit's {field.name} must be {words}, found {type(value).__name__}: {value!r}")
-            if isinstance(value, str):
-                check_text(value, f"an edit's {field.name}")
+        for name in (
+            "prompt",
+            "subject",
+            "target_new",
+            "id",
+            *(["target_true"] if self.target_true is not None else []),
+        ):
+            as_text(getattr(self, name), f"an edit's {name}", LONGEST)
+        at: Any = self.at
+        if at is not None and (not isinstance(at, int) or isinstance(at, bool)):
+            raise BadInput(f"an edit's at must be a whole number, found {type(at).__name__}: {shown(at)}")
         if not self.subject.strip():
-            raise BadInput(f"the subject of the edit {self.prompt!r} is empty; name what the fact is about")
+            raise BadInput(f"the subject of the edit {shown(self.prompt)} is empty; name what the fact is about")
         if not self.target_new.strip():
-            raise BadInput(f"the target of the edit {self.prompt!r} is empty; give the answer it shall have")
+            raise BadInput(f"the target of the edit {shown(self.prompt)} is empty; give the answer it shall have")
+        if (filled := len(self.prompt) + self.prompt.count("{}") * len(self.subject)) > LONGEST:
+            raise BadInput(f"the prompt of an edit has {LONGEST:,} characters at most; filled, this one has {filled:,}")
         object.__setattr__(self, "subject", self.subject.strip(" "))
         prompt, at = placed(self.prompt.rstrip(" "), self.subject, self.at)
         object.__setattr__(self, "prompt", prompt)
@@ -104,9 +126,9 @@ class Edit:
         record = cast("dict[str, Any]", record)
         names = [field.name for field in fields(cls)]
         if unknown := sorted(set(record) - set(names)):
-            raise BadInput(f"an edit has no key {', '.join(unknown)}; its keys are {', '.join(names)}")
+            raise BadInput(f"an edit has no key {listed(unknown)}; its keys are {', '.join(names)}")
         if missing := [name for name in names[:3] if name not in record]:
-            raise BadInput(f"an edit needs {', '.join(missing)}; found only {', '.join(record) or 'nothing'}")
+            raise BadInput(f"an edit needs {', '.join(missing)}; found only {listed(record)}")
         return cls(**record)
 
     def to_json(self) -> dict[str, Any]:
@@ -138,22 +160,18 @@ class Probe:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise BadInput(f"unknown kind of probe {self.kind!r}; expected one of {', '.join(KINDS)}")
+            raise BadInput(f"unknown kind of probe {shown(self.kind)}; expected one of {', '.join(KINDS)}")
         if self.rule not in ("any", "all"):
-            raise BadInput(f"a probe's rule is 'any' or 'all', found {self.rule!r}")
-        for name in ("answers", "require", "references"):
-            value = getattr(self, name)
-            if isinstance(value, str | Probe):
-                raise BadInput(f"a probe's {name} are a tuple, found {value!r}; write ({value!r},)")
-            object.__setattr__(self, name, tuple(value))
-        for text in (self.prompt, *self.answers, *self.references, self.rival, self.group, self.label):
-            if text is not None:
-                check_text(text, "what a probe holds")
+            raise BadInput(f"a probe's rule is 'any' or 'all', found {shown(self.rule)}")
+        for name in ("prompt", "label", *(name for name in ("group", "rival") if getattr(self, name) is not None)):
+            as_text(getattr(self, name), f"a probe's {name}")
+        for name, of in (("answers", str), ("require", Probe), ("references", str)):
+            object.__setattr__(self, name, _tuple(getattr(self, name), f"a probe's {name}", of))
         object.__setattr__(self, "answers", tuple(answer.strip() for answer in self.answers))
         rival = (self.rival or "").strip()
         object.__setattr__(self, "rival", None if rival in ("", *self.answers) else rival)
         if "" in self.answers:
-            raise BadInput(f"an answer of the probe {self.prompt!r} is empty; leave it out")
+            raise BadInput(f"an answer of the probe {shown(self.prompt)} is empty; leave it out")
 
 
 @dataclass(frozen=True)
@@ -165,10 +183,11 @@ class Case:
     probes: tuple[Probe, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edits", tuple(self.edits))
-        object.__setattr__(self, "probes", tuple(self.probes))
+        as_text(self.id, "a case's id")
+        object.__setattr__(self, "edits", _tuple(self.edits, "a case's edits", Edit))
+        object.__setattr__(self, "probes", _tuple(self.probes, "a case's probes", Probe))
         if not self.edits:
-            raise BadInput(f"case {self.id!r} has no edit")
+            raise BadInput(f"case {shown(self.id)} has no edit")
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,21 @@
 May import everything, but heavy packages only inside functions, so that ``errata --help`` answers at once.
 """
 
-from typing import Any
+import io
+import sys
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from errata.cli import bench, demo, edit, measure, methods, tasks, trace, world
-from errata.cli.common import INTERRUPTED
+from errata.cli import bench, common, demo, edit, measure, methods, tasks, trace, world
 from errata.errors import ErrataError
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a fault of Errata (a traceback; a demo that was not undone), or a pipe that nobody reads; "
+    "2 bad input, nothing written; 3 refused by a guard; 130 interrupted."
+)
 
 
 class Commands(TyperGroup):
@@ -22,23 +28,23 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ErrataError as error:
-            typer.echo(f"errata: {error}", err=True)
+            common.say(f"errata: {error}")
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError:
             raise
         except OSError as error:
-            typer.echo(f"errata: {error}", err=True)
+            common.say(f"errata: {error}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            typer.echo("errata: interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from error
+            common.say("errata: interrupted")
+            raise typer.Exit(common.INTERRUPTED) from error
 
 
 app = typer.Typer(
     cls=Commands,
     help="Changes what a language model knows. An edit is a file: applied, undone, combined, measured.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -55,6 +61,26 @@ app.command("trace")(trace.trace_command)
 app.add_typer(world.app, name="world")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"errata {version('errata')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
-    """Entry point of ``errata``."""
-    app()
+    """Entry point of ``errata``. What the terminal's encoding lacks is written as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="errata")  # of `python -m errata` too, since completion goes by it

@@ -58,7 +58,7 @@ def _progress_bar(quiet: bool) -> Iterator["OnProgress"]:
     console = common.stderr(quiet)
     bar = Progress(
         *columns,
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         console=console,
         transient=True,
         disable=quiet or not console.is_terminal,
@@ -87,7 +87,7 @@ def bench_command(
     about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     done = bench(plan, output, **about, retry=retry, quiet=quiet)
     outcome = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
-    typer.echo(f"{outcome}; see `errata report {output}`", err=True)
+    common.say(f"{outcome}; see `errata report {output}`")
 
 
 def report(path: str | Path, form: str = ".md", picture: str = "") -> str:
@@ -116,7 +116,7 @@ def _picture(rows: Path, page: Path, form: str, force: bool) -> str:
     try:
         drawn = svg(_rows(rows))
     except BadInput as error:  # no matplotlib
-        typer.echo(f"no picture: {error}", err=True)
+        common.say(f"no picture: {error}")
         return ""
     if not drawn or form == ".html":
         return drawn
@@ -148,4 +148,4 @@ def report_command(
             curves(_rows(rows), part)
     else:
         write_text(output, report(rows, form, _picture(rows, output, form, force)))
-    typer.echo(f"wrote {output}", err=True)
+    common.say(f"wrote {output}")

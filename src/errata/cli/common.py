@@ -6,6 +6,8 @@ Nothing here imports torch or transformers before it is needed: ``errata --help`
 import json
 import logging
 import os
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +16,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich import progress
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
+from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
+from errata import inputs
 from errata.errors import BadInput
 from errata.files import check_writable
+from errata.printable import STEERING, printable
 
 if TYPE_CHECKING:
     from errata.methods.base import Method
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 INTERRUPTED = 130
+LONGEST = 4000  # characters of a message
+LONGEST_TEXT = 1_000_000  # characters of a line of --data: a book, of which methods read the beginning
 TEXT_WIDTH = 120  # of a table that is not printed to a terminal
 PREPARED = "(models of the world are trained to be editable: this shows that a method works, not how well)"
 
@@ -38,7 +46,7 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or f
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a model or a task.")
 ]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything that is drawn.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no logs.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
@@ -68,21 +76,43 @@ Read = Annotated[
 # Output ------------------------------------------------------------------------------------------
 
 
+class _Console(Console):
+    """A console that a text cannot steer: of what is shown, control characters are written out but for newlines."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **settings)
+
+    @override
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
+
+
 def stdout() -> Console:
     """The console for results. Without a terminal its width is fixed, so that tables in files can be read."""
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=TEXT_WIDTH)
+    console = _Console()
+    return console if console.is_terminal else _Console(width=TEXT_WIDTH)
 
 
 def stderr(quiet: bool = False) -> Console:
     """The console for progress."""
-    return Console(stderr=True, highlight=False, markup=False, quiet=quiet, soft_wrap=True)
+    return _Console(stderr=True, quiet=quiet, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Prints one line on stderr, whatever the text holds."""
+    typer.echo(_on_a_line(text), err=True)
+
+
+def _on_a_line(text: str) -> str:
+    return printable(text[:LONGEST]) + "…" * (len(text) > LONGEST)
 
 
 def show_logs(quiet: bool) -> None:
     """Shows Errata's own warnings on stderr; with ``quiet`` errors only."""
     log = logging.getLogger("errata")
     handler = RichHandler(console=stderr(), show_time=False, show_path=False, show_level=False)
+    handler.setFormatter(_OneLine("%(message)s"))
     handler.setLevel(logging.ERROR if quiet else logging.WARNING)
     log.handlers = [handler]
     log.setLevel(logging.ERROR if quiet else logging.INFO)  # below a warning: the progress of a step
@@ -98,6 +128,14 @@ def set_up_logs(quiet: bool) -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+class _OneLine(logging.Formatter):
+    """Keeps a message on its line, so that none can look like two."""
+
+    @override
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _on_a_line(super().formatMessage(record))
 
 
 class _Shown(logging.Handler):
@@ -117,10 +155,11 @@ class _Shown(logging.Handler):
 def step(what: str, quiet: bool) -> Iterator[None]:
     """Context manager: shows on stderr that ``what`` is under way, what is logged of it meanwhile, and in the end how
     long it took."""
-    console = stderr(quiet)
+    console, what = stderr(quiet), printable(what)
     began = time.perf_counter()
-    with console.status(f"{what} …") as status:
-        shown, log = _Shown(lambda line: status.update(f"{what} … {line}")), logging.getLogger("errata")
+    with console.status(Text(f"{what} …")) as status:
+        shown = _Shown(lambda line: status.update(Text(f"{what} … {printable(line)}")))
+        log = logging.getLogger("errata")
         log.addHandler(shown)
         try:
             yield
@@ -131,25 +170,40 @@ def step(what: str, quiet: bool) -> Iterator[None]:
 
 def track(items: Sequence[T], what: str, quiet: bool) -> Iterator[T]:
     """The items one by one, with a progress bar on the terminal; in the end, how long they took."""
-    console = stderr(quiet)
+    console, what = stderr(quiet), printable(what)
     began = time.perf_counter()
-    yield from progress.track(items, what, console=console, transient=True, disable=quiet or not console.is_terminal)
+    yield from progress.track(
+        items, escape(what), console=console, transient=True, disable=quiet or not console.is_terminal
+    )
     console.print(f"{what}: {time.perf_counter() - began:.1f} s", style="dim")
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as JSON on stdout."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    """Prints a value as JSON on stdout: what steers a terminal, and what stdout cannot encode, as JSON's escapes."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = re.sub(rf"(?!\n){STEERING.pattern}", lambda found: f"\\u{ord(found[0]):04x}", text)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=1)
+    typer.echo(text)
 
 
 def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> Table:
-    """A table of plain text: a model's output is never read as markup."""
-    table = Table(title=title, title_justify="left")
+    """A table of plain text: a model's output is never read as markup, and a cell has one line."""
+    table = Table(title=Text(printable(title)), title_justify="left")
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        justify = "right" if name in right else "left"
+        table.add_column(Text(printable(name)), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row))
+        table.add_row(*map(_cell, row))
     return table
+
+
+def _cell(value: Any) -> Text:
+    if isinstance(value, Text):
+        return Text(printable(value.plain), style=value.style)
+    return Text("" if value is None else printable(str(value)))
 
 
 def one_line(text: str, width: int = 60) -> str:
@@ -163,12 +217,7 @@ def one_line(text: str, width: int = 60) -> str:
 
 def read_text(path: Path, what: str) -> str:
     """The text of a file given by option ``--what``. Raises :class:`BadInput`."""
-    if not path.is_file():
-        raise BadInput(f"there is no file {path}; --{what} wants a text file")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text ({error})") from error
+    return inputs.read_text(path, f"--{what}")
 
 
 def texts_for(method: "Method", path: Path | None) -> list[str] | None:
@@ -177,7 +226,14 @@ def texts_for(method: "Method", path: Path | None) -> list[str] | None:
         return None
     if not method.needs_prepare:
         raise BadInput(f"{method.name} prepares nothing, so --data would go unread; leave it out")
-    texts = [line for line in read_text(path, "data").splitlines() if line.strip()]
+    lines = read_text(path, "data").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if len(line) > LONGEST_TEXT:
+            raise BadInput(
+                f"{path}, line {number} has {len(line):,} characters; --data wants a text on each line, of "
+                f"{LONGEST_TEXT:,} at most"
+            )
+    texts = [line for line in lines if line.strip()]
     if not texts:
         raise BadInput(f"{path} holds no text; --data wants a text on each line")
     return texts

@@ -1,6 +1,5 @@
 """``errata edit``, ``errata ask`` and ``errata show``: make a patch, ask the edited model, look into a patch."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,8 @@ from rich.text import Text
 from errata.answers import answer_of, begins_with_answer
 from errata.cli import common
 from errata.errors import BadInput, Refused
+from errata.inputs import parsed
+from errata.printable import printable
 from errata.types import Edit
 
 if TYPE_CHECKING:
@@ -126,6 +127,11 @@ def edit_command(
             "try more steps, another method, or do without --strict"
         )
     result.patch.save(path)
+    if failed := result.missed:
+        common.say(
+            f"{len(failed)} of {_facts(len(requested))} did not take, and the patch was written all the same; "
+            "with --strict it is not (exit 3)"
+        )
     if as_json:
         common.print_json({"file": str(path), "edits": _answers(result), "took": sum(result.took)})
         return
@@ -133,7 +139,7 @@ def edit_command(
     common.stdout().print(
         f"{sum(result.took)} of {_facts(len(requested))} now answered with the target (generated)", soft_wrap=True
     )
-    typer.echo(f"wrote {path} ({common.size(path.stat().st_size)})", err=True)
+    common.say(f"wrote {path} ({common.size(path.stat().st_size)})")
 
 
 def edits_of(prompt: str | None, subject: str | None, target: str | None, file: Path | None) -> list[Edit]:
@@ -156,11 +162,9 @@ def read_edits(file: Path) -> list[Edit]:
     for number, line in enumerate(common.read_text(file, "edits").split("\n"), start=1):
         if line.strip():
             try:
-                edits.append(Edit.from_json(json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise BadInput(f"{file}, line {number}: not JSON ({error}); expected one edit on each line") from error
+                edits.append(Edit.from_json(parsed(line)))
             except BadInput as error:
-                raise BadInput(f"{file}, line {number}: {error}") from error
+                raise BadInput(f"{file}, line {number}: {error}; expected one edit as JSON on each line") from error
     if not edits:
         raise BadInput(f"{file} holds no edit; expected one as JSON on each line")
     return edits
@@ -270,9 +274,10 @@ def ask_command(
         common.print_json([{"prompt": prompt, "text": text, **more} for prompt, text, more in rows])
         return
     for prompt, text, lines in zip(prompts, texts, fired, strict=True):
-        common.stdout().print(Text(prompt, style="bold") + Text(text), soft_wrap=True)
+        said = Text(printable(text, keep="\n\t"))
+        common.stdout().print(Text(printable(prompt, keep="\n\t"), style="bold") + said, soft_wrap=True)
         for line in lines or (["nothing of a memory fired"] if why else []):
-            common.stdout().print(Text(f"  {line}", style="dim"), soft_wrap=True)
+            common.stdout().print(Text(f"  {printable(line)}", style="dim"), soft_wrap=True)
 
 
 def load_patch(path: Path | None) -> "Patch | None":
@@ -313,15 +318,12 @@ def show_command(
         return
     console, model = common.stdout(), content["model"]
     of = f"{model.get('name')} ({model.get('fingerprint')})"
-    console.print(f"{file}: {common.size(content['bytes'])}, of the model {of}", soft_wrap=True)
+    _print_line(f"{file}: {common.size(content['bytes'])}, of the model {of}")
     for made in content["made"]:
-        console.print(
-            f"{made['method']}: {_facts(made['edits'])} on {made['time']}, {made['seconds']} s",
-            soft_wrap=True,
-        )
-        console.print("  " + "  ".join(f"{k}={v}" for k, v in made["resolved"].items()), style="dim", soft_wrap=True)
+        _print_line(f"{made['method']}: {_facts(made['edits'])} on {made['time']}, {made['seconds']} s")
+        _print_line("  " + "  ".join(f"{k}={v}" for k, v in made["resolved"].items()), style="dim")
         for line in _told(made):
-            console.print(f"  {line}", soft_wrap=True)
+            _print_line(f"  {line}")
     edits = [(e["id"], e["prompt"], e["target_new"]) for e in content["edits"][:ROWS]]
     more = f" (the first {ROWS} of {len(content['edits'])})" if len(content["edits"]) > ROWS else ""
     console.print(common.make_table(f"edits{more}", ("id", "prompt", "target"), edits))
@@ -348,6 +350,11 @@ def _told(made: Mapping[str, Any]) -> list[str]:
             for site, share in made.get("rounded", {}).items()
         ]
     )
+
+
+def _print_line(text: str, style: str = "") -> None:
+    """Prints one line, whatever the file holds."""
+    common.stdout().print(printable(text), style=style, soft_wrap=True)
 
 
 def _print_records(title: str, records: Sequence[Mapping[str, Any]]) -> None:

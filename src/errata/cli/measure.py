@@ -239,10 +239,10 @@ def eval_command(
     given = {"--method": method, "--set": set_, "--setting": setting, "--data": data}
     if patch is not None and (extra := [option for option, value in given.items() if value]):
         raise BadInput(f"--patch and {extra[0]} were given; a patch is measured as it is, so leave out one of them")
+    common.show_logs(quiet)
     subject = common.make_method(method or METHOD, set_, seed) if patch is None else Patch.load(patch)
     rules = _rules(protocol, mode, shots)
     judging = _judge(judge, judge_model, rules, mode)
-    common.show_logs(quiet)
     options = common.named_values("--read", read)
     name = cases if cases is not None or patch is not None else "world"
     if name is None and options:
@@ -265,4 +265,4 @@ def eval_command(
             common.stdout().print(common.PREPARED)
     if output is not None:  # last: what was measured is shown, also where the disk is full by now
         write_text(output, to_jsonl(rows))
-        typer.echo(f"wrote {output} ({len(rows)} rows)", err=True)
+        common.say(f"wrote {output} ({len(rows)} rows)")

@@ -137,4 +137,4 @@ def tasks_command(
             common.stdout().print(common.PREPARED)
     if output is not None:  # last: what was measured is shown, also where the disk is full by now
         write_text(output, to_jsonl(rows))
-        typer.echo(f"wrote {output} ({len(rows)} rows)", err=True)
+        common.say(f"wrote {output} ({len(rows)} rows)")

@@ -11,6 +11,7 @@ from errata.cli import common
 from errata.cli.maps import check_picture, picture, print_maps
 from errata.errors import BadInput
 from errata.files import write_bytes
+from errata.printable import printable
 from errata.subjects import template_of
 
 if TYPE_CHECKING:
@@ -171,14 +172,15 @@ def trace_command(
         traces, unknown = trace_facts(lm, chosen, quiet=quiet, **settings)
         result, one = average(traces), traces[0]
         record = {**result.to_json(), "unknown": len(unknown), "window": one.window, "sigma": one.sigma}
-        title = f"{lm.name}: the average over {result.facts} known facts ({len(unknown)} of {len(chosen)} not known)"
+        of = f"the average over {result.facts} known facts ({len(unknown)} of {len(chosen)} not known)"
+        title = f"{printable(lm.name)}: {of}"
         labels, closing = _roles(result), ["", *_largest(result)]
     else:
         filled, *_ = tracing.filled_prompt(prompt or "", subject or "")
         lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
         with common.step("tracing", quiet):
             result = one = trace(lm, prompt or "", subject or "", target, **settings)
-        record, title, labels = result.to_json(), f"{filled} → {result.answer.strip()}", _tokens(result)
+        record, title, labels = result.to_json(), printable(f"{filled} → {result.answer.strip()}"), _tokens(result)
         closing = []
     tables = {f"{name}: {_about(name, one)}": table.tolist() for name, table in result.effects.items()}
     noise_text = f"noise of σ = {one.sigma:.3g}, {one.samples} draws"
@@ -192,7 +194,7 @@ def trace_command(
         for line in closing:
             common.stdout().print(line, soft_wrap=True)
     if output is not None:
-        typer.echo(f"wrote {output}", err=True)
+        common.say(f"wrote {output}")
 
 
 def _check_words(
@@ -216,7 +218,7 @@ def _about(kind: str, trace: "Trace") -> str:
 def _tokens(trace: "Trace") -> list[str]:
     """A name for each row: the token, with a star where it belongs to the subject."""
     first, end = trace.subject
-    pieces = [" ".join(piece.split()) or repr(piece) for piece in trace.tokens]
+    pieces = [printable(" ".join(piece.split())) or repr(piece) for piece in trace.tokens]
     return [f"{piece}{'*' if first <= i < end else ''}" for i, piece in enumerate(pieces)]
 
 

@@ -114,4 +114,4 @@ def train_command(
     given |= {"architecture": architecture, "world_seed": world_seed, "plain": plain, "seed": seed}
     common.set_up_logs(quiet)
     made = train(folder, quiet, force, **given)
-    typer.echo(f"wrote {made}: try `errata demo --model {made}`", err=True)
+    common.say(f"wrote {made}: try `errata demo --model {made}`")

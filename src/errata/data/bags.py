@@ -6,9 +6,10 @@ preprocess.py). Bags name no subject.
 
 from typing import Any, cast
 
-from errata.data.fields import Excluded, Record, as_list, as_text, distinct, make_edit, preview
+from errata.data.fields import Excluded, Record, as_list, as_text, distinct, make_edit
 from errata.data.formats import Format
 from errata.errors import BadInput
+from errata.printable import shown
 from errata.types import Case, Probe
 
 MASK = "[MASK]"
@@ -38,7 +39,7 @@ def _phrasings(record: Record) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
     for item in as_list(record.get("items"), "phrasings of a fact"):
         if not isinstance(item, list) or len(cast("list[Any]", item)) != 3:
-            raise BadInput(f"a phrasing is a prompt with {MASK}, its answer and its relation, found {preview(item)}")
+            raise BadInput(f"a phrasing is a prompt with {MASK}, its answer and its relation, found {shown(item)}")
         prompt, answer, relation = (as_text(part, "each part of a phrasing") for part in cast("list[Any]", item))
         found.append((prompt, answer, relation))
     if not found:

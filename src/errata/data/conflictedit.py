@@ -24,6 +24,7 @@ from errata.data.fields import (
 from errata.data.formats import Format, MakeCase
 from errata.data.records import read_objects
 from errata.errors import BadInput
+from errata.printable import shown
 from errata.types import Case, Edit, Probe
 
 Phrasings = Mapping[str, tuple[str, ...]]  # relation's id -> prompts with {}
@@ -40,7 +41,7 @@ def conflict_reader(path: Path | None) -> MakeCase:
         triples = objects(record, "triples")
         for number in as_list(get(record, "prerequisites") or [], "prerequisites"):
             if not isinstance(number, int) or not 0 <= number < len(triples):
-                raise BadInput(f"a prerequisite is the number of a triple, found {number!r}")
+                raise BadInput(f"a prerequisite is the number of a triple, found {shown(number)}")
             tied = triples[number]
             prompt = text(tied, "relation.prompt").replace("{}", text(tied, "subject.label"))
             probes.append(Probe("same_subject", prompt, (text(tied, "object.label"),), label="tied fact"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from errata.data.fields import Record, case_id, choice, get, make_edit, optional_text, text, texts
 from errata.data.formats import Format, MakeCase
 from errata.errors import BadInput
+from errata.printable import shown
 from errata.types import Case, Kind, Probe
 
 TOKENS = ("subject", "verb", "object")  # where an edit may be located
@@ -49,7 +50,7 @@ def _probes_case(record: Record, id: str, token: str) -> Case:
     label = get(record, "label")
     new = LABELS.get(label, "") if type(label) is int else text(record, "label").strip()
     if new not in LABELS.values():
-        raise BadInput(f"a label is 0, 1, True or False, found {label!r}")
+        raise BadInput(f"a label is 0, 1, True or False, found {shown(label)}")
     edit = make_edit(text(record, "prompt") + ":", optional_text(record, token), new, _opposite(new))
     return Case(case_id(record, "id", "csk", id), (edit,), tuple(_probes(record, new)))
 

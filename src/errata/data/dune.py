@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from errata.data.fields import Excluded, Record, as_list, as_text, asked_once, make_edit, preview, statement_edit
+from errata.data.fields import Excluded, Record, as_list, as_text, asked_once, make_edit, statement_edit
 from errata.data.formats import Format, MakeCase
 from errata.data.records import read_objects
 from errata.errors import BadInput
+from errata.printable import shown
 from errata.types import Case, Edit, Probe
 
 EQUALS = " = "
@@ -66,7 +67,7 @@ def _questions(record: Record) -> Iterator[Question]:
     pairs = as_list(asked, "test_inputs")
     for pair in [pairs] if pairs and isinstance(pairs[0], str) else pairs:
         if not isinstance(pair, list) or len(cast("list[Any]", pair)) != 2:
-            raise BadInput(f"each of test_inputs is a question and its answer, found {preview(pair)}")
+            raise BadInput(f"each of test_inputs is a question and its answer, found {shown(pair)}")
         question, answer = (as_text(part, "each of test_inputs") for part in cast("list[Any]", pair))
         if question.strip() and answer.strip():
             yield question.strip(), answer.strip()

@@ -3,13 +3,13 @@
 Every function raises :class:`BadInput`, which names the field, where a value is not of the expected type.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from errata.errors import BadInput, unknown
+from errata.printable import listed, shown
 from errata.subjects import as_spelt, last_word
-from errata.types import Edit, Probe
+from errata.types import Edit, Probe, as_text
 
 Record = Mapping[str, Any]
 RecordAt = tuple[str, Any]  # where a record stands, and the record: a BadInput where it cannot be read
@@ -43,17 +43,6 @@ def as_list(value: Any, what: str) -> list[Any]:
     return cast("list[Any]", value)
 
 
-def as_text(value: Any, what: str) -> str:
-    """The value, which must be a text of whole characters; ``what`` names it in the error."""
-    if not isinstance(value, str):
-        raise BadInput(f"{what} is a text, found {type(value).__name__}: {preview(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadInput(f"{what} holds half a character (a lone surrogate): {preview(value)}") from error
-    return value
-
-
 def objects(record: Record, path: str) -> list[dict[str, Any]]:
     """The objects of the list under ``path``; empty where there is none."""
     value = get(record, path)
@@ -64,7 +53,7 @@ def text(record: Record, path: str) -> str:
     """The text under ``path``, which must not be empty."""
     value = get(record, path)
     if value is None:
-        raise BadInput(f"{path} is missing; found {', '.join(record) or 'nothing'}")
+        raise BadInput(f"{path} is missing; found {listed(record)}")
     if not as_text(value, path).strip():
         raise BadInput(f"{path} is empty")
     return value
@@ -82,7 +71,7 @@ def texts(record: Record, path: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, str | list):
-        raise BadInput(f"{path} is a text or a list of them, found {type(value).__name__}: {preview(value)}")
+        raise BadInput(f"{path} is a text or a list of them, found {type(value).__name__}: {shown(value)}")
     items = [value] if isinstance(value, str) else cast("list[Any]", value)
     return distinct(as_text(item, f"each of {path}") for item in items)
 
@@ -152,7 +141,7 @@ def statement_edit(statement: str, subject: str | None = None) -> Edit:
         return make_edit(statement[: named.end()], named.group(), statement[named.end() :])
     words = statement.split()
     if len(words) < 2:
-        raise BadInput(f"a statement has two words at least, found {preview(statement)}")
+        raise BadInput(f"a statement has two words at least, found {shown(statement)}")
     half = (len(words) + 1) // 2
     return make_edit(" ".join(words[:half]), None, " ".join(words[half:]))
 
@@ -170,9 +159,3 @@ def choice(option: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
         raise unknown(f"value of {option}", value, list(known))
     return value
-
-
-def preview(value: Any, width: int = 80) -> str:
-    """The value as JSON on one line, cut at ``width`` characters."""
-    line = json.dumps(value, ensure_ascii=True, default=str)
-    return line if len(line) <= width else line[: width - 1] + "…"

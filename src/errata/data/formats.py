@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from errata.data.fields import Record
 from errata.errors import BadInput, unknown
+from errata.printable import listed
 from errata.types import Case
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def nearest(record: Record) -> tuple[str, str] | None:
         return None
     name = max(shared, key=lambda name: (shared[name][0], -len(shared[name][1])))
     missing = shared[name][1]
-    why = f"needs {', '.join(missing)} too" if missing else f"has no {', '.join(format_named(name).unread(record))}"
+    why = f"needs {', '.join(missing)} too" if missing else f"has no {listed(format_named(name).unread(record))}"
     return name, why
 
 

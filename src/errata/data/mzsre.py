@@ -12,6 +12,7 @@ from typing import Any
 from errata.data.fields import Record, as_object, asked_once, case_id, make_edit, optional_text, text, texts
 from errata.data.formats import Format, MakeCase
 from errata.errors import BadInput
+from errata.printable import shown
 from errata.types import Case, Probe
 
 
@@ -21,7 +22,7 @@ def reader(path: Path | None, *, language: str = "en") -> MakeCase:
     def case(record: Record, id: str) -> Case:
         languages = {name: as_object(part, name) for name, part in record.items()}
         if language not in languages:
-            raise BadInput(f"there is no language {language!r}; found {', '.join(languages)}")
+            raise BadInput(f"there is no language {shown(language)}; found {', '.join(languages)}")
         own = languages[language]
         edit = make_edit(text(own, "src"), text(own, "subject"), text(own, "alt"), optional_text(own, "old"))
         probes = [probe for name, part in languages.items() for probe in _probes(part, name, name == language)]

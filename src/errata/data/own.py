@@ -5,6 +5,7 @@ from typing import Any, cast
 from errata.data.fields import Record, as_list, as_object, as_text
 from errata.data.formats import Format
 from errata.errors import BadInput
+from errata.printable import listed, shown
 from errata.types import Case, Edit, Probe
 
 OPTIONAL = ("answers", "group", "rule", "require", "rival", "references", "label")  # keys of a probe
@@ -13,6 +14,8 @@ OPTIONAL = ("answers", "group", "rule", "require", "rival", "references", "label
 def _case(record: Record, id: str) -> Case:
     fields = _checked(record, "a case", required=("id", "edits"), optional=("probes",))
     edits, probes = (as_list(fields.get(name, []), f"a case's {name}") for name in ("edits", "probes"))
+    if isinstance(fields["id"], bool) or not isinstance(fields["id"], str | int):
+        raise BadInput(f"a case's id is a text or a number, found {shown(fields['id'])}")
     return Case(str(fields["id"]), tuple(map(Edit.from_json, edits)), tuple(map(_probe, probes)))
 
 
@@ -33,9 +36,9 @@ def _checked(record: Any, what: str, required: tuple[str, ...], optional: tuple[
     """A copy of the record, which has all required keys and none but the required and optional ones."""
     fields = dict(as_object(record, what))
     if missing := [name for name in required if name not in fields]:
-        raise BadInput(f"{what} needs {', '.join(missing)}; found only {', '.join(fields) or 'nothing'}")
+        raise BadInput(f"{what} needs {', '.join(missing)}; found only {listed(fields)}")
     if extra := sorted(set(fields) - {*required, *optional}):
-        raise BadInput(f"{what} has no {', '.join(extra)}; its keys are {', '.join((*required, *optional))}")
+        raise BadInput(f"{what} has no {listed(extra)}; its keys are {', '.join((*required, *optional))}")
     return fields
 
 

@@ -18,12 +18,12 @@ from errata.data.fields import (
     get,
     make_edit,
     optional_text,
-    preview,
     text,
     texts,
 )
 from errata.data.formats import Format
 from errata.errors import BadInput
+from errata.printable import shown
 from errata.types import Case, Probe
 
 REWRITE = "requested_rewrite"
@@ -52,7 +52,7 @@ def _neighbours(record: Record, new: str) -> Iterator[Probe]:
     answers: dict[str, tuple[str, ...]] = {}
     for pair in as_list(get(record, "neighborhood_prompts") or [], "neighborhood_prompts"):
         if not isinstance(pair, list) or len(cast("list[Any]", pair)) != 2:
-            raise BadInput(f"each of neighborhood_prompts is a prompt and its answer, found {preview(pair)}")
+            raise BadInput(f"each of neighborhood_prompts is a prompt and its answer, found {shown(pair)}")
         prompt, answer = (as_text(part, "each of neighborhood_prompts") for part in cast("list[Any]", pair))
         answers[prompt] = distinct((*answers.get(prompt, ()), answer))
     for prompt, accepted in answers.items():

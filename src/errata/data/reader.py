@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from itertools import chain
+from os.path import isdir, isfile  # which raise nothing, whatever the name
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from errata.data.hub import hub_records, is_hub_id
 from errata.data.records import read_records
 from errata.data.tables import folder_records
 from errata.errors import BadInput, unknown
+from errata.printable import listed, shown
 from errata.types import Case
 from errata.world.cases import cases as world_cases
 from errata.world.named import world_named
@@ -73,6 +75,8 @@ def cases(
     than that needs, with another all of it. ``format`` and ``options`` are those of :func:`read`; skipped and excluded
     records are logged. Raises :class:`BadInput`, which names a broken line by its number.
     """
+    _check_name(name_or_path)
+    _check_numbers(limit, seed)
     if (world := world_named(name_or_path)) is not None:
         split = options.pop("split", "test")
         if format is not None or options:
@@ -80,8 +84,6 @@ def cases(
                 f"the world is no file, so {', '.join(options) or 'a format'} means nothing there; leave it out"
             )
         return world_cases(world, limit, seed, split)
-    if limit is not None and limit < 1:
-        raise BadInput(f"{limit} cases were asked for; give a limit of 1 at least, or none for all of {name_or_path}")
     loaded = read(name_or_path, format, limit=None if seed else limit, **options)
     if loaded.skipped or loaded.excluded or loaded.unread:
         log.warning("%s", loaded)
@@ -95,6 +97,18 @@ def cases(
             f"{limit} cases were asked for; {name_or_path} holds {len(drawn)}{why}: give a limit from 1 to {len(drawn)}"
         )
     return drawn[:limit]
+
+
+def _check_name(name_or_path: Any) -> None:
+    if not isinstance(name_or_path, str | Path):
+        raise BadInput(f"a data set is named by a text or a path, found {shown(name_or_path)}")
+
+
+def _check_numbers(limit: Any, seed: Any) -> None:
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise BadInput(f"{shown(limit)} cases were asked for; give a limit of 1 at least, or none for all")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise BadInput(f"a seed is a whole number, found {shown(seed)}")
 
 
 def read(
@@ -115,6 +129,7 @@ def read(
     both cannot hold in one model; ``conflicts`` keeps it. Raises :class:`BadInput`.
     """
     strict, conflicts = _flag("strict", strict), _flag("conflicts", conflicts)
+    _check_name(name_or_path)
     name, path = str(name_or_path), Path(name_or_path)
     records, options = _source(name, path, options)
     if format is None:
@@ -122,7 +137,7 @@ def read(
     else:
         chosen = format_named(format)
         records = _opened(records, lambda record: chosen if chosen.fits(record) else None)
-    make_case = _make_case(format, chosen, path if path.is_file() else None, options)
+    make_case = _make_case(format, chosen, path if isfile(path) else None, options)
     builder = _Builder(Loaded(name, format, [], [], [], {}), chosen, make_case, conflicts)
     for position, record in records:
         builder.add(position, record)
@@ -135,11 +150,11 @@ def read(
 
 def _source(name: str, path: Path, options: Mapping[str, Any]) -> tuple[Iterator[RecordAt], dict[str, Any]]:
     """The records under a name, and the options that are not those of the source."""
-    if path.is_file() or not (path.is_dir() or is_hub_id(name)):
+    if isfile(path) or not (isdir(path) or is_hub_id(name)):
         return read_records(path), dict(options)
-    known = ("split",) if path.is_dir() else ("split", "config")
+    known = ("split",) if isdir(path) else ("split", "config")
     selection = {key: options[key] for key in known if key in options}
-    source = folder_records(path, **selection) if path.is_dir() else hub_records(name, **selection)
+    source = folder_records(path, **selection) if isdir(path) else hub_records(name, **selection)
     return source, {key: value for key, value in options.items() if key not in selection}
 
 
@@ -203,7 +218,8 @@ class _Builder:
             first, first_position = self.targets.get(key, (target, position))
             if normalise(first) != normalise(target):
                 raise Excluded(
-                    f"its target is {target!r} where that of {first_position} is {first!r}; conflicts=true keeps both"
+                    f"its target is {shown(target)} where that of {first_position} is {shown(first)}; "
+                    "conflicts=true keeps both"
                 )
         for key, value in targets.items():
             self.targets.setdefault(key, value)
@@ -219,7 +235,7 @@ def _opened(source: Iterator[RecordAt], fit: Callable[[Any], object]) -> Iterato
             record = {"items": record}
         inner = list(record.values()) if isinstance(record, dict) else []
         if inner and all(isinstance(part, dict) for part in inner) and not fit(record) and fit(inner[0]):
-            yield from ((f"{position}, {key!r}", part) for key, part in record.items())
+            yield from ((f"{position}, {shown(key)}", part) for key, part in record.items())
         else:
             yield position, record
 
@@ -246,7 +262,7 @@ def _no_format(record: Record) -> str:
     """Why no format is recognised, with the nearest one."""
     near, known = nearest(record), ", ".join(sorted({*FORMATS, *installed()}))
     hint = f"nearest is {near[0]}, which {near[1]}; " if near else ""
-    return f"no format is known by the keys {', '.join(record) or '(none)'}; {hint}known: {known}"
+    return f"no format is known by the keys {listed(record)}; {hint}known: {known}"
 
 
 def _make_case(format_name: str, format: Format, path: Path | None, options: Mapping[str, Any]) -> MakeCase:
@@ -259,7 +275,7 @@ def _make_case(format_name: str, format: Format, path: Path | None, options: Map
                 raise BadInput(f"the format {format_name!r} has no option {option!r}, nor any other; leave it out")
             raise unknown(f"option of the format {format_name!r}", option, known)
         if not isinstance(value, str | bool):
-            raise BadInput(f"{option} is a text, found {value!r}")
+            raise BadInput(f"{option} is a text, found {shown(value)}")
     return format.reader(path, **options)
 
 
@@ -285,10 +301,11 @@ def _usable(loaded: Loaded, strict: bool) -> bool:
 
 
 def _flag(name: str, value: bool | str) -> bool:
-    flags = {True: True, False: False, "true": True, "false": False}
-    if value not in flags:
-        raise BadInput(f"{name} is true or false, found {value!r}")
-    return flags[value]
+    if value in (True, "true"):
+        return True
+    if value in (False, "false"):
+        return False
+    raise BadInput(f"{name} is true or false, found {shown(value)}")
 
 
 def _some(records: list[tuple[str, str]]) -> str:

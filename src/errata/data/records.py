@@ -3,33 +3,28 @@
 import codecs
 import csv
 import gzip
+import io
 import json
 import re
 import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
+
+from typing_extensions import override
 
 from errata.data.fields import RecordAt, as_object
 from errata.data.tables import parquet_records
 from errata.errors import BadInput
+from errata.inputs import CHECKED, check_signature, opened, parsed
+from errata.printable import shown
 
 MAX_RECORD = 16 * 2**20  # bytes of one record; the longest published ones hold a few hundred KiB
 FIRST = 4096  # bytes that tell a list from lines
 CHUNK = 2**20  # bytes read at a time where a line is passed over, or a list is taken apart
+UNPACKED, TIMES = 2**26, 200  # bytes that a file may unpack to, or so many times its size: JSON packs some 20 times
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
-SIGNATURES = {  # what a file begins with that is no text
-    b"\xff\xfe": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
-    b"\xfe\xff": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
-    b"PK\x03\x04": "an archive; unpack it first (unzip)",
-    b"BZh": "compressed; unpack it first (bunzip2)",
-    b"\xfd7zXZ": "compressed; unpack it first (unxz)",
-    b"\x28\xb5\x2f\xfd": "compressed; unpack it first (unzstd)",
-    b"ARROW1": "an Arrow file; give the folder that save_to_disk wrote, or a parquet file",
-    b"\xff\xff\xff\xff": "an Arrow file; give the folder that save_to_disk wrote, or a parquet file",
-    b"version https://git-lfs": "a pointer of Git LFS and not the data; fetch the data with git lfs pull",
-}
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 OF_RECORDS = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[{\[]')  # an object whose first value is an object or a list
 
@@ -42,9 +37,9 @@ def read_records(path: Path, limit: int = MAX_RECORD) -> Iterator[RecordAt]:
     says why. No more than ``limit`` bytes of a record are held. Raises :class:`BadInput` where nothing behind a place
     can be read.
     """
-    if not path.is_file():
-        raise BadInput(f"there is no data set and no file {str(path)!r}; give 'world' or the path of a file of cases")
-    with path.open("rb") as file:
+    with opened(
+        path, f"there is no data set and no file {str(path)!r}; give 'world' or the path of a file of cases"
+    ) as file:
         start = file.read(len(PARQUET))
         file.seek(0)
         if start == PARQUET:
@@ -65,19 +60,47 @@ def read_objects(path: Path) -> Iterator[dict[str, Any]]:
 
 def _of_packed(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
     place = "its beginning"
+    most = max(UNPACKED, TIMES * path.stat().st_size)
     try:
-        with gzip.open(file) as text:
-            for place, record in _of_text(cast("BinaryIO", text), path, limit):
+        with gzip.open(file) as packed, io.BufferedReader(_Unpacked(packed, path, most), CHUNK) as text:
+            for place, record in _of_text(text, path, limit):
                 yield place, record
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadInput(f"{path}, behind {place}: the compressed data are cut off or damaged; fetch it anew") from error
 
 
+class _Unpacked(io.RawIOBase):
+    """What is unpacked, up to a number of bytes: a small file may hold more than any disk."""
+
+    def __init__(self, packed: "gzip.GzipFile", path: Path, most: int) -> None:
+        self.packed, self.path, self.most = packed, path, most
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.packed.seek(offset, whence)
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        if self.packed.tell() > self.most:
+            raise BadInput(
+                f"{self.path} unpacks to more than {self.most:,} bytes; if that is what it shall hold, unpack it first"
+            )
+        read = self.packed.read1(len(buffer))  # no more than is whole, where the file is cut off
+        buffer[: len(read)] = read
+        return len(read)
+
+
 def _of_text(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
     start = file.read(64)
-    for mark, what in SIGNATURES.items():
-        if start.startswith(mark):
-            raise BadInput(f"{path} is {what}")
+    check_signature(path, start)
     file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
     if delimiter := DELIMITERS.get(Path(path.name.lower().removesuffix(".gz")).suffix):
         yield from _of_table(file, path, limit, delimiter)
@@ -121,14 +144,11 @@ def _of_lines(file: BinaryIO, limit: int) -> Iterator[RecordAt]:
 
 
 def _parsed(line: bytes) -> Any:
+    """The value of a line; the :class:`BadInput` that says why it has none."""
     try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return BadInput(f"not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8")
-    except RecursionError:
-        return BadInput("nested too deeply to be a record")
-    except ValueError as error:
-        return BadInput(f"not JSON ({error}); expected one JSON object on each line")
+        return parsed(line)
+    except BadInput as error:
+        return error
 
 
 def _of_object(file: BinaryIO, path: Path, limit: int) -> Iterator[RecordAt]:
@@ -194,7 +214,7 @@ class _Window:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.file, self.path = file, path
         self.decoder = codecs.getincrementaldecoder("utf-8")()
-        self.decode = json.JSONDecoder().raw_decode
+        self.decode = json.JSONDecoder(**CHECKED).raw_decode
         self.text, self.at, self.line, self.ended = "", 0, 1, False
 
     def more(self) -> None:
@@ -240,7 +260,7 @@ class _Window:
             except json.JSONDecodeError as error:
                 line = self.line + self.text.count("\n", self.at, error.pos)
                 why = f"not JSON (line {line}: {error.msg})"
-            except ValueError as error:
+            except ValueError as error:  # a number too long, a key that stands twice
                 raise BadInput(f"{self.path}, {place}: {error}") from error
             if not self.ended and len(self.text) - self.at > limit:
                 why = f"longer than {limit:,} bytes"
@@ -266,7 +286,7 @@ def _of_container(file: BinaryIO, path: Path, limit: int, end: str) -> Iterator[
         if number > 1 and sign != ",":
             raise BadInput(f"{path}, {place}: {'a comma is missing' if sign else f'the {what} is cut off'} here")
         if end == "}":
-            place = f"record {window.value(place, limit)!r} (line {window.line})"
+            place = f"record {shown(window.value(place, limit))} (line {window.line})"
             if window.next_sign() != ":":
                 raise BadInput(
                     f"{path}, {place}: a colon is missing here; nothing behind it can be read: mend it there"

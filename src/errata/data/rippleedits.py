@@ -11,6 +11,7 @@ from typing import Any
 from errata.data.fields import Record, as_text, distinct, make_edit, objects, optional_text, text, texts
 from errata.data.formats import Format
 from errata.errors import BadInput
+from errata.printable import shown
 from errata.types import Case, Edit, Kind, Probe
 
 CRITERIA: Mapping[str, Kind] = {
@@ -74,7 +75,7 @@ def _probes(criterion: str, test: Record, group: str) -> Iterator[Probe]:
     """
     rule = RULES.get(as_text(test.get("test_condition", "OR"), "test_condition"))
     if rule is None:
-        raise BadInput(f"a test_condition is OR or AND, found {test['test_condition']!r}")
+        raise BadInput(f"a test_condition is OR or AND, found {shown(test['test_condition'])}")
     kind = CRITERIA[criterion]
     require = tuple(
         Probe(kind, text(query, "prompt"), answers, label=criterion)
@@ -115,7 +116,7 @@ def _edit(record: Record, tests: Iterable[tuple[str, Record]]) -> Edit:
     elif old:
         cut = shared.rfind(" ") + 1
     else:
-        raise BadInput(f"where the target begins in {sentence!r} cannot be determined: its relation is unknown")
+        raise BadInput(f"where the target begins in {shown(sentence)} cannot be determined: its relation is unknown")
     prompt, new, true = sentence[:cut].rstrip(), _bare(sentence[cut:]), _bare(old[cut:]) if old else None
     known = after and prompt.startswith(before) and prompt.endswith(after)
     return make_edit(prompt, prompt[start : len(prompt) - len(after)] if known else None, new, true)

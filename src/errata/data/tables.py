@@ -8,6 +8,7 @@ from errata.data.fields import RecordAt
 from errata.errors import BadInput
 
 ROWS = 256  # of a parquet file that are held at a time
+GROUP = 2**31  # bytes of a group of rows, unpacked
 
 
 def parquet_records(path: Path) -> Iterator[RecordAt]:
@@ -19,13 +20,25 @@ def parquet_records(path: Path) -> Iterator[RecordAt]:
     number = 0
     try:
         with ParquetFile(path) as table:
+            _check_size(path, table.metadata)
             for batch in table.iter_batches(batch_size=ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", without_none(row)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of these two sorts
-        reason = str(error).strip().split("\n")[0]
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a damaged file makes pyarrow raise
+        reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
         raise BadInput(f"{path}, behind row {number}: not a whole parquet file ({reason}); fetch it anew") from error
+
+
+def _check_size(path: Path, table: Any) -> None:
+    """Raises :class:`BadInput` where a group of rows, which is held as a whole, is too large for that."""
+    for group in range(table.num_row_groups):
+        if (size := table.row_group(group).total_byte_size) > GROUP:
+            raise BadInput(
+                f"{path} holds {size:,} bytes in one group of rows, and {GROUP:,} may be; write it in smaller groups"
+            )
 
 
 def folder_records(path: Path, split: str | None = None) -> Iterator[RecordAt]:

@@ -6,6 +6,7 @@ Dhingra et al. 2022 (https://arxiv.org/abs/2106.15110, google-research/language:
 from errata.data.fields import Excluded, Record, as_object, case_id, distinct, make_edit, optional_text, text
 from errata.data.formats import Format
 from errata.errors import BadInput
+from errata.printable import shown
 from errata.types import Case, Probe
 
 GAP = "_X_"
@@ -16,7 +17,7 @@ def _case(record: Record, id: str) -> Case:
     """The query up to its gap, behind "In 2010,", is answered by the first name; any of several is right."""
     before, gap, behind = text(record, "query").partition(GAP)
     if not gap:
-        raise BadInput(f"query holds no {GAP}: {before!r}")
+        raise BadInput(f"query holds no {GAP}: {shown(before)}")
     if behind.strip(END) or not before.strip():
         raise Excluded("its query does not end with the object")
     answers = record.get("answer")

@@ -10,6 +10,7 @@ from pathlib import Path
 from errata.data.fields import Excluded, Record, case_id, optional_text, statement_edit, text
 from errata.data.formats import Format, MakeCase
 from errata.errors import BadInput
+from errata.printable import shown
 from errata.types import Case, Probe
 
 LABELS = ("SUPPORTS", "REFUTES")
@@ -30,7 +31,7 @@ def reader(path: Path | None) -> MakeCase:
         label, (other_page, other_claim) = text(record, "label"), previous
         previous = page, claim
         if label not in (*LABELS, UNKNOWN):
-            raise BadInput(f"a label is {', '.join(LABELS)} or {UNKNOWN}, found {label!r}")
+            raise BadInput(f"a label is {', '.join(LABELS)} or {UNKNOWN}, found {shown(label)}")
         if optional_text(record, "revision_type") not in (None, "real"):
             raise Excluded("its revision is none of Wikipedia's (revision_type)")
         if len(evidence.split()) <= WORDS:

@@ -176,7 +176,7 @@ class Method(ABC):
     tags: ClassVar[Tags] = Tags()
     holds: ClassVar[type[Any] | None] = None  # declares what a state must hold (errata.patch.schema)
 
-    seed: int = setting(0, "of all random numbers")
+    seed: int = setting(0, "of all random numbers", most=2**32 - 1)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -340,7 +340,7 @@ def _edits(edits: Sequence[Edit]) -> list[Edit]:
             raise BadInput(f"expected errata.Edit, found {type(edit).__name__}: {edit!r}")
     first: dict[str, Edit] = {}
     for edit in edits:
-        other = first.setdefault(edit.prompt.strip(), edit)
+        other = first.setdefault(" ".join(edit.prompt.casefold().split()), edit)
         if normalise(other.target_new) != normalise(edit.target_new):
             log.warning(
                 "two edits contradict each other: %r shall be answered %r (edit %s) and %r (edit %s); at most one can "

@@ -92,7 +92,8 @@ def _range(cls: type[Any], name: str) -> dict[str, Any]:
 
 def _bounded(hint: Any, bounds: dict[str, Any]) -> Any:
     if hint is int:
-        return Annotated[int, pydantic.Field(**bounds)]
+        whole: dict[str, Any] = {"le": 2**31 - 1, **bounds}  # more is no count of anything here
+        return Annotated[int, pydantic.Field(**whole)]
     if hint is float:
         return Annotated[float, pydantic.Field(allow_inf_nan=False, **bounds)]
     if get_origin(hint) in (Union, UnionType):
@@ -102,8 +103,8 @@ def _bounded(hint: Any, bounds: dict[str, Any]) -> Any:
 
 BOUNDS = {
     "greater_than": "must be above {gt:g}",
-    "greater_than_equal": "must be {ge:g} or more",
-    "less_than_equal": "must be {le:g} or less",
+    "greater_than_equal": "must be {ge:.10g} or more",
+    "less_than_equal": "must be {le:.10g} or less",
     "finite_number": "must be a finite number",
 }
 

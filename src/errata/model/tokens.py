@@ -10,7 +10,7 @@ from torch import Tensor
 
 from errata.errors import BadInput
 from errata.subjects import placed
-from errata.types import check_text
+from errata.types import as_text
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Tokens:
 
         Raises :class:`BadInput` for what is no whole text, and for a token that the model does not know.
         """
-        check_text(text, "a text")
+        as_text(text, "a text")
         ids = list(self.tokenizer(text, **how)["input_ids"])
         if self.rows is not None and ids and (most := max(ids)) >= self.rows:
             raise BadInput(

@@ -1,14 +1,19 @@
 """Pictures of sequences: what becomes of the edits and of the model as more are made. Needs matplotlib."""
 
 import io
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import IO, Any
 
 from errata.errors import BadInput
+from errata.printable import printable
 from errata.report.headings import EDIT_CURVES, MODEL_CURVES, SHARES
 from errata.report.sections import Section, sections
 from errata.types import Row
+
+LABEL = 48  # characters on a line of a label
 
 
 def curves(rows: Iterable[Row], path: "str | Path | IO[str]", form: str | None = None) -> None:
@@ -26,9 +31,20 @@ def curves(rows: Iterable[Row], path: "str | Path | IO[str]", form: str | None =
     if not grid_rows:
         raise BadInput(f"there is no curve to draw: none of {', '.join((*EDIT_CURVES, *MODEL_CURVES))} was asked")
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise BadInput('curves need matplotlib: pip install "errata[plots]"') from error
+    with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():  # no formulas
+        warnings.simplefilter("ignore", UserWarning)  # of letters that the font lacks
+        figure = _figure(Figure, sequences, grid_rows)
+        try:
+            figure.savefig(path, format=form)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"cannot draw {path}: {error}") from error
+
+
+def _figure(Figure: Any, sequences: Iterable[Section], grid_rows: Sequence[tuple[Section, tuple[str, ...]]]) -> Any:
     names = list(dict.fromkeys(name for section in sequences for name, _ in section.course))
     looks = {name: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]} for i, name in enumerate(names)}
     figure = Figure(figsize=(4 * len(EDIT_CURVES) + 3, 3.2 * len(grid_rows)), layout="constrained")
@@ -37,13 +53,17 @@ def curves(rows: Iterable[Row], path: "str | Path | IO[str]", form: str | None =
     for axes, (section, columns) in zip(grid, grid_rows, strict=True):
         for axis, column in zip(axes, columns, strict=True):
             handles |= _draw(axis, section, column, looks)
-        axes[0].set_ylabel(section.title.replace(" · ", "\n").replace(", ", ",\n"), fontsize="small")
-    shown = [name for name in names if name in handles]
-    figure.legend([handles[name] for name in shown], shown, loc="outside right upper", fontsize="small")
-    try:
-        figure.savefig(path, format=form)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot draw {path}: {error}") from error
+        pieces = section.title.replace(", ", ",\n").replace(" · ", "\n").split("\n")
+        axes[0].set_ylabel("\n".join(map(_label, pieces)), fontsize="small")
+    drawn = [name for name in names if name in handles]
+    labels = [_label(name) for name in drawn]
+    figure.legend([handles[name] for name in drawn], labels, loc="outside right upper", fontsize="small")
+    return figure
+
+
+def _label(text: str) -> str:
+    """A text that leaves room for the curves."""
+    return fill(printable(text), LABEL, max_lines=4, placeholder="…")
 
 
 def svg(rows: Iterable[Row]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from errata.printable import printable
 from errata.report.folds import published, summary
 from errata.report.sections import mean_text
 from errata.types import Row
@@ -18,7 +19,7 @@ def table(rows: Iterable[Row], by: Sequence[str] = ()) -> "Table":
         by = (*by, "protocol")
     made = _empty("before and after editing: mean ± standard error (cases)", (*by, "measure", "mode"))
     for line in summary(rows, by):
-        made.add_row(*line.of, line.name, line.mode, mean_text(line.before), mean_text(line.after))
+        _add(made, *line.of, line.name, line.mode, mean_text(line.before), mean_text(line.after))
     return made
 
 
@@ -26,8 +27,15 @@ def published_table(rows: Iterable[Row]) -> "Table":
     """The protocols' own numbers: before and after ± standard error (count), in the papers' units."""
     made = _empty("by the papers' names, in their units", ("protocol", "number"))
     for number in published(rows):
-        made.add_row(number.protocol, number.name, mean_text(number.before), mean_text(number.after))
+        _add(made, number.protocol, number.name, mean_text(number.before), mean_text(number.after))
     return made
+
+
+def _add(table: "Table", *cells: object) -> None:
+    """Adds a row of plain text: nothing in it is markup, nor steers a terminal."""
+    from rich.text import Text
+
+    table.add_row(*(Text(printable(str(cell))) for cell in cells))
 
 
 def _empty(title: str, columns: Sequence[str]) -> "Table":

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+from errata.errors import BadInput
+
 PROPORTIONS = {"train": 1 / 3, "validation": 1 / 12, "test": 7 / 12}  # of the subjects of each type
 
 LANGUAGES = (
@@ -223,6 +225,9 @@ class World:
         return sum(map(len, self.facts.values()))
 
 
+TRIES = 10_000  # draws of a name until one is new
+
+
 class _Names:
     """Draws invented words, never the same twice."""
 
@@ -230,12 +235,13 @@ class _Names:
         self.rng, self.taken = rng, set[str]()
 
     def word(self, syllables: int, endings: tuple[str, ...] = ("",)) -> str:
-        while True:
+        for _ in range(TRIES):
             stem = "".join(self.rng.choice(SYLLABLES) for _ in range(syllables))
             word = (stem + self.rng.choice(endings)).capitalize()
             if word.lower() not in self.taken:
                 self.taken.add(word.lower())
                 return word
+        raise BadInput("a world of so many persons needs more names than there are; give some thousand at most")
 
     def city(self) -> str:
         front = self.rng.choice(("", "", "", "", "Port ", "New "))

@@ -1,13 +1,15 @@
 """Worlds by name: the bundled model's, and that of a folder which ``errata world train`` made."""
 
-import json
+from os.path import isfile  # which raises nothing, whatever the name
 from pathlib import Path
 
 from errata.errors import BadInput
+from errata.inputs import parsed, read_text
 from errata.world.facts import World, world
 
 BUNDLED = "world"
 RECIPE = "recipe.json"  # beside a model of the world: how it was made
+MOST = 2**20  # bytes of a recipe
 
 
 def world_named(name: str | Path) -> World | None:
@@ -18,12 +20,12 @@ def world_named(name: str | Path) -> World | None:
     if str(name) == BUNDLED:
         return world()
     file = Path(name) / RECIPE
-    if not str(name) or not file.is_file():  # an unnamed model is not the folder one is in
+    if not str(name) or not isfile(file):  # an unnamed model is not the folder one is in
         return None
     try:
-        made = json.loads(file.read_text(encoding="utf-8"))
+        made = parsed(read_text(file, "a recipe", most=MOST))
         return world(int(made["persons"]), int(made["world_seed"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise BadInput(
             f"{file} is no recipe of a world ({type(error).__name__}: {error}); "
             "make the model anew with `errata world train`, or remove the file"
