@@ -135,7 +135,7 @@ def test_other_models_follow_facts_of_the_world(tmp_path: Path, caplog: pytest.L
     read = ability_of(lm, file).texts
     assert read[:2] == ("One text.", "Another.") and len(lm.tokens.pair("", read[2])[1]) <= 128
     file.write_text("\n")
-    for wrong, message in ((file, "holds no text"), (tmp_path / "none", "cannot read")):
+    for wrong, message in ((file, "holds no text"), (tmp_path / "none", "there is no file")):
         with pytest.raises(BadInput, match=message):
             ability_of(lm, wrong)
 
@@ -243,7 +243,7 @@ def test_what_a_bench_file_says_of_ability() -> None:
     with pytest.raises(BadInput, match="ability"):
         plan(settings=[{"kind": "single", "ability": True}])
     lost = plan(settings=[{"kind": "batch", "size": 2, "ability": "no such file"}])
-    with pytest.raises(BadInput, match="texts of no such file: no such file; ability names one"):
+    with pytest.raises(BadInput, match="there is no file no such file; ability wants"):
         units_of(lost, errata.method, cases)
 
 

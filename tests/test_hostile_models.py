@@ -418,18 +418,18 @@ HALF = "Rome\ud800"
 def test_half_a_character_is_no_text() -> None:
     lm = tiny_lm("llama")
     for ask in (lm.generate, lm.next_logprobs, lm.explain, lambda texts: lm.score(["Rome"], texts)):
-        with pytest.raises(BadInput, match=r"half of a character \('.ud800' at \d\).*; mend it"):
+        with pytest.raises(BadInput, match=r"half a character .*ud800'; mend it"):
             ask([HALF])
-    with pytest.raises(BadInput, match="half of a character"):
+    with pytest.raises(BadInput, match="half a character"):
         lm.prolong([HALF], [9])
     texts: Any
     for texts in ((HALF, "Rome", "Oslo"), ("Rome", "Rome", HALF), ("Rome", "Rome", "Oslo", HALF)):
-        with pytest.raises(BadInput, match=r"an edit's \w+ holds half of a character"):
+        with pytest.raises(BadInput, match=r"an edit's \w+ holds half a character"):
             Edit(*texts)
     for probe in (("question", HALF), ("question", "Rome", (HALF,))):
-        with pytest.raises(BadInput, match="half of a character"):
+        with pytest.raises(BadInput, match="half a character"):
             Probe(*probe)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(BadInput, match="must be text, found int"):
+    with pytest.raises(BadInput, match="is a text, found int"):
         Probe("question", "Rome", (5,))  # pyright: ignore[reportArgumentType]
 
 

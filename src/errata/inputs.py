@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from errata.errors import BadInput
+from errata.files import NO_FILES
 from errata.printable import shown
 
 MOST = 2**30  # bytes of a file that is read as a whole
-KINDS = {
-    stat.S_IFDIR: "a folder; give a file in it",
-    stat.S_IFIFO: "a pipe, which may never end; write it to a file first",
-    stat.S_IFCHR: "a device, which may never end; give a file",
-    stat.S_IFBLK: "a device; give a file",
-    stat.S_IFSOCK: "a socket; give a file",
-}
+ENDLESS = (stat.S_IFIFO, stat.S_IFCHR)
 SIGNATURES = {  # what a file begins with that is no text
     b"\xff\xfe": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
     b"\xfe\xff": "UTF-16 text; make it UTF-8 (iconv -f utf-16 -t utf-8)",
@@ -44,7 +39,9 @@ def opened(path: Path, missing: str) -> BinaryIO:
         raise BadInput(missing) from error
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror or error}); give another file") from error
-    raise BadInput(f"{path} is {KINDS.get(kind, 'no regular file; give one')}")
+    raise BadInput(
+        f"{path} is {NO_FILES.get(kind, 'no file')}{', which may never end' * (kind in ENDLESS)}; give a file"
+    )
 
 
 def check_signature(path: Path, start: bytes) -> None:

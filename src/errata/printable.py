@@ -26,6 +26,7 @@ def shown(value: Any, width: int = WIDTH) -> str:
         return repr(value) if len(value) <= width else f"{value[:width]!r}…"
     short = Repr()  # goes no deeper and no further than a few items
     short.maxstring = short.maxother = width
+    short.maxlevel = 3
     line = short.repr(value)
     return line if len(line) <= width else f"{line[:width]}…"
 

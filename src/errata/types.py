@@ -45,7 +45,9 @@ def as_text(value: Any, what: str, longest: int | None = None) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadInput(f"{what} holds half a character (a lone surrogate): {shown(value)}") from error
+        raise BadInput(
+            f"{what} holds half a character (a lone surrogate): {shown(value)}; mend it where it comes from"
+        ) from error
     if longest is not None and len(value) > longest:
         raise BadInput(f"{what} has {longest:,} characters at most; this one has {len(value):,}: {shown(value)}")
     return value

@@ -17,6 +17,7 @@ from typing_extensions import override
 from errata.bench.validation import Count, NamedTable, Number, Seed, Table, Text, expected
 from errata.errors import BadInput, unknown
 from errata.evaluation import protocols
+from errata.inputs import read_text
 from errata.patch.transforms import Step, transform
 from errata.types import MODES, Case, Mode
 
@@ -314,11 +315,10 @@ class Plan(Table):
     def read(cls, path: str | Path, every: Sequence[str] = ()) -> Self:
         """The plan in a TOML file; ``"all"`` among its methods stands for ``every`` name."""
         path = Path(path)
-        if not path.is_file():
-            raise BadInput(f"there is no file {path}; give a TOML file with models, methods, data and settings")
+        text = read_text(path, "errata bench")
         try:
-            record = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            record = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise BadInput(f"{path} is not TOML: {error}") from error
         try:
             return cls.of(record, every)

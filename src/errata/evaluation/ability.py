@@ -22,6 +22,7 @@ from errata.evaluation.baseline import baseline
 from errata.evaluation.drift import Spectrum, drift, drift_sites, spectra_of
 from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import nll, perplexity
+from errata.inputs import read_text
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.model.weights import shape_of
@@ -92,13 +93,7 @@ def _ability_case(case: Case, others: Sequence[Case], rng: random.Random, known:
 
 def texts_of(path: str | Path) -> list[str]:
     """The texts in a file, one on each line. Raises :class:`BadInput` where it cannot be read, or holds none."""
-    path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"cannot read the texts of {path}: no such file; ability names one with a text on each line")
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the texts of {path} ({error}); a UTF-8 file has a text on each line") from error
+    lines = [line for line in read_text(Path(path), "ability").splitlines() if line.strip()]
     if not lines:
         raise BadInput(f"{path} holds no text; give a file with a text on each line")
     return lines

@@ -15,6 +15,7 @@ from errata.evaluation.groups import ProbeGroup, probe_groups, requests_of_requi
 from errata.evaluation.metrics import Tfidf
 from errata.evaluation.scorers import SCORERS
 from errata.files import write_text
+from errata.inputs import read_text
 from errata.types import MODES, Case, Mode, Score
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Baseline:
         import numpy as np
 
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            record = json.loads(read_text(Path(path), "Baseline.load"))
             generated = [(prompt, number, text) for prompt, number, text in record["generated"]]
             answers = {prompt: text for prompt, number, text in generated if not number}
             texts = {(prompt, number): text for prompt, number, text in generated if number}
@@ -69,7 +70,7 @@ class Baseline:
             chosen = _with_tokens(protocols.protocol(record["protocol"]), record["max_new_tokens"])
             replies = Replies(answers, texts, scores, next_logprobs, record.get("unsupported", {}))
             return cls(chosen, tuple(record["modes"]), replies, record["idf"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"{path} holds no baseline ({error}); make one with errata.baseline(lm, cases)") from error
 
     def groups(self, cases: Sequence[Case]) -> list[ProbeGroup]:

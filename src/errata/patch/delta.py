@@ -18,7 +18,8 @@ from errata.model import weights as stored
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.patch.parts import Part
-from errata.patch.schema import STRICT, Shape, bound, brief, read
+from errata.patch.schema import STRICT, Shape, bound, read
+from errata.printable import shown
 
 log = logging.getLogger(__name__)
 WHOLE = 0.99  # of a change that a rounded sum must hold; otherwise the change runs beside the weight
@@ -126,7 +127,7 @@ class Delta(Part):
         low, dense = (read(Config, config)[names] for names in ("low_rank", "dense"))
         wanted = [*dense, *(f"{name}.{side}" for name in low for side in "ab")]
         if missing := [name for name in wanted if name not in tensors]:
-            raise BadInput(f"the tensor {brief(missing[0])} is missing")
+            raise BadInput(f"the tensor {shown(missing[0])} is missing")
         weights: dict[str, Weight] = {name: LowRank(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in low}
         return cls(weights | {name: tensors[name] for name in dense})
 
@@ -139,7 +140,7 @@ class Delta(Part):
             if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
                 found = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
                 raise BadInput(
-                    f"the change of {brief(name)} is of {found}, expected floating-point numbers of one type"
+                    f"the change of {shown(name)} is of {found}, expected floating-point numbers of one type"
                 )
 
     @override

@@ -11,7 +11,8 @@ from errata.errors import BadInput
 from errata.patch.header import Header, PartRecord
 from errata.patch.memory import check_memory
 from errata.patch.parts import Part, part_class
-from errata.patch.schema import brief, read
+from errata.patch.schema import read
+from errata.printable import shown
 from errata.tensor_files import read_tensors, write_tensors
 
 PART, MEMORY = "part.", "memory."  # what stands before names of tensors; a part's number comes next
@@ -41,7 +42,7 @@ def read_patch(path: Path) -> tuple[tuple[Part, ...], dict[str, Tensor], dict[st
         raise BadInput(f"{path}: {error}; {again}") from error
     parts: list[Part] = []
     for i, record in enumerate(header.parts):
-        where = f"{path}, part {i} ({brief(record.kind)})"
+        where = f"{path}, part {i} ({shown(record.kind)})"
         try:
             cls = part_class(record.kind)
         except BadInput as error:
@@ -63,7 +64,7 @@ def _built(cls: type[Part], record: PartRecord, tensors: Mapping[str, Tensor]) -
     if part.config() != record.config:
         raise BadInput("its config says more than is read")
     if strange := part.tensors().keys() ^ tensors.keys():
-        raise BadInput(f"nothing reads the tensor {brief(min(strange))}")
+        raise BadInput(f"nothing reads the tensor {shown(min(strange))}")
     return part
 
 
@@ -79,5 +80,5 @@ def _divided(tensors: Mapping[str, Tensor], parts: int) -> tuple[dict[int, dict[
         elif name.startswith(PART) and number in numbers:
             of_part.setdefault(numbers[number], {})[own] = tensor
         else:
-            raise BadInput(f"nothing reads the tensor {brief(name)}: it is of none of the {parts} parts")
+            raise BadInput(f"nothing reads the tensor {shown(name)}: it is of none of the {parts} parts")
     return of_part, memory

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput, Unsupported
-from errata.patch.schema import brief
+from errata.printable import shown
 
 KEYS, GRAM = "keys/", "gram/"  # before a site's name in Patch.memory: its keys (n, f), or their Gram matrix K Kᵀ (f, f)
 
@@ -56,7 +56,7 @@ def check_memory(memory: Mapping[str, Tensor]) -> None:
             continue
         if value.ndim != 2 or not value.is_floating_point() or (square and value.shape[0] != value.shape[1]):
             found = f"{str(value.dtype).removeprefix('torch.')} of the shape {tuple(value.shape)}"
-            raise BadInput(f"the memory's {brief(name)} is {found}, expected {'a square' if square else 'vectors'}")
+            raise BadInput(f"the memory's {shown(name)} is {found}, expected {'a square' if square else 'vectors'}")
 
 
 def sites_of(memory: Mapping[str, Tensor]) -> dict[str, int]:

@@ -15,7 +15,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
-from reprlib import Repr
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 import pydantic
@@ -24,14 +23,12 @@ from torch import Tensor
 from typing_extensions import TypedDict, is_typeddict
 
 from errata.errors import BadInput
+from errata.printable import shown
 
 Sizes = dict[str, int]  # what the names in shapes stand for
 Declared = tuple[str, type[Any], Mapping[str, Any]]  # what stands before names in errors; a class; values by field
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 LARGEST = 2**31  # above every index
-_SHORT = Repr()
-_SHORT.maxlevel, _SHORT.maxstring = 2, 60
-brief = _SHORT.repr  # of a value from a file, however large
 
 
 # Shapes ------------------------------------------------------------------------------------------------
@@ -172,7 +169,7 @@ def held(
     if missing := [name for name in names if name not in tensors]:
         raise BadInput(f"the tensor {missing[0]} is missing")
     if not more and (strange := sorted(set(tensors) - set(names))):
-        raise BadInput(f"nothing reads the tensor {brief(strange[0])}")
+        raise BadInput(f"nothing reads the tensor {shown(strange[0])}")
     config = {name: value for name, value in config.items() if name in hints} if more else config
     return {**read(_json_fields(cls), config), **{name: tensors[name] for name in names}}
 
@@ -215,7 +212,7 @@ def _described(error: pydantic.ValidationError) -> str:
     if line["type"] == "extra_forbidden":
         return f"nothing reads {field}"
     wanted = line["msg"].removeprefix("Value error, ")
-    return f"{field}: {wanted[:1].lower()}{wanted[1:300]}, found {brief(line['input'])}"
+    return f"{field}: {wanted[:1].lower()}{wanted[1:300]}, found {shown(line['input'])}"
 
 
 @cache

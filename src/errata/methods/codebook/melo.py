@@ -30,7 +30,8 @@ from errata.model.lm import Call
 from errata.model.passes import at_least_float32
 from errata.patch.delta import weight_shape
 from errata.patch.parts import output_replaced, widths
-from errata.patch.schema import APART, Declared, Floats, Ints, Length, Number, brief
+from errata.patch.schema import APART, Declared, Floats, Ints, Length, Number
+from errata.printable import shown
 
 SIZE_TEXTS = 64  # texts by which the size of what goes through a linear layer is measured
 
@@ -109,7 +110,7 @@ class LoRABlocks(Payload):
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         a, b = ({n[2:]: t for n, t in tensors.items() if n.startswith(side)} for side in ("a.", "b."))
         if unpaired := sorted(a.keys() ^ b.keys()):
-            raise BadInput(f"of the two factors at {brief(unpaired[0])} one is missing")
+            raise BadInput(f"of the two factors at {shown(unpaired[0])} one is missing")
         blocks = super().build(config, {n: t for n, t in tensors.items() if not n.startswith(("a.", "b."))})
         return replace(blocks, factors={path: (a[path], b[path]) for path in a})
 

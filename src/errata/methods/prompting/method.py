@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from reprlib import repr as brief
 from typing import Any, ClassVar, Self
 
 from typing_extensions import override
@@ -16,6 +15,7 @@ from errata.methods.prompting.retrieval import default_encoder
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.patch.patch import Patch
+from errata.printable import shown
 from errata.types import Edit
 
 
@@ -61,7 +61,7 @@ class PromptMethod(Method):
         for name, value in new.settings.items():
             if held.settings.get(name) != value:
                 raise BadInput(
-                    f"{self.name} in prior has {name} = {brief(held.settings.get(name))}, and this one {brief(value)}; "
+                    f"{self.name} in prior has {name} = {shown(held.settings.get(name))}, and this one {shown(value)}; "
                     "go on with the same settings and state"
                 )
         if held.examples != new.examples:
