@@ -365,6 +365,7 @@ CONTENT: dict[str, tuple[str, Callable[[Any, dict[str, Tensor]], Any], str]] = {
         "layout: the fields of a template are {facts} and {prompt}",
     ),
     "no facts": ("ice", lambda h, t: put("parts.0.config.settings.most", 0)(h), "most: input should be greater"),
+    "a log of nothing": ("ice", lambda h, t: put("parts.0.config.log", [])(h), "log is empty"),
     "more settings": ("ice", lambda h, t: put("parts.0.config.settings.more", 0)(h), "nothing reads more"),
     "no settings": ("rag", lambda h, t: without("parts.0.config.settings.phrasings")(h), "phrasings is missing"),
     "rounds": ("mello", lambda h, t: put("parts.0.config.settings.rounds", 10**9)(h), "rounds: input should be less"),

@@ -199,7 +199,7 @@ def test_statistics_that_are_not_finite_end_the_search_for_an_inverse(bad: float
 
 
 def test_statistics_that_are_no_second_moments_end_it_too() -> None:
-    for c in (-torch.eye(4), torch.diag(torch.tensor([1.0, -1000.0])), torch.full((3, 3), -1e30)):
+    for c in (-torch.eye(4), torch.diag(torch.tensor([1.0, -0.999])), torch.full((3, 3), -1e30)):
         with pytest.raises(BadInput, match="no second moments"):
             solve.inverse_of(c)
 
