@@ -203,7 +203,7 @@ def test_the_key_goes_to_no_other_address(server: Server, key: str, status: int)
         assert not other.seen and {path for path, _, _ in server.seen} == {"/v1/chat/completions"}
 
 
-@pytest.mark.parametrize("at", [0, 150, 195, 900])
+@pytest.mark.parametrize("at", [0, 150, 170, 180, 195, 900])
 def test_a_server_that_repeats_the_key_is_not_repeated(server: Server, key: str, at: int) -> None:
     server.replies = [lambda handler: handler.answer(401, b"x" * at + f" no such key: {KEY}".encode())]
     assert "401 Unauthorized: " in failure(Judge(server.url, "wise"))
