@@ -112,7 +112,7 @@ def patch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A patch whose every text is hostile, as a stranger may send one."""
     monkeypatch.chdir(tmp_path)
     evil = EVIL[:30] + EVIL[30:].replace("\ud800", "")
-    made = errata.method("ft-m", steps=1).edit(tiny_lm("gpt2"), [Edit(f"{evil} Ann", "Ann", evil)])
+    made = errata.method("ft-m", steps=1).edit(tiny_lm("gpt2"), [Edit(f"{evil} Ann", "Ann", evil, id=evil)])
     meta = json.loads(json.dumps(made.meta))
     meta["model"]["name"] = evil
     meta["made"][0] |= {"method": evil, "time": evil, "resolved": {evil: evil}, "rounded": {evil: 0.5}}
