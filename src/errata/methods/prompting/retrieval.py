@@ -79,7 +79,7 @@ def _sentences(encoder: str) -> Callable[[Sequence[str]], Array]:
             f"or set encoder to {TFIDF!r}"
         ) from error
     try:
-        model = SentenceTransformer(_files(encoder))
+        model = SentenceTransformer(_files(encoder), trust_remote_code=False)  # a patch may name it
     except (OSError, ValueError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
