@@ -547,7 +547,7 @@ def test_a_broken_line_is_named_with_its_file(
     content = b"\n".join([first, line, *others])
     file.write_bytes(content)
     for read in (lambda: go(plan(settings=ALL), file), lambda: command.report(file)):
-        with pytest.raises(BadInput, match=f"rows.jsonl: {message}"):
+        with pytest.raises(BadInput, match=f"rows.jsonl[:,] {message}"):
             read()
     assert file.read_bytes() == content and [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 

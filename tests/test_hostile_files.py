@@ -1,7 +1,6 @@
 """Files that are damaged, and files that lie with a right checksum: each is refused with its name, or is harmless."""
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -26,7 +25,6 @@ from errata.patch.parts import KINDS, Adapter
 from errata.patch.patch import Patch
 
 SITE = "transformer.h.1.mlp.c_proj.weight"
-SOON = 5.0  # seconds in which any file is read; a loaded machine is slow, and what is meant are minutes
 
 
 @cache
@@ -63,11 +61,9 @@ def use(patch: Patch) -> None:
 
 def refused(file: Path, *words: str) -> str:
     """The message of the refusal, which names the file and has these words in it."""
-    start = time.monotonic()
     with pytest.raises(BadInput) as refusal:
         Patch.load(file)
     message = str(refusal.value)
-    assert time.monotonic() - start < SOON
     assert str(file) in message and len(message) < 1500
     assert all(word in message for word in words), message
     return message
@@ -193,8 +189,11 @@ HEADERS: dict[str, tuple[Callable[[Any], None], str]] = {
     "an edit without target": (put(f"{EDIT}.target_new", " "), "the target of the edit"),
     "an edit at a wrong place": (put(f"{EDIT}.at", 3), "does not begin at character 3"),
     "an edit that is not as kept": (put(f"{EDIT}.prompt", "{} was born in"), "would not keep like this"),
-    "an edit that grows": (put(EDIT, OWN | {"prompt": "{}" * 9999, "subject": "x" * 99999}), "a prompt of 19998"),
-    "an edit whose subject is long": (put(EDIT, OWN | {"prompt": "a" * 99999, "subject": "a" * 50000}), "of 50000"),
+    "an edit that grows": (put(EDIT, OWN | {"prompt": "{}" * 9999, "subject": "x" * 99999}), "filled, this one has"),
+    "an edit whose subject is long": (
+        put(EDIT, OWN | {"prompt": "a" * 99999, "subject": "a" * 50000}),
+        "about a subject of 50,000",
+    ),
     "model": (put("meta.model", None), "model is null"),
     "no fingerprint": (without("meta.model.fingerprint"), "meta.model.fingerprint is missing"),
     "fingerprint": (put("meta.model.fingerprint", 3), "meta.model.fingerprint: input should be a valid string"),
@@ -235,14 +234,17 @@ TEXTS = {
     "a number of many digits": '{"parts": [], "meta": {"a": ' + "1" * 10_000 + "}}",
     "half a letter": '{"parts": [], "meta": {"a": "\\ud800"}}',
     "spaces": '{"parts":[],"meta":{}}',
-    "many values": '{"parts": [], "meta": {"a": [' + "[], " * 5_000_000 + "[]]}}",
-    "a long text": '{"parts": [], "meta": {"a": "' + "x" * (64 * 2**20) + '"}}',
+}
+LONG: dict[str, Callable[[], str]] = {  # made when they are needed
+    "many values": lambda: '{"parts": [], "meta": {"a": [' + "[], " * 5_000_000 + "[]]}}",
+    "a long text": lambda: '{"parts": [], "meta": {"a": "' + "x" * (64 * 2**20) + '"}}',
 }
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_headers_that_are_none(text: str, tmp_path: Path) -> None:
-    refused(forge(tmp_path / "p", TEXTS[text], {}), "is no whole patch")
+@pytest.mark.parametrize("name", [*TEXTS, *LONG])
+def test_headers_that_are_none(name: str, tmp_path: Path) -> None:
+    text = TEXTS[name] if name in TEXTS else LONG[name]()
+    refused(forge(tmp_path / "p", text, {}), "is no whole patch")
 
 
 def test_a_file_of_another_library(tmp_path: Path) -> None:
@@ -396,11 +398,15 @@ def test_content_that_makes_no_sense(lie: str, tmp_path: Path) -> None:
 # Models that do not fit ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_site_that_is_not_there_or_of_another_width(name: str, tmp_path: Path) -> None:
+def test_a_site_that_is_not_there_or_of_another_width(tmp_path: Path) -> None:
+    adapters = [name for name in by_kind().values() if isinstance(made(name).parts[0], Adapter)]
+    assert len(adapters) > 5
+    for name in adapters:
+        check_sites(name, tmp_path)
+
+
+def check_sites(name: str, tmp_path: Path) -> None:
     lm, (header, tensors) = tiny_lm("gpt2"), content(name)
-    if not isinstance(made(name).parts[0], Adapter):
-        return  # weights are in test_patch
     for site in ("", "transformer.h.9.mlp.c_proj", "transformer", "transformer.h.1.attn.c_attn", "lm_head"):
         header["parts"][0]["config"]["site"] = site
         patch = Patch.load(forge(tmp_path / "p", header, tensors))
@@ -574,8 +580,8 @@ def _change_tensors(draw: Any, tensors: dict[str, Tensor]) -> None:
 
 
 def check_lie(folder: Path, lie: Content) -> None:
-    """It is refused with its name, soon; or read, and then nothing that is done with it raises an error of Python's."""
-    file, start = forge(folder / "patch.safetensors", *lie), time.monotonic()
+    """It is refused with its name; or read, and then nothing that is done with it raises an error of Python's."""
+    file = forge(folder / "patch.safetensors", *lie)
     try:
         patch = Patch.load(file)
     except BadInput as error:
@@ -583,7 +589,6 @@ def check_lie(folder: Path, lie: Content) -> None:
     else:
         assert patch.save(folder / "again")
         use(patch)
-    assert time.monotonic() - start < SOON
 
 
 def check_damage(folder: Path, name: str, at: float, value: int) -> None:

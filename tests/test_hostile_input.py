@@ -235,6 +235,8 @@ def test_texts_of_an_edit_have_a_bound_that_is_held_before_they_are_searched() -
         with pytest.raises(BadInput) as caught:
             Edit(*wrong)
         assert len(str(caught.value)) < 600
+    with pytest.raises(BadInput, match=r"about a subject of 50,000: shorten one"):  # to find it took half a minute
+        Edit("a" * LONGEST, "a" * (LONGEST // 2), "Oslo")
     assert Edit("x " * (LONGEST // 2 - 2) + "Ann", "Ann", "Oslo").start > 0
 
 

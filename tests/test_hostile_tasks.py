@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness in somebody's folder: what they want to run is refused, and does not run."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,9 @@ def test_plain_tasks_are_filled_in_as_ever(folder: Path) -> None:
     (made,) = loaded["tasks"].values()
     assert made.doc_to_text(made.dataset["test"][1]) == "Eve Lee was born 1"
     assert [row.case for row in run_tasks(tiny_lm("llama"), None, found)] == ["mine 0", "mine 1", "mine 2"]
+
+
+def test_a_pipe_among_the_tasks_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "task.yaml")
+    with pytest.raises(BadInput, match=r"task\.yaml cannot be read .* is a pipe"):
+        refuse_code(tmp_path)

@@ -226,6 +226,16 @@ def test_whoever_runs_the_model_runs_it_alone(name: str) -> None:
     see.finished()
 
 
+def test_nobody_puts_a_patch_on_between_the_checks_of_an_edit_and_the_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, made, see = fresh(), quick("ft"), Waiting(fresh())
+    see.thread = threading.Thread(target=see.ask, args=(lm,))
+    lm.fingerprint  # noqa: B018
+    checked = type(made).check_state
+    monkeypatch.setattr(type(made), "check_state", lambda *args: (see(), checked(*args))[1])
+    made.edit(lm, [EDIT])
+    see.finished()
+
+
 # Order ---------------------------------------------------------------------------------------------
 
 
@@ -265,7 +275,7 @@ def test_a_second_view_of_a_module_knows_what_is_in_force_on_it() -> None:
     lm = fresh()
     other = HFLM(lm.model, tokenizer())
     with changing(lm).applied(lm):
-        for ask in (lambda: other.generate(PROMPTS, 1), lambda: other.fingerprint, lambda: HFLM(lm.model, tokenizer())):
+        for ask in (lambda: other.generate(PROMPTS, 1), lambda: HFLM(lm.model, tokenizer())):
             with pytest.raises(InForce):
                 ask()
         with pytest.raises(InForce), EMPTY.applied(other):
@@ -280,8 +290,10 @@ def test_the_fingerprint_is_the_unedited_models_until_it_is_forgotten() -> None:
         assert edited.fingerprint == lm.fingerprint == first
         with pytest.raises(InForce):
             lm.forget_fingerprint()
+    other = HFLM(lm.model, tokenizer())
+    assert other.fingerprint == first
     changing(lm).merge(lm)
-    assert lm.fingerprint != first
+    assert lm.fingerprint != first and other.fingerprint == lm.fingerprint
 
 
 # The fingerprint -----------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 
 LONGEST = 100_000  # characters of a text of an edit; some 25 thousand tokens
+MOST_COMPARED = 10**8  # characters of a prompt times those of its subject: what it takes at most to find it there
 
 
 def as_text(value: Any, what: str, longest: int | None = None) -> str:
@@ -101,6 +102,8 @@ class Edit:
             raise BadInput(f"the target of the edit {shown(self.prompt)} is empty; give the answer it shall have")
         if (filled := len(self.prompt) + self.prompt.count("{}") * len(self.subject)) > LONGEST:
             raise BadInput(f"the prompt of an edit has {LONGEST:,} characters at most; filled, this one has {filled:,}")
+        if filled * len(self.subject) > MOST_COMPARED:
+            raise BadInput(f"a prompt of {filled:,} characters about a subject of {len(self.subject):,}: shorten one")
         object.__setattr__(self, "subject", self.subject.strip(" "))
         prompt, at = placed(self.prompt.rstrip(" "), self.subject, self.at)
         object.__setattr__(self, "prompt", prompt)

@@ -9,16 +9,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from errata.bench.units import COST, LAST_METRIC, Unit
 from errata.errors import BadInput, ErrataError
 from errata.files import check_writable, write_text
+from errata.inputs import parsed
 from errata.locks import held
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
+from errata.patch.schema import STRICT, read
 from errata.report.rows import from_bytes, record_of, to_jsonl
 from errata.types import Row
 
@@ -161,7 +163,7 @@ def _blocks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 class _Record(BaseModel):
     """What the file of a checkpoint holds beside the patch: see :class:`UnitProgress`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = STRICT
 
     patch: Annotated[str, Field(pattern=r"^\d+\.safetensors$")]  # a file's name: no path to elsewhere
     rows: list[Row]
@@ -169,16 +171,6 @@ class _Record(BaseModel):
     seconds: Annotated[float, Field(ge=0)]
     peak: float | None
     endured: Annotated[int, Field(ge=0)]
-
-    @classmethod
-    def of(cls, content: bytes) -> Self:
-        """Raises :class:`BadInput` for content that :meth:`UnitCheckpoint.save` did not write."""
-        try:
-            return cls.model_validate_json(content)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, ("progress.json", *first["loc"])))
-            raise BadInput(f"{where}: {first['msg']}") from error
 
 
 @dataclass(frozen=True)
@@ -194,7 +186,7 @@ class UnitCheckpoint:
         try:
             if not file.is_file():
                 return UnitProgress()
-            record = _Record.of(file.read_bytes())
+            record: _Record = read(_Record, parsed(file.read_bytes()))
             if record.steps >= len(self.unit.batches):  # nothing is kept at the end
                 raise BadInput(f"{record.steps} steps were made, and it has {len(self.unit.batches)}")
             patch = Patch.load(self.folder / record.patch)

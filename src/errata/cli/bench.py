@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from errata.cli import common
 from errata.errors import BadInput
-from errata.files import write_text, written_whole
+from errata.files import write_bytes, write_text
 from errata.types import Row
 
 if TYPE_CHECKING:
@@ -144,8 +145,9 @@ def report_command(
     if form in PICTURES:
         from errata.report.pictures import curves
 
-        with written_whole(output) as part:
-            curves(_rows(rows), part)
+        drawn = BytesIO()
+        curves(_rows(rows), drawn, form=form[1:])
+        write_bytes(output, drawn.getvalue())
     else:
         write_text(output, report(rows, form, _picture(rows, output, form, force)))
     common.say(f"wrote {output}")

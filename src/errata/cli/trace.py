@@ -1,6 +1,5 @@
 """``errata trace``: which hidden states decide an answer, as a map on the terminal and as a picture."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
@@ -11,6 +10,7 @@ from errata.cli import common
 from errata.cli.maps import check_picture, picture, print_maps
 from errata.errors import BadInput
 from errata.files import write_bytes
+from errata.inputs import parsed
 from errata.printable import printable
 from errata.subjects import template_of
 
@@ -58,8 +58,8 @@ def read_facts(name: str, limit: int | None = None, seed: int = 0) -> list[Fact]
 def _of_file(path: Path, seed: int) -> list[Fact]:
     text = common.read_text(path, "facts")
     try:
-        records: Any = json.loads(text)
-    except json.JSONDecodeError:
+        records: Any = parsed(text)
+    except BadInput:
         records = None  # JSON lines, or broken: reading them as cases names the line
     first = records[0] if isinstance(records, list) and records else None
     if not (isinstance(first, dict) and "attribute" in first):

@@ -33,7 +33,7 @@ def hub_records(name: str, split: str | None = None, config: str | None = None) 
         rows: Any = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # whatever the hub, the network or the data set's own files raise
         raise BadInput(
-            f"{name} is no file, and the hub does not give it ({type(error).__name__}: {first_line(error)}); "
+            f"{name} is no file, and the hub does not give it ({first_line(error)}); "
             "check the path or the id, and choose a split and a config where it has several"
         ) from error
     yield from rows_of(name, rows, None)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.data.fields import RecordAt
-from errata.errors import BadInput
+from errata.errors import BadInput, first_line
 
 ROWS = 256  # of a parquet file that are held at a time
 GROUP = 2**31  # bytes of a group of rows, unpacked
@@ -28,8 +28,9 @@ def parquet_records(path: Path) -> Iterator[RecordAt]:
     except BadInput:
         raise
     except Exception as error:  # whatever a damaged file makes pyarrow raise
-        reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
-        raise BadInput(f"{path}, behind row {number}: not a whole parquet file ({reason}); fetch it anew") from error
+        raise BadInput(
+            f"{path}, behind row {number}: not a whole parquet file ({first_line(error)}); fetch it anew"
+        ) from error
 
 
 def _check_size(path: Path, table: Any) -> None:
@@ -55,10 +56,7 @@ def folder_records(path: Path, split: str | None = None) -> Iterator[RecordAt]:
     try:
         rows: Any = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever a broken folder makes datasets raise
-        reason = str(error).strip().split("\n")[0]
-        raise BadInput(
-            f"{path} cannot be read by datasets ({type(error).__name__}: {reason}); write it anew"
-        ) from error
+        raise BadInput(f"{path} cannot be read by datasets ({first_line(error)}); write it anew") from error
     yield from rows_of(str(path), rows, split)
 
 

@@ -15,7 +15,7 @@ from errata.evaluation.groups import ProbeGroup, probe_groups, requests_of_requi
 from errata.evaluation.metrics import Tfidf
 from errata.evaluation.scorers import SCORERS
 from errata.files import write_text
-from errata.inputs import read_text
+from errata.inputs import parsed, read_text
 from errata.types import MODES, Case, Mode, Score
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ class Baseline:
         """What :meth:`save` wrote. Raises :class:`BadInput` for another file."""
         import numpy as np
 
+        text = read_text(Path(path), "Baseline.load")
         try:
-            record = json.loads(read_text(Path(path), "Baseline.load"))
+            record = parsed(text)
             generated = [(prompt, number, text) for prompt, number, text in record["generated"]]
             answers = {prompt: text for prompt, number, text in generated if not number}
             texts = {(prompt, number): text for prompt, number, text in generated if number}

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import BadInput, first_line
+from errata.inputs import read_text
+
+MOST = 2**24  # bytes of a task's file
 
 
 class _Function(str):
@@ -55,9 +58,8 @@ def _read(file: Path) -> Any:
 
     Loader.add_constructor("!function", function)
     try:
-        with file.open("rb") as opened:
-            return yaml.load(opened, Loader)
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        return yaml.load(read_text(file, "a task", most=MOST), Loader)
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise BadInput(f"{file} cannot be read as the YAML of a task: {first_line(error)}") from error
 
 

@@ -192,8 +192,11 @@ class Method(ABC):
         return State()
 
     def check_state(self, lm: HFLM, state: State) -> None:
-        """Raises :class:`BadInput` unless the state is of this model and holds what the method reads."""
+        """Raises :class:`BadInput` unless the state is of this model and holds what the method reads, and
+        :class:`NeedsPrepare` for an empty one that must hold something."""
         state.check(lm)
+        if self.needs_prepare and not (state.tensors or state.info):
+            raise NeedsPrepare(f"{self.name} needs a state: state = method.prepare(lm), then edit(lm, edits, state)")
         if self.holds is not None and (state.tensors or state.info):
             state.check_holds(self.holds, self.name, self.state_sizes(lm))
 
@@ -223,21 +226,16 @@ class Method(ABC):
                 f"a method edits a model that errata.load gave, found {type(lm).__name__}; "
                 "where a patch is in force, edit the model itself, with that patch as `prior`"
             )
-        lm.check()
-        if not lm.unedited:
-            raise Unsupported("a patch is in force here; edit the model itself, with that patch as `prior`")
-        edits = _edits(edits)
-        prior.check(lm)
-        if not edits:
-            return prior
-        if state is None or (not (state.tensors or state.info) and self.needs_prepare):
-            if self.needs_prepare:
-                raise NeedsPrepare(
-                    f"{self.name} needs a state: state = method.prepare(lm), then edit(lm, edits, state)"
-                )
-            state = State()
-        self.check_state(lm, state)
+        state = State() if state is None else state
         with lm.alone():
+            lm.check()
+            if not lm.unedited:
+                raise Unsupported("a patch is in force here; edit the model itself, with that patch as `prior`")
+            edits = _edits(edits)
+            prior.check(lm)
+            if not edits:
+                return prior
+            self.check_state(lm, state)
             return self._made(lm, edits, state, prior)
 
     def _made(self, lm: HFLM, edits: list[Edit], state: State, prior: Patch) -> Patch:

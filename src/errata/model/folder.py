@@ -57,8 +57,10 @@ def _reason(name: str, error: Exception) -> str:
 
 def _is_pointer(file: Path) -> bool:
     try:
+        if not file.is_file():  # a pipe would be waited for
+            return False
         with file.open("rb") as opened:
-            return file.is_file() and opened.read(len(POINTER)) == POINTER
+            return opened.read(len(POINTER)) == POINTER
     except OSError:
         return False
 

@@ -16,30 +16,26 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Change:
-    """What is changed of a model for the length of a block."""
-
-    def __init__(self) -> None:
-        """Nothing is changed yet."""
-        self.undo = ExitStack()  # puts back what was changed
-
-
 @dataclass(eq=False)
 class ModelUse:
-    """The use of one module, by all who have it: whoever runs it holds ``lock``; ``changes`` are in force, the
-    innermost last."""
+    """The use of one module, by all who have it.
+
+    Whoever runs it holds ``lock``. ``changes`` are in force, the innermost last: each is the stack that undoes it.
+    ``fingerprint`` is that of the unedited model, None before it is asked for.
+    """
 
     lock: Any = field(default_factory=threading.RLock)
-    changes: list[Change] = field(default_factory=list[Change])
+    changes: list[ExitStack] = field(default_factory=list[ExitStack])
+    fingerprint: str | None = None
 
     @contextmanager
-    def changed(self, inside: Change | None, make: Callable[[Change], T]) -> Iterator[T]:
+    def changed(self, inside: ExitStack | None, make: Callable[[ExitStack], T]) -> Iterator[T]:
         """Context manager: yields what ``make`` returned, and what it changed is in force; undone afterwards.
 
         ``inside`` is the change on top of which it is made, None for the model as it is. Raises :class:`InForce` where
         that is not the innermost.
         """
-        change = Change()
+        change = ExitStack()
         try:
             with self.lock:
                 self.check(inside)
@@ -49,18 +45,18 @@ class ModelUse:
         finally:
             self._leave(change)
 
-    def _leave(self, change: Change) -> None:
+    def _leave(self, change: ExitStack) -> None:
         """Undoes a change and those on top of it, each exactly, the innermost first."""
         with self.lock:
             while change in self.changes:
                 if self.changes[-1] is not change:
                     log.warning("a patch was taken off before one that had been put on top of it; both are off now")
                 try:
-                    self.changes[-1].undo.close()
+                    self.changes[-1].close()
                 finally:
                     self.changes.pop()
 
-    def check(self, inside: Change | None) -> None:
+    def check(self, inside: ExitStack | None) -> None:
         """Raises :class:`InForce` unless ``inside`` is the innermost change; None: unless there is none.
 
         Waits while another thread runs the model.

@@ -62,6 +62,7 @@ class TensorPasses(ModelView):
     def run(self, inputs: dict[str, Any], weights: Mapping[str, Tensor] | None = None) -> Any:
         """The transformers output for keyword arguments ``inputs``; ``weights`` replace parameters inside the graph."""
         with self.alone():
+            self._use.check(self._inside)
             if weights:
                 typed = {name: w.to(self.model.get_parameter(name).dtype) for name, w in weights.items()}
                 return torch.func.functional_call(self.model, typed, (), inputs)
@@ -167,6 +168,7 @@ class TensorPasses(ModelView):
 
         try:
             with self.alone(), hooks.all_of(hook(site) for site in callbacks):
+                self._use.check(self._inside)
                 self.model(**passes.inputs_of(self.model, ids, mask, cache))
         except hooks.Stop:
             pass

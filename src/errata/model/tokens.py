@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput
+from errata.printable import shown
 from errata.subjects import placed
 from errata.types import as_text
 
@@ -103,7 +104,7 @@ class Tokens:
         ids = list(self.tokenizer(text, **how)["input_ids"])
         if self.rows is not None and ids and (most := max(ids)) >= self.rows:
             raise BadInput(
-                f"{text[:60]!r} has the token {self.tokenizer.convert_ids_to_tokens(most)!r} of id {most}; the model's "
+                f"{shown(text)} has the token {self.tokenizer.convert_ids_to_tokens(most)!r} of id {most}; the model's "
                 f"embedding has {self.rows} rows: the tokenizer belongs to another model"
             )
         return ids
@@ -135,7 +136,7 @@ class Tokens:
         if not self.fits(before, ids):
             both = f"{len(before) + len(ids)} tokens together"
             raise BadInput(
-                f"the prompt {prompt[:60]!r} and the answer {target.strip()[:60]!r} have {both}; "
+                f"the prompt {shown(prompt)} and the answer {shown(target.strip())} have {both}; "
                 f"the model reads at most {self.limit}: give a shorter one, or another model"
             )
         return ids
@@ -165,7 +166,7 @@ class Tokens:
             if ids and self._spells(before, ids, prompt, bare):
                 return ids
         if not options[0]:
-            raise BadInput(f"the tokenizer makes nothing of the target {target!r}; give another text")
+            raise BadInput(f"the tokenizer makes nothing of the target {shown(target)}; give another text")
         return options[0]
 
     def _spells(self, before: list[int], ids: list[int], prompt: str, text: str) -> bool:
@@ -248,5 +249,5 @@ class Tokens:
 
     def _within(self, ids: list[int], text: str) -> list[int]:
         if self.limit is not None and len(ids) > self.limit:
-            raise BadInput(f"{text[:60]!r} … has {len(ids)} tokens; the model reads at most {self.limit}")
+            raise BadInput(f"{shown(text)} has {len(ids)} tokens; the model reads at most {self.limit}")
         return ids

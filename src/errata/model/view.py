@@ -14,7 +14,7 @@ from errata.errors import BadInput
 from errata.model import passes
 from errata.model.detect import find_sites
 from errata.model.fingerprint import fingerprint
-from errata.model.in_use import Change, use_of
+from errata.model.in_use import use_of
 from errata.model.intervention import InterventionSite
 from errata.model.lm import Call
 from errata.model.resources import Resources
@@ -32,7 +32,6 @@ class _Shared:
     """What all views of one model have in common."""
 
     call: ContextVar[Call | None] = field(default_factory=lambda: ContextVar("call", default=None))
-    fingerprint: str | None = None
     # does the suffix pass hold at this site, for rows that have a prefix or not, padded in front or not?
     suffix_holds: dict[tuple[InterventionSite, bool, bool], bool] = field(default_factory=dict)
     # do rows whose shared beginnings are in a cache give what whole rows do, beginnings padded or not?
@@ -83,9 +82,10 @@ class ModelView:
         self.seq2seq = bool(getattr(self.config, "is_encoder_decoder", False))
         self.explainers = []
         self._use, self._shared = use_of(model), _Shared()
-        self._inside: Change | None = None  # the change of the patch that this view speaks through
+        self._inside: ExitStack | None = None  # undoes the patch that this view speaks through
         with self._use.lock:
             self._use.check(None)
+            self._use.fingerprint = None  # whoever made it may have changed weights since
             model.eval()
             self.sites = sites or find_sites(model)
         rows = getattr(model.get_submodule(self.sites.embed), "num_embeddings", None)
@@ -102,9 +102,9 @@ class ModelView:
         view = copy.copy(self)
         view.explainers = list(self.explainers)
 
-        def put_on(change: Change) -> T:
-            view._inside = change
-            return make(view, change.undo)
+        def put_on(undo: ExitStack) -> T:
+            view._inside = undo
+            return make(view, undo)
 
         self.fingerprint  # noqa: B018  computed before anything changes
         with self._use.changed(self._inside, put_on) as made:
@@ -137,10 +137,10 @@ class ModelView:
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of the unedited model: configuration, shapes, weights."""
         with self.alone():
-            if self._shared.fingerprint is None:
+            if self._use.fingerprint is None:
                 self._use.check(None)
-                self._shared.fingerprint = fingerprint(self.model)
-            return self._shared.fingerprint
+                self._use.fingerprint = fingerprint(self.model)
+            return self._use.fingerprint
 
     def forget_fingerprint(self) -> None:
         """Compute the fingerprint anew when it is next needed: after the weights were changed for good.
@@ -149,7 +149,7 @@ class ModelView:
         """
         with self.alone():
             self._use.check(None)
-            self._shared.fingerprint = None
+            self._use.fingerprint = None
 
     @property
     def call(self) -> Call | None:

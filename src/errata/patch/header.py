@@ -9,11 +9,11 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from errata.errors import BadInput
-from errata.patch.schema import read
+from errata.patch.schema import STRICT, read
+from errata.printable import shown
 from errata.types import Edit
 
 MOST_PARTS = 10_000
-LONGEST = 10**8  # characters of a prompt times those of a subject: what it takes at most to find one in the other
 
 
 class Texts(BaseModel):
@@ -32,11 +32,9 @@ class Texts(BaseModel):
 def edit_of(record: Any) -> Edit:
     """The edit of a record in a file. Raises :class:`BadInput` for one that no :class:`Edit` is equal to."""
     texts = read(Texts, record)
-    if len(texts.prompt) * len(texts.subject) > LONGEST:
-        raise BadInput(f"a prompt of {len(texts.prompt)} characters about a subject of {len(texts.subject)}")
     edit = Edit(**texts.model_dump())
     if edit.to_json() != texts.model_dump():
-        raise BadInput(f"an edit that Errata would not keep like this, but as {edit.prompt[:60]!r}")
+        raise BadInput(f"an edit that Errata would not keep like this, but as {shown(edit.prompt)}")
     return edit
 
 
@@ -101,7 +99,7 @@ class Meta(Record):
 class PartRecord(BaseModel):
     """A part: the name of its class, and what its tensors do not say."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
     kind: str
     config: dict[str, Any]
@@ -110,7 +108,7 @@ class PartRecord(BaseModel):
 class Header(BaseModel):
     """The header of a patch file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
     parts: list[PartRecord] = Field(max_length=MOST_PARTS)
     meta: Meta

@@ -126,7 +126,7 @@ APART = "apart"  # in the annotation of a field that its class writes and reads 
 class Saved:
     """A dataclass that a file holds field by field: tensors as tensors, everything else as JSON.
 
-    A class that is none defines the first three methods itself.
+    A class that is no dataclass defines ``config``, ``tensors`` and ``build`` itself.
     """
 
     def config(self) -> dict[str, Any]:

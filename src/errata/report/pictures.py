@@ -16,7 +16,7 @@ from errata.types import Row
 LABEL = 48  # characters on a line of a label
 
 
-def curves(rows: Iterable[Row], path: "str | Path | IO[str]", form: str | None = None) -> None:
+def curves(rows: Iterable[Row], path: "str | Path | IO[Any]", form: str | None = None) -> None:
     """Draws how sequences go: a line for each method, ± standard error, against the number of edits.
 
     Each section has a row of pictures of what becomes of the model (how far its weights move and how much that changes

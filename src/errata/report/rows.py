@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from errata.errors import BadInput
-from errata.inputs import opened
+from errata.inputs import read_text
 from errata.types import MODES, Row
 
 FIELDS = tuple(field.name for field in fields(Row))
@@ -51,11 +51,9 @@ def record_of(row: Row) -> dict[str, Any]:
 
 def read_rows(path: str | Path) -> list[Row]:
     """The rows in a file. Raises :class:`BadInput`, which names the file, and the line and field that are wrong."""
-    path = Path(path)
-    with opened(path, f"there is no file {path}; give one that errata bench or errata eval wrote") as file:
-        content = file.read()
+    text = read_text(Path(path), "errata report")
     try:
-        return from_bytes(content)
+        return from_jsonl(text)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
 

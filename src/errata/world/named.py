@@ -22,8 +22,9 @@ def world_named(name: str | Path) -> World | None:
     file = Path(name) / RECIPE
     if not str(name) or not isfile(file):  # an unnamed model is not the folder one is in
         return None
+    text = read_text(file, "a recipe", most=MOST)
     try:
-        made = parsed(read_text(file, "a recipe", most=MOST))
+        made = parsed(text)
         return world(int(made["persons"]), int(made["world_seed"]))
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise BadInput(

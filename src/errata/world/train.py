@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from errata.errors import BadInput, unknown
+from errata.errors import BadInput, first_line, unknown
 from errata.files import check_regular, check_writable, unfinished, write_bytes, written_whole
 from errata.locks import held
 from errata.model import hooks
@@ -430,7 +430,7 @@ def _resume(checkpoint: Path, model: nn.Module, optimizers: list[torch.optim.Opt
             optimizer.load_state_dict(optimizer_state)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
-            f"{checkpoint} does not hold the state of this training ({str(error).splitlines()[0]}); remove it, or "
+            f"{checkpoint} does not hold the state of this training ({first_line(error)}); remove it, or "
             "give another folder"
         ) from error
     return state["step"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from errata.errors import BadInput, Unsupported
+from errata.errors import BadInput, Unsupported, first_line
 from errata.methods.base import State, Tags
 from errata.methods.finetune.descent import Descent
 from errata.methods.settings import setting
@@ -118,7 +118,7 @@ def injected(model: nn.Module, paths: Sequence[str], config: Any) -> Iterator[di
             try:
                 inject_adapter_in_model(config(target_modules=pattern, fan_in_fan_out=transposed), model, NAME)
             except ValueError as error:  # a class of linear layers that peft does not know
-                raise Unsupported(f"{str(error).strip().splitlines()[0]} Load the model unquantised.") from error
+                raise Unsupported(f"{first_line(error)} Load the model unquantised.") from error
             yield {path: model.get_submodule(path) for path in paths}
         finally:
             for path, module in originals.items():

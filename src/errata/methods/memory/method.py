@@ -77,8 +77,9 @@ class MemoryMethod(Method):
 
     @override
     def check_state(self, lm: HFLM, state: State) -> None:
-        state.check(lm)
-        state.check_for(**self.prepared_for(lm))
+        if state.info:
+            state.check(lm)
+            state.check_for(**self.prepared_for(lm))
         super().check_state(lm, state)
 
     @override

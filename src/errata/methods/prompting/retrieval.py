@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from errata.errors import BadInput
+from errata.errors import BadInput, first_line
 
 Array = npt.NDArray[np.float32]
 
@@ -81,10 +81,9 @@ def _sentences(encoder: str) -> Callable[[Sequence[str]], Array]:
     try:
         model = SentenceTransformer(_files(encoder), trust_remote_code=False)  # a patch may name it
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
-            f"there is no encoder {encoder!r} ({first}); give a folder or a name that sentence-transformers knows, "
-            f"or {TFIDF!r}"
+            f"there is no encoder {encoder!r} ({first_line(error)}); give a folder or a name that "
+            f"sentence-transformers knows, or {TFIDF!r}"
         ) from error
     lock = Lock()  # a fast tokenizer that pads serves one thread at a time
 
