@@ -1,5 +1,6 @@
 """Who may use a model: threads, blocks that are left in another order, two views of one module, training mode."""
 
+import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EDIT, EDITS, quick, same_weights, tiny_lm, tokenizer, weights
+from conftest import EDIT, EDITS, data_for, quick, same_weights, tiny_lm, tokenizer, weights
 from tiny import build
+from torch.utils.hooks import RemovableHandle
 
-from errata.errors import BadInput, InForce
+from errata.errors import BadInput, InForce, Unsupported
 from errata.methods.base import State
+from errata.methods.registry import METHODS, method_class
 from errata.model import hooks
 from errata.model.fingerprint import PIECE, fingerprint
 from errata.model.hf import HFLM
@@ -23,6 +26,7 @@ from errata.model.second_moment import second_moments
 from errata.patch.delta import Delta, LowRank
 from errata.patch.patch import EMPTY, Patch
 
+NO_WEIGHTS: dict[str, Any] = {}
 PROMPTS = [EDIT.prompt, "Bob Ray lives in", "Rome"]
 
 
@@ -142,19 +146,20 @@ def test_edits_of_two_models_do_not_share_random_numbers() -> None:
 
 
 class Calling(Delta):
-    """Changes nothing; calls functions when it is put on and when it is taken off."""
+    """Calls functions when it is put on and when it is taken off."""
 
     kind = "calling"
 
-    def __init__(self, on: Callable[[], Any], off: Callable[[], Any] = lambda: None) -> None:
-        super().__init__({})
+    def __init__(self, on: Callable[[], Any], off: Callable[[], Any], weights: Any = NO_WEIGHTS) -> None:
+        super().__init__(weights)
         self.on, self.off = on, off
 
     @contextmanager
     def in_force(self, model: Any) -> Generator[None, None, None]:
-        self.on()
-        yield
-        self.off()
+        with super().in_force(model):
+            self.on()
+            yield
+            self.off()
 
 
 class Waiting:
@@ -234,6 +239,67 @@ def test_nobody_puts_a_patch_on_between_the_checks_of_an_edit_and_the_edit(monke
     monkeypatch.setattr(type(made), "check_state", lambda *args: (see(), checked(*args))[1])
     made.edit(lm, [EDIT])
     see.finished()
+
+
+# Interrupted ---------------------------------------------------------------------------------------
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("when", [{"on"}, {"off"}, {"on", "off"}], ids=str)
+def test_an_interruption_waits_until_a_patch_is_on_or_off(when: set[str]) -> None:
+    lm, reached = fresh(), list[str]()
+    before, answers = weights(lm.model), lm.generate(PROMPTS, 2)
+
+    def at(side: str) -> Callable[[], None]:
+        return lambda: (interrupt() if side in when else None, reached.append(side))[1]
+
+    patch = Patch((Calling(at("on"), at("off"), changing(lm).of_kind(Delta)[0].weights),))
+    with pytest.raises(KeyboardInterrupt), patch.applied(lm):
+        assert "on" not in when and not same_weights(lm.model, before)
+    assert reached == ["on", "off"]
+    assert same_weights(lm.model, before) and lm.unedited
+    assert at_once(lambda: lm.generate(PROMPTS, 2)) == [answers]  # another thread's, which the lock lets in
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_hook_is_taken_off_whatever_comes_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = fresh()
+    answers = lm.generate(PROMPTS, 2)
+    remove = RemovableHandle.remove
+
+    def interrupted(handle: RemovableHandle) -> None:
+        interrupt()
+        remove(handle)
+
+    monkeypatch.setattr(RemovableHandle, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lm.generate(PROMPTS, 2)
+    monkeypatch.undo()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+    assert lm.generate(PROMPTS, 2) == answers
+
+
+# The model itself, and whatever torch is set to ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if method_class(name).needs_prepare])
+def test_a_model_with_a_patch_in_force_is_not_prepared(name: str) -> None:
+    lm, made = fresh(), quick(name)
+    with changing(lm).applied(lm) as edited, pytest.raises(Unsupported, match="edit the model itself"):
+        made.prepare(edited, data_for(made))
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize("name", ["ft", "rome", "grace"])
+def test_an_edit_is_the_same_whatever_torch_is_set_to(name: str, around: Callable[[], Any]) -> None:
+    lm, made = fresh(), quick(name)
+    state = made.prepare(lm, data_for(made)) if made.needs_prepare else State()
+    expected = made.edit(lm, [EDIT], state)
+    with around():
+        assert made.edit(lm, [EDIT], state) == expected
 
 
 # Order ---------------------------------------------------------------------------------------------
@@ -342,6 +408,16 @@ def test_one_model_has_one_fingerprint_in_every_type_it_is_read_in(saved: torch.
         again.load_state_dict(model.state_dict())
         found.add(fingerprint(again.to(saved).to(dtype)))
     assert len(found) == 1
+
+
+def test_what_only_says_how_texts_end_is_no_other_model_and_a_saved_buffer_is() -> None:
+    model = build("bart", vocab_size=320)
+    first = fingerprint(model)
+    for name in ("pad_token_id", "eos_token_id", "output_hidden_states"):
+        setattr(model.config, name, 1)
+    assert fingerprint(model) == first
+    model.get_buffer("final_logits_bias")[0, 3] += 0.5
+    assert fingerprint(model) != first
 
 
 # Training mode -------------------------------------------------------------------------------------

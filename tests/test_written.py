@@ -284,6 +284,13 @@ def test_whenever_it_is_interrupted_the_old_or_the_new_is_there(tmp_path: Path) 
     assert ended and at > 40 and seen == {"old", "new"}
 
 
+def test_a_path_that_goes_up_is_tried_where_it_leads_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot write"):
+        check_writable(tmp_path / "gone/../../../../../../../../../../proc/x")
+    write_text(tmp_path / "gone/../here", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 # Where nothing can be written --------------------------------------------------------------------
 
 

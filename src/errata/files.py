@@ -46,7 +46,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     After an exception ``path`` is as before. Raises :class:`BadInput` where it cannot be written, and where something
     stands that is no regular file, a link too: nothing else is ever replaced.
     """
-    path = Path(path)
+    path = _place(path)
     check_regular(path)
     try:
         with unfinished(path.parent) as folder:
@@ -83,7 +83,7 @@ def check_writable(path: str | Path) -> None:
 
     That is tried, beside it: permissions alone tell neither of a full disk nor of one that is mounted read-only.
     """
-    path = Path(path)
+    path = _place(path)
     check_regular(path)
     above = path.absolute().parent
     while not os.path.lexists(above):
@@ -92,6 +92,15 @@ def check_writable(path: str | Path) -> None:
         with unfinished(above) as folder:
             (folder / path.name).write_bytes(bytes(BLOCK))
     except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _place(path: str | Path) -> Path:
+    """The path, with its folder resolved where it goes up: nothing has to be made to find where it leads."""
+    path = Path(path)
+    try:
+        return path.parent.resolve() / path.name if ".." in path.parts else path
+    except (OSError, RuntimeError, ValueError) as error:
         raise unwritable(path, error) from error
 
 

@@ -5,8 +5,9 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -178,6 +179,12 @@ class Method(ABC):
 
     seed: int = setting(0, "of all random numbers", most=2**32 - 1)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """``prepare`` is for the model itself, as ``edit`` is."""
+        super().__init_subclass__(**options)
+        if "prepare" in cls.__dict__:
+            cls.prepare = _undisturbed(cls.prepare)
+
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, checked(type(self), f.name, getattr(self, f.name)))
@@ -227,10 +234,7 @@ class Method(ABC):
                 "where a patch is in force, edit the model itself, with that patch as `prior`"
             )
         state = State() if state is None else state
-        with lm.alone():
-            lm.check()
-            if not lm.unedited:
-                raise Unsupported("a patch is in force here; edit the model itself, with that patch as `prior`")
+        with undisturbed(lm):
             edits = _edits(edits)
             prior.check(lm)
             if not edits:
@@ -287,6 +291,30 @@ class Method(ABC):
             "made": [*prior.meta.get("made", ()), record],
         }
         return replace(patch, meta=meta)
+
+
+@contextmanager
+def undisturbed(lm: HFLM) -> Iterator[None]:
+    """Context manager: ``lm`` is the model itself, nobody else runs it, and gradients are formed in its own type.
+
+    Raises :class:`Unsupported` for a view with a patch in force.
+    """
+    device = lm.device.type
+    automatic = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    with lm.alone(), torch.inference_mode(False), torch.enable_grad(), automatic:
+        lm.check()
+        if not lm.unedited:
+            raise Unsupported("a patch is in force here; edit the model itself, with that patch as `prior`")
+        yield
+
+
+def _undisturbed(prepare: Callable[..., State]) -> Callable[..., State]:
+    @wraps(prepare)
+    def alone(self: Method, lm: HFLM, data: Iterable[Any] | None = None) -> State:
+        with undisturbed(lm):
+            return prepare(self, lm, data)
+
+    return alone
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,12 @@ UNSPECIFIC = {  # keys of the configuration that differ between copies of one mo
     "transformers_version",
     "use_cache",
     "architectures",
+    "pad_token_id",  # which tokens pad, begin and end a text is the tokenizer's business
+    "bos_token_id",
+    "eos_token_id",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
 }
 
 
@@ -41,14 +47,17 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter once, and the integers of GPTQ and AWQ, which are no parameters; by name, in order."""
+    """Every parameter once, and the buffers that are saved with them, as GPTQ's and AWQ's integers; in order."""
     tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
     for name, tensor in sorted(model.named_parameters()):
         if name not in tied:  # offloaded, they are listed twice
             yield name, tensor
-    for path, module in packed(model):
-        for name, values in sorted(module.named_buffers()):
-            yield f"{path}.{name}", values
+    whole = {path for path, _ in packed(model)}
+    for path, module in model.named_modules():
+        saved = module._buffers.keys() - (set() if path in whole else module._non_persistent_buffers_set)
+        for name in sorted(saved):
+            if (values := module._buffers[name]) is not None:
+                yield f"{path}.{name}" if path else name, values
 
 
 def pieces(values: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from errata.model.interrupts import for_a_while
 from errata.model.weights import check_gradients
 
 Args = tuple[Any, ...]
@@ -28,38 +29,42 @@ class Stop(Exception):
 @contextmanager
 def before(module: nn.Module, change: Before) -> Iterator[None]:
     """Context manager: ``module`` gets the (args, kwargs) that ``change`` returns; None leaves them as they are."""
-    handle = module.register_forward_pre_hook(lambda _, args, kwargs: change(args, kwargs), with_kwargs=True)
-    try:
+    with for_a_while(
+        lambda: module.register_forward_pre_hook(lambda _, args, kwargs: change(args, kwargs), with_kwargs=True),
+        lambda handle: handle.remove(),
+    ):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def after(module: nn.Module, change: After) -> Iterator[None]:
     """Context manager: ``module`` returns what ``change(args, kwargs, output)`` returns; None leaves its output."""
-    handle = module.register_forward_hook(
-        lambda _, args, kwargs, output: change(args, kwargs, output), with_kwargs=True
-    )
-    try:
+    with for_a_while(
+        lambda: module.register_forward_hook(
+            lambda _, args, kwargs, output: change(args, kwargs, output), with_kwargs=True
+        ),
+        lambda handle: handle.remove(),
+    ):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def forward_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Context manager: each module runs another callable in the place of its ``forward``."""
     own = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
-    try:
+
+    def replace() -> None:
         for module, forward in forwards.items():
             module.forward = forward
-        yield
-    finally:
+
+    def put_back(_: None) -> None:
         for module in forwards:
             del module.forward
             if module in own:  # another library had replaced it already
                 module.forward = own[module]
+
+    with for_a_while(replace, put_back):
+        yield
 
 
 @contextmanager
@@ -79,10 +84,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """
     check_gradients(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    try:
+
+    def require(needed: bool) -> None:
         for p in trainable:
-            p.requires_grad_(False)
+            p.requires_grad_(needed)
+
+    with for_a_while(lambda: require(False), lambda _: require(True)):
         yield
-    finally:
-        for p in trainable:
-            p.requires_grad_(True)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from errata.errors import InForce
+from errata.model.interrupts import for_a_while
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,14 +37,19 @@ class ModelUse:
         that is not the innermost.
         """
         change = ExitStack()
-        try:
+
+        def put_on() -> T:
             with self.lock:
                 self.check(inside)
                 self.changes.append(change)
-                made = make(change)
+                try:
+                    return make(change)
+                except BaseException:
+                    self._leave(change)
+                    raise
+
+        with for_a_while(put_on, lambda _: self._leave(change)) as made:
             yield made
-        finally:
-            self._leave(change)
 
     def _leave(self, change: ExitStack) -> None:
         """Undoes a change and those on top of it, each exactly, the innermost first."""
@@ -54,7 +60,7 @@ class ModelUse:
                 try:
                     self.changes[-1].close()
                 finally:
-                    self.changes.pop()
+                    self.changes.pop().close()  # of what an exception left
 
     def check(self, inside: ExitStack | None) -> None:
         """Raises :class:`InForce` unless ``inside`` is the innermost change; None: unless there is none.

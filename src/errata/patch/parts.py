@@ -18,6 +18,7 @@ from errata.model.hf import HFLM
 from errata.model.lm import LM, Call
 from errata.model.passes import hidden_of, unflattened, with_hidden
 from errata.patch.schema import Saved, Sizes, bound
+from errata.printable import shown
 
 KINDS: "dict[str, type[Part]]" = {}  # kind -> class, of every class that has been defined
 METHODS = "errata.methods.registry"  # imports the modules of all methods, and with them the classes of their parts
@@ -130,7 +131,9 @@ def widths(lm: HFLM, path: str, kind: str) -> tuple[int | None, int | None]:
     try:
         module = lm.model.get_submodule(path)
     except AttributeError as error:
-        raise WrongModel(f"the {kind} part of this patch sits at {path!r}, which this model does not have") from error
+        raise WrongModel(
+            f"the {kind} part of this patch sits at {shown(path)}, which this model does not have"
+        ) from error
     if weights.is_linear(module):
         out, into = weights.shape_of(lm.model, f"{path}.weight")
         return out, into
@@ -186,7 +189,7 @@ def part_class(kind: str) -> type[Part]:
         import_module(METHODS).import_all()
     if kind not in KINDS:
         raise BadInput(
-            f"the patch holds a part of kind {kind!r}, which nothing here defines; "
+            f"the patch holds a part of kind {shown(kind)}, which nothing here defines; "
             "install the package of the method that made it, or update Errata"
         )
     return KINDS[kind]

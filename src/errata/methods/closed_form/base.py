@@ -16,7 +16,7 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.closed_form import solve
-from errata.methods.closed_form.keys import Site, SubjectReadings, read_at_subjects
+from errata.methods.closed_form.keys import Site, SubjectReadings, check_reads_subjects, read_at_subjects
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.outlet import Outlet
 from errata.methods.closed_form.statistics import KeyStatistics, check_statistics, key_statistics
@@ -146,6 +146,7 @@ class ClosedForm(TargetSettings):
 
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         """The second moment C of the keys of each layer; ``data`` are texts (by default what goes with the model)."""
+        check_reads_subjects(lm)
         return key_statistics(lm, self.chosen_layers(lm), data, self.seed)
 
     def chosen_layers(self, lm: HFLM) -> tuple[int, ...]:

@@ -15,6 +15,12 @@ CHUNK = 64  # facts whose keys are read together
 Site = tuple[str, str]  # path of a module, and "in" or "out"
 
 
+def check_reads_subjects(lm: HFLM) -> None:
+    """Raises :class:`BadInput` for an encoder-decoder."""
+    if lm.seq2seq:
+        raise BadInput("keys at a subject are read in decoder-only models; use a fine-tuning method here")
+
+
 @dataclass(frozen=True)
 class SubjectReadings:
     """What flows at a site at each subject's last token, (n, width): in the bare prompt, and the mean over contexts."""
@@ -38,8 +44,7 @@ def read_at_subjects(
     ``by_context_type`` the empty context weighs as much as all others together in the mean (MEMIT's released code),
     else all weigh alike. A few facts are read at a time, so that memory does not grow with their number.
     """
-    if lm.seq2seq:
-        raise BadInput("keys at a subject are read in decoder-only models; use a fine-tuning method here")
+    check_reads_subjects(lm)
     others = len(contexts) - 1
     empty_weight = 0.5 if by_context_type and others else 1 / len(contexts)
     sites = list(dict.fromkeys(sites))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from errata.errors import BadInput
 from errata.methods.memory.adapter import Lookup, joint_training
 from errata.methods.memory.log import EditLog
 from errata.model.lm import Call
@@ -90,6 +91,12 @@ class KeyTable(Lookup):
         """A table without keys, for queries of width ``f``."""
         none = torch.empty(0)
         return cls(queries=torch.empty(0, f), reach=none, radii=none, owner=none.long(), latest=none.long(), **settings)
+
+    @override
+    def check_content(self) -> None:
+        super().check_content()
+        if bool((self.radii[self.owner[self.owner >= 0]] < 0).any()):
+            raise BadInput("owner names an edit whose query is no key: its radius is below 0")
 
     @override
     def find(self, call: Call, x: Tensor, y: Tensor, payload: Any) -> Tensor:

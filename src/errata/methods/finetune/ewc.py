@@ -56,7 +56,6 @@ class EWC(FineTuning):
 
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         """F of the edited layer: from texts, else the corpus that goes with the model, else its own samples."""
-        lm.check()
         layer = self.resolve(lm, State({}, {"tokens": 1})).layer
         assert layer is not None
         if data is None and lm.resources.texts is None:

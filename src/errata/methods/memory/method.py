@@ -61,7 +61,6 @@ class MemoryMethod(Method):
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         """Measurements at the memory's layer: of openings of sentences of the texts given, else of the corpus that goes
         with the model, else of text sampled from it. Raises :class:`BadInput` for too few texts."""
-        lm.check()
         texts = openings(lm, data, self.texts, self.seed)
         if len(texts) < 2:
             raise BadInput(

@@ -71,7 +71,6 @@ class IKE(PromptMethod):
     @override
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         """The pool of examples: from the cases given, else those that go with the model. :class:`BadInput` for none."""
-        lm.check()
         if data is None:
             if lm.resources.cases is None:
                 raise BadInput(

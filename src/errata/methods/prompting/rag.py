@@ -125,7 +125,6 @@ class Threshold(PromptMethod):
         cosines: of what cases ask of one subject, an edit's prompt and its ``same_subject`` probes; where there are
         none, of phrasings that ask for different facts. Without cases there are no phrasings, and different sentences
         of texts are compared: given, the model's or sampled from it. Raises :class:`BadInput` for too few."""
-        lm.check()
         encoder = self.encoder or default_encoder()
         if data is None:
             data = lm.resources.cases() if lm.resources.cases else texts_of(lm, None, self.seed, sentences=True)
