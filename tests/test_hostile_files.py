@@ -1,6 +1,7 @@
 """Files that are damaged, and files that lie with a right checksum: each is refused with its name, or is harmless."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -631,3 +632,8 @@ def test_many_lies(tmp_path_factory: pytest.TempPathFactory, lie: Content) -> No
 @given(**BYTES)
 def test_much_damage(tmp_path_factory: pytest.TempPathFactory, at: float, value: int, name: str) -> None:
     check_damage(tmp_path_factory.getbasetemp(), name, at, value)
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p")
+    refused(tmp_path / "p", "is a pipe, which may never end")

@@ -248,8 +248,8 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("when", [{"on"}, {"off"}, {"on", "off"}], ids=str)
-def test_an_interruption_waits_until_a_patch_is_on_or_off(when: set[str]) -> None:
+@pytest.mark.parametrize("when", [("on",), ("off",), ("on", "off")], ids=" and ".join)
+def test_an_interruption_waits_until_a_patch_is_on_or_off(when: tuple[str, ...]) -> None:
     lm, reached = fresh(), list[str]()
     before, answers = weights(lm.model), lm.generate(PROMPTS, 2)
 
@@ -360,6 +360,13 @@ def test_the_fingerprint_is_the_unedited_models_until_it_is_forgotten() -> None:
     assert other.fingerprint == first
     changing(lm).merge(lm)
     assert lm.fingerprint != first and other.fingerprint == lm.fingerprint
+
+
+def test_a_view_that_is_made_anew_sees_weights_that_were_changed_by_hand() -> None:
+    lm = fresh()
+    first = lm.fingerprint
+    lm.model.get_parameter(f"{lm.sites.mlp_out[1]}.weight").data += 1
+    assert HFLM(lm.model, tokenizer()).fingerprint != first
 
 
 # The fingerprint -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.errors import BadInput
 from errata.files import unwritable, written_whole
+from errata.inputs import opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +54,7 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, "Tensor"], dict[str, 
     from safetensors import SafetensorError, safe_open
 
     try:
-        if not path.is_file():
-            raise BadInput(f"there is no {what} at {path}; give the path of a file that Errata wrote")
+        opened(path, f"there is no {what} at {path}; give the path of a file that Errata wrote").close()
         with safe_open(path, framework="pt") as file:
             described = file.metadata() or {}
             _check_kind(path, what, described)
