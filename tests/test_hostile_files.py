@@ -258,7 +258,7 @@ def test_a_file_of_another_library(tmp_path: Path) -> None:
     refused(forge(tmp_path / "p", *content("ft"), format="3"), "this Errata reads format 2: update Errata")
     refused(forge(tmp_path / "p", *content("ft"), what="state"), "is a state; give a patch")
     (tmp_path / "folder").mkdir()
-    refused(tmp_path / "folder", "there is no patch")
+    refused(tmp_path / "folder", "is a folder")
 
 
 # Tensors that lie --------------------------------------------------------------------------------------
