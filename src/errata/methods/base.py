@@ -309,6 +309,8 @@ def undisturbed(lm: HFLM) -> Iterator[None]:
 
 
 def _undisturbed(prepare: Callable[..., State]) -> Callable[..., State]:
+    """``prepare``, on an undisturbed model."""
+
     @wraps(prepare)
     def alone(self: Method, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         with undisturbed(lm):
