@@ -47,6 +47,11 @@ CASES = [
             ("Eve Stone", "Flo Ash", "Rome", "Oslo"),
             ("Gil Berg", "Hal Cole", "Paris", "Lima"),
             ("Ida", "Jo", "Oslo", "Rome"),
+            ("Kim Dale", "Lou Hart", "Lima", "Rome"),
+            ("Mia", "Ned", "Rome", "Lima"),
+            ("Ola Page", "Pia Rose", "Oslo", "Paris"),
+            ("Quin", "Ray", "Paris", "Oslo"),
+            ("Sue Webb", "Tom York", "Lima", "Paris"),
         ]
     )
 ]

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 import errata
 from errata.bench import run as bench
-from errata.bench.cost import PeakMemory
 from errata.bench.plan import MethodSpec, Plan, Setting
 from errata.bench.run import run
 from errata.bench.units import Unit, units_of
@@ -31,6 +30,7 @@ from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import Mean
 from errata.evaluation.protocols import PROTOCOLS
 from errata.methods import registry
+from errata.model.peak import PeakMemory
 from errata.patch.patch import EMPTY
 from errata.report.changes import retention
 from errata.report.html import page

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from errata.bench.cost import PeakMemory
 from errata.bench.plan import Plan
 from errata.bench.store import RowFile, UnitCheckpoint, UnitProgress
 from errata.bench.units import LAST_METRIC, Editor, Unit, units_of
@@ -24,6 +23,7 @@ from errata.evaluation.ability import Checkup, ability_of
 from errata.evaluation.baseline import Baseline, baseline
 from errata.evaluation.evaluate import evaluate
 from errata.model.hf import HFLM
+from errata.model.peak import PeakMemory
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Row
 

@@ -15,7 +15,9 @@ class Resources:
     texts: "Callable[[], Iterator[str]] | None" = None
     """Gives texts of the kind that the model was trained on, for key statistics."""
     cases: "Callable[[], list[Case]] | None" = None
-    """Gives training cases, for methods that are trained or need demonstrations."""
+    """Gives training cases, for methods that need demonstrations."""
+    draw: "Callable[[int], list[Case]] | None" = None
+    """Gives the training cases of a draw of that number, which ask about no subject of another split."""
     templates: Mapping[str, str] = field(default_factory=dict[str, str])
     """How facts are laid out in its context, by purpose: "fact" before a prompt, "reminder" around it, "loop" MeLLo's
     examples."""

@@ -31,7 +31,7 @@ def load(model: Any, **options: Any) -> HFLM:
     lm = loading.load(folder, **options)
     if isinstance(folder, str | Path) and (world := world_named(folder)) is not None:
         lm.name = str(model)
-        lm.resources = Resources(partial(_texts, world), partial(_cases, world), TEMPLATES)
+        lm.resources = Resources(partial(_texts, world), partial(_cases, world), partial(_draw, world), TEMPLATES)
     return lm
 
 
@@ -59,3 +59,10 @@ def _cases(world: World) -> list[Any]:
 
     count = len(world.subjects("train"))  # one of a subject's facts: the others are asked
     return cases(world, limit=count, split="train")
+
+
+def _draw(world: World, number: int) -> list[Any]:
+    from errata.world.cases import cases
+
+    half = len(world.subjects("train")) // 2  # the others are neighbours
+    return cases(world, limit=half, seed=number, split="train", apart=True)

@@ -13,13 +13,16 @@ PARAPHRASES, QUESTIONS, NEIGHBOURS, UNRELATED = 4, 3, 4, 2
 Fact = tuple[str, str]  # relation, subject: what an edit changes the object of
 
 
-def cases(world: World, limit: int | None = None, seed: int = 0, split: str = "test") -> list[Case]:
+def cases(
+    world: World, limit: int | None = None, seed: int = 0, split: str = "test", *, apart: bool = False
+) -> list[Case]:
     """Cases of one edit each: distinct subjects of the split while there are any, then their other relations.
 
     Every probe's answer holds after the case's own edit alone and after all edits of the draw together. Neighbours and
     unrelated subjects are edited nowhere in the draw; other facts of an edited subject are ``same_subject``. Without a
     limit every fact of the split is changed, and no other fact of a subject is left to ask about. Two draws of one seed
-    begin with the same edits. Raises :class:`BadInput` where ``limit`` is too large.
+    begin with the same edits. With ``apart`` no subject of another split is asked about. Raises :class:`BadInput` where
+    ``limit`` is too large.
     """
     if split not in PROPORTIONS:
         raise unknown("split", split, list(PROPORTIONS))
@@ -29,7 +32,7 @@ def cases(world: World, limit: int | None = None, seed: int = 0, split: str = "t
             f"{limit} cases were asked for; the world has {len(order)} in its {split} split "
             f"({len(world.subjects(split))} of distinct subjects): give a limit from 1 to {len(order)}"
         )
-    draw = _Draw(world, order[:limit], seed)
+    draw = _Draw(world, order[:limit], seed, set(world.subjects(split)) if apart else None)
     return [
         draw.case(f"world-{split}-{seed}-{number:04d}-{fact[0]}", *fact) for number, fact in enumerate(order[:limit])
     ]
@@ -50,10 +53,11 @@ def _order(world: World, seed: int, split: str) -> list[Fact]:
 class _Draw:
     """Makes the cases of one draw, which must not contradict each other."""
 
-    def __init__(self, world: World, edited: Sequence[Fact], seed: int) -> None:
+    def __init__(self, world: World, edited: Sequence[Fact], seed: int, askable: set[str] | None) -> None:
         self.world, self.edited, self.seed = world, set(edited), seed
         self.touched = {subject for _, subject in edited}
-        self.kept = [(r, s) for r, objects in world.facts.items() for s in objects if (r, s) not in self.edited]
+        facts = [(r, s) for r, objects in world.facts.items() for s in objects if askable is None or s in askable]
+        self.kept = [fact for fact in facts if fact not in self.edited]
         self.subjects_of: dict[Fact, list[str]] = {}  # (relation, object) -> subjects whose fact is kept
         for relation, subject in self.kept:
             self.subjects_of.setdefault((relation, world.facts[relation][subject]), []).append(subject)

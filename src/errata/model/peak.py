@@ -1,4 +1,4 @@
-"""What an edit costs: the most memory that was in use."""
+"""The most memory that was in use."""
 
 import ctypes
 import logging

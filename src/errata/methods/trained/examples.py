@@ -1,0 +1,172 @@
+"""What trained methods learn from: edits of cases, prompts that must follow each, and prompts that must not."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from errata.errors import BadInput
+from errata.model.hf import HFLM
+from errata.model.reading import Pair
+from errata.types import Case, Edit, Kind
+
+FOLLOW: tuple[Kind, ...] = ("paraphrase", "question", "alias")
+KEEP: tuple[Kind, ...] = ("neighborhood", "same_subject", "unrelated", "distractor")
+FEWEST = 8  # cases with all that is needed
+DRAWS = 16  # of training cases, where they go with the model
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt and the answer that is, or stays, right."""
+
+    prompt: str
+    answer: str
+    kind: str = "edit"
+
+    def ids(self, lm: HFLM) -> Pair:
+        """Token ids of prompt and answer."""
+        return lm.tokens.prompt(self.prompt), lm.tokens.target(self.prompt, self.answer)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An edit with the prompts that it must change, in other words, and those that it must leave as they are."""
+
+    edit: Edit
+    follow: tuple[Asked, ...]
+    keep: tuple[Asked, ...]
+
+    @property
+    def asked(self) -> Asked:
+        """The edit's own prompt with the new answer."""
+        return Asked(self.edit.prompt, self.edit.target_new)
+
+    def sampled(self, rng: random.Random, follow: int, keep: int) -> "Example":
+        """The example with at most so many of its prompts, drawn anew; kinds of ``keep`` count alike."""
+        kinds: dict[str, list[Asked]] = {}
+        for asked in self.keep:
+            kinds.setdefault(asked.kind, []).append(asked)
+        kept: list[Asked] = []
+        names = rng.sample(list(kinds), len(kinds))
+        while len(kept) < keep and names:
+            for name in list(names):
+                if not kinds[name]:
+                    names.remove(name)
+                elif len(kept) < keep:
+                    kept.append(kinds[name].pop(rng.randrange(len(kinds[name]))))
+        followed = rng.sample(self.follow, min(follow, len(self.follow)))
+        return replace(self, follow=tuple(followed), keep=tuple(kept))
+
+
+def training_cases(lm: HFLM, method: str, data: Iterable[object] | None) -> list[Case]:
+    """The cases given, else some draws of those that go with the model. Raises :class:`BadInput` for none."""
+    if data is None:
+        if lm.resources.draw is None:
+            raise BadInput(
+                f"{method} is trained on cases, and none go with {lm.name or 'this model'}: "
+                "prepare(lm, errata.cases(...)), or --data with a file of cases"
+            )
+        return [case for number in range(DRAWS) for case in lm.resources.draw(number)]
+    cases = list(data)
+    for case in cases:
+        if not isinstance(case, Case):
+            raise BadInput(f"{method} is trained on cases; found {type(case).__name__}: give errata.cases(...)")
+    return cast(list[Case], cases)
+
+
+def examples_of(
+    lm: HFLM, method: str, cases: Sequence[Case], *, follow: bool = True, keep: bool = True
+) -> list[Example]:
+    """An example for each edit that stands alone in its case and that the model can read.
+
+    ``follow`` and ``keep`` say which kinds of prompts the method needs: cases without one are left out. Raises
+    :class:`BadInput` where fewer than FEWEST are left, saying what is missing.
+    """
+    found = [_example(lm, case) for case in cases if len(case.edits) == 1]
+    some = [example for example in found if (example.follow or not follow) and (example.keep or not keep)]
+    if len(some) < FEWEST:
+        without = {
+            "other words for the edit (paraphrases, questions)": follow and sum(not e.follow for e in found),
+            "prompts that must stay (neighbours, the subject's other facts)": keep and sum(not e.keep for e in found),
+        }
+        missing = "".join(f"; {count} have no {what}" for what, count in without.items() if count)
+        raise BadInput(
+            f"{method} is trained on at least {FEWEST} cases of one edit each, and {len(some)} of the {len(cases)} "
+            f"given can be used{missing}: give more, or others"
+        )
+    return some
+
+
+def _example(lm: HFLM, case: Case) -> Example:
+    edit = case.edits[0]
+
+    def of(kinds: tuple[Kind, ...]) -> tuple[Asked, ...]:
+        asked = [Asked(p.prompt, p.answers[0], p.kind) for p in case.probes if p.kind in kinds and p.answers]
+        return tuple(a for a in asked if lm.tokens.fits(*a.ids(lm)))
+
+    return Example(edit, of(FOLLOW), of(KEEP))
+
+
+def divided(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(training, held out): the examples of a share of the subjects are held out, at least two examples each."""
+    subjects = sorted({example.edit.subject for example in examples})
+    random.Random(f"held out {seed}").shuffle(subjects)
+    out = set(subjects[: max(1, round(share * len(subjects)))])
+    held = [example for example in examples if example.edit.subject in out]
+    rest = [example for example in examples if example.edit.subject not in out]
+    if len(rest) < 2 or not held:
+        raise BadInput(f"the cases are of {len(subjects)} subjects; to hold some out, give cases of more subjects")
+    return rest, held
+
+
+def compatible(batch: Sequence[Example]) -> list[Example]:
+    """The examples without prompts to keep that name a subject which another edit of the batch changes."""
+    subjects = {example.edit.subject for example in batch}
+
+    def others(example: Example) -> set[str]:
+        return subjects - {example.edit.subject}
+
+    return [
+        replace(e, keep=tuple(a for a in e.keep if not any(subject in a.prompt for subject in others(e))))
+        for e in batch
+    ]
+
+
+class Stream:
+    """Batches of examples without end, each example once a round; a batch depends on its number and the seed alone.
+
+    A round goes through the subjects, one example of each, then another of each, so that a batch seldom holds two edits
+    of one subject.
+    """
+
+    def __init__(self, examples: Sequence[Example], seed: int) -> None:
+        self.seed = seed
+        self.of: dict[str, list[Example]] = {}
+        for example in examples:
+            self.of.setdefault(example.edit.subject, []).append(example)
+        self.length = len(examples)
+        self._number, self._round = -1, list[Example]()
+
+    def batch(self, number: int, size: int) -> list[Example]:
+        """The examples of a batch."""
+        return [self._at(i) for i in range(number * size, (number + 1) * size)]
+
+    def rng(self, number: int) -> random.Random:
+        """Random numbers of a batch."""
+        return random.Random(f"batch {number} of {self.seed}")
+
+    def _at(self, i: int) -> Example:
+        if i // self.length != self._number:
+            self._number = i // self.length
+            self._round = self._ordered(random.Random(f"round {self._number} of {self.seed}"))
+        return self._round[i % self.length]
+
+    def _ordered(self, rng: random.Random) -> list[Example]:
+        left = [rng.sample(examples, len(examples)) for examples in self.of.values()]
+        order: list[Example] = []
+        while left:
+            rng.shuffle(left)
+            order += [examples.pop() for examples in left]
+            left = [examples for examples in left if examples]
+        return order
