@@ -19,6 +19,7 @@ from errata.methods.closed_form import solve
 from errata.methods.registry import METHODS, method_class
 
 NEEDY = [name for name in METHODS if method_class(name).needs_prepare]
+NOTED = {"tokens", "texts", "encoder", "training"}  # what methods note and do not read
 CACHED = {"rome": TEXTS, "alphaedit": TEXTS, "ewc": TEXTS, "kn": CASES}
 
 
@@ -48,7 +49,7 @@ def test_what_a_state_lacks_is_named(name: str) -> None:
         except BadInput as error:
             assert key in str(error) and "prepare" in str(error)
             named.add(key)
-    assert set(state.info) - named <= {"model", "what", "source", "tokens", "texts", "encoder"}
+    assert set(state.info) - named <= {"model", "what", "source", *NOTED}
     quick(name).edit(tiny_lm("gpt2"), [EDIT], state)
 
 
@@ -66,7 +67,7 @@ def test_what_a_state_holds_is_of_its_type_and_shape(name: str) -> None:
             except BadInput as error:
                 assert "prepare" in str(error)
             else:
-                assert key in ("tokens", "texts", "encoder")  # what a method notes and does not read
+                assert key in NOTED
 
 
 def test_another_methods_state_is_told_by_what_it_lacks() -> None:

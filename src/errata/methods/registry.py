@@ -49,6 +49,8 @@ METHODS: dict[str, str] = {
     "rag": "errata.methods.prompting.rag:RAG",
     "memprompt": "errata.methods.prompting.rag:MemPrompt",
     "mend": "errata.methods.trained.gradient.mend:MEND",
+    "malmen": "errata.methods.trained.gradient.malmen:MALMEN",
+    "ultraedit": "errata.methods.trained.gradient.ultraedit:UltraEdit",
     "mello": "errata.methods.prompting.mello:MeLLo",
 }
 

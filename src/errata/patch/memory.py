@@ -12,6 +12,9 @@ from errata.printable import shown
 KEYS, GRAM = "keys/", "gram/"  # before a site's name in Patch.memory: its keys (n, f), or their Gram matrix K Kᵀ (f, f)
 
 
+SAME = 1e-3  # of its length is how far a key may be from itself, read in another batch
+
+
 def remember(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str, Tensor]:
     """The memory with more keys (n, f) of a site: all its keys while they are fewer than f, then their Gram matrix."""
     memory = dict(memory)
@@ -24,6 +27,20 @@ def remember(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str,
         memory[KEYS + site] = keys
     else:
         memory[GRAM + site] = keys.T @ keys
+    return memory
+
+
+def forget(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str, Tensor]:
+    """The memory without keys (n, f) of a site that :func:`remember` put there; keys that it does not hold are none.
+
+    In a Gram matrix keys are not told apart: there all that are given must have been remembered.
+    """
+    memory = dict(memory)
+    if GRAM + site in memory:
+        memory[GRAM + site] = memory[GRAM + site] - keys.T @ keys
+    elif (held := memory.get(KEYS + site)) is not None:
+        near = torch.cdist(held.double(), keys.double()) <= SAME * held.double().norm(dim=-1, keepdim=True)
+        memory[KEYS + site] = held[~near.any(1)]
     return memory
 
 

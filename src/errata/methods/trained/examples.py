@@ -121,16 +121,15 @@ def divided(examples: Sequence[Example], share: float, seed: int) -> tuple[list[
 
 
 def compatible(batch: Sequence[Example]) -> list[Example]:
-    """The examples without prompts to keep that name a subject which another edit of the batch changes."""
-    subjects = {example.edit.subject for example in batch}
+    """The examples that can be made at once: one of each subject, without prompts to keep that name another's."""
+    first: dict[str, Example] = {}
+    for example in batch:
+        first.setdefault(example.edit.subject, example)
 
-    def others(example: Example) -> set[str]:
-        return subjects - {example.edit.subject}
+    def untouched(asked: Asked, own: str) -> bool:
+        return not any(subject in asked.prompt for subject in first if subject != own)
 
-    return [
-        replace(e, keep=tuple(a for a in e.keep if not any(subject in a.prompt for subject in others(e))))
-        for e in batch
-    ]
+    return [replace(e, keep=tuple(a for a in e.keep if untouched(a, own))) for own, e in first.items()]
 
 
 class Stream:

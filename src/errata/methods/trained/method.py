@@ -18,7 +18,6 @@ from errata.methods.trained.training import Losses, Schedule, train
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.peak import PeakMemory
-from errata.patch.header import Model
 
 NETWORK = "network/"  # before the names of a state's tensors
 QUICK: dict[str, Any] = {"steps": 4, "batch": 2, "check_every": 2}  # settings for tests: seconds on a tiny model
@@ -27,7 +26,6 @@ QUICK: dict[str, Any] = {"steps": 4, "batch": 2, "check_every": 2}  # settings f
 class Trained(TypedDict):
     """What the state of a trained method says; its tensors are the network's."""
 
-    model: Model
     method: str
     trained_with: dict[str, Any]
 

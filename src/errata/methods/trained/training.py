@@ -103,7 +103,8 @@ class _Run:
         losses = self.trainee.backward(step)
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.schedule.clip)
         if not (isfinite(losses["loss"]) and isfinite(float(norm))):
-            kept = f"; the checkpoint of step {self.progress.step} is kept" if self.file and self.file.exists() else ""
+            last = self.progress.history[-1]["step"] if self.progress.history else 0
+            kept = f"; the checkpoint of step {last} is kept" if self.file and self.file.exists() else ""
             raise Refused(
                 f"{self.what}: at step {step} the loss or its gradient is no finite number{kept}; "
                 "lower the learning rate (lr), or load the model in float32"

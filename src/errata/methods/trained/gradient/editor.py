@@ -9,14 +9,14 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State
+from errata.methods.base import Method, State
 from errata.methods.settings import setting
 from errata.methods.trained.examples import Example, compatible
 from errata.methods.trained.gradient.gradients import TokenGradients, token_gradients
@@ -25,28 +25,24 @@ from errata.methods.trained.method import TrainedMethod
 from errata.methods.trained.objective import Weights, mean_of, outcome, outer_gradient
 from errata.methods.trained.training import Losses
 from errata.model import hooks
+from errata.model import weights as stored
 from errata.model.hf import HFLM
+from errata.model.reading import Pair
 from errata.model.sites import Sites
-from errata.patch.delta import Delta, LowRank, Weight, weight_shape
+from errata.patch.delta import Delta, LowRank, Weight, oriented, weight_shape
 from errata.patch.patch import Patch
 from errata.types import Edit
+
+SHARE = 0.5  # of the size of a weight's outputs is that of a value change where keys and gradients are normalised
 
 Gradients = Mapping[str, TokenGradients]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientEditor(TrainedMethod):
-    """Token gradients of edits -> a change of weights, by a network that is trained for it."""
+class MLPWeights(Method):
+    """Which weights an editor over gradients changes: linears of the MLPs of some blocks."""
 
-    stores: ClassVar[str] = "a change of weights of low rank"
-    together: ClassVar[bool] = False  # whether the edits of a batch are made at once in training, or each alone
-    answers_only: ClassVar[bool] = False  # whether gradients are read where answers are predicted, or everywhere
-
-    layers: tuple[int, ...] | None = setting(None, "blocks whose MLP is changed: the last three (of 8 or more)")
-    c_edit: float = setting(0.1, "MEND, appendix: weight of the new answers")
-    c_keep: float = setting(1.0, "MEND, appendix: weight of what must stay", key="cloc")
-    follow: int = setting(2, "prompts in other words for each example of a step", above=0)
-    keep: int = setting(3, "prompts to keep for each example of a step", above=0)
+    layers: tuple[int, ...] | None = setting(None, "blocks whose MLP is changed")
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
@@ -56,43 +52,56 @@ class GradientEditor(TrainedMethod):
             raise BadInput(f"{self.name}'s layers lie within 0 to {depth - 1}; found {list(layers)}")
         return replace(self, layers=layers)
 
+    @abstractmethod
     def default_layers(self, lm: HFLM) -> tuple[int, ...]:
         """The blocks where the settings name none."""
-        count = 2 if lm.seq2seq else 3
-        return tuple(range(max(0, lm.sites.depth - count), lm.sites.depth))
 
     def linears(self, sites: Sites, layer: int) -> list[str]:
-        """Paths of the linears of a block that are changed: the whole MLP."""
-        return [*sites.mlp_in[layer], sites.mlp_out[layer]]
+        """Paths of the linears of a block that are changed."""
+        return [sites.mlp_out[layer]]
 
     def names(self, lm: HFLM) -> list[str]:
         """Parameter names of the weights that are changed; in an encoder-decoder those of both stacks."""
         assert self.layers is not None
         stacks = [lm.sites, *([lm.sites.encoder] if lm.sites.encoder else [])]
-        return [
-            f"{path}.weight"
-            for sites in stacks
-            for layer in self.layers
-            if layer < sites.depth
-            for path in self.linears(sites, layer)
-        ]
+        paths = [p for sites in stacks for i in self.layers if i < sites.depth for p in self.linears(sites, i)]
+        return [f"{path}.weight" for path in paths]
+
+    def pairs(self, lm: HFLM, edits: Sequence[Edit]) -> list[Pair]:
+        """Token ids of each edit's prompt and new answer."""
+        return [(lm.tokens.prompt(e.prompt), lm.tokens.target(e.prompt, e.target_new)) for e in edits]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientEditor(MLPWeights, TrainedMethod):
+    """Token gradients of edits -> a change of weights, by a network that is trained for it."""
+
+    stores: ClassVar[str] = "a change of weights, of low rank where the edits are few"
+    together: ClassVar[bool] = False  # whether the edits of a batch are made at once in training, or each alone
+    tokens: ClassVar[Literal["all", "answer"]] = "all"  # where gradients are read: everywhere, or where answers begin
+
+    c_edit: float = setting(0.1, "MEND, appendix: weight of the new answers")
+    c_keep: float = setting(1.0, "MEND, appendix: weight of what must stay", key="cloc")
+    follow: int = setting(2, "prompts in other words for each example of a step", above=0)
+    keep: int = setting(3, "prompts to keep for each example of a step", above=0)
 
     @abstractmethod
     def changes(self, network: Any, gradients: Gradients) -> dict[str, Weight]:
         """The change of each weight that token gradients become, inside the graph of the network's parameters."""
 
-    def observe(self, network: Any, gradients: Gradients) -> None:
-        """Counts gradients in the network's statistics, in training alone."""
+    def observe(self, lm: HFLM, network: Any, gradients: Gradients) -> None:
+        """Counts gradients in the network's statistics; in training alone."""
 
     # Training
 
     @override
     def backward(self, lm: HFLM, network: nn.Module, batch: list[Example], rng: Random) -> Losses:
         some = [example.sampled(rng, self.follow, self.keep) for example in batch]
+        some = compatible(some) if self.together else some
         gradients = self.gradients(lm, some)
-        self.observe(network, gradients)
+        self.observe(lm, network, gradients)
         if self.together:
-            return self._hand_on(lm, network, gradients, compatible(some), 1.0)
+            return self._hand_on(lm, network, gradients, some, 1.0)
         alone = [
             self._hand_on(lm, network, {n: g.only(i) for n, g in gradients.items()}, [example], 1 / len(some))
             for i, example in enumerate(some)
@@ -101,8 +110,8 @@ class GradientEditor(TrainedMethod):
 
     def gradients(self, lm: HFLM, examples: Sequence[Example], weights: Weights | None = None) -> Gradients:
         """Token gradients of the examples' own prompts."""
-        pairs = [example.asked.ids(lm) for example in examples]
-        return token_gradients(lm, pairs, self.names(lm), weights, answers_only=self.answers_only)
+        pairs = self.pairs(lm, [example.edit for example in examples])
+        return token_gradients(lm, pairs, self.names(lm), weights, answers_only=self.tokens == "answer")
 
     def _hand_on(
         self, lm: HFLM, network: nn.Module, gradients: Gradients, examples: Sequence[Example], share: float
@@ -119,10 +128,11 @@ class GradientEditor(TrainedMethod):
     @override
     @torch.no_grad()
     def score(self, lm: HFLM, network: nn.Module, held: list[Example]) -> Losses:
+        held = compatible(held) if self.together else held
         gradients = self.gradients(lm, held)
         if self.together:
             changes = {name: _dense(change) for name, change in self.changes(network, gradients).items()}
-            return outcome(lm, changes, compatible(held))
+            return outcome(lm, changes, held)
         found: list[Losses] = []
         for i, example in enumerate(held):
             changes = self.changes(network, {name: g.only(i) for name, g in gradients.items()})
@@ -134,12 +144,13 @@ class GradientEditor(TrainedMethod):
     @override
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         network = self.loaded(lm, state)
-        pairs = [(lm.tokens.prompt(e.prompt), lm.tokens.target(e.prompt, e.target_new)) for e in edits]
         with prior.without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
-            gradients = token_gradients(edited, pairs, self.names(lm), answers_only=self.answers_only)
+            gradients = token_gradients(
+                edited, self.pairs(lm, edits), self.names(lm), answers_only=self.tokens == "answer"
+            )
         with torch.no_grad():
             changes = self.changes(network, gradients)
-        return prior + Patch((Delta({name: _stored(change) for name, change in changes.items()}),))
+        return prior + Patch((delta_of(changes),))
 
 
 def gradient_network(lm: HFLM, names: Sequence[str], **options: Any) -> GradientNetwork:
@@ -147,12 +158,22 @@ def gradient_network(lm: HFLM, names: Sequence[str], **options: Any) -> Gradient
     return GradientNetwork({name: weight_shape(lm, name) for name in names}, **options).to(lm.device)
 
 
+def output_size(lm: HFLM, name: str, u: Tensor) -> float:
+    """The root mean square of what a weight makes of inputs (k, f): the size of its outputs, without their bias."""
+    weight = oriented(lm.model, name, stored.plain(lm.model, name, "cannot be read").detach())
+    return float((u @ weight.to(u).T).square().mean().sqrt())
+
+
+def delta_of(changes: Mapping[str, Weight]) -> Delta:
+    """The changes as a part of a patch: on the CPU, dense where that is smaller."""
+    return Delta({name: _stored(change) for name, change in changes.items()})
+
+
 def _dense(change: Weight) -> Tensor:
     return change.dense() if isinstance(change, LowRank) else change
 
 
 def _stored(change: Weight) -> Weight:
-    """As it goes into a patch: on the CPU, and dense where that is smaller."""
     small = change.compact() if isinstance(change, LowRank) else change
     if isinstance(small, LowRank):
         return LowRank(small.a.cpu().contiguous(), small.b.cpu().contiguous())

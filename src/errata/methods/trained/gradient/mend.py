@@ -10,6 +10,7 @@ from errata.methods.settings import setting
 from errata.methods.trained.gradient.editor import GradientEditor, Gradients, gradient_network
 from errata.methods.trained.gradient.network import GradientNetwork
 from errata.model.hf import HFLM
+from errata.model.sites import Sites
 from errata.patch.delta import LowRank, Weight
 
 
@@ -31,12 +32,23 @@ class MEND(GradientEditor):
     lr_step: float = setting(1e-4, "learning rate of α: the paper's", key="lr_lr", above=0)
 
     @override
+    def default_layers(self, lm: HFLM) -> tuple[int, ...]:
+        """The last three blocks; of an encoder-decoder the last two of each stack (section 4)."""
+        count = 2 if lm.seq2seq else 3
+        return tuple(range(max(0, lm.sites.depth - count), lm.sites.depth))
+
+    @override
+    def linears(self, sites: Sites, layer: int) -> list[str]:
+        """All of the MLP's."""
+        return [*sites.mlp_in[layer], sites.mlp_out[layer]]
+
+    @override
     def network(self, lm: HFLM) -> nn.Module:
         names = self.names(lm)
         return gradient_network(lm, names, rank=self.rank, blocks=self.blocks, after=False, step=self.step)
 
     @override
-    def observe(self, network: GradientNetwork, gradients: Gradients) -> None:
+    def observe(self, lm: HFLM, network: GradientNetwork, gradients: Gradients) -> None:
         for name, g in gradients.items():
             network.observe(name, g.u, g.delta)
 

@@ -13,7 +13,7 @@ class Running(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("square", torch.zeros(width))  # Σ (x − mean)²
         self.count: Tensor
@@ -25,16 +25,15 @@ class Running(nn.Module):
         """Counts vectors (k, width)."""
         if not len(x):
             return
-        count = self.count + len(x)
-        mean, share = x.mean(0), float(len(x) / count)
+        mean, share = x.mean(0), len(x) / (self.count + len(x))
         off = mean - self.mean
-        self.square += (x - mean).square().sum(0) + off.square() * float(self.count) * share
-        self.mean += off * share
-        self.count = count
+        self.square += (x - mean).square().sum(0) + off.square() * (self.count * share).to(off)
+        self.mean += off * share.to(off)
+        self.count += len(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(x − mean) / std; unchanged while fewer than two vectors were seen."""
-        if self.count < 2:
+        if bool((self.count < 2).any()):
             return x
         std = (self.square / (self.count - 1).to(self.square)).sqrt()
         return (x - self.mean) / (std + FEW)
@@ -43,7 +42,8 @@ class Running(nn.Module):
 class Block(nn.Module):
     """z + max(0, s ⊙ (UVz + b) + o) (MEND), or with ``after`` z + s ⊙ max(0, UVz + b) + o (MALMEN).
 
-    U is 0 at first; s and o are each layer's own.
+    U is 0 at first; s and o are each layer's own. The maximum is a clamp, whose gradient at 0 is 1: where a ReLU begins
+    at 0, nothing would ever be learned.
     """
 
     def __init__(self, width: int, rank: int, layers: int, after: bool) -> None:
@@ -59,8 +59,8 @@ class Block(nn.Module):
         """(k, width), as ``z`` is."""
         new = z @ self.down.T @ self.up.T + self.bias
         if self.after:
-            return z + self.scale[layer] * new.relu() + self.shift[layer]
-        return z + (self.scale[layer] * new + self.shift[layer]).relu()
+            return z + self.scale[layer] * new.clamp(min=0) + self.shift[layer]
+        return z + (self.scale[layer] * new + self.shift[layer]).clamp(min=0)
 
 
 class GradientNetwork(nn.Module):

@@ -1,0 +1,95 @@
+"""MALMEN: the changes that a network wants at each token, aggregated over many edits by least squares."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from errata.methods.settings import setting
+from errata.methods.trained.gradient.editor import SHARE, GradientEditor, Gradients, gradient_network, output_size
+from errata.methods.trained.gradient.least_squares import least_squares
+from errata.methods.trained.gradient.network import GradientNetwork
+from errata.model.hf import HFLM
+from errata.patch.delta import Weight
+
+
+class RidgeNetwork(nn.Module):
+    """MEND's network with a ridge e^λ of its own for every weight."""
+
+    def __init__(self, network: GradientNetwork) -> None:
+        super().__init__()
+        self.inner = network
+        self.ridge = nn.Parameter(torch.zeros(len(network.widths)))  # λ: the paper begins at 0
+
+    def forward(self, name: str, u: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's (ũ, δ̃). (k, f), (k, d)"""
+        return self.inner(name, u, delta)
+
+    def ridge_of(self, name: str) -> Tensor:
+        """e^λ of a weight. ()"""
+        return self.ridge[list(self.inner.widths).index(name)].exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastSquaresEditor(GradientEditor):
+    """Value changes d = −η (u·ũ) δ̃ at the tokens that predict answers; Δ = Dᵀ (K Kᵀ + e^λ I)⁻¹ K over all of them.
+
+    η and λ are learned for each weight. Statistics of u and δ are counted in training alone; the released code goes on
+    counting while it validates.
+    """
+
+    together: ClassVar[bool] = True
+    rates: ClassVar[tuple[tuple[str, str], ...]] = (("ridge", "lr_ridge"),)
+
+    tokens: Literal["all", "answer"] = setting("answer", "the paper's for decoders; all for encoder-decoders")  # type: ignore[misc]
+    batch: int = setting(50, "edits made at once in a step; paper: 512 and more", key="n_edits", above=0)
+    steps: int = setting(150, "of training at most")
+    rank: int = setting(256, "of a block; paper: 1,920", above=0)
+    blocks: int = setting(2, "MALMEN's released configuration", key="n_blocks", above=0)
+    step: float | None = setting(
+        None, "η at first; SHARE · outputs / f of the first batch, as UltraEdit's; paper: 1e-6", key="lr", above=0
+    )
+    lr_ridge: float = setting(1e-2, "learning rate of λ", above=0)
+    held_out: float = setting(0.2, "share of the subjects that validation is on, in one batch")
+    c_edit: float = setting(1.0, "MALMEN, section 4: weight of the new answers")
+    c_keep: float = setting(1.0, "MALMEN, section 4: weight of what must stay", key="loc_coef")
+
+    @override
+    def default_layers(self, lm: HFLM) -> tuple[int, ...]:
+        """The last six blocks, as in the paper's GPT-2 and GPT-J; of a model of fewer than twelve the second half."""
+        depth = lm.sites.depth
+        return tuple(range(depth - min(6, max(1, depth // 2)), depth))
+
+    @override
+    def network(self, lm: HFLM) -> nn.Module:
+        names = self.names(lm)
+        inner = gradient_network(lm, names, rank=self.rank, blocks=self.blocks, after=True, step=self.step or 0.0)
+        return RidgeNetwork(inner).to(lm.device)
+
+    @override
+    @torch.no_grad()
+    def observe(self, lm: HFLM, network: RidgeNetwork, gradients: Gradients) -> None:
+        for name, g in gradients.items():
+            step = network.inner.step_of(name)
+            if not step:  # nothing was observed yet
+                step.fill_(SHARE * output_size(lm, name, g.u) / g.u.shape[1])
+            network.inner.observe(name, g.u, g.delta)
+
+    @override
+    def changes(self, network: RidgeNetwork, gradients: Gradients) -> dict[str, Weight]:
+        found: dict[str, Weight] = {}
+        for name, g in gradients.items():
+            u, delta = network(name, g.u, g.delta)
+            values = -network.inner.step_of(name) * (g.u * u).sum(-1, keepdim=True) * delta
+            found[name] = least_squares(g.u, values, network.ridge_of(name))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class MALMEN(LeastSquaresEditor):
+    """Many edits at once, whose value changes are aggregated by least squares (sections 3.2 and 3.3)."""
+
+    name: ClassVar[str] = "malmen"
+    paper: ClassVar[str] = "Tan et al. 2024, Massive Editing for LLMs via Meta Learning, arXiv:2311.04661"
