@@ -51,6 +51,8 @@ METHODS: dict[str, str] = {
     "mend": "errata.methods.trained.gradient.mend:MEND",
     "malmen": "errata.methods.trained.gradient.malmen:MALMEN",
     "ultraedit": "errata.methods.trained.gradient.ultraedit:UltraEdit",
+    "rledit": "errata.methods.trained.gradient.rledit:RLEdit",
+    "instruct-edit": "errata.methods.trained.gradient.instruct_edit:InstructEdit",
     "mello": "errata.methods.prompting.mello:MeLLo",
 }
 

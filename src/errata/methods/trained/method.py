@@ -89,6 +89,11 @@ class TrainedMethod(Method):
         return cached_state(self.name, content, make, lambda state: self.check_state(lm, state))
 
     @property
+    def per_step(self) -> int:
+        """Examples that a step of training gets."""
+        return self.batch
+
+    @property
     def trained_with(self) -> dict[str, Any]:
         """The settings that training depends on."""
         return {name: value for name, value in self.settings.items() if name not in self.when_editing}
@@ -174,7 +179,7 @@ class _Trainee:
     held: list[Example]
 
     def backward(self, number: int) -> Losses:
-        batch = self.stream.batch(number, self.method.batch)
+        batch = self.stream.batch(number, self.method.per_step)
         return self.method.backward(self.lm, self.network, batch, self.stream.rng(number))
 
     def score(self) -> Losses:

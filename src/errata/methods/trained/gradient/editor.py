@@ -89,13 +89,20 @@ class GradientEditor(MLPWeights, TrainedMethod):
     def changes(self, network: Any, gradients: Gradients) -> dict[str, Weight]:
         """The change of each weight that token gradients become, inside the graph of the network's parameters."""
 
+    def dense(self, network: Any, gradients: Gradients) -> dict[str, Tensor]:
+        """:meth:`changes` as matrices (out, in)."""
+        return {
+            name: change.dense() if isinstance(change, LowRank) else change
+            for name, change in self.changes(network, gradients).items()
+        }
+
     def observe(self, lm: HFLM, network: Any, gradients: Gradients) -> None:
         """Counts gradients in the network's statistics; in training alone."""
 
     # Training
 
     @override
-    def backward(self, lm: HFLM, network: nn.Module, batch: list[Example], rng: Random) -> Losses:
+    def backward(self, lm: HFLM, network: Any, batch: list[Example], rng: Random) -> Losses:
         some = [example.sampled(rng, self.follow, self.keep) for example in batch]
         some = compatible(some) if self.together else some
         gradients = self.gradients(lm, some)
@@ -118,7 +125,7 @@ class GradientEditor(MLPWeights, TrainedMethod):
     ) -> Losses:
         """Adds the gradient of the objective after these edits to the network's parameters."""
         with torch.enable_grad():
-            changes = {name: _dense(change) for name, change in self.changes(network, gradients).items()}
+            changes = self.dense(network, gradients)
         asked = [asked for example in examples for asked in (example.asked, *example.follow)]
         kept = [asked for example in examples for asked in example.keep]
         losses, g = outer_gradient(lm, changes, asked, kept, c_edit=self.c_edit, c_keep=self.c_keep)
@@ -127,16 +134,15 @@ class GradientEditor(MLPWeights, TrainedMethod):
 
     @override
     @torch.no_grad()
-    def score(self, lm: HFLM, network: nn.Module, held: list[Example]) -> Losses:
+    def score(self, lm: HFLM, network: Any, held: list[Example]) -> Losses:
         held = compatible(held) if self.together else held
         gradients = self.gradients(lm, held)
         if self.together:
-            changes = {name: _dense(change) for name, change in self.changes(network, gradients).items()}
-            return outcome(lm, changes, held)
+            return outcome(lm, self.dense(network, gradients), held)
         found: list[Losses] = []
         for i, example in enumerate(held):
-            changes = self.changes(network, {name: g.only(i) for name, g in gradients.items()})
-            found.append(outcome(lm, {name: _dense(change) for name, change in changes.items()}, [example]))
+            changes = self.dense(network, {name: g.only(i) for name, g in gradients.items()})
+            found.append(outcome(lm, changes, [example]))
         return mean_of(found)
 
     # Editing
@@ -167,10 +173,6 @@ def output_size(lm: HFLM, name: str, u: Tensor) -> float:
 def delta_of(changes: Mapping[str, Weight]) -> Delta:
     """The changes as a part of a patch: on the CPU, dense where that is smaller."""
     return Delta({name: _stored(change) for name, change in changes.items()})
-
-
-def _dense(change: Weight) -> Tensor:
-    return change.dense() if isinstance(change, LowRank) else change
 
 
 def _stored(change: Weight) -> Weight:

@@ -46,6 +46,8 @@ class LeastSquaresEditor(GradientEditor):
     tokens: Literal["all", "answer"] = setting("answer", "the paper's for decoders; all for encoder-decoders")  # type: ignore[misc]
     batch: int = setting(50, "edits made at once in a step; paper: 512 and more", key="n_edits", above=0)
     steps: int = setting(150, "of training at most")
+    lr: float = setting(3e-4, "Adam's; paper: 1e-5", key="meta_lr")
+    check_every: int = setting(25, "steps between validations, each of which writes a checkpoint")
     rank: int = setting(256, "of a block; paper: 1,920", above=0)
     blocks: int = setting(2, "MALMEN's released configuration", key="n_blocks", above=0)
     step: float | None = setting(

@@ -1,0 +1,105 @@
+"""RLEdit: MALMEN's network, trained on whole sequences of edits so that the earlier ones last."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from errata.methods.settings import setting
+from errata.methods.trained.examples import Example, compatible
+from errata.methods.trained.gradient.malmen import LeastSquaresEditor
+from errata.methods.trained.objective import changed, mean_of, outcome, outer_gradient
+from errata.methods.trained.training import Losses
+from errata.model.hf import HFLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLEdit(LeastSquaresEditor):
+    """At turn t the change Δ_t is made on those before it, and costs Σ_j decay^j L(turn t − j) + norm ‖Δ_t‖².
+
+    L is the objective of MALMEN. The gradients of all turns of a sequence make one step. Here the earlier turns are
+    represented by as many of their examples as a turn has, drawn with probability ∝ decay^j, and gradients are clipped
+    once a step, not at each turn. In the released code the norm's term has no gradient, and the divergence's backward
+    pass runs on weights from which the change has been taken off again; here both are as in the paper.
+    """
+
+    name: ClassVar[str] = "rledit"
+    paper: ClassVar[str] = "Li et al. 2025, Reinforced Lifelong Editing for Language Models, arXiv:2502.05759"
+
+    batch: int = setting(20, "edits of a turn: the released code's", key="n_edits", above=0)
+    turns: int = setting(5, "of a sequence in training", above=0)
+    steps: int = setting(60, "sequences of training at most")
+    check_every: int = setting(10, "sequences between validations, each of which writes a checkpoint")
+    back_depth: int = setting(10, "earlier turns that count: the released code's", above=0)
+    decay: float = setting(0.95, "of a turn's weight with each that follows: the released code's", most=1)
+    norm: float = setting(1e-4, "weight of ‖Δ‖²: the released code's", key="reg_coef")
+    c_keep: float = setting(0.6, "the released code's", key="loc_coef")
+
+    @property
+    @override
+    def per_step(self) -> int:
+        return self.batch * self.turns
+
+    @override
+    def backward(self, lm: HFLM, network: Any, batch: list[Example], rng: Random) -> Losses:
+        some = compatible([example.sampled(rng, self.follow, self.keep) for example in batch])
+        turns = self._turns(some)
+        total: dict[str, Tensor] = {}
+        found: list[Losses] = []
+        for t, turn in enumerate(turns):
+            gradients = self.gradients(lm, turn, changed(lm, total))
+            self.observe(lm, network, gradients)
+            with torch.enable_grad():
+                changes = self.dense(network, gradients)
+            losses, g = self._cost(lm, changes, total, turns[max(0, t - self.back_depth + 1) : t + 1], rng)
+            pulls = [(g[name] + 2 * self.norm * changes[name].detach()) / len(turns) for name in changes]
+            torch.autograd.backward(list(changes.values()), pulls)
+            total = _sum(total, changes)
+            found.append(losses)
+        return mean_of(found)
+
+    def _turns(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
+        return [examples[i : i + self.batch] for i in range(0, len(examples), self.batch)]
+
+    def _cost(
+        self,
+        lm: HFLM,
+        changes: Mapping[str, Tensor],
+        total: Mapping[str, Tensor],
+        turns: Sequence[Sequence[Example]],
+        rng: Random,
+    ) -> tuple[Losses, dict[str, Tensor]]:
+        """The cost of a turn, the last of ``turns``, without the norm's term, and its gradient by the change."""
+        weights = [self.decay**j for j in range(len(turns) - 1, 0, -1)]
+        earlier: list[Example] = []
+        if weights:
+            drawn = rng.choices(range(len(weights)), weights, k=len(turns[-1]))
+            earlier = [rng.choice(turns[i]) for i in drawn]
+        found: list[tuple[float, Losses, dict[str, Tensor]]] = []
+        for weight, examples in ((1.0, turns[-1]), (sum(weights), earlier)):
+            if not examples:
+                continue
+            follow = [asked for example in examples for asked in (example.asked, *example.follow)]
+            keep = [asked for example in examples for asked in example.keep]
+            on = changed(lm, total)
+            losses, g = outer_gradient(lm, changes, follow, keep, c_edit=self.c_edit, c_keep=self.c_keep, on=on)
+            found.append((weight, losses, g))
+        losses = {name: sum(w * losses[name] for w, losses, _ in found) for name in found[0][1]}
+        return losses, {name: sum((w * g[name] for w, _, g in found), torch.zeros(())) for name in changes}
+
+    @override
+    @torch.no_grad()
+    def score(self, lm: HFLM, network: Any, held: list[Example]) -> Losses:
+        held = compatible(held)
+        total: dict[str, Tensor] = {}
+        for turn in self._turns(held):
+            total = _sum(total, self.dense(network, self.gradients(lm, turn, changed(lm, total))))
+        return outcome(lm, total, held)
+
+
+def _sum(total: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: total.get(name, 0) + change.detach() for name, change in changes.items()}
