@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EDIT, EDITS, TEXTS, tiny_lm, tiny_model, tokenizer
+from conftest import CASES, EDIT, EDITS, TEXTS, tiny_lm, tiny_model, tokenizer
 from rich.status import Status
 from typer.testing import CliRunner
 
@@ -21,8 +21,9 @@ from errata.answers import begins_with_answer
 from errata.cli import app, common, demo, edit, measure, methods, tasks, world
 from errata.errors import Refused
 from errata.locks import held
-from errata.methods.registry import METHODS
+from errata.methods.registry import METHODS, method_class
 from errata.model.resources import Resources
+from errata.types import Case
 from errata.world import train as world_train
 from errata.world.cases import cases as world_cases
 from errata.world.facts import world as make_world
@@ -523,6 +524,22 @@ def test_the_table_has_plain_headings_and_both_losses(model: str, here: Path) ->
     (record,) = json.loads(run("edit", model, *words, "--set", "contexts=0", "--json", "--force").stdout)["edits"]
     assert {"loss", "met", "search_loss", "search_met", "took"} <= record.keys()
     assert "  - " in run("edit", model, *words[:6], "--method", "ice", "-o", "ice.safetensors").stdout
+
+
+def test_a_method_that_is_trained_reads_cases_from_data(model: str, here: Path) -> None:
+    def record(case: Case) -> dict[str, Any]:
+        probes = [{"kind": p.kind, "prompt": p.prompt, "answers": list(p.answers)} for p in case.probes]
+        return {"id": case.id, "edits": [edit.to_json() for edit in case.edits], "probes": probes}
+
+    cases = here / "cases.json"
+    cases.write_text(json.dumps([record(case) for case in CASES]))
+    quick = [word for name, value in method_class("mend").tags.quick.items() for word in ("--set", f"{name}={value}")]
+    run("edit", model, *ONE, "--method", "mend", *quick, "--data", cases, "-o", "p.safetensors")
+    assert [edit.id for edit in errata.Patch.load("p.safetensors").edits] == [EDIT.id]
+    rows = run("eval", model, "--method", "mend", *quick, "--cases", cases, "--limit", 1, "--data", cases, "--json")
+    assert {row["method"] for row in json.loads(rows.stdout)} == {"mend"}
+    texts = lines(here / "texts.txt", TEXTS)
+    assert "texts.txt" in refused("edit", model, *ONE, "--method", "mend", "--data", texts)
 
 
 def test_show_tells_what_rounding_would_leave(here: Path) -> None:

@@ -59,7 +59,7 @@ Settings = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Texts that the method prepares with, one on each line.", show_default=False),
+    typer.Option(help="What the method prepares with: texts, one on each line, or cases.", show_default=False),
 ]
 
 Read = Annotated[
@@ -220,12 +220,23 @@ def read_text(path: Path, what: str) -> str:
     return inputs.read_text(path, f"--{what}")
 
 
-def texts_for(method: "Method", path: Path | None) -> list[str] | None:
-    """The lines of a file of texts with which the method prepares; None without a file. Raises :class:`BadInput`."""
+def data_for(method: "Method", path: Path | None) -> list[Any] | None:
+    """What the method prepares with, from a file: cases, or the lines of texts; None without one.
+
+    Raises :class:`BadInput`.
+    """
     if path is None:
         return None
     if not method.needs_prepare:
         raise BadInput(f"{method.name} prepares nothing, so --data would go unread; leave it out")
+    if method.tags.prepares_with == "cases":
+        from errata import cases
+
+        return cases(path)
+    return _texts(path)
+
+
+def _texts(path: Path) -> list[str]:
     lines = read_text(path, "data").splitlines()
     for number, line in enumerate(lines, start=1):
         if len(line) > LONGEST_TEXT:

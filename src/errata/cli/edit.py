@@ -64,11 +64,11 @@ def edit(
     lm: "HFLM",
     edits: Sequence[Edit],
     method: "Method",
-    data: Sequence[str] | None = None,
+    data: Sequence[Any] | None = None,
     prior: "Patch | None" = None,
     quiet: bool = True,
 ) -> Edited:
-    """Prepares, edits, and asks the edits' prompts before and after. ``data`` are texts with which to prepare."""
+    """Prepares, edits, and asks the edits' prompts before and after. ``data`` are what to prepare with."""
     from errata.patch.patch import EMPTY
 
     prior = prior or EMPTY
@@ -114,12 +114,12 @@ def edit_command(
     """Make a patch that changes one fact, or many at once."""
     requested = edits_of(prompt, subject, target, edits)
     chosen = common.make_method(method, set_, seed)
-    texts = common.texts_for(chosen, data)
+    prepared_with = common.data_for(chosen, data)
     earlier = load_patch(prior)
     path = output or default_name(requested)
     common.check_output(path, force)
     lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
-    result = edit(lm, requested, chosen, texts, earlier, quiet)
+    result = edit(lm, requested, chosen, prepared_with, earlier, quiet)
     if strict and (failed := result.missed):
         named = ", ".join(f"{one.prompt!r} -> {one.target_new!r}" for one in failed[:ROWS])
         raise Refused(

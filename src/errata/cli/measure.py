@@ -36,14 +36,14 @@ def eval_(
     protocol: "str | Protocol" = "errata",
     judge: "Judge | None" = None,
     setting: Setting = "batch",
-    texts: Sequence[str] | None = None,
+    prepare_with: Sequence[Any] | None = None,
     quiet: bool = True,
     **labels: Any,
 ) -> list[Row]:
     """Rows of a method or of a patch on cases, by a protocol, in its own modes unless some are given.
 
     A patch is measured as it is, by default on its own edits (:func:`own_cases`). A method edits each case alone
-    (``single``) or all at once (``batch``); ``texts`` are what it prepares with. A ``judge`` takes the place of the
+    (``single``) or all at once (``batch``), and is prepared with ``prepare_with``. A ``judge`` takes the place of the
     protocol's match. ``labels`` (data, seed) go into the rows, with the model, the method and its settings. Raises
     :class:`BadInput` for a method without cases.
     """
@@ -61,7 +61,7 @@ def eval_(
     how: Any = {"judge": judge, "model": lm.name, **labels}
     if isinstance(subject, Patch):
         return _eval_patch(lm, subject, cases, before, how, quiet)
-    return _eval_method(lm, subject, cases, before, setting, texts, how, quiet)
+    return _eval_method(lm, subject, cases, before, setting, prepare_with, how, quiet)
 
 
 def _eval_patch(lm: "HFLM", patch: "Patch", cases: Sequence[Case], before: Any, how: Any, quiet: bool) -> list[Row]:
@@ -89,14 +89,14 @@ def _eval_method(
     cases: Sequence[Case],
     before: Any,
     setting: Setting,
-    texts: Sequence[str] | None,
+    prepare_with: Sequence[Any] | None,
     how: Any,
     quiet: bool,
 ) -> list[Row]:
     from errata.evaluation.evaluate import evaluate
 
     with common.step(f"preparing {method.name}", quiet):
-        state = method.prepare(lm, texts)
+        state = method.prepare(lm, prepare_with)
     labels: Any = {"method": method.name, "settings": _settings(method), "setting": setting}
     batches = [[case] for case in cases] if setting == "single" else [list(cases)]
     rows: list[Row] = []
@@ -248,12 +248,12 @@ def eval_command(
     if name is None and options:
         raise BadInput("--read goes with --cases; name a file of cases, or leave it out")
     measured_on = None if name is None else _read_cases(known_to(model, name), limit, seed, setting, options)
-    texts = None if isinstance(subject, Patch) else common.texts_for(subject, data)
+    given = None if isinstance(subject, Patch) else common.data_for(subject, data)
     lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
     if isinstance(subject, Patch) and measured_on is None:
         measured_on = own_cases(lm, subject, seed)[:limit]
     label = " ".join([name or "its own edits", *(f"{key}={value}" for key, value in options.items())])
-    how: Any = {"modes": None if mode is None else (mode,), "protocol": rules, "judge": judging, "texts": texts}
+    how: Any = {"modes": None if mode is None else (mode,), "protocol": rules, "judge": judging, "prepare_with": given}
     rows = eval_(lm, subject, measured_on, **how, setting=setting or "batch", quiet=quiet, data=label, seed=seed)
     if as_json:
         common.print_json([asdict(line) for line in (published(rows) if rules.lines else summary(rows))])

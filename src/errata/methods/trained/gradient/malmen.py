@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from errata.methods.settings import setting
@@ -13,6 +14,8 @@ from errata.methods.trained.gradient.least_squares import least_squares
 from errata.methods.trained.gradient.network import GradientNetwork
 from errata.model.hf import HFLM
 from errata.patch.delta import Weight
+
+CHUNK = 1024  # tokens whose way through the network is held at once, and gone again when gradients need it
 
 
 class RidgeNetwork(nn.Module):
@@ -83,10 +86,18 @@ class LeastSquaresEditor(GradientEditor):
     def changes(self, network: RidgeNetwork, gradients: Gradients) -> dict[str, Weight]:
         found: dict[str, Weight] = {}
         for name, g in gradients.items():
-            u, delta = network(name, g.u, g.delta)
-            values = -network.inner.step_of(name) * (g.u * u).sum(-1, keepdim=True) * delta
-            found[name] = least_squares(g.u, values, network.ridge_of(name))
+            values = [
+                checkpoint(_values, network, name, *chunk, use_reentrant=False)
+                for chunk in zip(g.u.split(CHUNK), g.delta.split(CHUNK), strict=True)
+            ]
+            found[name] = least_squares(g.u, torch.cat(values), network.ridge_of(name))
         return found
+
+
+def _values(network: RidgeNetwork, name: str, u: Tensor, delta: Tensor) -> Tensor:
+    """−η (u·ũ) δ̃ at each token. (k, d)"""
+    new_u, new_delta = network(name, u, delta)
+    return -network.inner.step_of(name) * (u * new_u).sum(-1, keepdim=True) * new_delta
 
 
 @dataclass(frozen=True, kw_only=True)
