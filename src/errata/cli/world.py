@@ -1,13 +1,18 @@
-"""``errata world``: describes the bundled world, and trains a model of it."""
+"""``errata world``: describes the bundled world, trains models of it, and asks those what edits should do."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from errata.cli import common
+
+if TYPE_CHECKING:
+    from errata.evaluation.gold import Gold
+    from errata.evaluation.metrics import Mean
 
 app = typer.Typer(help="The world that the bundled model knows.", invoke_without_command=True)
 
@@ -42,7 +47,7 @@ def world() -> dict[str, Any]:
 
 @app.callback()
 def world_command(ctx: typer.Context, as_json: common.Json = False) -> None:
-    """Describe the bundled world, or train a model of it."""
+    """Describe the bundled world, train a model of it, or make the gold that edits are measured against."""
     if ctx.invoked_subcommand is not None:
         return
     summary = world()
@@ -166,6 +171,61 @@ def edits_command(
     edits = [edit for case in cases(_world_of(model), limit, seed, split) for edit in case.edits]
     write_text(file, "".join(json.dumps(edit.to_json(), ensure_ascii=False) + "\n" for edit in edits))
     common.say(f"wrote {file} ({len(edits)} edits)")
+
+
+def gold(
+    retrained: Sequence[str | Path],
+    output: str | Path,
+    model: str = "world",
+    limit: int = 100,
+    seed: int = 0,
+    split: str = "test",
+    quiet: bool = True,
+) -> "tuple[Gold, dict[str, Mean]]":
+    """The gold of a draw's edits, written to a file, and how far the unedited model is from it.
+
+    ``retrained`` are the folders of models trained with those edits, alike but for the seed; the first is the
+    reference.
+    """
+    import errata
+    from errata.evaluation.make_gold import check_recipes, gold_of
+
+    drawn = errata.cases(model, limit=limit, seed=seed, split=split)
+    recipes = check_recipes(model, retrained, [edit for case in drawn for edit in case.edits])
+    base, *others = (errata.load(str(name)) for name in (model, *retrained))
+    data = f"the cases of {model}, limit={limit} seed={seed} split={split}"
+    with common.step(f"asking {len(others)} retrained models", quiet):
+        made = gold_of(base, others, drawn, data, recipes)
+    made.save(output)
+    with common.step(f"asking {base.name}", quiet):
+        return made, made.distances(base)
+
+
+@app.command("gold")
+def gold_command(
+    retrained: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders that `errata world train --edits` made, alike but for the seed: the reference, then others.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the gold goes.")] = Path("gold.safetensors"),
+    model: Annotated[str, typer.Option(help="The unedited model: 'world', or a folder.")] = "world",
+    limit: Annotated[int, typer.Option(min=1, help="How many cases.")] = 100,
+    split: Annotated[str, typer.Option(help="Of the subjects: test, validation or train.")] = "test",
+    force: common.Force = False,
+    seed: common.Seed = 0,
+    quiet: common.Quiet = False,
+) -> None:
+    """Write what models answer that were trained on the edited world: what edits are measured against."""
+    common.check_output(output, force)
+    common.set_up_logs(quiet)
+    made, apart = gold(retrained, output, model, limit, seed, split, quiet)
+    rows = [(kind, f"{unit.mean:.3g}", str(apart[kind])) for kind, unit in made.between.items()]
+    columns = ("kind of probe", "between retrainings (nats)", f"{model}, in units of that")
+    common.stdout().print(common.make_table("mean KL from the gold", columns, rows, right=columns[1:]))
+    common.say(f"wrote {output} ({common.size(output.stat().st_size)})")
 
 
 def _world_of(model: str) -> Any:

@@ -12,6 +12,7 @@ from errata.world.facts import World, world
 
 BUNDLED = "world"
 FOLDER = Path(__file__).parent / "model"  # of the bundled model
+GOLD = Path(__file__).parent / "gold" / "gold.safetensors"  # its answers had it learned other facts: evaluation/gold.py
 RECIPE = "recipe.json"  # beside a model of the world: how it was made
 MOST = 2**24  # bytes of a recipe, which holds the edits of its world
 

@@ -80,14 +80,10 @@ class Recipe:
         anything else than a model of a world, and for another shape or world.
         """
         if (made := recipe_of(model)) is None:
-            raise BadInput(
-                f"{model} is no model of a world; start from 'world', or a folder that errata world train made"
-            )
+            raise BadInput(f"{model} is no model of a world; give 'world', or a folder that `errata world train` made")
         if other := [name for name in FIXED if name in given and given[name] != made.get(name)]:
             (name, *_) = other
-            raise BadInput(
-                f"{name} of {model} is {made.get(name)}, found {given[name]}; leave it out, or train without --from"
-            )
+            raise BadInput(f"{name} is {made.get(name)} in {model}, found {given[name]}; leave it out, or train anew")
         known = {field.name for field in fields(cls)}
         kept = {name: value for name, value in made.items() if name in known}
         try:
