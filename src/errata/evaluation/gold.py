@@ -12,7 +12,7 @@ divided by the same mean between two retrainings that differ in their seed: 1 is
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
@@ -29,7 +29,7 @@ from errata.evaluation.protocols import METRICS
 from errata.patch.schema import Floats, Ints, Length, Number, Saved, bound
 from errata.printable import shown
 from errata.tensor_files import read_tensors, write_tensors
-from errata.types import Edit, Mode, Row
+from errata.types import Edit
 from errata.world.named import GOLD
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from errata.model.lm import LM
 
 SHIPPED = GOLD
-KIND = "gold"  # of the row over all kinds of probe
-METRIC = "to_gold"
 CHUNK = 256  # prompts that are asked at a time: each reply has an entry for every token
 
 
@@ -150,6 +148,10 @@ class Gold(Saved):
                 f"this is the gold of {len(self.edits)} edits ({self.data}); {shared} of them are among the "
                 f"{len(edits)} edits that are in force: edit those, all of them and no others"
             )
+        self.check_model(lm)
+
+    def check_model(self, lm: "HFLM") -> None:
+        """Raises :class:`WrongModel` for another model than the one whose edits it is about, or another tokenizer."""
         self.check_vocabulary(lm)
         if not self.is_of_model(lm):
             raise WrongModel(
@@ -232,57 +234,19 @@ class Divergences:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class Nearness:
-    """A gold, and how far the unedited model is from it: rows that compare an edited model with that."""
+def gold_for(lm: "HFLM", named: bool | str | None = None) -> Gold | None:
+    """The gold by which edits of a model are measured: that which came with Errata, None where it is of another model.
 
-    gold: Gold
-    before: Divergences
-    modes: tuple[Mode, ...]
-
-    @classmethod
-    def of(cls, gold: Gold, lm: "LM", modes: Sequence[Mode]) -> Self:
-        """Asks the unedited model."""
-        return cls(gold, gold.divergences(lm), tuple(modes))
-
-    def rows(self, edited: "LM", *, after_edits: int, **labels: Any) -> list[Row]:
-        """A row ``to_gold`` for each probe, and one of kind ``gold``: the mean over kinds of their means.
-
-        The model is fed what it is asked; the rows stand in each mode, so that each mode's table has them.
-        """
-        gold, after = self.gold, self.gold.divergences(edited)
-        error = self.before.error or after.error
-        shared: Any = {"metric": METRIC, "match": "retrained", "after_edits": after_edits, "error": error, **labels}
-        was, now = (self._of_probes(of) for of in (self.before, after))
-        rows: list[Row] = []
-        for mode in self.modes:
-            for (case, kind, label, number), before, value in zip(gold.asked, was, now, strict=True):
-                about: Any = {"case": case, "kind": kind, "label": label, "probe": gold.prompts[number]}
-                rows.append(Row(mode=mode, before=before, after=value, **about, **shared))
-            ends: Any = {
-                "before": _mean_of_kinds(gold.folded(self.before)),
-                "after": _mean_of_kinds(gold.folded(after)),
-            }
-            rows.append(Row(mode=mode, case="all kinds", kind=KIND, **ends, **shared))
-        return rows
-
-    def _of_probes(self, of: Divergences) -> list[float | None]:
-        """The distance of each probe that is asked."""
-        between = self.gold.between
-        return [of.values[n] / between[kind].mean if of.values else None for _, kind, _, n in self.gold.asked]
-
-
-def shipped(lm: "HFLM") -> Gold | None:
-    """The gold that came with Errata, if it is of this model."""
-    if not SHIPPED.is_file():
+    One that is ``named`` (a file's path, or True for the one that came) must be of this model; False means none. Raises
+    :class:`BadInput`, and :class:`WrongModel`.
+    """
+    if named is False or (named is None and not SHIPPED.is_file()):
         return None
-    gold = _loaded(SHIPPED)
-    return gold if gold.is_of_model(lm) else None
-
-
-@cache
-def _loaded(path: Path) -> Gold:
-    return Gold.load(path)
+    gold = Gold.load(None if named in (None, True) else named)
+    if named is None:
+        return gold if gold.is_of_model(lm) else None
+    gold.check_model(lm)
+    return gold
 
 
 # Expectations ------------------------------------------------------------------------------------
@@ -309,10 +273,6 @@ def vocabulary_of(lm: "HFLM") -> str:
     """Sixteen hexadecimal digits of what the tokenizer's ids stand for."""
     tokens: Mapping[str, int] = lm.tokens.tokenizer.get_vocab()
     return sha256(repr(sorted(tokens.items())).encode()).hexdigest()[:16]
-
-
-def _mean_of_kinds(means: Mapping[str, Mean]) -> float | None:
-    return sum(mean.mean for mean in means.values()) / len(means) if means else None
 
 
 def _pieces(values: Tensor, counts: Tensor) -> list[np.ndarray]:
