@@ -56,9 +56,8 @@ COLUMNS: Mapping[tuple[str, str], str] = {  # of a table of methods: (kind, metr
     ("cost", "peak_mib"): "peak MiB",
 }
 
-TO_GOLD: Mapping[tuple[str, str], str] = {
-    (kind, "to_gold"): words for kind, words in NAMES.items()
-}  # a table of its own
+# Of a table of its own: how far each kind is from the gold.
+TO_GOLD: Mapping[tuple[str, str], str] = {(kind, "to_gold"): words for kind, words in NAMES.items()}
 
 EDIT_CURVES = tuple(  # what becomes of the edits, drawn over a sequence
     COLUMNS[key]
@@ -75,9 +74,8 @@ MODEL_CURVES = tuple(  # what becomes of the model; drawn first, where a run ask
 )
 COURSE = (*EDIT_CURVES, *MODEL_CURVES, COLUMNS["drift", "low"], COLUMNS["drift", "effective"])  # at each checkpoint
 SHARES = (*EDIT_CURVES, COLUMNS["in_context", "accuracy"])  # of these, what lies between 0 and 1
-PLAIN = tuple(
-    name for (kind, _), name in COLUMNS.items() if kind in ("cost", "drift", "text", "gold")
-)  # without a spread
+WITHOUT_SPREAD = ("cost", "drift", "text", "gold")  # kinds
+PLAIN = tuple(name for (kind, _), name in COLUMNS.items() if kind in WITHOUT_SPREAD)
 
 
 def kind_of(row: Row) -> str:
