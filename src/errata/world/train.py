@@ -41,6 +41,7 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 CHECKPOINT, LEARNED = "checkpoint.pt", "learned.pt"  # in the folder of a training: at its last step, after stage 1
 LOCK = "training.lock"
+TOLD = 40_000  # documents that the tokenizer is learned from
 
 
 # Text to tensors ---------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def make_tokenizer(recipe: Recipe, world: World) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator((narrator.document().text for _ in range(40_000)), trainer)
+    core.train_from_iterator((narrator.document().text for _ in range(TOLD)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=recipe.length
     )
