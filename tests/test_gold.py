@@ -277,11 +277,11 @@ def test_the_gold_that_came_is_taken_where_it_is_of_the_model(
     folder: Path, gold: Gold, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     base, other = load(folder, "base"), load(folder, "gold-1")
-    monkeypatch.setattr("errata.evaluation.gold.SHIPPED", tmp_path / "none")
+    monkeypatch.setattr("errata.evaluation.gold.GOLD", tmp_path / "none")
     assert gold_for(base) is None
     with pytest.raises(BadInput, match="no gold came with this installation"):
         gold_for(base, True)
-    monkeypatch.setattr("errata.evaluation.gold.SHIPPED", folder / "gold")
+    monkeypatch.setattr("errata.evaluation.gold.GOLD", folder / "gold")
     assert gold_for(other) is None and gold_for(base, False) is None
     for named in (None, True, str(folder / "gold")):
         found = gold_for(base, named)
@@ -366,7 +366,7 @@ PLAN: dict[str, Any] = {
         {"kind": "batch", "size": 8, "cases": 8},
         {"kind": "batch", "size": 5, "cases": 10},
         {"kind": "sequential", "batch": 4, "checkpoints": [4, 8, 10]},
-        "single",
+        {"kind": "single", "cases": 2},
     ],
 }
 
@@ -380,7 +380,7 @@ def bench(folder: Path, output: Path, **changed: Any) -> list[Row]:
 def test_bench_asks_where_just_these_edits_are_in_force(
     folder: Path, gold: Gold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("errata.evaluation.gold.SHIPPED", folder / "gold")
+    monkeypatch.setattr("errata.evaluation.gold.GOLD", folder / "gold")
     rows = bench(folder, tmp_path / "rows.jsonl")
     found = [row for row in rows if row.metric == "to_gold"]
     assert {(row.setting, row.after_edits) for row in found} == {
@@ -398,7 +398,7 @@ def test_bench_asks_where_just_these_edits_are_in_force(
 
 
 def test_bench_insists_on_a_gold_that_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("errata.evaluation.gold.SHIPPED", folder / "gold")
+    monkeypatch.setattr("errata.evaluation.gold.GOLD", folder / "gold")
     file, out = str(folder / "gold"), tmp_path / "rows.jsonl"
     batch: dict[str, Any] = {"kind": "batch", "size": 8, "cases": 8}
     rows = bench(folder, out, settings=[batch | {"gold": file}, batch | {"gold": False}])
@@ -417,7 +417,7 @@ def test_bench_insists_on_a_gold_that_is_named(folder: Path, tmp_path: Path, mon
 
 
 def test_eval_asks_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("errata.evaluation.gold.SHIPPED", folder / "gold")
+    monkeypatch.setattr("errata.evaluation.gold.GOLD", folder / "gold")
     base, out = str(folder / "base"), tmp_path / "rows.jsonl"
     method = ("--method", "ft-m", "--set", "steps=2")
     shown = run("eval", base, *method, "--limit", "8", "-o", out, "-q").stdout

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from errata.model.hf import HFLM
     from errata.model.lm import LM
 
-SHIPPED = GOLD
+
 CHUNK = 256  # prompts that are asked at a time: each reply has an entry for every token
 
 
@@ -99,8 +99,8 @@ class Gold(Saved):
 
         Raises :class:`BadInput` for any other file or a damaged one, and where no gold came with this installation.
         """
-        path = Path(SHIPPED if path is None else path)
-        if path == SHIPPED and not path.is_file():
+        path = Path(GOLD if path is None else path)
+        if path == GOLD and not path.is_file():
             raise BadInput("no gold came with this installation; make one (`make gold`, `errata world gold`)")
         tensors, header = read_tensors(path, "gold")
         try:
@@ -240,7 +240,7 @@ def gold_for(lm: "HFLM", named: bool | str | None = None) -> Gold | None:
     One that is ``named`` (a file's path, or True for the one that came) must be of this model; False means none. Raises
     :class:`BadInput`, and :class:`WrongModel`.
     """
-    if named is False or (named is None and not SHIPPED.is_file()):
+    if named is False or (named is None and not GOLD.is_file()):
         return None
     gold = Gold.load(None if named in (None, True) else named)
     if named is None:
