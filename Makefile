@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
+GOLD   := src/errata/world/gold
+HOW    ?=
 SMALLER := --width 320 --heads 4 --persons 200 --rows 8
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-slow lint format types bench table architectures mutants docs clean
+.PHONY: help demo test test-slow lint format types bench table architectures gold mutants docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +50,12 @@ architectures: $(VENV)/.installed  ## docs/architectures.md: every method on thr
 	@$(BIN)/errata world train .worlds/gpt2 --layers 6 $(SMALLER) --world-seed 2 --seed 2 --vocab 2600 --learn 500 --move 350 --follow 150
 	@$(BIN)/errata bench docs/architectures.toml -o docs/architectures.jsonl $(ARGS)
 	@$(BIN)/errata report docs/architectures.jsonl -o docs/architectures.md --force
+
+gold: $(VENV)/.installed  ## what edits are measured against: the bundled model trained twice where 100 edits hold; hours, and the same command resumes; HOW="--from world --follow 700" for a part of that
+	@$(BIN)/errata world edits $(GOLD)/edits.jsonl --force
+	@for seed in 0 1; do $(BIN)/errata world train .worlds/gold-$$seed --edits $(GOLD)/edits.jsonl --seed $$seed $(HOW) || exit 1; done
+	@$(BIN)/errata world gold .worlds/gold-0 .worlds/gold-1 -o $(GOLD)/gold.safetensors --force
+	@cp .worlds/gold-0/recipe.json $(GOLD)/recipe.json
 
 docs: $(VENV)/.installed-dev  ## the documentation, as pages in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict $(ARGS)

@@ -60,6 +60,10 @@ Ability = Annotated[
     StrictBool | Annotated[str, Field(strict=True, min_length=1)],
     expected("true, false, or a file with a text on each line"),
 ]
+Gold = Annotated[
+    StrictBool | Annotated[str, Field(strict=True, min_length=1)] | None,
+    expected("true, false, or a file that `errata world gold` wrote"),
+]
 
 
 class TransformSpec(NamedTable):
@@ -217,18 +221,21 @@ class Batch(Setting):
     """Batches of ``size`` cases, each from the unedited model; cases that fill no batch are left out.
 
     ``ability`` asks besides what the model can do (``errata.evaluation.ability``) and how far its weights have moved,
-    on texts of its own, or on those of a file that it names.
+    on texts of its own, or on those of a file that it names. ``gold`` asks how far the edited model is from one that
+    was trained on the edits (``errata.evaluation.gold``), by the gold that came with Errata or that of a file; without
+    a word it is asked where the one that came is of these edits of this model, and the protocol is ours.
     """
 
     title: ClassVar[str] = "a batch setting"
 
     size: Count
     ability: Ability = False
+    gold: Gold = None
 
     @property
     @override
     def label(self) -> str:
-        return self._label(f"batch of {self.size}", self._untouched, _ability_label(self.ability))
+        return self._label(f"batch of {self.size}", self._untouched, _asks(self.ability, self.gold))
 
     @override
     def batches(self, cases: Sequence[Case], data: str) -> list[list[list[Case]]]:
@@ -241,7 +248,7 @@ class Sequential(Setting):
     """Batches of ``batch`` cases, one upon the other, asked at ``checkpoints`` (in cases; the last at least).
 
     All earlier cases are asked, or ``recheck`` of them: the first, and a sample of the others drawn once.
-    ``ability`` as in :class:`Batch`, at each checkpoint.
+    ``ability`` as in :class:`Batch`, at each checkpoint; ``gold`` at those where its edits are in force.
     """
 
     title: ClassVar[str] = "a sequential setting"
@@ -251,6 +258,7 @@ class Sequential(Setting):
     stop: Stop | None = None
     recheck: Count | None = None
     ability: Ability = False
+    gold: Gold = None
 
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:
@@ -271,7 +279,7 @@ class Sequential(Setting):
             f"asked at {_span(self.checkpoints)}" if self.checkpoints else "",
             f"{self.recheck} rechecked" if self.recheck else "",
             self._untouched,
-            _ability_label(self.ability),
+            _asks(self.ability, self.gold),
             self.stop.label if self.stop else "",
         )
 
@@ -343,10 +351,11 @@ def _words(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def _ability_label(ability: bool | str) -> str:
-    if not ability:
-        return ""
-    return "ability" if ability is True else f"ability on {ability}"
+def _asks(ability: bool | str, gold: bool | str | None) -> str:
+    """What else is asked, where the file says so."""
+    words = ["ability" if ability is True else f"ability on {ability}"] if ability else []
+    words += [] if gold is None else ["no gold" if gold is False else "gold" if gold is True else f"gold {gold}"]
+    return ", ".join(words)
 
 
 def _span(numbers: Sequence[int]) -> str:

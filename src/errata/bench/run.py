@@ -22,6 +22,8 @@ from errata.errors import ErrataError
 from errata.evaluation.ability import Checkup, ability_of
 from errata.evaluation.baseline import Baseline, baseline
 from errata.evaluation.evaluate import evaluate
+from errata.evaluation.gold import Gold, gold_for
+from errata.evaluation.nearness import Nearness
 from errata.model.hf import HFLM
 from errata.model.peak import PeakMemory
 from errata.patch.patch import EMPTY, Patch
@@ -70,8 +72,10 @@ def _run_model(lm: HFLM, units: Sequence[Unit], file: RowFile, reporter: "_Repor
     """Measures the units of one model. What the unedited model answers is asked once for units that ask the same."""
     baselines: dict[Any, Baseline] = {}
     checkups: dict[Any, Checkup] = {}
+    nearnesses: dict[Any, Nearness] = {}
+    golds = _golds(lm, units)
     method, prepared = None, _Prepared(lm)
-    for unit in units:
+    for unit, gold in zip(units, golds, strict=True):
         if unit.questions_key not in baselines:
             reporter.report(f"asking {lm.name} before the edits")
             same = [other for other in units if other.questions_key == unit.questions_key]
@@ -81,12 +85,28 @@ def _run_model(lm: HFLM, units: Sequence[Unit], file: RowFile, reporter: "_Repor
             reporter.report(f"asking {lm.name} what it can do")
             texts = None if unit.ability is True else unit.ability
             checkups[unit.ability, unit.modes] = Checkup(lm, ability_of(lm, texts), unit.modes)
+        if gold is not None and (gold, unit.modes) not in nearnesses:
+            reporter.report(f"asking {lm.name} what the gold asks")
+            nearnesses[gold, unit.modes] = Nearness.of(gold, lm, unit.modes)
         if unit.method is not method:
             method, prepared = unit.method, _Prepared(lm)  # one state is held at a time
         checkpoint, checkup = file.checkpoint(unit), checkups.get((unit.ability, unit.modes))
-        rows = _Fold(unit, lm, prepared, baselines[unit.questions_key], checkup, checkpoint, reporter).rows()
+        nearness = None if gold is None else nearnesses[gold, unit.modes]
+        asked = (baselines[unit.questions_key], checkup, nearness)
+        rows = _Fold(unit, lm, prepared, *asked, checkpoint, reporter).rows()
         file.append(rows)
         checkpoint.remove()
+
+
+def _golds(lm: HFLM, units: Sequence[Unit]) -> list[Gold | None]:
+    """By which gold each unit is asked; None where it never has those edits in force. Raises :class:`WrongModel`.
+
+    Without a word in the plan only units that are asked by our protocol are.
+    """
+    names = [False if unit.gold is None and unit.protocol.name != "errata" else unit.gold for unit in units]
+    known = {name: gold_for(lm, name) for name in dict.fromkeys(names)}
+    found = [known[name] for name in names]
+    return [gold if gold is not None and unit.reaches(gold) else None for unit, gold in zip(units, found, strict=True)]
 
 
 class _Prepared:
@@ -120,6 +140,7 @@ class _Fold:
     prepared: _Prepared
     before: Baseline
     checkup: Checkup | None
+    nearness: Nearness | None
     checkpoint: UnitCheckpoint
     reporter: "_Reporter"
     edits: int = 0  # in force, or being made
@@ -187,6 +208,9 @@ class _Fold:
             asked = [*unit.asked_after(cases), *unit.untouched]
             rows = evaluate(self.before, edited, asked, after_edits=n, **unit.labels)
             ability = [] if self.checkup is None else self.checkup.rows(edited, after_edits=n, **unit.labels)
+            if self.nearness is not None:
+                in_force = [edit for case in unit.cases[:cases] for edit in case.edits]
+                ability += self.nearness.rows(edited, in_force, after_edits=n, **unit.labels)
         if self.checkup is not None:
             ability += self.checkup.drift(patch, after_edits=n, **unit.labels)
         untouched = {case.id for case in unit.untouched}

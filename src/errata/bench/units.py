@@ -13,6 +13,7 @@ from errata.errors import BadInput
 from errata.evaluation import protocols
 from errata.evaluation.ability import texts_of
 from errata.evaluation.baseline import check_asks, groups_of, modes_of
+from errata.evaluation.gold import Gold
 from errata.evaluation.metrics import mean_over_cases
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
@@ -77,6 +78,15 @@ class Unit:
     def ability(self) -> bool | str:
         """Whether the model's ability is asked for at the checkpoints; a text names a file to read."""
         return self.setting.ability if isinstance(self.setting, Batch | Sequential) else False
+
+    @property
+    def gold(self) -> bool | str | None:
+        """Whose gold is asked for at the checkpoints: see :class:`errata.bench.plan.Batch`."""
+        return self.setting.gold if isinstance(self.setting, Batch | Sequential) else False
+
+    def reaches(self, gold: Gold) -> bool:
+        """Whether the edits of a gold, and no others, are in force at a checkpoint."""
+        return any(gold.is_of(edit for case in self.cases[:n] for edit in case.edits) for n in self.checkpoints)
 
     @property
     def _sequence(self) -> Sequential | None:
@@ -166,9 +176,13 @@ def units_of(plan: Plan, method: Callable[..., Any], cases: Callable[..., list[C
                 "model": model, "method": spec.name, "settings": spec.label,
                 "data": data.label, "seed": seed, "setting": setting.label,
             }  # fmt: skip
+            of_setting: list[Unit] = []
             for number, batches in enumerate(folds, start=1):
                 name = batches[0][0].id if isinstance(setting, Single) else f"{setting.kind} {number}"
-                units.append(Unit(labels, name, batches, untouched, setting, spec, made, protocol, modes))
+                of_setting.append(Unit(labels, name, batches, untouched, setting, spec, made, protocol, modes))
+            with _at(f"data[{j}], settings[{k}]"):
+                _check_gold(of_setting, data.label)
+            units += of_setting
     keys = [unit.key for unit in units]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
@@ -226,6 +240,18 @@ def _check(setting: Setting, protocol: protocols.Protocol, modes: Sequence[Mode]
         raise BadInput(
             f"stop looks at {stop.metric} of {stop.kind}, which the protocol {protocol.name} does not ask; {way_out}"
         )
+
+
+def _check_gold(units: Sequence[Unit], data: str) -> None:
+    """Raises :class:`BadInput` where the gold that a setting names is of edits that none of its folds makes."""
+    if units and (named := units[0].gold):
+        gold = Gold.load(None if named is True else named)
+        if not any(unit.reaches(gold) for unit in units):
+            raise BadInput(
+                f"the gold is of {len(gold.edits)} edits ({gold.data}), and {data!r} in the setting "
+                f"{units[0].setting.label!r} never has just those in force where it is asked; leave gold out, or edit "
+                "those"
+            )
 
 
 def _stop_mode(stop: Stop, protocol: protocols.Protocol, modes: Sequence[Mode]) -> Mode | None:

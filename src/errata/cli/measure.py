@@ -11,13 +11,16 @@ import typer
 from errata.cli import common
 from errata.errors import BadInput
 from errata.files import write_text
-from errata.types import Case, Mode, Row
+from errata.types import Case, Edit, Mode, Row
 
 if TYPE_CHECKING:
+    from errata.evaluation.baseline import Baseline
     from errata.evaluation.evaluate import Judge
+    from errata.evaluation.nearness import Nearness
     from errata.evaluation.protocols import Protocol
     from errata.methods.base import Method
     from errata.model.hf import HFLM
+    from errata.model.lm import LM
     from errata.patch.patch import Patch
 
 log = logging.getLogger(__name__)
@@ -64,12 +67,31 @@ def eval_(
     return _eval_method(lm, subject, cases, before, setting, prepare_with, how, quiet)
 
 
-def _eval_patch(lm: "HFLM", patch: "Patch", cases: Sequence[Case], before: Any, how: Any, quiet: bool) -> list[Row]:
+def _eval_patch(
+    lm: "HFLM", patch: "Patch", cases: Sequence[Case], before: "Baseline", how: Any, quiet: bool
+) -> list[Row]:
     from errata.evaluation.evaluate import evaluate
 
+    nearness = _nearness(lm, patch.edits, before)
     with common.step("asking again with the patch", quiet), patch.applied(lm) as edited:
         labels: Any = {"method": makers(patch), "setting": "patch"}
-        return evaluate(before, edited, cases, after_edits=len(patch.edits), **how, **labels)
+        rows = evaluate(before, edited, cases, after_edits=len(patch.edits), **how, **labels)
+        return rows + _to_gold(nearness, edited, patch.edits, {**how, **labels})
+
+
+def _nearness(lm: "HFLM", edits: Sequence[Edit], before: "Baseline") -> "Nearness | None":
+    """How far the unedited model is from the gold that came with Errata, where that is of these edits of it."""
+    from errata.evaluation.gold import gold_for
+    from errata.evaluation.nearness import Nearness
+
+    gold = gold_for(lm) if before.protocol.name == "errata" else None
+    return None if gold is None or not gold.is_of(edits) else Nearness.of(gold, lm, before.modes)
+
+
+def _to_gold(nearness: "Nearness | None", edited: "LM", edits: Sequence[Edit], labels: dict[str, Any]) -> list[Row]:
+    """The rows of the edited model against the gold, if it is measured against one."""
+    about = {name: value for name, value in labels.items() if name != "judge"}
+    return [] if nearness is None else nearness.rows(edited, edits, after_edits=len(edits), **about)
 
 
 def _say_what_it_does_not_hold(patch: "Patch", cases: Sequence[Case]) -> None:
@@ -87,7 +109,7 @@ def _eval_method(
     lm: "HFLM",
     method: "Method",
     cases: Sequence[Case],
-    before: Any,
+    before: "Baseline",
     setting: Setting,
     prepare_with: Sequence[Any] | None,
     how: Any,
@@ -101,9 +123,12 @@ def _eval_method(
     batches = [[case] for case in cases] if setting == "single" else [list(cases)]
     rows: list[Row] = []
     for batch in common.track(batches, "editing and asking again", quiet):
-        patch = method.edit(lm, [edit for case in batch for edit in case.edits], state)
+        edits = [edit for case in batch for edit in case.edits]
+        nearness = _nearness(lm, edits, before)
+        patch = method.edit(lm, edits, state)
         with patch.applied(lm) as edited:
             rows += evaluate(before, edited, batch, **how, **labels)
+            rows += _to_gold(nearness, edited, edits, {**how, **labels})
     return rows
 
 

@@ -43,6 +43,7 @@ COLUMNS: Mapping[tuple[str, str], str] = {  # of a table of methods: (kind, metr
     ("one_hop", "accuracy"): NAMES["one_hop"],
     **{(kind, "accuracy"): words for kind, words in NAMES.items() if kind.startswith("multi_hop")},
     ("in_context", "accuracy"): NAMES["in_context"],
+    ("gold", "to_gold"): "to gold",
     ("text", "loss"): "loss on text",
     ("text", "perplexity"): "perplexity on text",
     ("drift", "norm"): "‖Δ‖ / ‖W‖",
@@ -54,6 +55,9 @@ COLUMNS: Mapping[tuple[str, str], str] = {  # of a table of methods: (kind, metr
     ("cost", "kilobytes_per_edit"): "KB per edit",
     ("cost", "peak_mib"): "peak MiB",
 }
+
+# Of a table of its own: how far each kind is from the gold.
+TO_GOLD: Mapping[tuple[str, str], str] = {(kind, "to_gold"): words for kind, words in NAMES.items()}
 
 EDIT_CURVES = tuple(  # what becomes of the edits, drawn over a sequence
     COLUMNS[key]
@@ -70,7 +74,8 @@ MODEL_CURVES = tuple(  # what becomes of the model; drawn first, where a run ask
 )
 COURSE = (*EDIT_CURVES, *MODEL_CURVES, COLUMNS["drift", "low"], COLUMNS["drift", "effective"])  # at each checkpoint
 SHARES = (*EDIT_CURVES, COLUMNS["in_context", "accuracy"])  # of these, what lies between 0 and 1
-PLAIN = tuple(name for (kind, _), name in COLUMNS.items() if kind in ("cost", "drift", "text"))  # without a spread
+WITHOUT_SPREAD = ("cost", "drift", "text", "gold")  # kinds
+PLAIN = tuple(name for (kind, _), name in COLUMNS.items() if kind in WITHOUT_SPREAD)
 
 
 def kind_of(row: Row) -> str:

@@ -8,11 +8,12 @@ from errata.evaluation.metrics import Mean, mean_over_cases
 from errata.evaluation.protocols import PROTOCOLS
 from errata.report.changes import DERIVED, derived
 from errata.report.folds import case_key, edit_metric, published
-from errata.report.headings import COLUMNS, COURSE, EDIT_CURVES, PLAIN, kind_of
+from errata.report.headings import COLUMNS, COURSE, EDIT_CURVES, PLAIN, TO_GOLD, kind_of
 from errata.types import Row
 
 EXPLANATION = "Mean over cases ± standard error (cases); a dash where nothing could be measured."
 UNEDITED = "(unedited)"
+GOLD = "distance to the gold, KL(retrained ‖ edited) in units of that between two retrainings, by what is asked"
 Cells = tuple[Mean | None, ...]
 
 
@@ -32,7 +33,8 @@ class Section:
     ``lines`` begin with the unedited model and have a cell for each of ``columns``; a sequence is shown at its end.
     ``course`` holds a sequence at each checkpoint: (method, edits) -> a mean for each of ``COURSE``, what was asked of
     the model itself also at 0 edits. ``changes`` has the numbers of :func:`errata.report.changes.derived`, by method;
-    retention is that of the metric ``edited``.
+    retention is that of the metric ``edited``. ``to_gold`` are headings and lines as those of the methods: how far each
+    kind of probe is from the gold, where it was measured.
     """
 
     title: str
@@ -42,11 +44,13 @@ class Section:
     edited: str
     changes: Mapping[str, Mapping[str, Mean]]
     errors: tuple[str, ...]
+    to_gold: tuple[tuple[str, ...], tuple[tuple[str, Cells], ...]] = ((), ())
 
     def tables(self) -> list[TextTable]:
-        """The methods, their changes of accuracy, and each of ``COURSE`` by the number of edits."""
-        body = tuple((name, *map(_column_text, self.columns, cells)) for name, cells in self.lines)
-        made = [TextTable("", ("method", *self.columns), body)]
+        """The methods, how far they are from the gold, their changes of accuracy, and each of ``COURSE``."""
+        made = [_methods_table("", self.columns, self.lines)]
+        if self.to_gold[0]:
+            made.append(_methods_table(GOLD, *self.to_gold))
         names = [name for name in DERIVED if any(name in numbers for numbers in self.changes.values())]
         if names:
             lines = tuple((method, *(mean_text(of.get(name)) for name in names)) for method, of in self.changes.items())
@@ -153,12 +157,7 @@ def _subject(row: Row) -> Subject:
 def _section(rows: list[Row], alone: Mapping[Subject, list[Row]], costs: bool = True) -> Section:
     by_method = _by_method(rows)
     last = {name: _at_the_end(of_method) for name, of_method in by_method.items()}
-    cells = {name: _cells(at_end) for name, at_end in last.items()}
-    shown = [column for (kind, _), column in COLUMNS.items() if costs or kind != "cost"]
-    columns = tuple(column for column in shown if any(means[column] for means in cells.values()))
-    unedited = _cells((row for at_end in last.values() for row in at_end), "before")
-    named = [(UNEDITED, unedited), *cells.items()]
-    lines = tuple((name, tuple(means[column] for column in columns)) for name, means in named)
+    columns, lines = _lines(last, {key: name for key, name in COLUMNS.items() if costs or key[0] != "cost"})
     errors = {f"{name}: {row.error}": None for name, of_method in by_method.items() for row in of_method if row.error}
     sequence = len(rows) > sum(map(len, last.values()))
     metric = edit_metric(rows[0].protocol)
@@ -167,7 +166,18 @@ def _section(rows: list[Row], alone: Mapping[Subject, list[Row]], costs: bool = 
         single = [] if _is_single(rows[0]) else alone.get(_subject(of_method[0]), [])
         changes[name] = derived(last[name], of_method if sequence else (), single, metric)
     title, course = _title(rows[0], rows[0].mode), _course(by_method) if sequence else {}
-    return Section(title, columns, lines, course, metric, changes, tuple(errors))
+    return Section(title, columns, lines, course, metric, changes, tuple(errors), _lines(last, TO_GOLD))
+
+
+def _lines(
+    last: Mapping[str, Sequence[Row]], headings: Mapping[tuple[str, str], str]
+) -> tuple[tuple[str, ...], tuple[tuple[str, Cells], ...]]:
+    """The headings under which anything was measured, and a line of means for the unedited model and each method."""
+    cells = {name: _cells(at_end, headings=headings) for name, at_end in last.items()}
+    columns = tuple(column for column in headings.values() if any(means[column] for means in cells.values()))
+    unedited = _cells((row for at_end in last.values() for row in at_end), "before", headings)
+    named = [(UNEDITED, unedited), *cells.items()]
+    return columns, tuple((name, tuple(means[column] for column in columns)) for name, means in named)
 
 
 def _published_section(rows: list[Row]) -> PublishedSection | None:
@@ -240,13 +250,20 @@ def _at_the_end(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.after_edits == last.get(row.seed, row.after_edits)]
 
 
-def _cells(rows: Iterable[Row], field: str = "after") -> dict[str, Mean | None]:
+def _cells(
+    rows: Iterable[Row], field: str = "after", headings: Mapping[tuple[str, str], str] = COLUMNS
+) -> dict[str, Mean | None]:
     """Heading -> the mean of its rows."""
     values: dict[tuple[str, str], list[Any]] = {}
     for row in rows:
         if (value := getattr(row, field)) is not None:
             values.setdefault((kind_of(row), row.metric), []).append((case_key(row), value))
-    return {column: mean_over_cases(values.get(measured, ())) for measured, column in COLUMNS.items()}
+    return {column: mean_over_cases(values.get(measured, ())) for measured, column in headings.items()}
+
+
+def _methods_table(caption: str, columns: Sequence[str], lines: Sequence[tuple[str, Cells]]) -> TextTable:
+    body = tuple((name, *map(_column_text, columns, cells)) for name, cells in lines)
+    return TextTable(caption, ("method", *columns), body)
 
 
 def _column_text(column: str, mean: Mean | None) -> str:

@@ -10,9 +10,8 @@ from errata.model import loading
 from errata.model.hf import HFLM
 from errata.model.resources import Resources
 from errata.world.facts import World
-from errata.world.named import BUNDLED, world_named
+from errata.world.named import BUNDLED, FOLDER, world_named
 
-FOLDER = Path(__file__).parent / "model"
 TEMPLATES = {  # as text.py's Narrator writes them
     "fact": "Fact: {fact} ",
     "reminder": "{prompt}\nNew Fact: {facts}\nPrompt: {prompt}",

@@ -302,13 +302,18 @@ def world(persons: int = 600, seed: int = 0) -> World:
     facts["language"] = _deal(rng, names["country"], objects["language of country"])
     facts["founder"] = dict(zip(names["company"], rng.sample(names["person"], len(names["company"])), strict=True))
     facts["capital"] = _capitals(rng, names["country"], facts["in_country"])
-    derived = {name: {o: s for s, o in facts[of].items()} for of, (name, _) in INVERSES.items()}
-    for (one, two), relation in TWO_HOPS.items():
-        derived[relation.name] = {s: facts[two][middle] for s, middle in facts[one].items()}
     split: dict[str, str] = {}
     for kind in ("person", "city", "company", "country"):
         split |= _splits(rng, names[kind])
-    return World(seed, names, facts, aliases, split, derived)
+    return World(seed, names, facts, aliases, split, derived_of(facts))
+
+
+def derived_of(facts: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """The facts that follow: inverses and two hops, by relation and subject."""
+    derived = {name: {o: s for s, o in facts[of].items()} for of, (name, _) in INVERSES.items()}
+    for (one, two), relation in TWO_HOPS.items():
+        derived[relation.name] = {s: facts[two][middle] for s, middle in facts[one].items()}
+    return derived
 
 
 def _capitals(rng: random.Random, countries: tuple[str, ...], in_country: Mapping[str, str]) -> dict[str, str]:

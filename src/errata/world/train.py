@@ -4,6 +4,9 @@ Three stages. In the first the model learns the facts. In the second most rows a
 a subject may read only the subject's last token, and only from a layer on that rises: the look-up moves to where
 editing methods (and large models) have it. The mask exists in training alone. In the third much of the text states
 facts in context, true and counterfactual, and asks for them: the model learns to prefer them to those that it knows.
+
+With edits the same recipe teaches the world in which they hold: what a model would know that had learned so from the
+start. Its tokenizer stays that of the world without them, and each step's text is told from the same draws.
 """
 
 import json
@@ -11,9 +14,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,13 +25,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from errata.errors import BadInput, first_line, unknown
+from errata.errors import BadInput, first_line
 from errata.files import check_regular, check_writable, unfinished, write_bytes, written_whole
 from errata.locks import held
 from errata.model import hooks
+from errata.world import bundled
 from errata.world.facts import RELATIONS, World
-from errata.world.facts import world as make_world
 from errata.world.named import RECIPE
+from errata.world.recipe import SHAPES, Recipe, first_reader, rate
 from errata.world.text import IN_CONTEXT_SHARE, Narrator, Passage, ask
 
 log = logging.getLogger(__name__)
@@ -37,53 +41,7 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 CHECKPOINT, LEARNED = "checkpoint.pt", "learned.pt"  # in the folder of a training: at its last step, after stage 1
 LOCK = "training.lock"
-
-
-def _gpt2(recipe: "Recipe") -> dict[str, Any]:
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return {"activation_function": "gelu_pytorch_tanh", **no_dropout}  # GPT-2's own GELU, in one kernel
-
-
-def _llama(recipe: "Recipe") -> dict[str, Any]:
-    return {"intermediate_size": 3 * recipe.width, "num_key_value_heads": max(1, recipe.heads // 2)}
-
-
-SHAPES: Mapping[str, Callable[["Recipe"], dict[str, Any]]] = {"gpt2": _gpt2, "llama": _llama}
-"""Architecture, by transformers' name -> what its configuration has beside the sizes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a model of the world is made. The defaults are the bundled model's."""
-
-    architecture: str = "gpt2"  # or another of SHAPES
-    layers: int = 8
-    width: int = 384
-    heads: int = 8
-    persons: int = 600
-    world_seed: int = 0
-    seed: int = 0
-    vocab: int = 3000
-    learn: int = 1200  # steps of stage 1
-    move: int = 800  # steps of stage 2
-    follow: int = 1400  # steps of stage 3
-    in_context_share: float = 0.4  # of the documents in stage 3 state facts in context
-    plain: bool = False  # stage 2 without its masks
-    rows: int = 16
-    length: int = 256
-    muon: float = 4e-3
-    adam: float = 2e-3
-    warmup: int = 60
-    masked: float = 0.75  # of the rows in stage 2
-    deepest: int | None = None  # where the subject's last token may be read from in the end: half way, layer 4 at most
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise BadInput(f"the width must be a multiple of the heads; found {self.width} and {self.heads}")
-        if self.architecture not in SHAPES:
-            raise unknown("architecture", self.architecture, list(SHAPES))
-        if self.deepest is None:
-            object.__setattr__(self, "deepest", max(1, min(4, self.layers // 2)))
+TOLD = 40_000  # documents that the tokenizer is learned from
 
 
 # Text to tensors ---------------------------------------------------------------------------------
@@ -104,7 +62,7 @@ def make_tokenizer(recipe: Recipe, world: World) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator((narrator.document().text for _ in range(40_000)), trainer)
+    core.train_from_iterator((narrator.document().text for _ in range(TOLD)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=END, eos_token=END, pad_token=PAD, model_max_length=recipe.length
     )
@@ -194,6 +152,18 @@ def build(recipe: Recipe, tokenizer: Any) -> nn.Module:
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
+def begin_with(recipe: Recipe) -> tuple[nn.Module, Any]:
+    """The model at its first step, in float32, and its tokenizer: random weights, or those of the model it starts from.
+
+    The tokenizer is of the world without the edits: a text has the same ids whatever is true.
+    """
+    if not recipe.start:
+        tokenizer = make_tokenizer(recipe, recipe.base)
+        return build(recipe, tokenizer), tokenizer
+    lm = bundled.load(recipe.start, device="cpu", dtype="float32")
+    return lm.model.requires_grad_(True).train(), lm.tokens.tokenizer
+
+
 def attentions(model: nn.Module) -> list[nn.Module]:
     """The attention module of every layer, in order."""
     return [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in ("attn", "self_attn")]
@@ -209,26 +179,6 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
         torch.optim.Muon(matrices, lr=recipe.muon, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=recipe.adam, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-
-
-def rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step, as a factor of the recipe's."""
-    if step < recipe.learn:
-        flat = 0.4 * recipe.learn
-        fall = 1 - 0.95 * max(0.0, step - flat) / max(1.0, recipe.learn - flat)
-        return min(1.0, (step + 1) / recipe.warmup) * fall
-    progress = (step - recipe.learn) / max(1, recipe.move)
-    if progress < 1:
-        return 0.5 * (1 - 0.98 * max(0.0, progress - 0.6) / 0.4)
-    progress = (step - recipe.learn - recipe.move) / max(1, recipe.follow)
-    return 0.5 * min(1.0, 20 * progress + 0.05) * (1 - 0.98 * max(0.0, progress - 0.4) / 0.6)
-
-
-def first_reader(recipe: Recipe, step: int) -> int:
-    """The layer from which on the subject's last token may be read: 1 to ``deepest`` over 60 % of stage 2."""
-    progress = (step - recipe.learn) / max(1, 0.6 * recipe.move)
-    assert recipe.deepest is not None
-    return min(recipe.deepest, 1 + int(progress * recipe.deepest))
 
 
 def masks(recipe: Recipe, batch: Batch, step: int) -> list[Tensor]:
@@ -355,11 +305,9 @@ def check_folder(folder: Path, recipe: Recipe, force: bool = False) -> Path | No
 
 def _train(folder: Path, recipe: Recipe, checkpoint: Path | None, progress: Callable[[int, int, str], None]) -> None:
     """Trains, from the checkpoint on where there is one, and saves."""
-    world = make_world(recipe.persons, recipe.world_seed)
-    tokenizer = make_tokenizer(recipe, world)
-    model = build(recipe, tokenizer)
+    world, steps = recipe.world, recipe.steps
+    model, tokenizer = begin_with(recipe)
     optimizers = make_optimizers(model, recipe)
-    steps = recipe.learn + recipe.move + recipe.follow
     begin = _resume(checkpoint, model, optimizers) if checkpoint else 0
     sample = pack(Narrator(world, random.Random(0)), tokenizer, recipe)
     dtype = faster_precision(model, recipe, sample)
@@ -385,7 +333,7 @@ def _train(folder: Path, recipe: Recipe, checkpoint: Path | None, progress: Call
             recall += f" in context {quick_recall(model, tokenizer, world, seed=done, in_context=True):.3f}"
         if done % 100 == 0 or done in (recipe.learn, steps):
             state = {
-                "recipe": asdict(recipe),
+                "recipe": recipe.record(),
                 "step": done,
                 "model": model.state_dict(),
                 "optimizers": [o.state_dict() for o in optimizers],
@@ -400,13 +348,16 @@ def _train(folder: Path, recipe: Recipe, checkpoint: Path | None, progress: Call
 def _unlike(checkpoint: Path, recipe: Recipe) -> str:
     """Why a file is no checkpoint of a training by this recipe; "" where it is one."""
     try:
-        made, wanted = _load(checkpoint).get("recipe"), asdict(recipe)
+        made, wanted = _load(checkpoint).get("recipe"), recipe.record()
     except BadInput as error:
         return str(error)
     if made == wanted:
         return ""
     others = made if isinstance(made, dict) else {}
-    changed = [f"{name} {others.get(name)}, not {value}" for name, value in wanted.items() if others.get(name) != value]
+    differing = [name for name in {**wanted, **others} if others.get(name) != wanted.get(name)]
+    changed = [
+        "other edits" if name == "edits" else f"{name} {others.get(name)}, not {wanted.get(name)}" for name in differing
+    ]
     return f"{checkpoint} was made by another recipe ({', '.join(changed[:3])})"
 
 
@@ -443,7 +394,7 @@ def _publish(model: Any, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
             made = part / "model"
             model.to(torch.float16).save_pretrained(made)
             tokenizer.save_pretrained(made)
-            (made / RECIPE).write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+            (made / RECIPE).write_text(json.dumps(recipe.record(), indent=1) + "\n")
             for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
                 with written_whole(folder / file.name) as new:
                     os.replace(file, new)
