@@ -13,7 +13,7 @@ from errata.types import Case, Edit, Kind
 FOLLOW: tuple[Kind, ...] = ("paraphrase", "question", "alias")
 KEEP: tuple[Kind, ...] = ("neighborhood", "same_subject", "unrelated", "distractor")
 FEWEST = 8  # cases with all that is needed
-DRAWS = 16  # of training cases, where they go with the model
+DRAWS = 32  # of training cases, where they go with the model
 
 
 @dataclass(frozen=True)
