@@ -49,6 +49,7 @@ METHODS: dict[str, str] = {
     "rag": "errata.methods.prompting.rag:RAG",
     "memprompt": "errata.methods.prompting.rag:MemPrompt",
     "mend": "errata.methods.trained.gradient.mend:MEND",
+    "language-patches": "errata.methods.trained.routed.language_patches:LanguagePatchMethod",
     "mello": "errata.methods.prompting.mello:MeLLo",
 }
 

@@ -1,0 +1,331 @@
+"""The wrapper that answers by language patches: p(y | x) = g · I(y | x) + (1 − g) · f(y | x).
+
+f is the model, g the gate (:mod:`.language_gate`), and I, of an override patch, says the patch's answer and goes on as
+f does. A mixture of texts, token by token: w₀ = g, p(yⱼ) = wⱼ I(yⱼ) + (1 − wⱼ) f(yⱼ), wⱼ₊₁ / (1 − wⱼ₊₁) =
+I(yⱼ) / f(yⱼ) · wⱼ / (1 − wⱼ). With g above 1/2 its greedy text begins with the answer; at or below the threshold, which
+is 1/2 at least, g counts as 0, and the model answers as it is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from errata.errors import BadInput, Unsupported, WrongModel
+from errata.methods.memory.log import EditLog
+from errata.methods.trained.routed.language_gate import SURE, Gate, read
+from errata.methods.trained.routed.language_rules import Rule, filled, rule_of
+from errata.model.hf import HFLM
+from errata.model.lm import LM, listed
+from errata.model.tokens import Tokens, joined
+from errata.patch.parts import Wrapper
+from errata.patch.schema import Floats, Length
+from errata.subjects import mentions
+from errata.types import Score
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+MOST = 1 - 1e-4  # of a gate: what the patch does not say keeps a log-probability
+STEPS = 10  # gates of one tenth count as equal: the newer patch wins
+
+
+@dataclass(frozen=True, eq=False)
+class LanguagePatches(Wrapper):
+    """Patches in words, in the order in which they were made, and the gate that says which one a query is under.
+
+    ``objects`` are what the conditions' clauses end with ("Tivik"), empty for edits about one subject.
+    """
+
+    kind: ClassVar[str] = "language-patches"
+
+    log: EditLog
+    objects: Annotated[tuple[str, ...], Length("n")]
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Length("l")]
+    threshold: Annotated[float, Field(ge=0.5, lt=1)]
+    look: Annotated[Tensor, Floats("r *")]
+    ends: Annotated[Tensor, Floats("2 r")]
+    relation: Annotated[Tensor, Floats("r w")]
+    alike: Annotated[Tensor, Floats("2")]
+    belief: Annotated[Tensor, Floats("2")]
+
+    @cached_property
+    def gate(self) -> Gate:
+        """The gate of the part's tensors."""
+        return Gate.of(self.tensors())
+
+    @cached_property
+    def rules(self) -> list[Rule]:
+        """What each patch says."""
+        return [rule_of(record.prompt, record.subject, record.at) for record in self.log]
+
+    @override
+    def check_content(self) -> None:
+        if self.look.shape[1] != 3 * self.relation.shape[1]:
+            raise BadInput(f"look is {self.look.shape[1]} wide, expected 3 x {self.relation.shape[1]}")
+        for rule, object_ in zip(self.rules, self.objects, strict=True):
+            if bool(object_) != (rule.clause is not None) or not (rule.clause or "").endswith(object_):
+                raise BadInput(f"the object {object_!r} does not end the clause {rule.clause!r}")
+
+    @override
+    def check_model(self, lm: HFLM) -> None:
+        self.sizes()
+        depth, width = lm.sites.prompt_stack.depth, getattr(lm.config, "hidden_size", None)
+        if max(self.layers) >= depth or (width and len(self.layers) * width != self.relation.shape[1]):
+            raise WrongModel(
+                f"the language patches read blocks {list(self.layers)}, {self.relation.shape[1]} numbers in all; this "
+                f"model has {depth} of the width {width}"
+            )
+
+    @override
+    def wrap(self, inner: LM) -> LM:
+        return PatchedLM(self, inner)
+
+    @override
+    def without(self, edit_id: str) -> "Self | None":
+        left = [i for i, record in enumerate(self.log) if record.id != edit_id]
+        kept = replace(self, log=tuple(self.log[i] for i in left), objects=tuple(self.objects[i] for i in left))
+        return kept if left else None
+
+    @override
+    def entries(self) -> list[dict[str, Any]]:
+        return [
+            {"edit": record.id, "if": says(rule), "then": record.target_new, "asked": rule.asks}
+            for record, rule in zip(self.log, self.rules, strict=True)
+        ]
+
+    @override
+    def summary(self) -> list[dict[str, Any]]:
+        numbers = sum(tensor.numel() for tensor in self.tensors().values())
+        return [{"kind": self.kind, "patches": len(self.log), "numbers": numbers}]
+
+
+def says(rule: Rule) -> str:
+    """A rule's condition in words."""
+    return f"the subject is {rule.subject}" if rule.clause is None else rule.clause.replace("{}", "the subject")
+
+
+# The model behind the gate -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Open:
+    """The patch that a query is under: its number, its gate g and the ids of its answer."""
+
+    patch: int
+    g: float
+    ids: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchedLM(LM):
+    """The inner model, where no patch's gate is open, and else the mixture with the patch's answer."""
+
+    part: LanguagePatches
+    inner: LM
+
+    @property
+    def tokens(self) -> Tokens:
+        """The inner model's."""
+        return self.model.tokens
+
+    @cached_property
+    def model(self) -> HFLM:
+        """The model inside all wrappers, which the gate reads."""
+        lm: Any = self.inner
+        while not isinstance(lm, HFLM):
+            lm = getattr(lm, "inner", None)
+            if lm is None:
+                raise Unsupported(f"language patches read hidden states, and {type(self.inner).__name__} shows none")
+        return lm
+
+    # Gates -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def gates(self, prompts: Sequence[str]) -> "npt.NDArray[np.float64]":
+        """The gate of each patch for each prompt. (b, n)"""
+        prompts, rules = listed(prompts), self.part.rules
+        g = np.zeros((len(prompts), len(rules)))
+        asked = [(i, x) for i, x in enumerate(prompts) if isinstance(cast(Any, x), str) and x.strip()]
+        pairs = [(i, j, who) for i, x in asked for j, who in self._named(x)]
+        pairs += self._about(asked)
+        pairs, what = self._asked(prompts, pairs)
+        held = self._held(pairs)
+        for (i, j, _), one, two in zip(pairs, what, held, strict=True):
+            g[i, j] = min(MOST, torch.sigmoid(one).item() * torch.sigmoid(two).item())
+        for i, x in asked:
+            for j, record in enumerate(self.part.log):
+                g[i, j] = MOST if x.strip() == record.prompt.strip() else g[i, j]
+        return g
+
+    def _named(self, x: str) -> list[tuple[int, str]]:
+        """The patches about one subject that a query names."""
+        some = enumerate(self.part.rules)
+        return [(j, rule.subject) for j, rule in some if rule.subject is not None and mentions(x, rule.subject)]
+
+    def _about(self, asked: Sequence[tuple[int, str]]) -> list[tuple[int, int, str]]:
+        """Queries and the patches with a clause, with whom the query is about."""
+        clauses = [j for j, rule in enumerate(self.part.rules) if rule.clause is not None]
+        if not clauses or not asked:
+            return []
+        reads = read(self.model, [x for _, x in asked], self.part.layers)
+        whom = [one.subject(int(self.part.gate.spans(one).argmax())) if one.spans else None for one in reads]
+        return [(i, j, who) for (i, _), who in zip(asked, whom, strict=True) if who is not None for j in clauses]
+
+    def _asked(
+        self, prompts: Sequence[str], pairs: Sequence[tuple[int, int, str]]
+    ) -> tuple[list[tuple[int, int, str]], list[Tensor]]:
+        """The pairs in which the query may ask for what the patch is about, and the log-odds that it does."""
+        own = [self.part.rules[j].about(who) for _, j, who in pairs]
+        texts = list(dict.fromkeys([*(prompts[i] for i, _, _ in pairs), *own]))
+        ends = {one.text: one.end for one in read(self.model, texts, self.part.layers, words=False)} if texts else {}
+        left, odds = list[tuple[int, int, str]](), list[Tensor]()
+        for pair, text in zip(pairs, own, strict=True):
+            x = prompts[pair[0]]
+            found = self.part.gate.asks(ends[x][None], ends[text][None])[0]
+            found = torch.full_like(found, SURE) if x.strip() == text else found
+            if torch.sigmoid(found) > self.part.threshold:  # the gate is at most that
+                left.append(pair)
+                odds.append(found)
+        return left, odds
+
+    def _held(self, pairs: Sequence[tuple[int, int, str]]) -> list[Tensor]:
+        """The log-odds that each pair's subject meets the patch's condition."""
+        clauses = [self.part.rules[j].clause for _, j, _ in pairs]
+        some = [k for k, clause in enumerate(clauses) if clause is not None]
+        sure = torch.full((len(pairs),), SURE)
+        if some:
+            objects = [self.part.objects[pairs[k][1]] for k in some]
+            stems = [cast(str, clauses[k]).removesuffix(o).rstrip() for k, o in zip(some, objects, strict=True)]
+            prompts = [filled(stem, pairs[k][2]) for k, stem in zip(some, stems, strict=True)]
+            scores = self.model.score(prompts, objects)
+            sure[some] = self.part.gate.holds(torch.tensor([score.total for score in scores]))
+        return list(sure)
+
+    def opened(self, prompts: Sequence[str]) -> list[Open | None]:
+        """The patch of the highest gate that is open for each prompt, the newest of equals."""
+        found: list[Open | None] = []
+        for x, row in zip(listed(prompts), self.gates(prompts), strict=True):
+            best = max(range(len(row)), key=lambda j: (round(row[j] * STEPS), j))
+            if row[best] <= self.part.threshold:
+                found.append(None)
+                continue
+            ids = self.tokens.target(x, self.part.log[best].target_new)
+            found.append(Open(best, float(row[best]), ids))
+        return found
+
+    # Verbs -----------------------------------------------------------------------------------------
+
+    @override
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 32,
+        *,
+        until_answer: bool = False,
+        until: Sequence[str] = (),
+    ) -> list[str]:
+        if max_new_tokens < 1:
+            return self.inner.generate(prompts, max_new_tokens)  # which refuses it
+        found, how = self.opened(prompts), {"until_answer": until_answer, "until": until}
+        texts = self._apart(prompts, found, lambda some, _: self.inner.generate(some, max_new_tokens, **how))
+        for i, one in enumerate(found):
+            if one is not None:
+                room = max_new_tokens - len(one.ids)
+                texts[i] = self._answer(prompts[i], one, max_new_tokens)
+                if self._goes_on(prompts[i], one, room):
+                    texts[i] += self.inner.generate([self._answered(prompts[i], one)], room, **how)[0]
+        return texts
+
+    @override
+    def prolong(
+        self, prompts: Sequence[str], totals: Sequence[int], *, top_k: int = 1, seeds: Sequence[int] | None = None
+    ) -> list[str]:
+        """As :meth:`LM.prolong`; an open patch's answer comes first, and is not drawn."""
+        found, draws = self.opened(prompts), list(range(len(prompts)) if seeds is None else seeds)
+
+        def prolonged(some: Sequence[str], rows: Sequence[int]) -> list[str]:
+            limits = [totals[i] for i in rows]
+            return self.inner.prolong(some, limits, top_k=top_k, seeds=[draws[i] for i in rows])
+
+        texts = self._apart(prompts, found, prolonged)
+        for i, one in enumerate(found):
+            if one is not None:
+                room = totals[i] - self.tokens.count(prompts[i])
+                texts[i] = self._answer(prompts[i], one, max(0, room))
+                if self._goes_on(prompts[i], one, room - len(one.ids)):
+                    texts[i] += prolonged([self._answered(prompts[i], one)], [i])[0]
+        return texts
+
+    def _apart(
+        self,
+        prompts: Sequence[str],
+        found: Sequence[Open | None],
+        ask: Callable[[Sequence[str], Sequence[int]], list[str]],
+    ) -> list[str]:
+        """What the inner model says to the prompts that are under no patch; empty texts for the others."""
+        rows = [i for i, one in enumerate(found) if one is None]
+        texts = [""] * len(prompts)
+        for i, text in zip(rows, ask([prompts[i] for i in rows], rows) if rows else (), strict=True):
+            texts[i] = text
+        return texts
+
+    def _answer(self, prompt: str, one: Open, room: int) -> str:
+        """The answer behind its prompt, of so many tokens at most."""
+        return self.tokens.continuation(self.tokens.prompt(prompt), one.ids[:room])
+
+    def _answered(self, prompt: str, one: Open) -> str:
+        return joined(prompt, self.part.log[one.patch].target_new)
+
+    def _goes_on(self, prompt: str, one: Open, room: int) -> bool:
+        """Whether there is more to say; an encoder-decoder, which is fed no answer, ends with it."""
+        limit = self.tokens.limit
+        fits = limit is None or self.tokens.count(self._answered(prompt, one)) <= limit
+        return room > 0 and fits and not self.model.seq2seq
+
+    @override
+    def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
+        scores = self.inner.score(prompts, targets)
+        found = self.opened(prompts)
+        return [score if one is None else mixed(score, one) for score, one in zip(scores, found, strict=True)]
+
+    @override
+    def next_logprobs(self, prompts: Sequence[str]) -> "npt.NDArray[np.float32]":
+        logprobs = self.inner.next_logprobs(prompts)
+        for i, one in enumerate(self.opened(prompts)):
+            if one is not None:
+                first = one.ids[0]
+                answer = np.logaddexp(np.log(one.g), np.log1p(-one.g) + logprobs[i, first])
+                logprobs[i] += np.log1p(-one.g)
+                logprobs[i, first] = answer
+        return logprobs
+
+    @override
+    def explain(self, prompts: Sequence[str]) -> list[list[str]]:
+        """The patch that each prompt is under; then what the inner model reports."""
+        inside, log = self.inner.explain(prompts), self.part.log
+        return [
+            lines if one is None else [f"language-patches: {log[one.patch]}, gate {one.g:.2f}", *lines]
+            for lines, one in zip(inside, self.opened(prompts), strict=True)
+        ]
+
+
+def mixed(score: Score, one: Open) -> Score:
+    """The score of the mixture, from the model's."""
+    logprobs, argmax = list(score.logprobs), list(score.argmax)
+    odds = float(np.log(one.g) - np.log1p(-one.g))
+    for j, (token, answer) in enumerate(zip(score.tokens, one.ids, strict=False)):
+        argmax[j] = answer
+        rest = -float(np.logaddexp(0, odds)) + score.logprobs[j]  # log (1 − w) f
+        if token != answer:
+            logprobs[j] = rest
+            break
+        logprobs[j] = float(np.logaddexp(-np.logaddexp(0, -odds), rest))
+        odds -= score.logprobs[j]
+    return Score(score.tokens, tuple(logprobs), tuple(argmax))
