@@ -3,27 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import torch
-from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits as bce
+from pydantic import Field
 from typing_extensions import override
 
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.memory.log import EditRecord
 from errata.methods.settings import setting
-from errata.methods.trained.examples import Asked, Example
+from errata.methods.trained.examples import Example
 from errata.methods.trained.method import QUICK, Trained, TrainedMethod
-from errata.methods.trained.routed.language_gate import Gate, Read, read
+from errata.methods.trained.routed.language_gate import Gate
 from errata.methods.trained.routed.language_part import LanguagePatches
+from errata.methods.trained.routed.language_questions import Questions
 from errata.methods.trained.routed.language_rules import object_of, rule_of
 from errata.methods.trained.training import Losses
 from errata.model.hf import HFLM
 from errata.patch.parts import same_tensors
 from errata.patch.patch import Patch
-from errata.subjects import last_word
 from errata.types import Edit, Kind
 
 SUBJECTS = 32  # on which it is seen where a condition's object begins
@@ -32,12 +31,29 @@ SUBJECTS = 32  # on which it is seen where a condition's object begins
 class Prepared(Trained):
     """The state also says names of subjects."""
 
-    subjects: list[str]
+    subjects: Annotated[list[str], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguagePatchMethod(TrainedMethod):
-    """Patches in words."""
+    """p(y | x) = g · I(y | x, patch) + (1 − g) · f(y | x), by the patch whose gate g is the highest.
+
+    An edit about one subject is a patch "if the subject is S". One about many is written as its prompt is read aloud,
+    with ``{}`` for whoever is asked about, in the clause and in the prompt, and a word that is no name as the subject:
+
+        Edit("If {} was born in Tivik, {} speaks", "a person", "Russian")
+
+    Such a clause is one plain statement that ends with what must hold. The gate asks whom a query is about, whether it
+    asks for what the patch's prompt asks for, and how likely the model itself holds the clause to be true of that
+    subject; what the model does not know, it cannot look up. Training is on the cases' phrasings and the subjects'
+    other facts, once: a condition, its object and its subjects need not occur in it.
+
+    Differences from the paper: the model is frozen, and the gate is a small network over its hidden states and its
+    probabilities in the place of a head of a fine-tuned T5; patches are override patches (an answer), whose interpreter
+    says the answer and goes on as the model does, and feature patches (an explanation) are not there; a gate at or
+    below ``threshold`` counts as 0, so that the model answers bit for bit as it is; gates that differ by less than a
+    tenth count as equal, and the newer patch acts.
+    """
 
     name: ClassVar[str] = "language-patches"
     paper: ClassVar[str] = "Murty et al. 2022, Fixing Model Bugs with Natural Language Patches, arXiv:2211.03318"
@@ -47,7 +63,7 @@ class LanguagePatchMethod(TrainedMethod):
     keeps: ClassVar[tuple[Kind, ...]] = ("same_subject",)
     when_editing: ClassVar[tuple[str, ...]] = ("threshold",)
 
-    steps: int = setting(300, "of training at most", above=0)
+    steps: int = setting(200, "of training at most", above=0)
     batch: int = setting(6, "examples of a step", above=0)
     warmup: int = setting(20, "steps in which the learning rate rises; then it falls linearly to 0")
     check_every: int = setting(50, "steps between validations, each of which writes a checkpoint", above=0)
@@ -84,13 +100,9 @@ class LanguagePatchMethod(TrainedMethod):
     @override
     def backward(self, lm: HFLM, network: Gate, batch: list[Example], rng: Random) -> Losses:
         some = [example.sampled(rng, self.follow, self.keep) for example in batch]
-        asked = _Questions.of(lm, network, some, cast(Any, self.layers), rng)
+        asked = Questions.of(lm, some, cast(Any, self.layers), rng)
         with torch.enable_grad():
-            losses = {
-                "whom": torch.stack([network.pointed(one, span) for one, span in asked.known]).mean(),
-                "what": bce(network.asks(*asked.pairs), asked.same),
-                "holds": bce(network.holds(asked.logprobs), asked.true),
-            }
+            losses = asked.losses(network)
             loss = torch.stack(list(losses.values())).sum()
             loss.backward()
         return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in losses.items()}}
@@ -98,13 +110,11 @@ class LanguagePatchMethod(TrainedMethod):
     @override
     @torch.no_grad()
     def score(self, lm: HFLM, network: Gate, held: list[Example]) -> Losses:
+        """Minus the loss, since all answers are soon right; and of each kind of question the share answered rightly."""
         rng = Random(self.seed)
         some = [example.sampled(rng, self.follow, self.keep) for example in held]
-        asked = _Questions.of(lm, network, some, cast(Any, self.layers), rng)
-        whom = sum(int(network.spans(one).argmax()) == span for one, span in asked.known) / max(1, len(asked.known))
-        what = _balanced(network.asks(*asked.pairs), asked.same)
-        holds = _balanced(network.holds(asked.logprobs), asked.true)
-        return {"score": (whom + what + holds) / 3, "whom": whom, "what": what, "holds": holds}
+        asked = Questions.of(lm, some, cast(Any, self.layers), rng)
+        return {"score": -float(sum(asked.losses(network).values())), **asked.right(network)}
 
     # Editing
 
@@ -130,70 +140,3 @@ class LanguagePatchMethod(TrainedMethod):
                 )
             return prior.swap(held, replace(held, log=(*held.log, *log), objects=(*held.objects, *objects)))
         return prior + Patch((part,))
-
-
-@dataclass
-class _Questions:
-    """What the gate is asked about some examples, with the right answers."""
-
-    known: list[tuple[Read, int]]
-    """Texts whose subject is known, with its span."""
-    pairs: tuple[Tensor, Tensor]
-    """Ends of two prompts about one subject each. (m, w)"""
-    same: Tensor
-    """1 where they ask for the same. (m,)"""
-    logprobs: Tensor
-    """Of statements about subjects. (k,)"""
-    true: Tensor
-    """1 where they are. (k,)"""
-
-    @classmethod
-    def of(
-        cls, lm: HFLM, network: Gate, examples: Sequence[Example], layers: Sequence[int], rng: Random
-    ) -> "_Questions":
-        asked = [[e.asked, *e.follow, *e.keep] for e in examples]
-        reads = iter(read(lm, [one.prompt for some in asked for one in some], layers))
-        by_example = [[next(reads) for _ in some] for some in asked]
-        known = [
-            (one, span)
-            for example, some in zip(examples, by_example, strict=True)
-            for one in some
-            if (span := one.span_of(last_word(one.text, example.edit.subject), example.edit.subject)) is not None
-        ]
-        a, b, same = [], [], []
-        for example, some in zip(examples, by_example, strict=True):
-            n = 1 + len(example.follow)
-            ways, others = [r.end for r in some[:n]], [r.end for r in some[n:]]
-            for i, way in enumerate(ways):
-                a += [way] * (n - i - 1 + len(others))
-                b += ways[i + 1 :] + others
-                same += [1.0] * (n - i - 1) + [0.0] * len(others)
-        device = network.look.device
-        statements, true = _statements(examples, rng)
-        scores = lm.score([s.prompt for s in statements], [s.answer for s in statements])
-        logprobs = torch.tensor([score.total for score in scores], device=device)
-        return cls(
-            known,
-            (torch.stack(a).to(device), torch.stack(b).to(device)),
-            torch.tensor(same, device=device),
-            logprobs,
-            torch.tensor(true, device=device),
-        )
-
-
-def _statements(examples: Sequence[Example], rng: Random) -> tuple[list[Asked], list[float]]:
-    """A true fact of each example's subject, and the same with another object."""
-    facts = [rng.choice(example.keep) for example in examples]
-    found, true = list[Asked](), list[float]()
-    for fact in facts:
-        others = sorted({other.answer for other in facts} - {fact.answer})
-        found += [fact, *(replace(fact, answer=rng.choice(others)) for _ in others[:1])]
-        true += [1.0, *(0.0 for _ in others[:1])]
-    return found, true
-
-
-def _balanced(odds: Tensor, right: Tensor) -> float:
-    """The mean of the shares of both sides that are right."""
-    hit = ((odds > 0).float() == right).float()
-    sides = [hit[right == side] for side in (0.0, 1.0)]
-    return sum(float(side.mean()) for side in sides if len(side)) / max(1, sum(len(side) > 0 for side in sides))
