@@ -66,7 +66,7 @@ def test_what_a_state_holds_is_of_its_type_and_shape(name: str) -> None:
             except BadInput as error:
                 assert "prepare" in str(error)
             else:
-                assert key in ("tokens", "texts", "encoder")  # what a method notes and does not read
+                assert key in ("tokens", "texts", "encoder", "training")  # what a method notes and does not read
 
 
 def test_another_methods_state_is_told_by_what_it_lacks() -> None:

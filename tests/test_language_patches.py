@@ -15,7 +15,7 @@ from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.registry import method
 from errata.methods.trained.routed.language_gate import Gate, read
 from errata.methods.trained.routed.language_part import LanguagePatches, Open, PatchedLM, mixed
-from errata.methods.trained.routed.language_rules import Rule, rule_of
+from errata.methods.trained.routed.language_rules import Rule, object_of, rule_of
 from errata.model.lm import LM
 from errata.patch.patch import Patch
 from errata.subjects import words_of
@@ -71,15 +71,42 @@ def test_what_an_edit_says(prompt: str, subject: str, rule: Rule) -> None:
     ("prompt", "says"),
     [
         ("If Rome is the home of {}, {} speaks", "ends with its subject"),
-        ("If {} was born in Rome and lives in Oslo, {} speaks", "not one plain statement"),
         ("If {} was not born in Rome, {} speaks", "not one plain statement"),
         ("If {} wasn't born in Rome, {} speaks", "not one plain statement"),
     ],
 )
 def test_conditions_that_no_gate_can_look_up(prompt: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("errata.methods.trained.routed.language_rules.WORDS", 1)
+    monkeypatch.setattr("errata.methods.trained.routed.language_rules.WORDS", 1)  # a random model knows no statement
     with pytest.raises(BadInput, match=says):
         patched(Edit(prompt, "a person", "Russian"))
+
+
+@pytest.mark.parametrize(
+    ("clause", "ends"),
+    [
+        ("{} was born in Port Dudal", "Port Dudal"),
+        ("{}'s employer is Gresox Labs", "Gresox Labs"),
+        ("{} has mastered the oboe", "oboe"),
+        ("{} thinks and dreams in Korean", "Korean"),
+        ("{} was born in Rome and works as a baker", None),
+    ],
+)
+def test_where_a_conditions_object_begins(clause: str, ends: str | None) -> None:
+    """Seen on the bundled model's persons, whatever the object."""
+    from errata.world.facts import world
+
+    persons = [subject for subject in world().subjects("train") if " " in subject][:24]
+    edit = Edit(f"If {clause}, {{}} speaks", "a person", "Greek")
+    if ends is not None:
+        assert object_of(world_model(), edit, clause, persons) == ends
+        return
+    with pytest.raises(BadInput, match="not one plain statement"):
+        object_of(world_model(), edit, clause, persons)
+
+
+@cache
+def world_model() -> Any:
+    return errata.load("world")
 
 
 # The mixture ---------------------------------------------------------------------------------------
@@ -138,8 +165,9 @@ def test_under_no_patch_the_model_answers_bit_for_bit() -> None:
             [],
             [],
         ]
-        with pytest.raises(BadInput, match="at least 1"):
-            edited.generate(PROMPTS, 0)
+        for prompts in (PROMPTS, PROMPTS[:1]):
+            with pytest.raises(BadInput, match="at least 1"):
+                edited.generate(prompts, 0)
 
 
 # The gate ------------------------------------------------------------------------------------------
@@ -198,7 +226,7 @@ def test_a_pointer_is_trained_and_a_condition_is_the_models_belief() -> None:
 
 @cache
 def trained() -> tuple[Any, Any, Any]:
-    lm = errata.load("world")
+    lm = world_model()
     m = method("language-patches", steps=60, check_every=60)
     return lm, m, m.prepare(lm)
 
@@ -272,6 +300,15 @@ def test_around_and_inside_other_wrappers() -> None:
 
     with pytest.raises(Unsupported, match="hidden states, and Remote"):
         part_of(patched(EDIT)).wrap(Remote()).generate([EDIT.prompt])
+
+
+def test_an_encoder_is_read_whole() -> None:
+    lm = tiny_lm("t5")
+    rows = [lm.tokens.prompt(text) for text in ("Ann Lee was born in", "Ann Lee was born by night")]
+    site = (lm.sites.prompt_stack.layer[1], "out")
+    together = lm.read(rows, [[len(row) - 1] for row in rows], [site])[site]
+    alone = [lm.read([row], [[len(row) - 1]], [site])[site] for row in rows]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
 def test_tokens_tell_where_parts_end() -> None:

@@ -231,63 +231,59 @@ class PatchedLM(LM):
         until_answer: bool = False,
         until: Sequence[str] = (),
     ) -> list[str]:
+        def generated(some: Sequence[str], rows: Sequence[int], rooms: Sequence[int]) -> list[str]:
+            texts = [""] * len(some)
+            for room in dict.fromkeys(rooms):
+                of_room = [k for k, other in enumerate(rooms) if other == room]
+                asked = [some[k] for k in of_room]
+                replies = self.inner.generate(asked, room, until_answer=until_answer, until=until)
+                for k, reply in zip(of_room, replies, strict=True):
+                    texts[k] = reply
+            return texts
+
         if max_new_tokens < 1:
             return self.inner.generate(prompts, max_new_tokens)  # which refuses it
-        found, how = self.opened(prompts), {"until_answer": until_answer, "until": until}
-        texts = self._apart(prompts, found, lambda some, _: self.inner.generate(some, max_new_tokens, **how))
-        for i, one in enumerate(found):
-            if one is not None:
-                room = max_new_tokens - len(one.ids)
-                texts[i] = self._answer(prompts[i], one, max_new_tokens)
-                if self._goes_on(prompts[i], one, room):
-                    texts[i] += self.inner.generate([self._answered(prompts[i], one)], room, **how)[0]
-        return texts
+        return self._continued(prompts, [max_new_tokens] * len(prompts), generated)
 
     @override
     def prolong(
         self, prompts: Sequence[str], totals: Sequence[int], *, top_k: int = 1, seeds: Sequence[int] | None = None
     ) -> list[str]:
         """As :meth:`LM.prolong`; an open patch's answer comes first, and is not drawn."""
-        found, draws = self.opened(prompts), list(range(len(prompts)) if seeds is None else seeds)
+        draws = list(range(len(prompts)) if seeds is None else seeds)
 
-        def prolonged(some: Sequence[str], rows: Sequence[int]) -> list[str]:
-            limits = [totals[i] for i in rows]
-            return self.inner.prolong(some, limits, top_k=top_k, seeds=[draws[i] for i in rows])
+        def prolonged(some: Sequence[str], rows: Sequence[int], rooms: Sequence[int]) -> list[str]:
+            chosen = [draws[i] for i in rows]
+            return self.inner.prolong(some, [totals[i] for i in rows], top_k=top_k, seeds=chosen)
 
-        texts = self._apart(prompts, found, prolonged)
-        for i, one in enumerate(found):
-            if one is not None:
-                room = totals[i] - self.tokens.count(prompts[i])
-                texts[i] = self._answer(prompts[i], one, max(0, room))
-                if self._goes_on(prompts[i], one, room - len(one.ids)):
-                    texts[i] += prolonged([self._answered(prompts[i], one)], [i])[0]
-        return texts
+        rooms = [total - self.tokens.count(x) for x, total in zip(listed(prompts), totals, strict=True)]
+        return self._continued(prompts, rooms, prolonged)
 
-    def _apart(
+    def _continued(
         self,
         prompts: Sequence[str],
-        found: Sequence[Open | None],
-        ask: Callable[[Sequence[str], Sequence[int]], list[str]],
+        rooms: Sequence[int],
+        ask: Callable[[Sequence[str], Sequence[int], Sequence[int]], list[str]],
     ) -> list[str]:
-        """What the inner model says to the prompts that are under no patch; empty texts for the others."""
-        rows = [i for i, one in enumerate(found) if one is None]
-        texts = [""] * len(prompts)
-        for i, text in zip(rows, ask([prompts[i] for i in rows], rows) if rows else (), strict=True):
-            texts[i] = text
-        return texts
+        """The continuation of each prompt, of so many tokens: ``ask(texts, rows, rooms)`` is the inner model's.
 
-    def _answer(self, prompt: str, one: Open, room: int) -> str:
-        """The answer behind its prompt, of so many tokens at most."""
-        return self.tokens.continuation(self.tokens.prompt(prompt), one.ids[:room])
+        Behind an answer the model goes on; an encoder-decoder, which is fed no answer, ends with it.
+        """
+        found, texts, left = self.opened(prompts), list(prompts), list(rooms)
+        answers = [""] * len(prompts)
+        for i, one in enumerate(found):
+            if one is not None:
+                texts[i], left[i] = joined(prompts[i], self.part.log[one.patch].target_new), rooms[i] - len(one.ids)
+                answers[i] = self.tokens.continuation(self.tokens.prompt(prompts[i]), one.ids[: max(0, rooms[i])])
+        rows = [i for i, one in enumerate(found) if one is None or (left[i] > 0 and self._goes_on(texts[i]))]
+        asked = ask([texts[i] for i in rows], rows, [left[i] for i in rows]) if rows else []
+        for i, text in zip(rows, asked, strict=True):
+            answers[i] += text
+        return answers
 
-    def _answered(self, prompt: str, one: Open) -> str:
-        return joined(prompt, self.part.log[one.patch].target_new)
-
-    def _goes_on(self, prompt: str, one: Open, room: int) -> bool:
-        """Whether there is more to say; an encoder-decoder, which is fed no answer, ends with it."""
+    def _goes_on(self, text: str) -> bool:
         limit = self.tokens.limit
-        fits = limit is None or self.tokens.count(self._answered(prompt, one)) <= limit
-        return room > 0 and fits and not self.model.seq2seq
+        return not self.model.seq2seq and (limit is None or self.tokens.count(text) <= limit)
 
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:

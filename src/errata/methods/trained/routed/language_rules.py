@@ -20,8 +20,9 @@ from errata.subjects import last_word, mentions, template_of
 from errata.types import Edit
 
 IF, THEN = "If ", "then "
-SEVERAL = re.compile(r"\b(?:and|or|not|never)\b|n't", re.IGNORECASE)
-WORDS = 8  # of an object at most
+NOT = re.compile(r"\b(?:not|never)\b|n't", re.IGNORECASE)
+JOINED = ("and", "or")
+WORDS = 12  # at the end of a clause, among which the object begins
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,14 @@ def object_of(lm: HFLM, edit: Edit, clause: str, subjects: Sequence[str]) -> str
     starts = range(len(words) - min(WORDS, _behind(clause)), len(words))
     prompts = [filled(" ".join(words[:k]), subject) for k in starts for subject in subjects]
     p = np.exp(lm.next_logprobs(prompts)).reshape(len(starts), len(subjects), -1)  # (k, n, V)
-    at = starts[int((_entropy(p.mean(1)) - _entropy(p).mean(1)).argmax())]
-    if SEVERAL.search(" ".join(words[:at])):
-        raise BadInput(f"the condition of {shown(edit.prompt)} is not one plain statement; make an edit of each")
+    told = _entropy(p.mean(1)) - _entropy(p).mean(1)
+    at = starts[int(told.argmax())]
+    two = any(told[k] > told.max() / 2 and set(JOINED) & set(words[starts[k] : at]) for k in range(len(told)))
+    if two or NOT.search(" ".join(words[:at])):
+        raise BadInput(
+            f"the condition of {shown(edit.prompt)} is not one plain statement that ends with what must hold; "
+            "make an edit of each"
+        )
     return " ".join(words[at:])
 
 
