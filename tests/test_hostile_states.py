@@ -48,7 +48,7 @@ def test_what_a_state_lacks_is_named(name: str) -> None:
         except BadInput as error:
             assert key in str(error) and "prepare" in str(error)
             named.add(key)
-    assert set(state.info) - named <= {"model", "what", "source", "tokens", "texts", "encoder"}
+    assert set(state.info) - named <= {"model", "what", "source", "tokens", "texts", "encoder", "training"}
     quick(name).edit(tiny_lm("gpt2"), [EDIT], state)
 
 

@@ -14,7 +14,7 @@ from errata.answers import begins_with_answer
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.registry import method
 from errata.methods.trained.routed.language_gate import Gate, read
-from errata.methods.trained.routed.language_part import LanguagePatches, Open, PatchedLM, mixed
+from errata.methods.trained.routed.language_part import MOST, LanguagePatches, Open, PatchedLM, mixed
 from errata.methods.trained.routed.language_rules import Rule, object_of, rule_of
 from errata.model.lm import LM
 from errata.patch.patch import Patch
@@ -219,6 +219,16 @@ def test_a_pointer_is_trained_and_a_condition_is_the_models_belief() -> None:
     assert bool(gate.holds(torch.zeros(1)).isfinite())
     a = torch.randn(2, 8)
     assert gate.asks(a, a).tolist() == [4.0, 4.0] and bool((gate.asks(a, -a) < 4).all())
+
+
+def test_what_is_too_long_to_read_is_under_no_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, patch = made()[0], patched(BORN)
+    monkeypatch.setattr(Gate, "asks", lambda self, a, b: torch.full((1,), 9.0))
+    monkeypatch.setattr(Gate, "holds", lambda self, p: torch.full((len(p),), 9.0))
+    with patch.applied(lm) as edited:
+        assert edited.gates(["Ann met"]).tolist() == [[pytest.approx(MOST, abs=1e-3)]]
+        monkeypatch.setattr(lm.tokens, "limit", lm.tokens.count("Ann was born in"))
+        assert edited.gates(["Ann met"]).tolist() == [[0.0]]
 
 
 # Whole groups, on the bundled model ----------------------------------------------------------------

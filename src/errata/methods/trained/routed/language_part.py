@@ -155,6 +155,7 @@ class PatchedLM(LM):
         asked = [(i, x) for i, x in enumerate(prompts) if isinstance(cast(Any, x), str) and x.strip()]
         pairs = [(i, j, who) for i, x in asked for j, who in self._named(x)]
         pairs += self._about(asked)
+        pairs = [(i, j, who) for i, j, who in pairs if self._fits(rules[j], who)]
         pairs, what = self._asked(prompts, pairs)
         held = self._held(pairs)
         for (i, j, _), one, two in zip(pairs, what, held, strict=True):
@@ -177,6 +178,11 @@ class PatchedLM(LM):
         reads = read(self.model, [x for _, x in asked], self.part.layers)
         whom = [one.subject(int(self.part.gate.spans(one).argmax())) if one.spans else None for one in reads]
         return [(i, j, who) for (i, _), who in zip(asked, whom, strict=True) if who is not None for j in clauses]
+
+    def _fits(self, rule: Rule, who: str) -> bool:
+        """Whether the model can read what a rule is about, said of somebody."""
+        limit, texts = self.tokens.limit, [rule.about(who), filled(rule.clause or "", who)]
+        return limit is None or all(len(text.encode()) + 4 < limit or self.tokens.count(text) < limit for text in texts)
 
     def _asked(
         self, prompts: Sequence[str], pairs: Sequence[tuple[int, int, str]]
