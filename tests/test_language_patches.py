@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import errata
 from errata.answers import begins_with_answer
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.registry import method
+from errata.methods.trained.examples import examples_of
 from errata.methods.trained.routed.language_gate import Gate, read
 from errata.methods.trained.routed.language_part import MOST, LanguagePatches, Open, PatchedLM, mixed
+from errata.methods.trained.routed.language_questions import Questions
 from errata.methods.trained.routed.language_rules import Rule, object_of, rule_of
 from errata.model.lm import LM
 from errata.patch.patch import Patch
@@ -196,6 +199,13 @@ def test_a_later_edit_of_one_prompt_wins_and_can_be_taken_out() -> None:
     assert [line["then"] for line in part_of(both).entries()] == ["Oslo", "New York", "Lima"]
 
 
+def test_a_condition_answers_its_own_prompt() -> None:
+    lm, patch = made()[0], patched(BORN)
+    with patch.applied(lm) as edited:
+        assert edited.generate([BORN.prompt], 4)[0].startswith(" Oslo")
+    assert part_of(patch).entries()[0]["if"] == "the subject was born in Rome"
+
+
 def test_a_gate_reads_words_at_their_last_tokens() -> None:
     lm = tiny_lm("gpt2")
     (one,) = read(lm, ["The mayor is Cy Moor's of"], (0, 1))
@@ -212,13 +222,29 @@ def test_a_gate_reads_words_at_their_last_tokens() -> None:
     assert words_of("北京 of Ann") == [(0, 1), (1, 2), (3, 5), (6, 9)]
 
 
-def test_a_pointer_is_trained_and_a_condition_is_the_models_belief() -> None:
+def test_an_untrained_gate_believes_what_the_model_does() -> None:
     gate = Gate.drawn(8, 4)
     p = torch.tensor([0.9, 0.5, 0.01])
     assert torch.allclose(torch.sigmoid(gate.holds(p.log())), p, atol=1e-5)
     assert bool(gate.holds(torch.zeros(1)).isfinite())
     a = torch.randn(2, 8)
     assert gate.asks(a, a).tolist() == [4.0, 4.0] and bool((gate.asks(a, -a) < 4).all())
+
+
+def test_the_questions_that_cases_give() -> None:
+    lm = tiny_lm("gpt2")
+    examples = examples_of(lm, "language-patches", CASES, kinds=("same_subject",))[:2]
+    asked = Questions.of(lm, examples, (0, 1), Random(0))
+    subjects = [example.edit.subject for example in examples]
+    assert [one.subject(span) for one, span in asked.known] == [s for s in subjects for _ in range(4)]
+    first = [one.end for one, _ in asked.known[:4]]  # the edit's prompt, two other phrasings, another fact
+    pairs = [(0, 1, 1.0), (0, 2, 1.0), (0, 3, 0.0), (1, 2, 1.0), (1, 3, 0.0), (2, 3, 0.0)]
+    assert asked.same.tolist() == [same for _, _, same in pairs] * 2
+    for k, (i, j, _) in enumerate(pairs):
+        assert torch.equal(asked.pairs[0][k], first[i]) and torch.equal(asked.pairs[1][k], first[j])
+    assert asked.true.tolist() == [1.0, 0.0, 1.0, 0.0] and len(asked.logprobs) == 4
+    fact = examples[0].keep[0]
+    assert asked.logprobs[0] == pytest.approx(lm.score([fact.prompt], [fact.answer])[0].total, abs=1e-4)
 
 
 def test_what_is_too_long_to_read_is_under_no_patch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +264,7 @@ def test_what_is_too_long_to_read_is_under_no_patch(monkeypatch: pytest.MonkeyPa
 def trained() -> tuple[Any, Any, Any]:
     lm = world_model()
     m = method("language-patches", steps=60, check_every=60)
-    return lm, m, m.prepare(lm)
+    return lm, m, m.prepare(lm, lm.resources.draw(0))
 
 
 def test_a_condition_changes_those_who_meet_it_and_nobody_else() -> None:
