@@ -193,9 +193,7 @@ class PatchedLM(LM):
         ends = {one.text: one.end for one in read(self.model, texts, self.part.layers, words=False)} if texts else {}
         left, odds = list[tuple[int, int, str]](), list[Tensor]()
         for pair, text in zip(pairs, own, strict=True):
-            x = prompts[pair[0]]
-            found = self.part.gate.asks(ends[x][None], ends[text][None])[0]
-            found = torch.full_like(found, SURE) if x.strip() == text else found
+            found = self.part.gate.asks(ends[prompts[pair[0]]][None], ends[text][None])[0]
             if torch.sigmoid(found) > self.part.threshold:  # the gate is at most that
                 left.append(pair)
                 odds.append(found)
