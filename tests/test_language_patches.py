@@ -16,8 +16,9 @@ from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.registry import method
 from errata.methods.trained.examples import examples_of
 from errata.methods.trained.routed.language_gate import Gate, read
-from errata.methods.trained.routed.language_part import MOST, LanguagePatches, Open, PatchedLM, mixed
+from errata.methods.trained.routed.language_part import LanguagePatches, Open, PatchedLM, mixed
 from errata.methods.trained.routed.language_questions import Questions
+from errata.methods.trained.routed.language_routing import MOST
 from errata.methods.trained.routed.language_rules import Rule, object_of, rule_of
 from errata.model.lm import LM
 from errata.patch.patch import Patch

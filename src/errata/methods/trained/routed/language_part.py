@@ -9,30 +9,28 @@ is 1/2 at least, g counts as 0, and the model answers as it is.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.memory.log import EditLog
-from errata.methods.trained.routed.language_gate import SURE, Gate, read
-from errata.methods.trained.routed.language_rules import Rule, filled, rule_of
+from errata.methods.trained.routed.language_gate import Gate
+from errata.methods.trained.routed.language_routing import Routing
+from errata.methods.trained.routed.language_rules import Rule, rule_of
 from errata.model.hf import HFLM
 from errata.model.lm import LM, listed
 from errata.model.tokens import Tokens, joined
 from errata.patch.parts import Wrapper
 from errata.patch.schema import Floats, Length
-from errata.subjects import mentions
 from errata.types import Score
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-MOST = 1 - 1e-4  # of a gate: what the patch does not say keeps a log-probability
 STEPS = 10  # gates of one tenth count as equal: the newer patch wins
 
 
@@ -145,72 +143,16 @@ class PatchedLM(LM):
                 raise Unsupported(f"language patches read hidden states, and {type(self.inner).__name__} shows none")
         return lm
 
-    # Gates -----------------------------------------------------------------------------------------
+    @cached_property
+    def routing(self) -> Routing:
+        """What opens the gates."""
+        part = self.part
+        own = [record.prompt for record in part.log]
+        return Routing(self.model, part.gate, part.layers, part.threshold, own, part.rules, part.objects)
 
-    @torch.no_grad()
     def gates(self, prompts: Sequence[str]) -> "npt.NDArray[np.float64]":
         """The gate of each patch for each prompt. (b, n)"""
-        prompts, rules = listed(prompts), self.part.rules
-        g = np.zeros((len(prompts), len(rules)))
-        asked = [(i, x) for i, x in enumerate(prompts) if isinstance(cast(Any, x), str) and x.strip()]
-        pairs = [(i, j, who) for i, x in asked for j, who in self._named(x)]
-        pairs += self._about(asked)
-        pairs = [(i, j, who) for i, j, who in pairs if self._fits(rules[j], who)]
-        pairs, what = self._asked(prompts, pairs)
-        held = self._held(pairs)
-        for (i, j, _), one, two in zip(pairs, what, held, strict=True):
-            g[i, j] = min(MOST, torch.sigmoid(one).item() * torch.sigmoid(two).item())
-        for i, x in asked:
-            for j, record in enumerate(self.part.log):
-                g[i, j] = MOST if x.strip() == record.prompt.strip() else g[i, j]
-        return g
-
-    def _named(self, x: str) -> list[tuple[int, str]]:
-        """The patches about one subject that a query names."""
-        some = enumerate(self.part.rules)
-        return [(j, rule.subject) for j, rule in some if rule.subject is not None and mentions(x, rule.subject)]
-
-    def _about(self, asked: Sequence[tuple[int, str]]) -> list[tuple[int, int, str]]:
-        """Queries and the patches with a clause, with whom the query is about."""
-        clauses = [j for j, rule in enumerate(self.part.rules) if rule.clause is not None]
-        if not clauses or not asked:
-            return []
-        reads = read(self.model, [x for _, x in asked], self.part.layers)
-        whom = [one.subject(int(self.part.gate.spans(one).argmax())) if one.spans else None for one in reads]
-        return [(i, j, who) for (i, _), who in zip(asked, whom, strict=True) if who is not None for j in clauses]
-
-    def _fits(self, rule: Rule, who: str) -> bool:
-        """Whether the model can read what a rule is about, said of somebody."""
-        limit, texts = self.tokens.limit, [rule.about(who), filled(rule.clause or "", who)]
-        return limit is None or all(len(text.encode()) + 4 < limit or self.tokens.count(text) < limit for text in texts)
-
-    def _asked(
-        self, prompts: Sequence[str], pairs: Sequence[tuple[int, int, str]]
-    ) -> tuple[list[tuple[int, int, str]], list[Tensor]]:
-        """The pairs in which the query may ask for what the patch is about, and the log-odds that it does."""
-        own = [self.part.rules[j].about(who) for _, j, who in pairs]
-        texts = list(dict.fromkeys([*(prompts[i] for i, _, _ in pairs), *own]))
-        ends = {one.text: one.end for one in read(self.model, texts, self.part.layers, words=False)} if texts else {}
-        left, odds = list[tuple[int, int, str]](), list[Tensor]()
-        for pair, text in zip(pairs, own, strict=True):
-            found = self.part.gate.asks(ends[prompts[pair[0]]][None], ends[text][None])[0]
-            if torch.sigmoid(found) > self.part.threshold:  # the gate is at most that
-                left.append(pair)
-                odds.append(found)
-        return left, odds
-
-    def _held(self, pairs: Sequence[tuple[int, int, str]]) -> list[Tensor]:
-        """The log-odds that each pair's subject meets the patch's condition."""
-        clauses = [self.part.rules[j].clause for _, j, _ in pairs]
-        some = [k for k, clause in enumerate(clauses) if clause is not None]
-        sure = torch.full((len(pairs),), SURE)
-        if some:
-            objects = [self.part.objects[pairs[k][1]] for k in some]
-            stems = [cast(str, clauses[k]).removesuffix(o).rstrip() for k, o in zip(some, objects, strict=True)]
-            prompts = [filled(stem, pairs[k][2]) for k, stem in zip(some, stems, strict=True)]
-            scores = self.model.score(prompts, objects)
-            sure[some] = self.part.gate.holds(torch.tensor([score.total for score in scores]))
-        return list(sure)
+        return self.routing.gates(prompts)
 
     def opened(self, prompts: Sequence[str]) -> list[Open | None]:
         """The patch of the highest gate that is open for each prompt, the newest of equals."""
