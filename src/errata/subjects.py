@@ -13,6 +13,7 @@ UNSPACED = (
     "\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
 )
 _UNSPACED = re.compile(f"[{UNSPACED}]")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 def placed(prompt: str, subject: str, at: int | None = None) -> tuple[str, int]:
@@ -62,6 +63,11 @@ def as_spelt(text: str, subject: str) -> re.Match[str] | None:
     """The first place where a text names its subject as a word, whatever its letter cases."""
     found = re.finditer(re.escape(subject), text, re.IGNORECASE)
     return next((place for place in found if _is_word(text, *place.span())), None)
+
+
+def words_of(text: str) -> list[tuple[int, int]]:
+    """Where each word of a text begins and ends; each sign is one in a script without spaces."""
+    return [place.span() for place in _WORD.finditer(text)]
 
 
 def template_of(prompt: str, subject: str, at: int | None = None) -> str:

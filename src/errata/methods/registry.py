@@ -53,6 +53,7 @@ METHODS: dict[str, str] = {
     "ultraedit": "errata.methods.trained.gradient.ultraedit:UltraEdit",
     "rledit": "errata.methods.trained.gradient.rledit:RLEdit",
     "instruct-edit": "errata.methods.trained.gradient.instruct_edit:InstructEdit",
+    "language-patches": "errata.methods.trained.routed.language_patches:LanguagePatchMethod",
     "mello": "errata.methods.prompting.mello:MeLLo",
 }
 

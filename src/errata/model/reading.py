@@ -101,7 +101,7 @@ class TensorPasses(ModelView):
 
     def _groups(self, rows: passes.Rows, first: Sequence[int]) -> list[PrefixGroup]:
         """The rows of a batch in groups that each need one pass; nothing before ``first`` will be read."""
-        lengths = shared_lengths(rows, first)
+        lengths = [0] * len(rows) if self.seq2seq else shared_lengths(rows, first)  # an encoder reads both ways
         groups = None
         if any(lengths) and self._sharing_holds(rows, lengths):
             groups = shared_prefixes(self.model, self.sites, rows, lengths)

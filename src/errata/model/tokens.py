@@ -208,14 +208,19 @@ class Tokens:
 
         By default at its last occurrence as a word. Raises :class:`BadInput` where it is not there.
         """
-        end = placed(prompt, subject, at)[1] + len(subject)
+        return self.last_of_parts(prompt, [placed(prompt, subject, at)[1] + len(subject)])[0]
+
+    def last_of_parts(self, prompt: str, ends: Sequence[int]) -> list[int]:
+        """Index in the prompt's ids of the last token of each part of it that ends at one of these characters."""
+        offsets: Sequence[tuple[int, int]] = ()
         if getattr(self.tokenizer, "is_fast", False):
             offsets = self.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-            touching = [i for i, (a, b) in enumerate(offsets) if a < end <= b]
-            if touching:
-                return touching[-1]
+        touching = [[i for i, (a, b) in enumerate(offsets) if a < end <= b] for end in ends]
+        return [some[-1] if some else self._last_before(prompt, end) for some, end in zip(touching, ends, strict=True)]
+
+    def _last_before(self, prompt: str, end: int) -> int:
         ids, before = self.prompt(prompt), self.prompt(prompt[:end])
-        if ids[: len(before)] != before:  # a token goes on behind the subject
+        if ids[: len(before)] != before:  # a token goes on behind the part
             lengths = (len(self.decode(ids[: i + 1])) for i in range(len(ids)))
             return next((i for i, length in enumerate(lengths) if length >= end), len(ids) - 1)
         return len(before) - 1

@@ -76,19 +76,25 @@ def training_cases(lm: HFLM, method: str, data: Iterable[object] | None) -> list
 
 
 def examples_of(
-    lm: HFLM, method: str, cases: Sequence[Case], *, follow: bool = True, keep: bool = True
+    lm: HFLM,
+    method: str,
+    cases: Sequence[Case],
+    *,
+    follow: bool = True,
+    keep: bool = True,
+    kinds: tuple[Kind, ...] = KEEP,
 ) -> list[Example]:
     """An example for each edit that stands alone in its case and that the model can read.
 
-    ``follow`` and ``keep`` say which kinds of prompts the method needs: cases without one are left out. Raises
-    :class:`BadInput` where fewer than FEWEST are left, saying what is missing.
+    ``follow`` and ``keep`` say which prompts the method needs, and ``kinds`` which ones to keep it reads: cases without
+    one are left out. Raises :class:`BadInput` where fewer than FEWEST are left, saying what is missing.
     """
-    found = [_example(lm, case) for case in cases if len(case.edits) == 1]
+    found = [_example(lm, case, kinds) for case in cases if len(case.edits) == 1]
     some = [example for example in found if (example.follow or not follow) and (example.keep or not keep)]
     if len(some) < FEWEST:
         without = {
             "other words for the edit (paraphrases, questions)": follow and sum(not e.follow for e in found),
-            "prompts that must stay (neighbours, the subject's other facts)": keep and sum(not e.keep for e in found),
+            f"prompts that must stay ({', '.join(kinds)})": keep and sum(not e.keep for e in found),
         }
         missing = "".join(f"; {count} have no {what}" for what, count in without.items() if count)
         raise BadInput(
@@ -98,14 +104,14 @@ def examples_of(
     return some
 
 
-def _example(lm: HFLM, case: Case) -> Example:
+def _example(lm: HFLM, case: Case, kept: tuple[Kind, ...]) -> Example:
     edit = case.edits[0]
 
     def of(kinds: tuple[Kind, ...]) -> tuple[Asked, ...]:
         asked = [Asked(p.prompt, p.answers[0], p.kind) for p in case.probes if p.kind in kinds and p.answers]
         return tuple(a for a in asked if lm.tokens.fits(*a.ids(lm)))
 
-    return Example(edit, of(FOLLOW), of(KEEP))
+    return Example(edit, of(FOLLOW), of(kept))
 
 
 def divided(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -13,11 +13,12 @@ from errata.errors import BadInput
 from errata.files import cache_file, check_writable
 from errata.methods.base import Method, State, Tags, cached_state, close, frozen_rng
 from errata.methods.settings import setting
-from errata.methods.trained.examples import Example, Stream, divided, examples_of, training_cases
+from errata.methods.trained.examples import KEEP, Example, Stream, divided, examples_of, training_cases
 from errata.methods.trained.training import Losses, Schedule, train
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.peak import PeakMemory
+from errata.types import Kind
 
 NETWORK = "network/"  # before the names of a state's tensors
 QUICK: dict[str, Any] = {"steps": 4, "batch": 2, "check_every": 2}  # settings for tests: seconds on a tiny model
@@ -45,6 +46,7 @@ class TrainedMethod(Method):
     tags: ClassVar[Tags] = Tags(quick=QUICK, prepares_with="cases")
     needs_follow: ClassVar[bool] = True  # examples have other words for the edit
     needs_keep: ClassVar[bool] = True  # examples have prompts that must stay
+    keeps: ClassVar[tuple[Kind, ...]] = KEEP  # kinds of prompts that must stay which training reads
     when_editing: ClassVar[tuple[str, ...]] = ()  # settings that training does not depend on
     validates_on: ClassVar[int] = 48  # held-out examples at most
     rates: ClassVar[tuple[tuple[str, str], ...]] = ()  # (end of a parameter's name, the setting of its learning rate)
@@ -70,6 +72,10 @@ class TrainedMethod(Method):
     def score(self, lm: HFLM, network: Any, held: list[Example]) -> Losses:
         """``score`` of the network on held-out examples, higher is better, and its parts."""
 
+    def told(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """What the state says besides, as JSON: of the training examples, what an edit reads of them."""
+        return {}
+
     @override
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
         """The trained network, from the cases given, else from those that go with the model.
@@ -78,7 +84,7 @@ class TrainedMethod(Method):
         loss is not finite.
         """
         cases = training_cases(lm, self.name, data)
-        examples = examples_of(lm, self.name, cases, follow=self.needs_follow, keep=self.needs_keep)
+        examples = examples_of(lm, self.name, cases, follow=self.needs_follow, keep=self.needs_keep, kinds=self.keeps)
         rest, held = divided(examples, self.held_out, self.seed)
         resolved = self.resolve(lm, State())
         content = [self.name, lm.fingerprint, resolved.trained_with, [asdict(e) for e in examples]]
@@ -120,6 +126,7 @@ class TrainedMethod(Method):
             "method": self.name,
             "what": f"a network trained on {len(rest)} examples",
             "trained_with": self.trained_with,
+            **self.told(rest),
             "training": {
                 "examples": len(rest),
                 "held_out": len(held),
