@@ -49,7 +49,7 @@ class LeastSquaresEditor(GradientEditor):
     tokens: Literal["all", "answer"] = setting("answer", "the paper's for decoders; all for encoder-decoders")  # type: ignore[misc]
     batch: int = setting(50, "edits made at once in a step; paper: 512 and more", key="n_edits", above=0)
     steps: int = setting(150, "of training at most")
-    lr: float = setting(3e-4, "Adam's; paper: 1e-5", key="meta_lr")
+    lr: float = setting(5e-4, "Adam's; paper: 1e-5", key="meta_lr")
     check_every: int = setting(25, "steps between validations, each of which writes a checkpoint")
     rank: int = setting(256, "of a block; paper: 1,920", above=0)
     blocks: int = setting(2, "MALMEN's released configuration", key="n_blocks", above=0)
@@ -59,7 +59,10 @@ class LeastSquaresEditor(GradientEditor):
     lr_ridge: float = setting(1e-2, "learning rate of λ", above=0)
     held_out: float = setting(0.2, "share of the subjects that validation is on, in one batch")
     c_edit: float = setting(1.0, "MALMEN, section 4: weight of the new answers")
-    c_keep: float = setting(1.0, "MALMEN, section 4: weight of what must stay", key="loc_coef")
+    c_keep: float = setting(
+        3.0, "weight of what must stay; paper: 1, where a neighbour is a random fact", key="loc_coef"
+    )
+    keep: int = setting(5, "prompts to keep for each example of a step; paper: 1")
 
     @override
     def default_layers(self, lm: HFLM) -> tuple[int, ...]:

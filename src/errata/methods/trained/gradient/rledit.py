@@ -37,7 +37,7 @@ class RLEdit(LeastSquaresEditor):
     back_depth: int = setting(10, "earlier turns that count: the released code's", above=0)
     decay: float = setting(0.95, "of a turn's weight with each that follows: the released code's", most=1)
     norm: float = setting(1e-4, "weight of ‖Δ‖²: the released code's", key="reg_coef")
-    c_keep: float = setting(0.6, "the released code's", key="loc_coef")
+    lr: float = setting(1e-3, "Adam's; released code: 1e-5", key="meta_lr")
 
     @property
     @override
