@@ -49,6 +49,9 @@ METHODS: dict[str, str] = {
     "rag": "errata.methods.prompting.rag:RAG",
     "memprompt": "errata.methods.prompting.rag:MemPrompt",
     "mend": "errata.methods.trained.gradient.mend:MEND",
+    "ke": "errata.methods.trained.gradient.ke:KE",
+    "slag": "errata.methods.trained.gradient.slag:SLAG",
+    "enn": "errata.methods.trained.enn:ENN",
     "mello": "errata.methods.prompting.mello:MeLLo",
 }
 

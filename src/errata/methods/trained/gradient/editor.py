@@ -7,26 +7,23 @@ through the model and the network at once: G = ∂L/∂Δ is gathered over batch
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from errata.errors import BadInput
 from errata.methods.base import State
-from errata.methods.settings import setting
 from errata.methods.trained.examples import Example, compatible
 from errata.methods.trained.gradient.gradients import TokenGradients, token_gradients
 from errata.methods.trained.gradient.network import GradientNetwork
-from errata.methods.trained.method import TrainedMethod
+from errata.methods.trained.mlp import MLPEditor
 from errata.methods.trained.objective import Weights, mean_of, outcome, outer_gradient
 from errata.methods.trained.training import Losses
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.model.sites import Sites
 from errata.patch.delta import Delta, LowRank, Weight, weight_shape
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -35,47 +32,12 @@ Gradients = Mapping[str, TokenGradients]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientEditor(TrainedMethod):
+class GradientEditor(MLPEditor):
     """Token gradients of edits -> a change of weights, by a network that is trained for it."""
 
     stores: ClassVar[str] = "a change of weights of low rank"
     together: ClassVar[bool] = False  # whether the edits of a batch are made at once in training, or each alone
     answers_only: ClassVar[bool] = False  # whether gradients are read where answers are predicted, or everywhere
-
-    layers: tuple[int, ...] | None = setting(None, "blocks whose MLP is changed: the last three (of 8 or more)")
-    c_edit: float = setting(0.1, "MEND, appendix: weight of the new answers")
-    c_keep: float = setting(1.0, "MEND, appendix: weight of what must stay", key="cloc")
-    follow: int = setting(2, "prompts in other words for each example of a step", above=0)
-    keep: int = setting(3, "prompts to keep for each example of a step", above=0)
-
-    @override
-    def resolve(self, lm: HFLM, state: State) -> Self:
-        depth = lm.sites.depth
-        layers = self.default_layers(lm) if self.layers is None else tuple(sorted(set(self.layers)))
-        if not layers or layers[-1] >= depth:
-            raise BadInput(f"{self.name}'s layers lie within 0 to {depth - 1}; found {list(layers)}")
-        return replace(self, layers=layers)
-
-    def default_layers(self, lm: HFLM) -> tuple[int, ...]:
-        """The blocks where the settings name none."""
-        count = 2 if lm.seq2seq else 3
-        return tuple(range(max(0, lm.sites.depth - count), lm.sites.depth))
-
-    def linears(self, sites: Sites, layer: int) -> list[str]:
-        """Paths of the linears of a block that are changed: the whole MLP."""
-        return [*sites.mlp_in[layer], sites.mlp_out[layer]]
-
-    def names(self, lm: HFLM) -> list[str]:
-        """Parameter names of the weights that are changed; in an encoder-decoder those of both stacks."""
-        assert self.layers is not None
-        stacks = [lm.sites, *([lm.sites.encoder] if lm.sites.encoder else [])]
-        return [
-            f"{path}.weight"
-            for sites in stacks
-            for layer in self.layers
-            if layer < sites.depth
-            for path in self.linears(sites, layer)
-        ]
 
     @abstractmethod
     def changes(self, network: Any, gradients: Gradients) -> dict[str, Weight]:
