@@ -22,6 +22,7 @@ from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.model.reading import Pair
+from errata.model.weights import plain
 from errata.patch.delta import Delta, weight_shape
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -36,8 +37,8 @@ class Editable(nn.Module):
     def __init__(self, lm: HFLM, names: Sequence[str]) -> None:
         super().__init__()
         self.names = list(names)
-        sizes = [at_least_float32(lm.model.get_parameter(name).detach()).square().mean().sqrt() for name in names]
-        self.register_buffer("units", torch.stack([size.to(lm.device) for size in sizes]))
+        weights = [at_least_float32(plain(lm.model, name, "cannot be trained").detach()) for name in names]
+        self.register_buffer("units", torch.stack([w.square().mean().sqrt().to(lm.device) for w in weights]))
         self.units: Tensor
         self.base = nn.ParameterList(self.units.new_zeros(weight_shape(lm, name)) for name in names)
         self.decay = nn.Parameter(self.units.new_zeros(()))  # β = σ(0) = 0.5
@@ -49,7 +50,7 @@ class Editable(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ENN(MLPEditor):
-    """Up to k steps of RMSProp on the edit, on a base that was trained for such steps, through them (equation 3).
+    """Up to k steps of RMSProp on the edit, on a base that was trained for such steps, through them.
 
     The patch holds the base's change, once, and those of the edits. The loss of an edit's token is
     max(0, margin + max_{y≠y*} log p(y) − log p(y*)), so that facts that are answered move nothing. In training it is
@@ -60,19 +61,20 @@ class ENN(MLPEditor):
     name: ClassVar[str] = "enn"
     paper: ClassVar[str] = "Sinitsin et al. 2020, Editable Neural Networks, arXiv:2004.00345"
     stores: ClassVar[str] = "a dense change of some MLPs: the editable base's and the edits'"
-    when_editing: ClassVar[tuple[str, ...]] = ("stop",)
     validates_on: ClassVar[int] = 32
 
-    steps: int = setting(300, "of training at most", above=0)
+    c_edit: float = setting(1.0, "weight of the new answers; paper: 0.01 and 100")
+    c_keep: float = setting(1.0, "weight of what must stay; paper: 0.01 and 100")
+    steps: int = setting(100, "of training at most", above=0)
     batch: int = setting(8, "facts of an edit in training at most: 1, 2, 4 ...; paper: one", above=0)
     lr: float = setting(1e-3, "Adam's, in units of each weight's root mean square", above=0)
-    check_every: int = setting(50, "steps between validations, each of which writes a checkpoint", above=0)
+    check_every: int = setting(25, "steps between validations, each of which writes a checkpoint", above=0)
     patience: int = setting(3, "validations without a better score after which training ends", above=0)
     k: int = setting(10, "steps of an edit at most: the paper's", above=0)
     rate: float = setting(0.02, "of RMSProp, in units of each weight's root mean square", above=0)
     damping: float = setting(0.1, "least divisor of RMSProp, in units of its root mean square", above=0)
     margin: float = setting(0.0, "of log p over the best other token: the paper's")
-    c_base: float = setting(1.0, "weight of the base's own answers", key="task loss")
+    c_base: float = setting(1.0, "weight of the base's own answers: the paper's")
 
     @override
     def network(self, lm: HFLM) -> nn.Module:
@@ -148,14 +150,15 @@ class ENN(MLPEditor):
         return total
 
     @override
+    @torch.no_grad()
     def score(self, lm: HFLM, network: Editable, held: list[Example]) -> Losses:
-        base = {name: change.detach() for name, change in network.change().items()}
-        found: list[Losses] = []
-        for example in held:
-            changes = self.stepped(lm, network, base, [example.asked.ids(lm)])
-            found.append(outcome(lm, {n: c.detach() for n, c in changes.items()}, [example]))
-        kept = {"base": outcome(lm, base, held)["keep"]}
-        some = {**mean_of(found), **kept}
+        """As its base says, of edits of ``batch`` facts at once; ``base`` is what stays right before any edit."""
+        base, found = network.change(), list[Losses]()
+        for start in range(0, len(held), self.batch):
+            group = compatible(held[start : start + self.batch])
+            changes = self.stepped(lm, network, base, [example.asked.ids(lm) for example in group])
+            found.append(outcome(lm, changes, group))
+        some = {**mean_of(found), "base": outcome(lm, base, held)["keep"]}
         return {**some, "score": sum(some[name] for name in ("edit", "follow", "keep", "base")) / 4}
 
     # Editing
@@ -167,10 +170,10 @@ class ENN(MLPEditor):
         mark = _digest(*(change.numpy().tobytes() for change in base.values()))
         based = prior if _holds(prior, mark) else prior + Patch((Delta(base),))
         pairs = [(lm.tokens.prompt(e.prompt), lm.tokens.target(e.prompt, e.target_new)) for e in edits]
-        with based.without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
+        with based.without_wrappers().applied(lm) as edited, hooks.frozen(lm.model), torch.no_grad():
             zeros = {name: torch.zeros_like(change, device=lm.device) for name, change in base.items()}
             changes = self.stepped(edited, network, zeros, pairs)
-        new = based + Patch((Delta({name: change.detach().cpu() for name, change in changes.items()}),))
+        new = based + Patch((Delta({name: change.cpu() for name, change in changes.items()}),))
         ids = _digest(*(edit.id.encode() for edit in [*prior.edits, *edits]))
         return replace(new, memory={**new.memory, MARK: torch.cat([mark, ids])})
 

@@ -22,6 +22,7 @@ from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.model.reading import Pair
+from errata.model.weights import plain
 from errata.patch.delta import Delta, LowRank, Weight, weight_shape
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -31,10 +32,10 @@ Gradients = Mapping[str, TokenGradients]
 
 
 class Conditioned(nn.Module):
-    """A condition and the gradient of one weight -> its change (equation 4).
+    """A condition and the gradient of one weight -> its change.
 
     ΔW = σ(η) (∇W ⊙ softmax(γ) αᵀ + softmax(δ) βᵀ). In units in which the network of any model begins alike: ∇W by its
-    mean length, softmax by 1 / out, and ΔW by ``share`` of W's length; α is −1 and β is 0 before anything is learned,
+    mean length, softmax by 1 / out, and ΔW by ``share`` of W's length; α is about −1 and β about 0 before anything is learned,
     so that it descends.
     """
 
@@ -74,7 +75,7 @@ class TextNetwork(nn.Module):
         lstm, condition, hidden = widths
         self.lstm = nn.LSTM(_embedded(lm, "a").shape[-1], lstm, batch_first=True, bidirectional=True)
         self.linear = nn.Linear(2 * lstm, condition)
-        norms = [at_least_float32(lm.model.get_parameter(name).detach()).norm() for name in names]
+        norms = [at_least_float32(plain(lm.model, name, "cannot be trained").detach()).norm() for name in names]
         self.heads = nn.ModuleList(
             Conditioned(weight_shape(lm, name), norm, condition, hidden, share)
             for name, norm in zip(names, norms, strict=True)
@@ -98,10 +99,10 @@ class TextEditor(MLPEditor):
 
     validates_on: ClassVar[int] = 32
 
-    steps: int = setting(400, "of training at most; KE's released code: 200,000", above=0)
+    steps: int = setting(160, "of training at most; KE's released code: 200,000", above=0)
     batch: int = setting(4, "examples of a step", above=0)
     lr: float = setting(1e-3, "Adam's; KE's released code: RMSprop's 3e-4", above=0)
-    check_every: int = setting(50, "steps between validations, each of which writes a checkpoint", above=0)
+    check_every: int = setting(40, "steps between validations, each of which writes a checkpoint", above=0)
     share: float = setting(0.007, "of a weight's length that a change has before anything is learned", above=0)
     lstm: int | None = setting(None, "width in each direction: the model's / 6; KE: 128 at 768", above=0)
     condition: int | None = setting(None, "width of the condition: 4/3 of the model's; KE: 1,024 at 768", above=0)
@@ -140,7 +141,7 @@ class TextEditor(MLPEditor):
 
     @override
     @torch.no_grad()
-    def score(self, lm: HFLM, network: TextNetwork, held: list[Example]) -> Losses:
+    def score(self, lm: HFLM, network: Any, held: list[Example]) -> Losses:
         return mean_of([outcome(lm, dense(self.edited(lm, network, [e.edit])), [e]) for e in held])
 
     @override

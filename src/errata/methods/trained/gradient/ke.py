@@ -32,7 +32,7 @@ class ConstrainedNetwork(TextNetwork):
 class KE(TextEditor):
     """ΔW = σ(η) (∇W ⊙ softmax(γ) αᵀ + softmax(δ) βᵀ), all five from the edit's text ``old >> new || prompt``.
 
-    Trained to answer anew, min −log p(new answer), with KL(p_W ‖ p_{W+ΔW}) ≤ m on prompts to keep (equation 2), by a
+    Trained to answer anew, min −log p(new answer), with KL(p_W ‖ p_{W+ΔW}) ≤ m on prompts to keep, by a
     multiplier that rises while that does not hold. The changes of several edits at once are summed.
     """
 
@@ -70,7 +70,7 @@ class KE(TextEditor):
         found = [self._hand_on(lm, network, e, only(gradients, i), 1 / len(some)) for i, e in enumerate(some)]
         losses = mean_of(found)
         network.multiplier.add_(self.rise * (losses["keep"] - network.margin)).clamp_(min=0)
-        return losses | {"multiplier": float(network.multiplier)}
+        return {**losses, "multiplier": float(network.multiplier)}
 
     def _hand_on(
         self, lm: HFLM, network: ConstrainedNetwork, example: Example, gradients: Gradients, share: float
