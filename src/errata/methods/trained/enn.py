@@ -105,9 +105,9 @@ class ENN(MLPEditor):
         total: list[Tensor] | None = None
         for some in batches(lm, pairs):
             with torch.enable_grad():
-                loss = hinge(lm.target_logits(some, changed(lm, leaves)), some, self.margin).sum()
+                loss = SCALE * hinge(lm.target_logits(some, changed(lm, leaves)), some, self.margin).sum()
             if float(loss.detach()) > 0:
-                found = torch.autograd.grad(SCALE * loss, list(leaves.values()), create_graph=graph)
+                found = torch.autograd.grad(loss, list(leaves.values()), create_graph=graph)
                 total = list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
         return None if total is None else {n: g / SCALE for n, g in zip(leaves, total, strict=True)}
 
@@ -143,7 +143,7 @@ class ENN(MLPEditor):
         for some in batches(lm, rows):
             with torch.enable_grad():
                 loss = drift(lm, some, changed(lm, leaves)).sum() / len(rows)
-            found = torch.autograd.grad(SCALE * loss, list(leaves.values()))
+                found = torch.autograd.grad(SCALE * loss, list(leaves.values()))
             gradient = [g + self.c_base / SCALE * new for g, new in zip(gradient, found, strict=True)]
             total += float(loss.detach())
         torch.autograd.backward(list(base.values()), gradient)
