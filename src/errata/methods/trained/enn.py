@@ -65,10 +65,10 @@ class ENN(MLPEditor):
 
     c_edit: float = setting(1.0, "weight of the new answers; paper: 0.01 and 100")
     c_keep: float = setting(1.0, "weight of what must stay; paper: 0.01 and 100")
-    steps: int = setting(100, "of training at most", above=0)
+    steps: int = setting(40, "of training at most", above=0)
     batch: int = setting(8, "facts of an edit in training at most: 1, 2, 4 ...; paper: one", above=0)
-    lr: float = setting(1e-3, "Adam's, in units of each weight's root mean square", above=0)
-    check_every: int = setting(25, "steps between validations, each of which writes a checkpoint", above=0)
+    lr: float = setting(3e-3, "Adam's, in units of each weight's root mean square", above=0)
+    check_every: int = setting(20, "steps between validations, each of which writes a checkpoint", above=0)
     patience: int = setting(3, "validations without a better score after which training ends", above=0)
     k: int = setting(10, "steps of an edit at most: the paper's", above=0)
     rate: float = setting(0.02, "of RMSProp, in units of each weight's root mean square", above=0)

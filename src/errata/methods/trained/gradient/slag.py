@@ -31,12 +31,17 @@ class SLAG(TextEditor):
     """
 
     name: ClassVar[str] = "slag"
-    paper: ClassVar[str] = "Hase et al. 2023, Updating and Visualizing Factual Beliefs, arXiv:2111.13654"
+    paper: ClassVar[str] = (
+        "Hase et al. 2023, Methods for Measuring, Updating, and Visualizing Factual Beliefs in Language Models, "
+        "arXiv:2111.13654"
+    )
     stores: ClassVar[str] = "a dense change of some MLPs"
 
     c_edit: float = setting(1.0, "weight of the new answers: the paper's")
     c_keep: float = setting(1.0, "weight of what must stay: the paper's")
     follow: int = setting(1, "prompts in other words for each example of a step", above=0)
+    steps: int = setting(60, "of training at most", above=0)
+    check_every: int = setting(30, "steps between validations, each of which writes a checkpoint", above=0)
     k: int = setting(5, "steps of an edit at most", above=0)
     run: int = setting(4, "edits in sequence in training, r", above=0)
 
