@@ -35,8 +35,8 @@ class Conditioned(nn.Module):
     """A condition and the gradient of one weight -> its change.
 
     ΔW = σ(η) (∇W ⊙ softmax(γ) αᵀ + softmax(δ) βᵀ). In units in which the network of any model begins alike: ∇W by its
-    mean length, softmax by 1 / out, and ΔW by ``share`` of W's length; α is about −1 and β about 0 before anything is learned,
-    so that it descends.
+    mean length, softmax by 1 / out, and ΔW by ``share`` of W's length; α is about −1 and β about 0 before anything is
+    learned, so that it descends.
     """
 
     def __init__(self, shape: tuple[int, int], norm: Tensor, condition: int, hidden: int, share: float) -> None:
