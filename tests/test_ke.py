@@ -94,7 +94,7 @@ def plain_loss(ke: Any, lm: HFLM, network: TextNetwork, example: Example, multip
 
 @pytest.mark.parametrize("arch", ["gpt2", "t5"])
 def test_the_gradient_is_that_of_one_graph(arch: str) -> None:
-    ke, lm, network, examples = made("ke", arch, follow=5, keep=9)  # all prompts: nothing is drawn
+    ke, lm, network, examples = made("ke", arch, follow=5, keep=9, c_keep=1.0)  # all prompts: nothing is drawn
     batch = examples[:3]
     with hooks.frozen(lm.model):
         for head in network.heads:
@@ -122,7 +122,7 @@ def test_what_must_stay_has_a_gradient_of_its_own() -> None:
 
 
 def test_the_multiplier_rises_while_the_constraint_is_broken() -> None:
-    ke, lm, network, examples = made("ke", margin=1e-9, rise=0.5, share=0.1)
+    ke, lm, network, examples = made("ke", margin=1e-9, rise=0.5, share=0.1, c_keep=1.0)
     with hooks.frozen(lm.model):
         losses = ke.backward(lm, network, examples[:2], Random(0))
         assert losses["multiplier"] == pytest.approx(1 + 0.5 * (losses["keep"] - 1e-9))

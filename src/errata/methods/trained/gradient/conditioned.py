@@ -99,7 +99,7 @@ class TextEditor(MLPEditor):
 
     validates_on: ClassVar[int] = 32
 
-    steps: int = setting(160, "of training at most; KE's released code: 200,000", above=0)
+    steps: int = setting(80, "of training at most; KE's released code: 200,000", above=0)
     batch: int = setting(4, "examples of a step", above=0)
     lr: float = setting(1e-3, "Adam's; KE's released code: RMSprop's 3e-4", above=0)
     check_every: int = setting(40, "steps between validations, each of which writes a checkpoint", above=0)

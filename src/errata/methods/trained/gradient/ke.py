@@ -41,9 +41,9 @@ class KE(TextEditor):
     stores: ClassVar[str] = "a change of weights of low rank"
 
     c_edit: float = setting(1.0, "weight of the new answers")
-    c_keep: float = setting(1.0, "λ, weight of what must stay, at first: released code")
+    c_keep: float = setting(2.0, "λ, weight of what must stay, at first; released code: 1")
     follow: int = setting(1, "prompts in other words for each example of a step: the paper's", above=0)
-    rise: float = setting(0.1, "learning rate of λ: released code; 0: λ is fixed, as in MEND's port")
+    rise: float = setting(1.0, "learning rate of λ, for few steps; released code: 0.1; 0: fixed, as in MEND's port")
     margin: float = setting(0.1, "m at first: released code, BERT")
     least: float = setting(1e-3, "m in the end: released code, BERT")
     tighten: float = setting(0.8, "m's factor once more than 0.9 of the held-out edits hold: released code", most=1)
