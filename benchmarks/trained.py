@@ -20,6 +20,7 @@ import errata
 from errata.methods.base import State
 from errata.methods.trained import objective
 from errata.methods.trained.examples import Stream, compatible, examples_of, training_cases
+from errata.methods.trained.gradient.changes import dense
 from errata.model import hooks
 from errata.model.peak import PeakMemory
 
@@ -28,7 +29,7 @@ def plain(made: Any, lm: Any, network: Any, examples: Any) -> None:
     """One graph through everything."""
     gradients = made.gradients(lm, examples)
     made.observe(lm, network, gradients)
-    weights = objective.changed(lm, made.dense(network, gradients))
+    weights = objective.changed(lm, dense(made.changes(network, gradients)))
     follow = [a.ids(lm) for e in examples for a in (e.asked, *e.follow)]
     keep = [a.ids(lm) for e in examples for a in e.keep]
     loss: Any = 0

@@ -54,6 +54,9 @@ METHODS: dict[str, str] = {
     "rledit": "errata.methods.trained.gradient.rledit:RLEdit",
     "instruct-edit": "errata.methods.trained.gradient.instruct_edit:InstructEdit",
     "language-patches": "errata.methods.trained.routed.language_patches:LanguagePatchMethod",
+    "ke": "errata.methods.trained.gradient.ke:KE",
+    "slag": "errata.methods.trained.gradient.slag:SLAG",
+    "enn": "errata.methods.trained.enn:ENN",
     "mello": "errata.methods.prompting.mello:MeLLo",
 }
 

@@ -42,6 +42,12 @@ class Example:
         """The edit's own prompt with the new answer."""
         return Asked(self.edit.prompt, self.edit.target_new)
 
+    @property
+    def old(self) -> tuple[Asked, ...]:
+        """The edit's own prompt with the old answer, where the edit says it."""
+        edit = self.edit
+        return () if edit.target_true is None else (Asked(edit.prompt, edit.target_true),)
+
     def sampled(self, rng: random.Random, follow: int, keep: int) -> "Example":
         """The example with at most so many of its prompts, drawn anew; kinds of ``keep`` count alike."""
         kinds: dict[str, list[Asked]] = {}

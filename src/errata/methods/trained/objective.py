@@ -40,10 +40,12 @@ def outer_gradient(
     c_edit: float,
     c_keep: float,
     on: Weights | None = None,
+    before: Weights | None = None,
 ) -> tuple[Losses, dict[str, Tensor]]:
     """The objective at W + Δ, with its parts, and its gradient by Δ. (out, in) each.
 
-    In batches of the model's token budget: the memory does not depend on how many prompts there are.
+    ``before`` are the weights whose answers prompts to keep must have, by default the model's own. In batches of the
+    model's token budget: the memory does not depend on how many prompts there are.
     """
     leaves = {name: change.detach().clone().requires_grad_() for name, change in changes.items()}
     losses = {"edit": 0.0, "keep": 0.0}
@@ -51,10 +53,10 @@ def outer_gradient(
     for part, asked, weight in (("edit", follow, c_edit), ("keep", keep, c_keep)):
         pairs = [one.ids(lm) for one in asked]
         for some in batches(lm, pairs):
-            before = None if part == "edit" else _log_probs(lm, some)
+            stay = None if part == "edit" else _log_probs(lm, some, before)
             with torch.enable_grad():
                 logits = lm.target_logits(some, changed(lm, leaves, on))
-                loss = (nll(logits, some) if before is None else kl(before, logits, some)).sum() / len(pairs)
+                loss = (nll(logits, some) if stay is None else kl(stay, logits, some)).sum() / len(pairs)
             losses[part] += float(loss.detach())
             if weight:
                 found = torch.autograd.grad(weight * SCALE * loss, list(leaves.values()))
@@ -84,6 +86,11 @@ def kl(before: Tensor, logits: Tensor, pairs: Sequence[Pair]) -> Tensor:
 
 def _means(by_token: Tensor, pairs: Sequence[Pair]) -> Tensor:
     return torch.stack([some.mean() for some in by_token.split([len(target) for _, target in pairs])])
+
+
+def drift(lm: HFLM, pairs: Sequence[Pair], weights: Weights) -> Tensor:
+    """(n,): for each pair the mean over its target tokens of KL(p_model ‖ p_weights), inside the weights' graph."""
+    return kl(_log_probs(lm, pairs), lm.target_logits(pairs, weights), pairs)
 
 
 @torch.no_grad()

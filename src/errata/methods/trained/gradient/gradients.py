@@ -35,6 +35,14 @@ class TokenGradients:
         return TokenGradients(self.u[chosen], self.delta[chosen], self.of[chosen])
 
 
+Gradients = Mapping[str, TokenGradients]  # by the parameter's name
+
+
+def only(gradients: Gradients, pair: int) -> Gradients:
+    """Those of one pair."""
+    return {name: g.only(pair) for name, g in gradients.items()}
+
+
 def token_gradients(
     lm: HFLM,
     pairs: Sequence[Pair],

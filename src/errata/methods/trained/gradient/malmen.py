@@ -13,6 +13,7 @@ from errata.methods.trained.gradient.editor import SHARE, GradientEditor, Gradie
 from errata.methods.trained.gradient.least_squares import least_squares
 from errata.methods.trained.gradient.network import GradientNetwork
 from errata.model.hf import HFLM
+from errata.model.sites import Sites
 from errata.patch.delta import Weight
 
 CHUNK = 1024  # tokens whose way through the network is held at once, and gone again when gradients need it
@@ -69,6 +70,10 @@ class LeastSquaresEditor(GradientEditor):
         """The last six blocks, as in the paper's GPT-2 and GPT-J; of a model of fewer than twelve the second half."""
         depth = lm.sites.depth
         return tuple(range(depth - min(6, max(1, depth // 2)), depth))
+
+    @override
+    def linears(self, sites: Sites, layer: int) -> list[str]:
+        return [sites.mlp_out[layer]]
 
     @override
     def network(self, lm: HFLM) -> nn.Module:

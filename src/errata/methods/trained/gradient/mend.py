@@ -10,7 +10,6 @@ from errata.methods.settings import setting
 from errata.methods.trained.gradient.editor import GradientEditor, Gradients, gradient_network
 from errata.methods.trained.gradient.network import GradientNetwork
 from errata.model.hf import HFLM
-from errata.model.sites import Sites
 from errata.patch.delta import LowRank, Weight
 
 
@@ -30,17 +29,6 @@ class MEND(GradientEditor):
     blocks: int = setting(2, "paper: one hidden layer, two in the released code", key="n_hidden", above=0)
     step: float = setting(1e-4, "α at first: the paper's", key="edit_lr", above=0)
     lr_step: float = setting(1e-4, "learning rate of α: the paper's", key="lr_lr", above=0)
-
-    @override
-    def default_layers(self, lm: HFLM) -> tuple[int, ...]:
-        """The last three blocks; of an encoder-decoder the last two of each stack (section 4)."""
-        count = 2 if lm.seq2seq else 3
-        return tuple(range(max(0, lm.sites.depth - count), lm.sites.depth))
-
-    @override
-    def linears(self, sites: Sites, layer: int) -> list[str]:
-        """All of the MLP's."""
-        return [*sites.mlp_in[layer], sites.mlp_out[layer]]
 
     @override
     def network(self, lm: HFLM) -> nn.Module:

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from errata.methods.settings import setting
 from errata.methods.trained.examples import Example, compatible
+from errata.methods.trained.gradient.changes import dense
 from errata.methods.trained.gradient.malmen import LeastSquaresEditor
 from errata.methods.trained.objective import changed, mean_of, outcome, outer_gradient
 from errata.methods.trained.training import Losses
@@ -54,7 +55,7 @@ class RLEdit(LeastSquaresEditor):
             gradients = self.gradients(lm, turn, changed(lm, total))
             self.observe(lm, network, gradients)
             with torch.enable_grad():
-                changes = self.dense(network, gradients)
+                changes = dense(self.changes(network, gradients))
             losses, g = self._cost(lm, changes, total, turns[max(0, t - self.back_depth + 1) : t + 1], rng)
             pulls = [(g[name] + 2 * self.norm * changes[name].detach()) / len(turns) for name in changes]
             torch.autograd.backward(list(changes.values()), pulls)
@@ -97,7 +98,7 @@ class RLEdit(LeastSquaresEditor):
         held = compatible(held)
         total: dict[str, Tensor] = {}
         for turn in self._turns(held):
-            total = _sum(total, self.dense(network, self.gradients(lm, turn, changed(lm, total))))
+            total = _sum(total, dense(self.changes(network, self.gradients(lm, turn, changed(lm, total)))))
         return outcome(lm, total, held)
 
 

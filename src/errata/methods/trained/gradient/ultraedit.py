@@ -11,10 +11,12 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import State
 from errata.methods.settings import setting
-from errata.methods.trained.gradient.editor import SHARE, MLPWeights, delta_of, output_size
+from errata.methods.trained.gradient.changes import delta_of
+from errata.methods.trained.gradient.editor import SHARE, output_size
 from errata.methods.trained.gradient.gradients import TokenGradients, token_gradients
 from errata.methods.trained.gradient.least_squares import least_squares
 from errata.methods.trained.gradient.network import Running
+from errata.methods.trained.mlp import MLPWeights
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank, Weight, weight_shape
