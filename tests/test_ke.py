@@ -41,7 +41,10 @@ def test_the_change_is_the_papers_formula(arch: str) -> None:
     ke, lm, network, _ = made("ke", arch)
     weights = {name: lm.model.get_parameter(name) for name in ke.names(lm)}
     with torch.enable_grad():
-        loss = nll(lm.target_logits([Asked(EDIT.prompt, EDIT.target_new).ids(lm)]), [EXAMPLE.ids(lm)]).sum()
+        loss = nll(
+            lm.target_logits([Asked(EDIT.prompt, EDIT.target_new).ids(lm)]),
+            [Asked(EDIT.prompt, EDIT.target_new).ids(lm)],
+        ).sum()
         gradient = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
     with hooks.frozen(lm.model):
         changes = ke.edited(lm, network, [EDIT])
