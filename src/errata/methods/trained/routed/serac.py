@@ -1,0 +1,141 @@
+"""SERAC: edits stay text; a classifier says which one a prompt asks for, and a small model answers from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from random import Random
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from errata.errors import BadInput
+from errata.methods.base import State, Tags
+from errata.methods.outcomes import report
+from errata.methods.settings import setting
+from errata.methods.trained.examples import Example, compatible
+from errata.methods.trained.method import NETWORK, QUICK, TrainedMethod
+from errata.methods.trained.routed.helpers import Helpers, Sizes
+from errata.methods.trained.routed.posing import Posed, twin
+from errata.methods.trained.routed.scope import scope_loss
+from errata.methods.trained.routed.scoped import ScopedAnswers, ScopedLM, recorded, vocabulary
+from errata.methods.trained.routed.transformer import token_vectors
+from errata.methods.trained.routed.varying import varied
+from errata.methods.trained.training import Losses
+from errata.model.hf import HFLM
+from errata.patch.patch import Patch
+from errata.types import Edit
+
+
+@dataclass(frozen=True, kw_only=True)
+class SERAC(TrainedMethod):
+    """The base model is left alone, bit for bit where no edit is in scope."""
+
+    name: ClassVar[str] = "serac"
+    paper: ClassVar[str] = "Mitchell et al. 2022, Memory-Based Model Editing at Scale, arXiv:2206.06520"
+    stores: ClassVar[str] = "the edits as text, a scope classifier and a small model that answers; no weight changes"
+    tags: ClassVar[Tags] = Tags(
+        quick=QUICK | {"steps": 20, "check_every": 10, "warmup": 5, "lr": 0.003, "width": 16, "depth": 1, "vectors": 16},
+        prepares_with="cases",
+        memory=True,
+        runs_model=False,
+    )
+    when_editing: ClassVar[tuple[str, ...]] = ("threshold",)
+
+    threshold: float = setting(0.5, "paper: of the classifier's score, from where on an edit is in scope", above=0)
+    width: int = setting(64, "of the small models; paper: DistilBERT and a model of the base's family", above=0)
+    depth: int = setting(2, "blocks of each small model", above=0)
+    vectors: int = setting(64, "width of the tokens' fixed vectors", above=0)
+    c_edit: float = setting(0.1, "paper: weight of the counterfactual model's loss", key="cedit")
+    c_loc: float = setting(1.0, "paper: weight of the classifier's loss", key="cloc")
+    follow: int = setting(3, "prompts in other words for each example of a step", above=0)
+    keep: int = setting(5, "prompts out of scope for each example of a step", above=0)
+    steps: int = setting(600, "of training at most; paper: 100,000 and more", above=0)
+    batch: int = setting(24, "examples of a step; paper: 10, accumulated to 100", above=0)
+    lr: float = setting(2e-3, "Adam's; paper: 1e-5, from pretrained models", above=0)
+    clip: float = setting(100.0, "paper: largest norm of a step's gradient", above=0)
+
+    @override
+    def network(self, lm: HFLM) -> nn.Module:
+        return Helpers(self.sizes(lm), token_vectors(lm, self.vectors)).to(lm.device)
+
+    def sizes(self, lm: HFLM) -> Sizes:
+        """Sizes of the small models beside this model."""
+        return Sizes(vocabulary(lm), self.vectors, self.width, self.depth)
+
+    # Training
+
+    @override
+    def backward(self, lm: HFLM, network: Helpers, batch: list[Example], rng: Random) -> Losses:
+        some = [varied(told(e).sampled(rng, self.follow, self.keep), batch, rng) for e in batch]
+        posed = Posed.of(lm.tokens, some, [twin(e, some, rng) for e in some])
+        with torch.enable_grad():
+            d, own = posed.distances(network), posed.own()
+            nearest = d.masked_fill((own | posed.unclear()).to(d.device), torch.inf).min(-1).values
+            inside = d[own & posed.inside[:, None]]
+            outside = [d[own & ~posed.inside[:, None]], nearest[nearest.isfinite()]]
+            g = scope_loss(inside, torch.cat(outside))
+            logprobs, ids, _ = posed.answers(lm.tokens, network)
+            h = -logprobs.gather(1, ids[:, None]).mean()
+            loss = self.c_edit * h + self.c_loc * g
+            loss.backward()
+        return {"loss": loss.item(), "scope": g.item(), "answer": h.item()}
+
+    @override
+    @torch.no_grad()
+    def score(self, lm: HFLM, network: Helpers, held: list[Example]) -> Losses:
+        some = compatible([told(e) for e in held])
+        posed = Posed.of(lm.tokens, some)
+        d = posed.distances(network)
+        near, nearest = torch.exp(-d.masked_fill(posed.unclear().to(d.device), torch.inf)).max(-1)
+        routed = torch.where(near > self.threshold, nearest, -1).cpu()
+        logprobs, ids, lengths = posed.answers(lm.tokens, network)
+        right = torch.tensor([bool(x.all()) for x in (logprobs.argmax(-1) == ids).split(lengths)])
+        inside = posed.inside
+        scoped = routed[inside] == torch.tensor(posed.of_edit)[inside]
+        first = torch.tensor([q.asked.kind == "edit" for q in posed.queries if q.inside])
+        found = {
+            "edit": _share((scoped & right)[first]),
+            "follow": _share((scoped & right)[~first]),
+            "keep": _share(routed[~inside] == -1),
+            "in scope": _share(scoped),
+            "answered": _share(right),
+        }
+        return {"score": (found["edit"] + found["follow"] + found["keep"]) / 3, **found}
+
+    # Editing
+
+    @override
+    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        self.loaded(lm, state)
+        networks = {n.removeprefix(NETWORK): t for n, t in state.tensors.items() if n.startswith(NETWORK)}
+        log = tuple(recorded(edit, lm.tokens) for edit in edits)
+        part = ScopedAnswers(log, {"threshold": self.threshold}, self.sizes(lm), networks)
+        for old in reversed(prior.of_kind(ScopedAnswers)):
+            if old != replace(part, log=old.log):
+                raise BadInput("serac in prior has another threshold or other small models; go on with the same state")
+            part = replace(old, log=(*old.log, *log))
+            patch = prior.swap(old, part)
+            break
+        else:
+            patch = prior + Patch((part,))
+        _note(ScopedLM(part, lm), edits)
+        return patch
+
+
+def told(example: Example) -> Example:
+    """The example without prompts that go by an alias: no text says whose name that is."""
+    return replace(example, follow=tuple(a for a in example.follow if a.kind != "alias"))
+
+
+def _share(yes: Tensor) -> float:
+    return float(yes.float().mean()) if len(yes) else 1.0
+
+
+def _note(small: ScopedLM, edits: Sequence[Edit]) -> None:
+    """Reports for each edit the loss of its target, and whether it is what is said: none where nothing is in scope."""
+    prompts, targets = [e.prompt for e in edits], [e.target_new for e in edits]
+    scores = small.own_scores(small.parted(prompts)[0], prompts, targets)
+    losses = [-scores[i].total / len(scores[i].tokens) if i in scores else inf for i in range(len(edits))]
+    report((e.id for e in edits), losses, (i in scores and scores[i].correct for i in range(len(edits))))
