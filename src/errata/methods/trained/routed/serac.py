@@ -20,7 +20,7 @@ from errata.methods.trained.routed.helpers import Helpers, Sizes
 from errata.methods.trained.routed.posing import Posed, twin
 from errata.methods.trained.routed.scope import scope_loss
 from errata.methods.trained.routed.scoped import ScopedAnswers, ScopedLM, recorded, vocabulary
-from errata.methods.trained.routed.transformer import token_vectors
+from errata.methods.trained.routed.transformer import HEADS, token_vectors
 from errata.methods.trained.routed.varying import varied
 from errata.methods.trained.training import Losses
 from errata.model.hf import HFLM
@@ -36,7 +36,8 @@ class SERAC(TrainedMethod):
     paper: ClassVar[str] = "Mitchell et al. 2022, Memory-Based Model Editing at Scale, arXiv:2206.06520"
     stores: ClassVar[str] = "the edits as text, a scope classifier and a small model that answers; no weight changes"
     tags: ClassVar[Tags] = Tags(
-        quick=QUICK | {"steps": 20, "check_every": 10, "warmup": 5, "lr": 0.003, "width": 16, "depth": 1, "vectors": 16},
+        quick=QUICK
+        | {"steps": 20, "check_every": 10, "warmup": 5, "lr": 0.003, "width": 16, "depth": 1, "vectors": 16},
         prepares_with="cases",
         memory=True,
         runs_model=False,
@@ -56,6 +57,11 @@ class SERAC(TrainedMethod):
     lr: float = setting(2e-3, "Adam's; paper: 1e-5, from pretrained models", above=0)
     clip: float = setting(100.0, "paper: largest norm of a step's gradient", above=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % (2 * HEADS):
+            raise BadInput(f"{self.name}'s width must be a multiple of {2 * HEADS}; found {self.width}")
+
     @override
     def network(self, lm: HFLM) -> nn.Module:
         return Helpers(self.sizes(lm), token_vectors(lm, self.vectors)).to(lm.device)
@@ -71,16 +77,19 @@ class SERAC(TrainedMethod):
         some = [varied(told(e).sampled(rng, self.follow, self.keep), batch, rng) for e in batch]
         posed = Posed.of(lm.tokens, some, [twin(e, some, rng) for e in some])
         with torch.enable_grad():
-            d, own = posed.distances(network), posed.own()
-            nearest = d.masked_fill((own | posed.unclear()).to(d.device), torch.inf).min(-1).values
-            inside = d[own & posed.inside[:, None]]
-            outside = [d[own & ~posed.inside[:, None]], nearest[nearest.isfinite()]]
-            g = scope_loss(inside, torch.cat(outside))
-            logprobs, ids, _ = posed.answers(lm.tokens, network)
-            h = -logprobs.gather(1, ids[:, None]).mean()
-            loss = self.c_edit * h + self.c_loc * g
+            scope, answer = self.losses(lm, network, posed)
+            loss = self.c_loc * scope + self.c_edit * answer
             loss.backward()
-        return {"loss": loss.item(), "scope": g.item(), "answer": h.item()}
+        return {"loss": loss.item(), "scope": scope.item(), "answer": answer.item()}
+
+    def losses(self, lm: HFLM, network: Helpers, posed: Posed) -> tuple[Tensor, Tensor]:
+        """The classifier's loss, over queries with their own edits and the nearest other edit of each, and the
+        counterfactual model's: the mean of −log p over tokens of answers, given the gold edit."""
+        d, own, inside = posed.distances(network), posed.own(), posed.inside[:, None]
+        others = d.masked_fill((own | posed.unclear()).to(d.device), torch.inf).min(-1).values
+        outside = torch.cat([d[own & ~inside], others[others.isfinite()]])
+        logprobs, ids, _ = posed.answers(lm.tokens, network)
+        return scope_loss(d[own & inside], outside), -logprobs.gather(1, ids[:, None]).mean()
 
     @override
     @torch.no_grad()
