@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,12 +16,14 @@ from forged import content_of, forge
 from errata.errors import BadInput, Unsupported
 from errata.methods.base import State
 from errata.methods.registry import method
+from errata.methods.retrieval import SENTENCES, TFIDF
 from errata.methods.trained.examples import Asked, Example, examples_of
 from errata.methods.trained.routed.helpers import Helpers, Sizes
-from errata.methods.trained.routed.posing import Posed, twin
+from errata.methods.trained.routed.posing import Posed, twins
 from errata.methods.trained.routed.reading import PROMPT, QUERY, TARGET, Batch, Row, words
 from errata.methods.trained.routed.scope import distances, scope_loss
 from errata.methods.trained.routed.scoped import ScopedAnswers, embedded
+from errata.methods.trained.routed.serac import answer_loss_of, scope_loss_of
 from errata.methods.trained.routed.varying import crossed, renamed, varied
 from errata.model.hf import HFLM
 from errata.model.lm import LM
@@ -326,9 +329,8 @@ def test_the_loss_of_a_batch_by_hand() -> None:
                     logprobs, _ = network.counterfactual.answered(network.vectors, [row], [ids])
                     nll += [-float(logprobs[j, id]) for j, id in enumerate(ids)]
         expected = float(scope_loss(torch.tensor(inside), torch.tensor(outside)))
-        losses = serac.losses(lm, network, posed)  # pyright: ignore[reportAttributeAccessIssue]
-    assert float(losses[0]) == pytest.approx(expected, rel=1e-3)
-    assert float(losses[1]) == pytest.approx(sum(nll) / len(nll), rel=1e-4)
+        assert float(scope_loss_of(network, posed)) == pytest.approx(expected, rel=1e-3)
+        assert float(answer_loss_of(lm, network, posed)) == pytest.approx(sum(nll) / len(nll), rel=1e-4)
 
 
 def test_a_batch_reaches_both_models_and_not_the_tokens_vectors() -> None:
@@ -406,11 +408,11 @@ def test_an_answer_that_is_not_the_target_is_not_changed() -> None:
     assert {varied(other, OTHERS, Random(seed)).edit.target_new for seed in range(20)} == {"Rome"}
 
 
-def test_a_twin_asks_the_same_of_somebody_else() -> None:
-    asked = {twin(SAID, OTHERS, Random(seed)) for seed in range(20)}
+def test_twins_are_asked_the_same_under_half_of_the_name() -> None:
+    asked = {text for seed in range(20) for text in twins(SAID, OTHERS, Random(seed))}
     assert {"Ann Moor was born in", "Where was Cy Lee born?"} <= asked
-    assert not any(mentions(text, "Ann Lee") for text in asked if text)
-    assert twin(SAID, [SAID], Random(0)) is None
+    assert not any(mentions(text, "Ann Lee") for text in asked)
+    assert twins(SAID, [SAID], Random(0)) == []
 
 
 def test_prompts_by_an_alias_are_no_examples_of_scope() -> None:
@@ -423,6 +425,25 @@ def test_prompts_by_an_alias_are_no_examples_of_scope() -> None:
 
 
 # Preparing --------------------------------------------------------------------------------------------------
+
+
+def test_a_sentence_encoder_can_be_the_classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    serac: Any = method("serac", **{**quick("serac").settings, "encoder": SENTENCES, "steps": 2, "check_every": 2})
+    state = serac.prepare(lm, CASES)
+    patch = Patch.load(serac.edit(lm, EDITS, state).save(tmp_path / "p.safetensors"))
+    part = part_of(patch)
+    assert part.sizes_of.encoder == SENTENCES and set(part.networks) > {"scope.matrix"}
+    with patch.applied(lm) as edited:
+        assert EDIT.id in edited.explain([EDIT.prompt])[0][0]
+        assert edited.explain(["The price of bread is"]) == [[]]
+    moved = part.networks["scope.matrix"] - part.networks["scope.matrix"].diagonal().mean() * torch.eye(384)
+    assert moved.abs().max() > 0  # it was trained
+    with pytest.raises(BadInput, match="fitted on the texts"):
+        method("serac", encoder=TFIDF)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(BadInput, match=r"pip install 'errata\[retrieval\]'"):
+        method("serac", encoder="another").prepare(lm, CASES)
 
 
 def test_a_state_of_other_settings_is_refused() -> None:

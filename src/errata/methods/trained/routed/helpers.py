@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from errata.errors import BadInput
 from errata.methods.trained.routed.counterfactual import Counterfactual
-from errata.methods.trained.routed.scope import ScopeClassifier
+from errata.methods.trained.routed.scope import EncodedScope, ScopeClassifier
 from errata.methods.trained.routed.transformer import HEADS
 
 Size = Annotated[int, Field(ge=1, le=2**20)]
@@ -26,6 +26,8 @@ class Sizes:
     vectors: Size  # width of the tokens' fixed vectors
     width: Width
     depth: Depth
+    encoder: str | None = None  # whose sentences the scope classifier reads, in the place of tokens
+    encoded: Size | None = None  # width of the encoder's vectors
 
 
 class Helpers(nn.Module):
@@ -39,7 +41,10 @@ class Helpers(nn.Module):
         super().__init__()
         empty = torch.zeros(sizes.vocabulary, sizes.vectors) if vectors is None else vectors
         self.register_buffer("vectors", empty)
-        self.scope = ScopeClassifier(sizes.width, sizes.depth, sizes.vectors)
+        if sizes.encoder is None or sizes.encoded is None:
+            self.scope = ScopeClassifier(sizes.width, sizes.depth, sizes.vectors)
+        else:
+            self.scope = EncodedScope(sizes.encoder, sizes.encoded)
         self.counterfactual = Counterfactual(sizes.width, sizes.depth, sizes.vectors)
 
     @classmethod

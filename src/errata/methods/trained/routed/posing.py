@@ -10,9 +10,9 @@ from torch import Tensor
 
 from errata.methods.trained.examples import Asked, Example
 from errata.methods.trained.routed.helpers import Helpers
-from errata.methods.trained.routed.reading import Batch, Row, words
+from errata.methods.trained.routed.reading import Row, words
 from errata.methods.trained.routed.scope import distances
-from errata.methods.trained.routed.scoped import asked, edit_row, question
+from errata.methods.trained.routed.scoped import asked, edit_row, question, recorded
 from errata.methods.trained.routed.varying import crossed, renamed
 from errata.model.tokens import Tokens
 from errata.subjects import mentions
@@ -37,12 +37,12 @@ class Posed:
     queries: list[Query]
 
     @classmethod
-    def of(cls, tokens: Tokens, examples: Sequence[Example], twins: Sequence[str | None] = ()) -> "Posed":
-        """All that the examples ask; ``twins``: a prompt out of the scope of each, or None."""
-        edits = [edit_row(words(tokens, e.edit.prompt), words(tokens, e.edit.target_new)) for e in examples]
+    def of(cls, tokens: Tokens, examples: Sequence[Example], twins: Sequence[Sequence[str]] = ()) -> "Posed":
+        """All that the examples ask; ``twins``: more prompts out of the scope of each."""
+        edits = [edit_row(recorded(e.edit, tokens)) for e in examples]
         told = [(i, a, True) for i, e in enumerate(examples) for a in (e.asked, *e.follow)]
         told += [(i, a, False) for i, e in enumerate(examples) for a in e.keep]
-        told += [(i, Asked(text, "", "twin"), False) for i, text in enumerate(twins) if text is not None]
+        told += [(i, Asked(text, "", "twin"), False) for i, texts in enumerate(twins) for text in texts]
         return cls(list(examples), edits, [Query(i, a, inside, words(tokens, a.prompt)) for i, a, inside in told])
 
     @property
@@ -70,8 +70,8 @@ class Posed:
     def distances(self, network: Helpers) -> Tensor:
         """‖emb(edit) − emb(query)‖². (q, n)"""
         n = len(self.edits)
-        rows = [*self.edits, *(question(query.ids) for query in self.queries)]
-        emb = network.scope(network.vectors, Batch.of(rows, network.vectors.device))
+        rows = [*self.edits, *(question(query.ids, query.asked.prompt) for query in self.queries)]
+        emb = network.scope(network.vectors, rows)
         return distances(emb[n:], emb[:n])
 
     def answers(self, tokens: Tokens, network: Helpers) -> tuple[Tensor, Tensor, list[int]]:
@@ -85,10 +85,9 @@ class Posed:
         return logprobs, torch.tensor([id for ids in targets for id in ids], device=logprobs.device), lengths
 
 
-def twin(example: Example, others: Sequence[Example], rng: Random) -> str | None:
-    """One of the example's own questions, about somebody whose name is half the subject's; None where none is left."""
+def twins(example: Example, others: Sequence[Example], rng: Random) -> list[str]:
+    """Some of the example's own questions, about those who share the beginning of the subject's name, or its end."""
     subject, other = example.edit.subject, rng.choice(others).edit.subject
-    names = [crossed(subject, other), crossed(other, subject)]
-    names = [name for name in names if not mentions(name, subject)]
-    asked = rng.choice([example.asked, *example.follow]).prompt
-    return renamed(asked, subject, rng.choice(names)) if names and mentions(asked, subject) else None
+    names = [name for name in (crossed(subject, other), crossed(other, subject)) if not mentions(name, subject)]
+    about = [a.prompt for a in (example.asked, *example.follow) if mentions(a.prompt, subject)]
+    return [renamed(rng.choice(about), subject, name) for name in names]

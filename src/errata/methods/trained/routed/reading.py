@@ -19,17 +19,17 @@ def words(tokens: Tokens, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids and their roles."""
+    """Token ids and their roles, and the text that they are of where somebody reads that."""
 
     ids: tuple[int, ...]
     roles: tuple[int, ...]
+    text: str = ""
 
     @classmethod
-    def of(cls, *parts: tuple[Sequence[int], int]) -> "Row":
+    def of(cls, *parts: tuple[Sequence[int], int], text: str = "") -> "Row":
         """The row of some parts in order: ids and the role that they all have."""
-        return cls(
-            tuple(id for ids, _ in parts for id in ids), tuple(role for ids, role in parts for _ in range(len(ids)))
-        )
+        ids = tuple(id for some, _ in parts for id in some)
+        return cls(ids, tuple(role for some, role in parts for _ in range(len(some))), text)
 
     def __add__(self, other: "Row") -> "Row":
         return Row(self.ids + other.ids, self.roles + other.roles)

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict, override
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.memory.log import EditLog, EditRecord, newest
 from errata.methods.trained.routed.helpers import Helpers, Sizes
-from errata.methods.trained.routed.reading import PROMPT, QUERY, TARGET, Batch, Row, words
+from errata.methods.trained.routed.reading import PROMPT, QUERY, TARGET, Row, words
 from errata.methods.trained.routed.router import BUDGET, RoutedLM
 from errata.methods.trained.routed.scope import distances
 from errata.model import passes, weights
@@ -35,18 +35,19 @@ class Settings(TypedDict):
 
 def recorded(edit: Edit, tokens: Tokens) -> EditRecord:
     """The record of an edit, with the ids that the small models read."""
-    ids = {"prompt_ids": words(tokens, edit.prompt), "target_ids": words(tokens, edit.target_new)}
-    return EditRecord(**edit.to_json(), **ids)
+    return replace(
+        EditRecord.of(edit), prompt_ids=words(tokens, edit.prompt), target_ids=words(tokens, edit.target_new)
+    )
 
 
-def edit_row(prompt: Sequence[int], target: Sequence[int]) -> Row:
+def edit_row(record: EditRecord) -> Row:
     """What is read of an edit."""
-    return Row.of((prompt, PROMPT), (target, TARGET))
+    return Row.of((record.prompt_ids, PROMPT), (record.target_ids, TARGET), text=record.text)
 
 
-def question(ids: Sequence[int]) -> Row:
+def question(ids: Sequence[int], text: str) -> Row:
     """What the scope classifier reads of a prompt: the role is that of an edit's prompt."""
-    return Row.of((ids, PROMPT))
+    return Row.of((ids, PROMPT), text=text.strip())
 
 
 def asked(edit: Row, query: Sequence[int]) -> Row:
@@ -58,9 +59,8 @@ def asked(edit: Row, query: Sequence[int]) -> Row:
 def embedded(helpers: Helpers, rows: Sequence[Row]) -> Tensor:
     """emb of each row, (n, ·), in batches."""
     some = list(passes.budgeted([len(row) for row in rows], BUDGET))
-    device = helpers.vectors.device
-    found = [helpers.scope(helpers.vectors, Batch.of([rows[i] for i in batch], device)) for batch in some]
-    order = torch.tensor([i for batch in some for i in batch], device=device)
+    found = [helpers.scope(helpers.vectors, [rows[i] for i in batch]) for batch in some]
+    order = torch.tensor([i for batch in some for i in batch], device=helpers.vectors.device)
     return torch.cat(found)[order.argsort()]
 
 
@@ -112,7 +112,7 @@ class ScopedAnswers(Wrapper):
     @cached_property
     def rows(self) -> list[Row]:
         """What the small models read of each edit."""
-        return [edit_row(record.prompt_ids, record.target_ids) for record in self.log]
+        return [edit_row(record) for record in self.log]
 
     @cached_property
     def in_use(self) -> list[int]:
@@ -124,7 +124,7 @@ class ScopedAnswers(Wrapper):
         near = torch.zeros(len(self.log), len(self.log))
         if some:
             edits = embedded(self.helpers, [self.rows[i] for i in some])
-            asks = embedded(self.helpers, [question(prompts[i]) for i in some])
+            asks = embedded(self.helpers, [question(prompts[i], self.log[i].prompt) for i in some])
             near[torch.tensor(some)[:, None], torch.tensor(some)] = torch.exp(-distances(edits, asks))
         replaced = (same & (near > self.settings["threshold"])).any(1)
         return [i for i in newest(prompts) if not replaced[i]]
@@ -171,7 +171,8 @@ class ScopedLM(RoutedLM[Scoped]):
     @override
     def read(self, prompts: Sequence[str]) -> list[Scoped | None]:
         ids = [words(self.tokens, prompt) for prompt in prompts]
-        d = distances(embedded(self.helpers, [question(row) for row in ids]), self.edits)  # (b, n)
+        questions = [question(row, prompt) for row, prompt in zip(ids, prompts, strict=True)]
+        d = distances(embedded(self.helpers, questions), self.edits)  # (b, n)
         score, nearest = torch.exp(-d).max(-1)
         inside = (score > self.part.settings["threshold"]).tolist()
         edits = [self.part.in_use[j] for j in nearest.tolist()]

@@ -13,11 +13,12 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.outcomes import report
+from errata.methods.retrieval import TFIDF, sentences
 from errata.methods.settings import setting
 from errata.methods.trained.examples import Example, compatible
 from errata.methods.trained.method import NETWORK, QUICK, TrainedMethod
 from errata.methods.trained.routed.helpers import Helpers, Sizes
-from errata.methods.trained.routed.posing import Posed, twin
+from errata.methods.trained.routed.posing import Posed, twins
 from errata.methods.trained.routed.scope import scope_loss
 from errata.methods.trained.routed.scoped import ScopedAnswers, ScopedLM, recorded, vocabulary
 from errata.methods.trained.routed.transformer import HEADS, token_vectors
@@ -30,7 +31,14 @@ from errata.types import Edit
 
 @dataclass(frozen=True, kw_only=True)
 class SERAC(TrainedMethod):
-    """The base model is left alone, bit for bit where no edit is in scope."""
+    """A prompt whose nearest edit has a score above ``threshold`` is answered from that edit, by a small model.
+
+    Every other prompt is the base model's, bit for bit. score(edit, x) = exp(−‖emb(edit) − emb(x)‖²); trained by
+    c_edit · NLL of the counterfactual model given the gold edit + c_loc · balanced cross-entropy of the scope classifier
+    (section 3.3). Both begin from nothing, over fixed vectors of the base model's tokens; half of the examples have
+    other names in them, so that names are read and not learned by heart. Prompts that name a subject by an alias are
+    out of reach: no text says whose it is.
+    """
 
     name: ClassVar[str] = "serac"
     paper: ClassVar[str] = "Mitchell et al. 2022, Memory-Based Model Editing at Scale, arXiv:2206.06520"
@@ -48,11 +56,12 @@ class SERAC(TrainedMethod):
     width: int = setting(64, "of the small models; paper: DistilBERT and a model of the base's family", above=0)
     depth: int = setting(2, "blocks of each small model", above=0)
     vectors: int = setting(64, "width of the tokens' fixed vectors", above=0)
+    encoder: str | None = setting(None, "a sentence encoder for the classifier (extra `retrieval`); by default its own")
     c_edit: float = setting(0.1, "paper: weight of the counterfactual model's loss", key="cedit")
     c_loc: float = setting(1.0, "paper: weight of the classifier's loss", key="cloc")
     follow: int = setting(3, "prompts in other words for each example of a step", above=0)
     keep: int = setting(5, "prompts out of scope for each example of a step", above=0)
-    steps: int = setting(600, "of training at most; paper: 100,000 and more", above=0)
+    steps: int = setting(800, "of training at most; paper: 100,000 and more", above=0)
     batch: int = setting(24, "examples of a step; paper: 10, accumulated to 100", above=0)
     lr: float = setting(2e-3, "Adam's; paper: 1e-5, from pretrained models", above=0)
     clip: float = setting(100.0, "paper: largest norm of a step's gradient", above=0)
@@ -61,6 +70,10 @@ class SERAC(TrainedMethod):
         super().__post_init__()
         if self.width % (2 * HEADS):
             raise BadInput(f"{self.name}'s width must be a multiple of {2 * HEADS}; found {self.width}")
+        if self.encoder == TFIDF:
+            raise BadInput(
+                f"{self.name}'s encoder is one of sentences: {TFIDF} is fitted on the texts that it compares"
+            )
 
     @override
     def network(self, lm: HFLM) -> nn.Module:
@@ -68,28 +81,22 @@ class SERAC(TrainedMethod):
 
     def sizes(self, lm: HFLM) -> Sizes:
         """Sizes of the small models beside this model."""
-        return Sizes(vocabulary(lm), self.vectors, self.width, self.depth)
+        encoded = None if self.encoder is None else sentences(self.encoder)([""]).shape[1]
+        return Sizes(vocabulary(lm), self.vectors, self.width, self.depth, self.encoder, encoded)
 
     # Training
 
     @override
     def backward(self, lm: HFLM, network: Helpers, batch: list[Example], rng: Random) -> Losses:
-        some = [varied(told(e).sampled(rng, self.follow, self.keep), batch, rng) for e in batch]
-        posed = Posed.of(lm.tokens, some, [twin(e, some, rng) for e in some])
-        with torch.enable_grad():
-            scope, answer = self.losses(lm, network, posed)
+        plain = [told(e).sampled(rng, self.follow, self.keep) for e in batch]
+        some = [varied(e, batch, rng) for e in plain]
+        posed = Posed.of(lm.tokens, some, [twins(e, some, rng) for e in some])
+        with torch.enable_grad():  # an encoder knows names: the texts of examples, which it has read, are enough
+            scope = scope_loss_of(network, posed if self.encoder is None else Posed.of(lm.tokens, plain))
+            answer = answer_loss_of(lm, network, posed)
             loss = self.c_loc * scope + self.c_edit * answer
             loss.backward()
         return {"loss": loss.item(), "scope": scope.item(), "answer": answer.item()}
-
-    def losses(self, lm: HFLM, network: Helpers, posed: Posed) -> tuple[Tensor, Tensor]:
-        """The classifier's loss, over queries with their own edits and the nearest other edit of each, and the
-        counterfactual model's: the mean of −log p over tokens of answers, given the gold edit."""
-        d, own, inside = posed.distances(network), posed.own(), posed.inside[:, None]
-        others = d.masked_fill((own | posed.unclear()).to(d.device), torch.inf).min(-1).values
-        outside = torch.cat([d[own & ~inside], others[others.isfinite()]])
-        logprobs, ids, _ = posed.answers(lm.tokens, network)
-        return scope_loss(d[own & inside], outside), -logprobs.gather(1, ids[:, None]).mean()
 
     @override
     @torch.no_grad()
@@ -136,6 +143,19 @@ class SERAC(TrainedMethod):
 def told(example: Example) -> Example:
     """The example without prompts that go by an alias: no text says whose name that is."""
     return replace(example, follow=tuple(a for a in example.follow if a.kind != "alias"))
+
+
+def scope_loss_of(network: Helpers, posed: Posed) -> Tensor:
+    """The classifier's loss, over queries with their own edits and with the nearest other edit of each."""
+    d, own, inside = posed.distances(network), posed.own(), posed.inside[:, None]
+    others = d.masked_fill((own | posed.unclear()).to(d.device), torch.inf).min(-1).values
+    return scope_loss(d[own & inside], torch.cat([d[own & ~inside], others[others.isfinite()]]))
+
+
+def answer_loss_of(lm: HFLM, network: Helpers, posed: Posed) -> Tensor:
+    """The counterfactual model's: the mean of −log p over the tokens of answers, given the gold edit."""
+    logprobs, ids, _ = posed.answers(lm.tokens, network)
+    return -logprobs.gather(1, ids[:, None]).mean()
 
 
 def _share(yes: Tensor) -> float:
