@@ -271,7 +271,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "a huge size": (lambda c, t: c["sizes_of"].update(vocabulary=2**19), "vectors is"),
     "another size": (lambda c, t: c["sizes_of"].update(layers=3), "layers: unexpected"),
     "no threshold": (lambda c, t: c["settings"].pop("threshold"), "threshold is missing"),
-    "a threshold of 1": (lambda c, t: c["settings"].update(threshold=1.0), "less than 1"),
+    "a threshold above 1": (lambda c, t: c["settings"].update(threshold=1.5), "less than or equal to 1"),
     "a token that is none": (lambda c, t: c["log"][0].update(prompt_ids=[320]), "above 319"),
     "no token": (lambda c, t: c["log"][0].update(target_ids=[]), "no token ids"),
     "no edit": (lambda c, t: c.update(log=[]), "log is empty"),
@@ -401,6 +401,12 @@ def test_a_varied_example_is_still_true() -> None:
         assert e.follow == (Asked(f"Where was {subject} born?", target, "question"),)
         assert [a.prompt for a in e.keep] == [f"{subject} lives in", "Bob Ray was born in"]
     assert seen == {(a, b) for a in (True, False) for b in (True, False)}
+
+
+def test_an_example_that_might_not_fit_the_model_is_not_varied() -> None:
+    longest = len("Where was Ann Moor born? Lima") + 4
+    assert all(varied(SAID, OTHERS, Random(seed), 20) is SAID for seed in range(20))
+    assert any(varied(SAID, OTHERS, Random(seed), longest + 9) != SAID for seed in range(20))
 
 
 def test_an_answer_that_is_not_the_target_is_not_changed() -> None:

@@ -30,7 +30,7 @@ class Settings(TypedDict):
     """The settings of a :class:`ScopedAnswers`."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
-    threshold: Annotated[float, Field(gt=0, lt=1)]
+    threshold: Annotated[float, Field(gt=0, le=1)]
 
 
 def recorded(edit: Edit, tokens: Tokens) -> EditRecord:
@@ -117,17 +117,20 @@ class ScopedAnswers(Wrapper):
     @cached_property
     def in_use(self) -> list[int]:
         """Indices of the edits that answer, in order."""
-        subjects = [" ".join(record.subject.split()).casefold() for record in self.log]
-        prompts = [tuple(record.prompt_ids) for record in self.log]
-        same = torch.tensor([[a == b for b in subjects] for a in subjects]).triu(1)  # (n, n): edit, later edit
-        some = sorted(set(same.nonzero().flatten().tolist()))
-        near = torch.zeros(len(self.log), len(self.log))
-        if some:
-            edits = embedded(self.helpers, [self.rows[i] for i in some])
-            asks = embedded(self.helpers, [question(prompts[i], self.log[i].prompt) for i in some])
-            near[torch.tensor(some)[:, None], torch.tensor(some)] = torch.exp(-distances(edits, asks))
-        replaced = (same & (near > self.settings["threshold"])).any(1)
-        return [i for i in newest(prompts) if not replaced[i]]
+        about: dict[str, list[int]] = {}
+        for i, record in enumerate(self.log):
+            about.setdefault(" ".join(record.subject.split()).casefold(), []).append(i)
+        replaced = {i for same in about.values() if len(same) > 1 for i in self._replaced(same)}
+        latest = newest(tuple(record.prompt_ids) for record in self.log)
+        return [i for i in latest if i not in replaced]
+
+    def _replaced(self, same: Sequence[int]) -> list[int]:
+        """Those of some edits of one subject in whose scope the prompt of a later one is."""
+        records = [self.log[i] for i in same]
+        edits = embedded(self.helpers, [self.rows[i] for i in same])
+        asks = embedded(self.helpers, [question(record.prompt_ids, record.prompt) for record in records])
+        near = torch.exp(-distances(edits, asks)).triu(1)  # (edit, later edit)
+        return [same[k] for k, most in enumerate(near.amax(1).tolist()) if most > self.settings["threshold"]]
 
     @override
     def wrap(self, inner: LM) -> LM:

@@ -33,8 +33,8 @@ from errata.types import Edit
 class SERAC(TrainedMethod):
     """A prompt whose nearest edit has a score above ``threshold`` is answered from that edit, by a small model.
 
-    Every other prompt is the base model's, bit for bit. score(edit, x) = exp(−‖emb(edit) − emb(x)‖²); trained by
-    c_edit · NLL of the counterfactual model given the gold edit + c_loc · balanced cross-entropy of the scope classifier
+    Every other prompt is the base model's, bit for bit. score(edit, x) = exp(−‖emb(edit) − emb(x)‖²); the loss is
+    c_edit · NLL of the counterfactual model given the gold edit + c_loc · balanced cross-entropy of the classifier
     (section 3.3). Both begin from nothing, over fixed vectors of the base model's tokens; half of the examples have
     other names in them, so that names are read and not learned by heart. Prompts that name a subject by an alias are
     out of reach: no text says whose it is.
@@ -52,7 +52,9 @@ class SERAC(TrainedMethod):
     )
     when_editing: ClassVar[tuple[str, ...]] = ("threshold",)
 
-    threshold: float = setting(0.5, "paper: of the classifier's score, from where on an edit is in scope", above=0)
+    threshold: float = setting(
+        0.5, "paper: of the classifier's score, from where on an edit is in scope", above=0, most=1
+    )
     width: int = setting(64, "of the small models; paper: DistilBERT and a model of the base's family", above=0)
     depth: int = setting(2, "blocks of each small model", above=0)
     vectors: int = setting(64, "width of the tokens' fixed vectors", above=0)
@@ -89,7 +91,7 @@ class SERAC(TrainedMethod):
     @override
     def backward(self, lm: HFLM, network: Helpers, batch: list[Example], rng: Random) -> Losses:
         plain = [told(e).sampled(rng, self.follow, self.keep) for e in batch]
-        some = [varied(e, batch, rng) for e in plain]
+        some = [varied(e, batch, rng, lm.tokens.limit) for e in plain]
         posed = Posed.of(lm.tokens, some, [twins(e, some, rng) for e in some])
         with torch.enable_grad():  # an encoder knows names: the texts of examples, which it has read, are enough
             scope = scope_loss_of(network, posed if self.encoder is None else Posed.of(lm.tokens, plain))
@@ -128,16 +130,12 @@ class SERAC(TrainedMethod):
         networks = {n.removeprefix(NETWORK): t for n, t in state.tensors.items() if n.startswith(NETWORK)}
         log = tuple(recorded(edit, lm.tokens) for edit in edits)
         part = ScopedAnswers(log, {"threshold": self.threshold}, self.sizes(lm), networks)
-        for old in reversed(prior.of_kind(ScopedAnswers)):
-            if old != replace(part, log=old.log):
-                raise BadInput("serac in prior has another threshold or other small models; go on with the same state")
-            part = replace(old, log=(*old.log, *log))
-            patch = prior.swap(old, part)
-            break
-        else:
-            patch = prior + Patch((part,))
-        _note(ScopedLM(part, lm), edits)
-        return patch
+        old = next(reversed(prior.of_kind(ScopedAnswers)), None)
+        if old is not None and old != replace(part, log=old.log):
+            raise BadInput("serac in prior has another threshold or other small models; go on with the same state")
+        whole = part if old is None else replace(old, log=(*old.log, *log))
+        _note(ScopedLM(whole, lm), edits)
+        return prior + Patch((whole,)) if old is None else prior.swap(old, whole)
 
 
 def told(example: Example) -> Example:

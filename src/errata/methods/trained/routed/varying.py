@@ -8,6 +8,8 @@ from errata.methods.trained.examples import Asked, Example
 from errata.subjects import mentions, template_of
 from errata.types import Edit
 
+ROOM = 4  # for special tokens
+
 
 def crossed(name: str, other: str) -> str:
     """The beginning of one name with the end of another: by words where both have several, else by letters."""
@@ -24,11 +26,11 @@ def renamed(text: str, subject: str, name: str) -> str:
     return text
 
 
-def varied(example: Example, others: Sequence[Example], rng: Random) -> Example:
+def varied(example: Example, others: Sequence[Example], rng: Random, limit: int | None = None) -> Example:
     """The example about another subject, at one half, and with another answer, at one half.
 
     Subject and answer are crossed from those of other examples. The answer is changed where all that follows from the
-    edit has it.
+    edit has it. Where a text might come to more than ``limit`` tokens the example stays as it is.
     """
     subjects, targets = [e.edit.subject for e in others], [e.edit.target_new for e in others]
     subject, target = example.edit.subject, example.edit.target_new
@@ -36,7 +38,13 @@ def varied(example: Example, others: Sequence[Example], rng: Random) -> Example:
         subject = crossed(rng.choice(subjects), rng.choice(subjects))
     if rng.random() < 0.5 and all(asked.answer == target for asked in example.follow):
         target = crossed(rng.choice(targets), rng.choice([*targets, *subjects]))
-    return _about(example, subject, target)
+    found = _about(example, subject, target)
+    return found if limit is None or _longest(found) + ROOM <= limit else example
+
+
+def _longest(example: Example) -> int:
+    """Bytes of the longest prompt with its answer: no tokenizer makes more tokens of them, but for special ones."""
+    return max(len(f"{a.prompt} {a.answer}".encode()) for a in (example.asked, *example.follow, *example.keep))
 
 
 def _about(example: Example, subject: str, target: str) -> Example:
