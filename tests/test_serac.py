@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -126,6 +127,7 @@ def test_in_scope_every_verb_is_the_small_models(arch: str, dtype: torch.dtype) 
         assert edited.prolong([prompt], [1]) == [""]
         drawn = edited.prolong(others, [30, 30, 30], top_k=5, seeds=[4, 9, 7])
         assert drawn[1] == edited.prolong([prompt], [30], top_k=5, seeds=[9])[0]
+    assert lm.prolong([others[0], others[2]], [30, 30], top_k=5, seeds=[4, 7]) == [drawn[0], drawn[2]]
 
 
 def lm_text(lm: HFLM, small: Helpers, prompt: str, row: Row, most: int) -> str:
@@ -311,6 +313,8 @@ def test_the_loss_of_a_batch_by_hand() -> None:
     """c_edit · NLL + c_loc · balanced entropy, of queries with their own edits and the nearest other edit of each."""
     lm, serac = tiny_lm("llama"), quick("serac")
     examples = examples_of(lm, "serac", CASES)[:3]
+    about_another = Asked(f"{examples[1].edit.subject} was born in", "Rome", "neighborhood")  # in its scope, maybe
+    examples[0] = replace(examples[0], keep=(*examples[0].keep, about_another))
     torch.manual_seed(1)
     network: Any = serac.network(lm)  # pyright: ignore[reportAttributeAccessIssue]
     posed = Posed.of(lm.tokens, examples)
