@@ -273,6 +273,8 @@ def test_tensors_that_are_missing_or_of_another_shape_or_type(name: str, tmp_pat
     lies = 0
     for at, tensor in tensors.items():
         for lie in _lies(tensor):
+            if not tensor.ndim and lie is not None and lie.dtype == tensor.dtype and lie.shape == () and lie == lie:
+                continue  # a single number: any other may stand there
             changed = {n: t for n, t in tensors.items() if n != at} | ({} if lie is None else {at: lie})
             lies += 1
             try:

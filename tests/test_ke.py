@@ -41,10 +41,8 @@ def test_the_change_is_the_papers_formula(arch: str) -> None:
     ke, lm, network, _ = made("ke", arch)
     weights = {name: lm.model.get_parameter(name) for name in ke.names(lm)}
     with torch.enable_grad():
-        loss = nll(
-            lm.target_logits([Asked(EDIT.prompt, EDIT.target_new).ids(lm)]),
-            [Asked(EDIT.prompt, EDIT.target_new).ids(lm)],
-        ).sum()
+        pairs = [Asked(EDIT.prompt, EDIT.target_new).ids(lm)]
+        loss = nll(lm.target_logits(pairs), pairs).sum()
         gradient = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
     with hooks.frozen(lm.model):
         changes = ke.edited(lm, network, [EDIT])

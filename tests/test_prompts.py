@@ -17,8 +17,8 @@ from errata.methods.memory.log import EditRecord
 from errata.methods.prompting.ike import examples_of
 from errata.methods.prompting.prompted import Example, FactPrompt, PromptedLM, fitting
 from errata.methods.prompting.rag import RelationPrompt
-from errata.methods.prompting.retrieval import SENTENCES, TFIDF, Index, default_encoder, named
 from errata.methods.registry import method
+from errata.methods.retrieval import SENTENCES, TFIDF, Index, default_encoder, named
 from errata.model.lm import LM
 from errata.model.resources import Resources
 from errata.model.tokens import sentence

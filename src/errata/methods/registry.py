@@ -48,6 +48,7 @@ METHODS: dict[str, str] = {
     "ice": "errata.methods.prompting.ike:ICE",
     "rag": "errata.methods.prompting.rag:RAG",
     "memprompt": "errata.methods.prompting.rag:MemPrompt",
+    "serac": "errata.methods.trained.routed.serac:SERAC",
     "mend": "errata.methods.trained.gradient.mend:MEND",
     "malmen": "errata.methods.trained.gradient.malmen:MALMEN",
     "ultraedit": "errata.methods.trained.gradient.ultraedit:UltraEdit",

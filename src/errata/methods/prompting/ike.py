@@ -11,7 +11,7 @@ from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.prompted import Example
-from errata.methods.prompting.retrieval import default_encoder
+from errata.methods.retrieval import default_encoder
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.tokens import joined

@@ -11,7 +11,7 @@ from errata.errors import BadInput
 from errata.methods.base import Method, State, Tags
 from errata.methods.memory.log import EditRecord
 from errata.methods.prompting.prompted import Example, FactPrompt
-from errata.methods.prompting.retrieval import default_encoder
+from errata.methods.retrieval import default_encoder
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.patch.patch import Patch

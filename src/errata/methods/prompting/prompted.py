@@ -21,7 +21,7 @@ from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
 from errata.methods.memory.log import EditLog, EditRecord, newest
-from errata.methods.prompting.retrieval import Index, index, named
+from errata.methods.retrieval import Index, index, named
 from errata.model.lm import LM, listed
 from errata.model.tokens import Tokens, joined
 from errata.patch.parts import Wrapper

@@ -23,7 +23,7 @@ from errata.methods.memory.reading import GRID, quantile
 from errata.methods.phrasings import group_index, templates_of
 from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.prompted import ALL, FactPrompt, FactSettings
-from errata.methods.prompting.retrieval import default_encoder, index, named
+from errata.methods.retrieval import default_encoder, index, named
 from errata.methods.settings import setting
 from errata.methods.texts import texts_of
 from errata.model.hf import HFLM

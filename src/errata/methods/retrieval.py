@@ -35,7 +35,7 @@ class Index:
     """Texts as rows of unit vectors."""
 
     def __init__(self, encoder: str, texts: Sequence[str]) -> None:
-        self.encode = _words(texts) if encoder == TFIDF else _sentences(encoder)
+        self.encode = _words(texts) if encoder == TFIDF else sentences(encoder)
         self.rows = self.encode(texts)  # (n, width)
 
     def near(self, queries: Sequence[str]) -> Array:
@@ -70,7 +70,11 @@ def _words(texts: Sequence[str]) -> Callable[[Sequence[str]], Any]:
 
 
 @lru_cache(maxsize=4)
-def _sentences(encoder: str) -> Callable[[Sequence[str]], Array]:
+def sentences(encoder: str) -> Callable[[Sequence[str]], Array]:
+    """The function that gives a unit vector for each text, (n, width), of a model of sentence-transformers.
+
+    Raises :class:`BadInput` where that is not installed, or does not know the name.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
