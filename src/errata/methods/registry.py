@@ -48,6 +48,8 @@ METHODS: dict[str, str] = {
     "ice": "errata.methods.prompting.ike:ICE",
     "rag": "errata.methods.prompting.rag:RAG",
     "memprompt": "errata.methods.prompting.rag:MemPrompt",
+    "remedi": "errata.methods.trained.representation.remedi:REMEDI",
+    "re-control": "errata.methods.trained.representation.re_control:REControl",
     "mend": "errata.methods.trained.gradient.mend:MEND",
     "mello": "errata.methods.prompting.mello:MeLLo",
 }
