@@ -147,7 +147,7 @@ def test_the_value_head_learns_which_responses_are_good() -> None:
         for i in range(64)
     ]
     network = made.network(lm)
-    made.observe(lm, network, some)
+    made.before_training(lm, network, some)
     before = made.score(lm, network, some)["score"]
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(60):

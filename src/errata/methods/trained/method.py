@@ -64,7 +64,7 @@ class TrainedMethod(Method):
     def network(self, lm: HFLM) -> nn.Module:
         """What is trained, as it is before that; settings of ``self`` are resolved. float32, on the model's device."""
 
-    def observe(self, lm: HFLM, network: Any, examples: Sequence[Any]) -> None:
+    def before_training(self, lm: HFLM, network: Any, examples: Sequence[Any]) -> None:
         """What the network takes from the examples before it is trained on them (how large its inputs are, say)."""
 
     @abstractmethod
@@ -121,7 +121,7 @@ class TrainedMethod(Method):
             file = None
         memory = PeakMemory(lm)
         with hooks.frozen(lm.model):
-            self.observe(lm, network, rest)
+            self.before_training(lm, network, rest)
             some = Stream(held, self.seed).batch(0, min(self.validates_on, len(held)))
             trainee = _Trainee(self, lm, network, Stream(rest, self.seed), some)
             progress = train(trainee, schedule, file, self.name)

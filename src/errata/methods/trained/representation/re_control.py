@@ -69,6 +69,7 @@ class REControl(TrainedMethod):
     width: int | None = setting(None, "of V's two hidden layers: the model's; so is the paper's 4,096", above=0)
     climbs: int = setting(30, "steps at each token: released code")
     eta: float = setting(1.0, "η, in units of the mean square of a state's entries; released code: 1.0", above=0)
+    steps: int = setting(600, "of training at most; paper: 100 epochs", above=0)
     lr: float = setting(1e-3, "paper: 1e-4 to 1e-3", above=0)
     batch: int = setting(64, "responses of a step; paper: 512", above=0)
 
@@ -153,7 +154,7 @@ class REControl(TrainedMethod):
     # Training
 
     @override
-    def observe(self, lm: HFLM, network: Value, examples: Sequence[Trajectory]) -> None:
+    def before_training(self, lm: HFLM, network: Value, examples: Sequence[Trajectory]) -> None:
         network.s.fill_(float(torch.cat([one.states for one in examples]).square().mean().sqrt()))
 
     @override
