@@ -28,7 +28,7 @@ from errata.model.peak import PeakMemory
 def plain(made: Any, lm: Any, network: Any, examples: Any) -> None:
     """One graph through everything."""
     gradients = made.gradients(lm, examples)
-    made.observe(lm, network, gradients)
+    made.observe(network, gradients)
     weights = objective.changed(lm, dense(made.changes(network, gradients)))
     follow = [a.ids(lm) for e in examples for a in (e.asked, *e.follow)]
     keep = [a.ids(lm) for e in examples for a in e.keep]

@@ -312,9 +312,9 @@ def _undisturbed(prepare: Callable[..., State]) -> Callable[..., State]:
     """``prepare``, on an undisturbed model."""
 
     @wraps(prepare)
-    def alone(self: Method, lm: HFLM, data: Iterable[Any] | None = None) -> State:
+    def alone(self: Method, lm: HFLM, data: Iterable[Any] | None = None, **more: Any) -> State:
         with undisturbed(lm):
-            return prepare(self, lm, data)
+            return prepare(self, lm, data, **more)
 
     return alone
 

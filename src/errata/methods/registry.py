@@ -49,6 +49,8 @@ METHODS: dict[str, str] = {
     "rag": "errata.methods.prompting.rag:RAG",
     "memprompt": "errata.methods.prompting.rag:MemPrompt",
     "serac": "errata.methods.trained.routed.serac:SERAC",
+    "remedi": "errata.methods.trained.representation.remedi:REMEDI",
+    "re-control": "errata.methods.trained.representation.re_control:REControl",
     "mend": "errata.methods.trained.gradient.mend:MEND",
     "malmen": "errata.methods.trained.gradient.malmen:MALMEN",
     "ultraedit": "errata.methods.trained.gradient.ultraedit:UltraEdit",

@@ -108,7 +108,7 @@ class CausalDecoding:
         prompt = pad(rows, "left", lm.tokens.fill, lm.device)
         self.lm, self.ids = lm, prompt.ids
         end = torch.full((len(prompt.ids),), prompt.ids.shape[1] - 1, device=prompt.ids.device)
-        self.call = Call(prompt.mask, end)
+        self.call = Call(prompt.mask, end, ids=prompt.ids)
         self.cache = passes.new_cache(lm.model)
 
     def logits(self) -> Tensor:
@@ -161,7 +161,8 @@ class Seq2SeqDecoding:
         self.lm = lm
         start = passes.decoder_start(lm.config, lm.tokens.fill)
         self.ids = torch.full((len(prompt.ids), 1), start, device=prompt.ids.device)
-        self.call = Call(prompt.mask, torch.tensor(prompt.lengths, device=prompt.ids.device) - 1)
+        ends = torch.tensor(prompt.lengths, device=prompt.ids.device) - 1
+        self.call = Call(prompt.mask, ends, ids=prompt.ids)
         with lm.calling(self.call):
             encoder: Any = lm.model.get_encoder()  # pyright: ignore[reportCallIssue]
             self.encoded = encoder(input_ids=prompt.ids, attention_mask=prompt.mask)

@@ -89,6 +89,9 @@ class Call:
     """Column of each row's last prompt token in the pass that runs, (b,); None in the passes that decode after it."""
     step: int = 0
     """Tokens decoded so far."""
+    ids: Tensor | None = None
+    """Token ids of the pass that reads the prompts, with padding, and answers where they are fed; None in a pass of
+    which no prompt is known. (b, t)"""
     memo: dict[Any, Tensor] = field(default_factory=dict)
     """What an adapter decided at the prompt: a tensor with a row for each row of the batch, under a key of its own."""
 
@@ -103,7 +106,15 @@ class Call:
         # where the prompt is run again at each step (no cache), it ends `step` tokens before the last
         return (columns - (t - 1 - self.step)).expand(len(self.mask), t)
 
+    def prompts(self) -> list[list[int]]:
+        """Token ids of each row's prompt; none where the call does not know them."""
+        if self.ids is None or self.prompt_end is None:
+            return []
+        columns = torch.arange(self.ids.shape[1], device=self.ids.device)
+        known = (self.mask > 0) & (columns <= self.prompt_end.to(self.ids.device)[:, None])
+        return [row[chosen].tolist() for row, chosen in zip(self.ids, known, strict=True)]
+
     def select(self, rows: Tensor) -> None:
         """Keeps only these rows of the batch (indices on the CPU, in order)."""
-        self.mask = self.mask[rows]
+        self.mask, self.ids = self.mask[rows], None if self.ids is None else self.ids[rows]
         self.memo = {key: kept[rows] for key, kept in self.memo.items()}

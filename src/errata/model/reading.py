@@ -36,7 +36,7 @@ class TensorPasses(ModelView):
         index = torch.tensor([(i, len(p) - 1 + j) for i, (p, t) in enumerate(pairs) for j in range(len(t))])
         ends = torch.tensor([len(p) - 1 for p, _ in pairs], device=self.device)
         with (
-            self.calling(Call(rows.mask, ends)),
+            self.calling(Call(rows.mask, ends, ids=rows.ids)),
             passes.gathered(self.model, self.sites, index[:, 0], index[:, 1]),
         ):
             return self.run(passes.inputs_of(self.model, rows.ids, rows.mask), weights).logits[0]
@@ -48,7 +48,7 @@ class TensorPasses(ModelView):
         index = torch.tensor([(i, j) for i, (_, t) in enumerate(pairs) for j in range(len(t))])
         ends = torch.tensor([n - 1 for n in source.lengths], device=self.device)
         with (
-            self.calling(Call(source.mask, ends)),
+            self.calling(Call(source.mask, ends, ids=source.ids)),
             passes.gathered(self.model, self.sites, index[:, 0], index[:, 1]),
         ):
             inputs = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from errata.errors import BadInput
 from errata.printable import shown
-from errata.subjects import placed
+from errata.subjects import last_word, placed
 from errata.types import as_text
 
 
@@ -224,6 +224,21 @@ class Tokens:
             lengths = (len(self.decode(ids[: i + 1])) for i in range(len(ids)))
             return next((i for i, length in enumerate(lengths) if length >= end), len(ids) - 1)
         return len(before) - 1
+
+    def mention(self, ids: Sequence[int], subject: str) -> tuple[int, int] | None:
+        """Indices in a prompt's ids of the first and last token of the last mention of a subject, as a word.
+
+        From ids alone, for code that sees no text; the subject is spelt as the tokenizer gives it back. None where the
+        prompt does not name it.
+        """
+        text, name = self.decode(ids), self.decode(self._plain(subject)).strip()
+        start = last_word(text, name) if name else -1
+        if start < 0:
+            return None
+        end = start + len(name)
+        read = [self.decode(ids[: i + 1]) for i in range(len(ids))]
+        first, last = (next(i for i, so in enumerate(read) if so.startswith(text[:to])) for to in (start + 1, end))
+        return first, last
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

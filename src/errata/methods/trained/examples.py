@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Generic, Protocol, TypeVar, cast
 
 from errata.errors import BadInput
 from errata.model.hf import HFLM
@@ -14,6 +14,18 @@ FOLLOW: tuple[Kind, ...] = ("paraphrase", "question", "alias")
 KEEP: tuple[Kind, ...] = ("neighborhood", "same_subject", "unrelated", "distractor")
 FEWEST = 8  # cases with all that is needed
 DRAWS = 32  # of training cases, where they go with the model
+
+
+class Trainable(Protocol):
+    """What a network is trained on. What is about one subject is held out together."""
+
+    @property
+    def subject(self) -> str:
+        """Whom or what it is about."""
+        ...
+
+
+T = TypeVar("T", bound=Trainable)
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,11 @@ class Example:
     edit: Edit
     follow: tuple[Asked, ...]
     keep: tuple[Asked, ...]
+
+    @property
+    def subject(self) -> str:
+        """The edit's subject."""
+        return self.edit.subject
 
     @property
     def asked(self) -> Asked:
@@ -120,13 +137,13 @@ def _example(lm: HFLM, case: Case, kept: tuple[Kind, ...]) -> Example:
     return Example(edit, of(FOLLOW), of(kept))
 
 
-def divided(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def divided(examples: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
     """(training, held out): the examples of a share of the subjects are held out, at least two examples each."""
-    subjects = sorted({example.edit.subject for example in examples})
+    subjects = sorted({example.subject for example in examples})
     random.Random(f"held out {seed}").shuffle(subjects)
     out = set(subjects[: max(1, round(share * len(subjects)))])
-    held = [example for example in examples if example.edit.subject in out]
-    rest = [example for example in examples if example.edit.subject not in out]
+    held = [example for example in examples if example.subject in out]
+    rest = [example for example in examples if example.subject not in out]
     if len(rest) < 2 or not held:
         raise BadInput(f"the cases are of {len(subjects)} subjects; to hold some out, give cases of more subjects")
     return rest, held
@@ -144,22 +161,22 @@ def compatible(batch: Sequence[Example]) -> list[Example]:
     return [replace(e, keep=tuple(a for a in e.keep if untouched(a, own))) for own, e in first.items()]
 
 
-class Stream:
+class Stream(Generic[T]):
     """Batches of examples without end, each example once a round; a batch depends on its number and the seed alone.
 
     A round goes through the subjects, one example of each, then another of each, so that a batch seldom holds two edits
     of one subject.
     """
 
-    def __init__(self, examples: Sequence[Example], seed: int) -> None:
+    def __init__(self, examples: Sequence[T], seed: int) -> None:
         self.seed = seed
-        self.of: dict[str, list[Example]] = {}
+        self.of: dict[str, list[T]] = {}
         for example in examples:
-            self.of.setdefault(example.edit.subject, []).append(example)
+            self.of.setdefault(example.subject, []).append(example)
         self.length = len(examples)
-        self._number, self._round = -1, list[Example]()
+        self._number, self._round = -1, list[T]()
 
-    def batch(self, number: int, size: int) -> list[Example]:
+    def batch(self, number: int, size: int) -> list[T]:
         """The examples of a batch."""
         return [self._at(i) for i in range(number * size, (number + 1) * size)]
 
@@ -167,15 +184,15 @@ class Stream:
         """Random numbers of a batch."""
         return random.Random(f"batch {number} of {self.seed}")
 
-    def _at(self, i: int) -> Example:
+    def _at(self, i: int) -> T:
         if i // self.length != self._number:
             self._number = i // self.length
             self._round = self._ordered(random.Random(f"round {self._number} of {self.seed}"))
         return self._round[i % self.length]
 
-    def _ordered(self, rng: random.Random) -> list[Example]:
+    def _ordered(self, rng: random.Random) -> list[T]:
         left = [rng.sample(examples, len(examples)) for examples in self.of.values()]
-        order: list[Example] = []
+        order: list[T] = []
         while left:
             rng.shuffle(left)
             order += [examples.pop() for examples in left]

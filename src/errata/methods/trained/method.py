@@ -13,7 +13,7 @@ from errata.errors import BadInput
 from errata.files import cache_file, check_writable
 from errata.methods.base import Method, State, Tags, cached_state, close, frozen_rng
 from errata.methods.settings import setting
-from errata.methods.trained.examples import KEEP, Example, Stream, divided, examples_of, training_cases
+from errata.methods.trained.examples import KEEP, Stream, divided, examples_of, training_cases
 from errata.methods.trained.training import Losses, Schedule, train
 from errata.model import hooks
 from errata.model.hf import HFLM
@@ -64,15 +64,18 @@ class TrainedMethod(Method):
     def network(self, lm: HFLM) -> nn.Module:
         """What is trained, as it is before that; settings of ``self`` are resolved. float32, on the model's device."""
 
+    def before_training(self, lm: HFLM, network: Any, examples: Sequence[Any]) -> None:
+        """What the network takes from the examples before it is trained on them (how large its inputs are, say)."""
+
     @abstractmethod
-    def backward(self, lm: HFLM, network: Any, batch: list[Example], rng: Random) -> Losses:
+    def backward(self, lm: HFLM, network: Any, batch: list[Any], rng: Random) -> Losses:
         """Adds a batch's gradients to the network's parameters. The loss, as ``loss``, and its parts."""
 
     @abstractmethod
-    def score(self, lm: HFLM, network: Any, held: list[Example]) -> Losses:
+    def score(self, lm: HFLM, network: Any, held: list[Any]) -> Losses:
         """``score`` of the network on held-out examples, higher is better, and its parts."""
 
-    def told(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def told(self, examples: Sequence[Any]) -> dict[str, Any]:
         """What the state says besides, as JSON: of the training examples, what an edit reads of them."""
         return {}
 
@@ -84,14 +87,23 @@ class TrainedMethod(Method):
         loss is not finite.
         """
         cases = training_cases(lm, self.name, data)
-        examples = examples_of(lm, self.name, cases, follow=self.needs_follow, keep=self.needs_keep, kinds=self.keeps)
+        needs: Any = {"follow": self.needs_follow, "keep": self.needs_keep, "kinds": self.keeps}
+        return self.prepared(lm, examples_of(lm, self.name, cases, **needs))
+
+    def prepared(self, lm: HFLM, examples: Sequence[Any], *, cached: bool = True) -> State:
+        """The network that is trained on these examples (dataclasses).
+
+        Without ``cached`` nothing is written: for what content cannot tell (a function of the caller's).
+        """
         rest, held = divided(examples, self.held_out, self.seed)
         resolved = self.resolve(lm, State())
         content = [self.name, lm.fingerprint, resolved.trained_with, [asdict(e) for e in examples]]
 
         def make() -> State:
-            return resolved._train(lm, rest, held, content)
+            return resolved._train(lm, rest, held, content if cached else None)
 
+        if not cached:
+            return make()
         return cached_state(self.name, content, make, lambda state: self.check_state(lm, state))
 
     @property
@@ -104,20 +116,22 @@ class TrainedMethod(Method):
         """The settings that training depends on."""
         return {name: value for name, value in self.settings.items() if name not in self.when_editing}
 
-    def _train(self, lm: HFLM, rest: Sequence[Example], held: list[Example], content: Any) -> State:
+    def _train(self, lm: HFLM, rest: Sequence[Any], held: Sequence[Any], content: Any) -> State:
         with frozen_rng(self.seed):
             network = self.network(lm)
         schedule = Schedule(
             **{name: getattr(self, name) for name in ("steps", "lr", "warmup", "clip", "check_every", "patience")},
             rates={end: getattr(self, name) for end, name in self.rates},
         )
-        file = cache_file(f"{self.name}-training", content)
+        file = None if content is None else cache_file(f"{self.name}-training", content)
         try:
-            check_writable(file)
+            if file is not None:
+                check_writable(file)
         except (BadInput, OSError):  # of which cached_state has warned
             file = None
         memory = PeakMemory(lm)
         with hooks.frozen(lm.model):
+            self.before_training(lm, network, rest)
             some = Stream(held, self.seed).batch(0, min(self.validates_on, len(held)))
             trainee = _Trainee(self, lm, network, Stream(rest, self.seed), some)
             progress = train(trainee, schedule, file, self.name)
@@ -182,8 +196,8 @@ class _Trainee:
     method: TrainedMethod
     lm: HFLM
     network: nn.Module
-    stream: Stream
-    held: list[Example]
+    stream: Stream[Any]
+    held: list[Any]
 
     def backward(self, number: int) -> Losses:
         batch = self.stream.batch(number, self.method.per_step)

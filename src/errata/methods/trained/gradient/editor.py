@@ -45,7 +45,7 @@ class GradientEditor(MLPEditor):
     def changes(self, network: Any, gradients: Gradients) -> dict[str, Weight]:
         """The change of each weight that token gradients become, inside the graph of the network's parameters."""
 
-    def observe(self, lm: HFLM, network: Any, gradients: Gradients) -> None:
+    def observe(self, network: Any, gradients: Gradients) -> None:
         """Counts gradients in the network's statistics; in training alone."""
 
     # Training
@@ -55,7 +55,7 @@ class GradientEditor(MLPEditor):
         some = [example.sampled(rng, self.follow, self.keep) for example in batch]
         some = compatible(some) if self.together else some
         gradients = self.gradients(lm, some)
-        self.observe(lm, network, gradients)
+        self.observe(network, gradients)
         if self.together:
             return self._hand_on(lm, network, gradients, some, 1.0)
         alone = [

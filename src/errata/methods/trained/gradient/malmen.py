@@ -1,5 +1,6 @@
 """MALMEN: the changes that a network wants at each token, aggregated over many edits by least squares."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from errata.methods.settings import setting
+from errata.methods.trained.examples import Example
 from errata.methods.trained.gradient.editor import SHARE, GradientEditor, Gradients, gradient_network, output_size
 from errata.methods.trained.gradient.least_squares import least_squares
 from errata.methods.trained.gradient.network import GradientNetwork
@@ -55,7 +57,7 @@ class LeastSquaresEditor(GradientEditor):
     rank: int = setting(256, "of a block; paper: 1,920", above=0)
     blocks: int = setting(2, "MALMEN's released configuration", key="n_blocks", above=0)
     step: float | None = setting(
-        None, "η at first; SHARE · outputs / f of the first batch, as UltraEdit's; paper: 1e-6", key="lr", above=0
+        None, "η at first; SHARE · outputs / f of some examples, as UltraEdit's; paper: 1e-6", key="lr", above=0
     )
     lr_ridge: float = setting(1e-2, "learning rate of λ", above=0)
     held_out: float = setting(0.2, "share of the subjects that validation is on, in one batch")
@@ -83,11 +85,13 @@ class LeastSquaresEditor(GradientEditor):
 
     @override
     @torch.no_grad()
-    def observe(self, lm: HFLM, network: RidgeNetwork, gradients: Gradients) -> None:
+    def before_training(self, lm: HFLM, network: RidgeNetwork, examples: Sequence[Example]) -> None:
+        for name, g in self.gradients(lm, examples[: self.batch]).items() if self.step is None else ():
+            network.inner.step_of(name).fill_(SHARE * output_size(lm, name, g.u) / g.u.shape[1])
+
+    @override
+    def observe(self, network: RidgeNetwork, gradients: Gradients) -> None:
         for name, g in gradients.items():
-            step = network.inner.step_of(name)
-            if not step:  # nothing was observed yet
-                step.fill_(SHARE * output_size(lm, name, g.u) / g.u.shape[1])
             network.inner.observe(name, g.u, g.delta)
 
     @override

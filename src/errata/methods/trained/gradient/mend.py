@@ -36,7 +36,7 @@ class MEND(GradientEditor):
         return gradient_network(lm, names, rank=self.rank, blocks=self.blocks, after=False, step=self.step)
 
     @override
-    def observe(self, lm: HFLM, network: GradientNetwork, gradients: Gradients) -> None:
+    def observe(self, network: GradientNetwork, gradients: Gradients) -> None:
         for name, g in gradients.items():
             network.observe(name, g.u, g.delta)
 

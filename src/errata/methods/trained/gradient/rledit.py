@@ -53,7 +53,7 @@ class RLEdit(LeastSquaresEditor):
         found: list[Losses] = []
         for t, turn in enumerate(turns):
             gradients = self.gradients(lm, turn, changed(lm, total))
-            self.observe(lm, network, gradients)
+            self.observe(network, gradients)
             with torch.enable_grad():
                 changes = dense(self.changes(network, gradients))
             losses, g = self._cost(lm, changes, total, turns[max(0, t - self.back_depth + 1) : t + 1], rng)
