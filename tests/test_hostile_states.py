@@ -19,7 +19,7 @@ from errata.methods.closed_form import solve
 from errata.methods.registry import METHODS, method_class
 
 NEEDY = [name for name in METHODS if method_class(name).needs_prepare]
-NOTED = {"tokens", "texts", "encoder", "training"}  # what methods note and do not read
+NOTED = {"tokens", "texts", "encoder", "training", "rewards"}  # what methods note and do not read
 CACHED = {"rome": TEXTS, "alphaedit": TEXTS, "ewc": TEXTS, "kn": CASES}
 
 

@@ -88,6 +88,15 @@ def device_of(embed: Any) -> torch.device:
     return torch.device(getattr(getattr(embed, "_hf_hook", None), "execution_device", None) or "cpu")
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself where it has float64, else the CPU."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.device("cpu")
+    return device
+
+
 # Outputs -------------------------------------------------------------------------------------------
 
 

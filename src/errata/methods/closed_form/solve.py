@@ -23,15 +23,6 @@ log = logging.getLogger(__name__)
 MOST_RIDGE = 100.0  # times the mean eigenvalue: what rounding of sums leaves below zero is far nearer to it
 
 
-def float64_device(device: torch.device) -> torch.device:
-    """The device itself where it has float64, else the CPU."""
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (TypeError, RuntimeError):
-        return torch.device("cpu")
-    return device
-
-
 def inverse_of(c: Tensor, ridge: float = 0.0) -> Tensor:
     """(C + ridge x its mean eigenvalue)⁻¹ (f, f), float64; the ridge grows until there is one, which is logged.
 

@@ -49,7 +49,7 @@ class TrainedMethod(Method):
     keeps: ClassVar[tuple[Kind, ...]] = KEEP  # kinds of prompts that must stay which training reads
     when_editing: ClassVar[tuple[str, ...]] = ()  # settings that training does not depend on
     validates_on: ClassVar[int] = 48  # held-out examples at most
-    rates: ClassVar[tuple[tuple[str, str], ...]] = ()  # (end of a parameter's name, the setting of its learning rate)
+    rates: ClassVar[tuple[tuple[str, str], ...]] = ()  # (part of a parameter's name, the setting of its learning rate)
 
     steps: int = setting(1500, "of training at most; papers: 100,000 and more, with learning rates to match", above=0)
     batch: int = setting(10, "examples of a step", above=0)
@@ -121,7 +121,7 @@ class TrainedMethod(Method):
             network = self.network(lm)
         schedule = Schedule(
             **{name: getattr(self, name) for name in ("steps", "lr", "warmup", "clip", "check_every", "patience")},
-            rates={end: getattr(self, name) for end, name in self.rates},
+            rates={part: getattr(self, name) for part, name in self.rates},
         )
         file = None if content is None else cache_file(f"{self.name}-training", content)
         try:
@@ -147,7 +147,7 @@ class TrainedMethod(Method):
                 "steps": progress.step,
                 "best_step": progress.best_step,
                 "score": progress.best,
-                "seconds": round(progress.seconds, 1),
+                "seconds": round(progress.seconds, 3),
                 "peak_mib": memory.mib(),
                 "history": progress.history,
             },

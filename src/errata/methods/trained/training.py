@@ -46,7 +46,7 @@ class Schedule:
     patience: int
     decay: float = 0.0
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Learning rates of parameters by the end of their name, where they have their own."""
+    """Learning rates of parameters by a part of their name, where they have their own."""
 
 
 @dataclass
@@ -175,7 +175,7 @@ class _Run:
 def _groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
     by_rate: dict[float, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        own = [rate for end, rate in schedule.rates.items() if name.endswith(end)]
+        own = [rate for part, rate in schedule.rates.items() if part in name]
         by_rate.setdefault(own[0] if own else schedule.lr, []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from errata.methods.base import State
+from errata.methods.settings import setting
 from errata.methods.trained.examples import Example, compatible
 from errata.methods.trained.gradient.changes import delta_of, dense
 from errata.methods.trained.gradient.gradients import Gradients, only, token_gradients
@@ -39,14 +40,45 @@ class GradientEditor(MLPEditor):
 
     stores: ClassVar[str] = "a change of weights, of low rank where the edits are few"
     together: ClassVar[bool] = False  # whether the edits of a batch are made at once in training, or each alone
-    tokens: ClassVar[Literal["all", "answer"]] = "all"  # where gradients are read: everywhere, or where answers begin
+    share: ClassVar[float] = SHARE  # of the outputs' size that one token's change of them has at first
+    after: ClassVar[bool] = False  # in which order the network's blocks scale: see Block
+    rates: ClassVar[tuple[tuple[str, str], ...]] = (("log_step", "lr_step"),)
+
+    tokens: Literal["all", "answer"] = setting("all", "where gradients are read: everywhere, or where answers begin")
+    rank: int = setting(256, "of a block; papers: 1,920, or the width", above=0)
+    blocks: int = setting(2, "as in the released code of MEND and MALMEN", key="n_blocks", above=0)
+    step: float | None = setting(
+        None, "step size at first; share · outputs / f of some examples; papers: 1e-4 (MEND), 1e-6 (MALMEN)", above=0
+    )
+    lr_step: float = setting(1e-2, "learning rate of the step sizes' logarithms; papers: absolute", above=0)
 
     @abstractmethod
     def changes(self, network: Any, gradients: Gradients) -> dict[str, Weight]:
         """The change of each weight that token gradients become, inside the graph of the network's parameters."""
 
+    @override
+    def network(self, lm: HFLM) -> nn.Module:
+        return self.rewriter(lm)
+
+    def rewriter(self, lm: HFLM) -> GradientNetwork:
+        """A fresh network that rewrites gradients, on the model's device."""
+        shapes = {name: weight_shape(lm, name) for name in self.names(lm)}
+        return GradientNetwork(shapes, rank=self.rank, blocks=self.blocks, after=self.after).to(lm.device)
+
+    def rewriting(self, network: Any) -> GradientNetwork:
+        """The part of the trained network that rewrites gradients."""
+        return network
+
+    @override
+    def before_training(self, lm: HFLM, network: Any, examples: Sequence[Example]) -> None:
+        for name, g in self.gradients(lm, examples[: self.batch]).items():
+            step = self.share * output_size(lm, name, g.u) / g.u.shape[1] if self.step is None else self.step
+            self.rewriting(network).set_step(name, step)
+
     def observe(self, network: Any, gradients: Gradients) -> None:
         """Counts gradients in the network's statistics; in training alone."""
+        for name, g in gradients.items():
+            self.rewriting(network).observe(name, g.u, g.delta)
 
     # Training
 
@@ -105,11 +137,6 @@ class GradientEditor(MLPEditor):
         with torch.no_grad():
             changes = self.changes(network, gradients)
         return prior + Patch((delta_of(changes),))
-
-
-def gradient_network(lm: HFLM, names: Sequence[str], **options: Any) -> GradientNetwork:
-    """A fresh network for the weights of these names, on the model's device."""
-    return GradientNetwork({name: weight_shape(lm, name) for name in names}, **options).to(lm.device)
 
 
 def output_size(lm: HFLM, name: str, u: Tensor) -> float:

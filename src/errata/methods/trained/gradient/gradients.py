@@ -54,7 +54,7 @@ def token_gradients(
     """For each weight by its parameter's name, u and δ of the mean −log p of each pair's target tokens.
 
     One forward and one backward pass for each batch. Tokens whose δ is zero are left out, as padding is; with
-    ``answers_only`` so are those that do not predict a target token (in an encoder-decoder: that the encoder reads).
+    ``answers_only`` so are those of a decoder that do not predict a target token; of an encoder-decoder all count.
     ``weights`` stand in the place of the model's.
     """
     found: dict[str, list[TokenGradients]] = {name: [] for name in names}
@@ -91,8 +91,8 @@ def _of_batch(
     for name, delta in zip(names, deltas, strict=True):
         u, d = (unflattened(x, len(some)) for x in (at_least_float32(seen[name][0]), at_least_float32(delta) / SCALE))
         chosen = d.ne(0).any(-1)
-        if answers_only:
-            chosen &= _predicting(lm, some, chosen)
+        if answers_only and not lm.seq2seq:
+            chosen &= _predicting(some, chosen)
         found[name] = TokenGradients(u[chosen], d[chosen], rows.to(u.device)[:, None].expand(chosen.shape)[chosen])
     return found
 
@@ -105,12 +105,11 @@ def _loss(logits: Tensor, pairs: Sequence[Pair]) -> Tensor:
     return (nll * share.to(nll)).sum()
 
 
-def _predicting(lm: HFLM, pairs: Sequence[Pair], like: Tensor) -> Tensor:
-    """Which tokens (b, t) predict a target token."""
+def _predicting(pairs: Sequence[Pair], like: Tensor) -> Tensor:
+    """Which tokens (b, t) of a decoder predict a target token."""
     chosen = torch.zeros_like(like)
     for row, (prompt, target) in enumerate(pairs):
-        first = 0 if lm.seq2seq else len(prompt) - 1
-        chosen[row, first : first + len(target)] = True
+        chosen[row, len(prompt) - 1 : len(prompt) - 1 + len(target)] = True
     return chosen
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from errata.model.passes import float64_device
 from errata.patch.delta import LowRank, Weight
 
 
@@ -13,7 +14,7 @@ def least_squares(keys: Tensor, values: Tensor, ridge: Tensor | float, past: Ten
     in float64, on the CPU where the device has none. ``past`` is the Gram matrix (f, f) of keys that Δ is not to move.
     """
     device, dtype = values.device, values.dtype
-    solver = torch.device("cpu") if device.type == "mps" else device
+    solver = float64_device(device)
     k, v, weight = (torch.as_tensor(x).to(solver).double() for x in (keys, values, ridge))
     few = len(k) < k.shape[1] and past is None
     products = k @ k.T if few else k.T @ k + (0.0 if past is None else past.to(k))

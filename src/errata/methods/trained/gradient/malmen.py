@@ -1,6 +1,5 @@
 """MALMEN: the changes that a network wants at each token, aggregated over many edits by least squares."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,8 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from errata.methods.settings import setting
-from errata.methods.trained.examples import Example
-from errata.methods.trained.gradient.editor import SHARE, GradientEditor, Gradients, gradient_network, output_size
+from errata.methods.trained.gradient.editor import GradientEditor, Gradients
 from errata.methods.trained.gradient.least_squares import least_squares
 from errata.methods.trained.gradient.network import GradientNetwork
 from errata.model.hf import HFLM
@@ -47,18 +45,14 @@ class LeastSquaresEditor(GradientEditor):
     """
 
     together: ClassVar[bool] = True
-    rates: ClassVar[tuple[tuple[str, str], ...]] = (("ridge", "lr_ridge"),)
+    after: ClassVar[bool] = True
+    rates: ClassVar[tuple[tuple[str, str], ...]] = (*GradientEditor.rates, ("ridge", "lr_ridge"))
 
-    tokens: Literal["all", "answer"] = setting("answer", "the paper's for decoders; all for encoder-decoders")  # type: ignore[misc]
+    tokens: Literal["all", "answer"] = setting("answer", "the paper's for decoders; all for encoder-decoders")
     batch: int = setting(50, "edits made at once in a step; paper: 512 and more", key="n_edits", above=0)
     steps: int = setting(150, "of training at most")
     lr: float = setting(5e-4, "Adam's; paper: 1e-5", key="meta_lr")
     check_every: int = setting(25, "steps between validations, each of which writes a checkpoint")
-    rank: int = setting(256, "of a block; paper: 1,920", above=0)
-    blocks: int = setting(2, "MALMEN's released configuration", key="n_blocks", above=0)
-    step: float | None = setting(
-        None, "η at first; SHARE · outputs / f of some examples, as UltraEdit's; paper: 1e-6", key="lr", above=0
-    )
     lr_ridge: float = setting(1e-2, "learning rate of λ", above=0)
     held_out: float = setting(0.2, "share of the subjects that validation is on, in one batch")
     c_edit: float = setting(1.0, "MALMEN, section 4: weight of the new answers")
@@ -79,20 +73,11 @@ class LeastSquaresEditor(GradientEditor):
 
     @override
     def network(self, lm: HFLM) -> nn.Module:
-        names = self.names(lm)
-        inner = gradient_network(lm, names, rank=self.rank, blocks=self.blocks, after=True, step=self.step or 0.0)
-        return RidgeNetwork(inner).to(lm.device)
+        return RidgeNetwork(self.rewriter(lm)).to(lm.device)
 
     @override
-    @torch.no_grad()
-    def before_training(self, lm: HFLM, network: RidgeNetwork, examples: Sequence[Example]) -> None:
-        for name, g in self.gradients(lm, examples[: self.batch]).items() if self.step is None else ():
-            network.inner.step_of(name).fill_(SHARE * output_size(lm, name, g.u) / g.u.shape[1])
-
-    @override
-    def observe(self, network: RidgeNetwork, gradients: Gradients) -> None:
-        for name, g in gradients.items():
-            network.inner.observe(name, g.u, g.delta)
+    def rewriting(self, network: RidgeNetwork) -> GradientNetwork:
+        return network.inner
 
     @override
     def changes(self, network: RidgeNetwork, gradients: Gradients) -> dict[str, Weight]:

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
 from typing_extensions import override
 
 from errata.methods.settings import setting
-from errata.methods.trained.gradient.editor import GradientEditor, Gradients, gradient_network
+from errata.methods.trained.gradient.editor import GradientEditor
+from errata.methods.trained.gradient.gradients import Gradients
 from errata.methods.trained.gradient.network import GradientNetwork
-from errata.model.hf import HFLM
 from errata.patch.delta import LowRank, Weight
 
 
@@ -18,27 +17,18 @@ class MEND(GradientEditor):
     """W − α Σ δ̃ ũᵀ over the tokens of the edits, with (ũ, δ̃) = network(u, δ) and α learned for each weight.
 
     The sign is that of descent: the released code adds, so that its untrained editor climbs, and clears the gradient of
-    α before α's own optimiser steps. Here α has its own learning rate, ``lr_step``, that acts.
+    α before α's own optimiser steps. Here log α is learned, at a rate of its own that acts: α stays above 0, and its
+    rate means the same on any model.
     """
 
     name: ClassVar[str] = "mend"
+    share: ClassVar[float] = 0.05  # every token of a prompt adds its part, at both matrices of each MLP
     paper: ClassVar[str] = "Mitchell et al. 2022, Fast Model Editing at Scale, arXiv:2110.11309"
-    rates: ClassVar[tuple[tuple[str, str], ...]] = (("step.0", "lr_step"), ("step.1", "lr_step"))
 
-    rank: int = setting(256, "of a block; paper: 1,920 or the width", above=0)
-    blocks: int = setting(2, "paper: one hidden layer, two in the released code", key="n_hidden", above=0)
-    step: float = setting(1e-4, "α at first: the paper's", key="edit_lr", above=0)
-    lr_step: float = setting(1e-4, "learning rate of α: the paper's", key="lr_lr", above=0)
-
-    @override
-    def network(self, lm: HFLM) -> nn.Module:
-        names = self.names(lm)
-        return gradient_network(lm, names, rank=self.rank, blocks=self.blocks, after=False, step=self.step)
-
-    @override
-    def observe(self, network: GradientNetwork, gradients: Gradients) -> None:
-        for name, g in gradients.items():
-            network.observe(name, g.u, g.delta)
+    steps: int = setting(120, "of training at most; paper: 100,000 and more, at a hundredth of the learning rate")
+    check_every: int = setting(30, "steps between validations, each of which writes a checkpoint")
+    c_keep: float = setting(2.0, "weight of what must stay; paper: 1, and 0.1 for the new answers", key="cloc")
+    keep: int = setting(5, "prompts to keep for each example of a step; paper: 1")
 
     @override
     def changes(self, network: GradientNetwork, gradients: Gradients) -> dict[str, Weight]:

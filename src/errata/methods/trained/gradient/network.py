@@ -1,5 +1,6 @@
 """The network that rewrites the factors of a gradient: normalised, then residual blocks of low rank."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -66,9 +67,7 @@ class Block(nn.Module):
 class GradientNetwork(nn.Module):
     """(u, δ) -> (ũ, δ̃) for every linear; linears of one shape share all but scales, shifts and step sizes."""
 
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, int]], *, rank: int, blocks: int, after: bool, step: float
-    ) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], *, rank: int, blocks: int, after: bool) -> None:
         super().__init__()
         self.widths = {name: (into, out) for name, (out, into) in shapes.items()}
         kinds = sorted(set(shapes.values()))
@@ -82,7 +81,7 @@ class GradientNetwork(nn.Module):
             nn.ModuleList(Block(sum(shape), min(rank, sum(shape)), n, after) for _ in range(blocks))
             for shape, n in zip(kinds, count, strict=True)
         )
-        self.step = nn.ParameterList(torch.full((n,), step) for n in count)
+        self.log_step = nn.ParameterList(torch.zeros(n) for n in count)
 
     def observe(self, name: str, u: Tensor, delta: Tensor) -> None:
         """Counts a linear's vectors (k, f) and (k, d) in the statistics of its shape."""
@@ -102,6 +101,12 @@ class GradientNetwork(nn.Module):
         return new_u, new_delta
 
     def step_of(self, name: str) -> Tensor:
-        """The learned step size α of a linear. ()"""
+        """The learned step size of a linear, above 0. ()"""
         kind, layer = self.place[name]
-        return self.step[kind][layer]
+        return self.log_step[kind][layer].exp()
+
+    @torch.no_grad()
+    def set_step(self, name: str, step: float) -> None:
+        """Sets the step size of a linear."""
+        kind, layer = self.place[name]
+        self.log_step[kind][layer] = math.log(max(step, FEW))
