@@ -59,6 +59,7 @@ class ENN(MLPEditor):
     """
 
     name: ClassVar[str] = "enn"
+    family: ClassVar[str] = "meta-learned base"
     paper: ClassVar[str] = "Sinitsin et al. 2020, Editable Neural Networks, arXiv:2004.00345"
     stores: ClassVar[str] = "a dense change of some MLPs: the editable base's and the edits'"
     validates_on: ClassVar[int] = 32

@@ -96,6 +96,7 @@ class TextNetwork(nn.Module):
 class TextEditor(MLPEditor):
     """ΔW = σ(η) (∇W ⊙ softmax(γ) αᵀ + softmax(δ) βᵀ), all five from the edit's text ``old >> new || prompt``."""
 
+    family: ClassVar[str] = "gradients"
     validates_on: ClassVar[int] = 32
 
     steps: int = setting(80, "of training at most; KE's released code: 200,000", above=0)

@@ -38,6 +38,7 @@ SHARE = 0.5  # of the size of a weight's outputs is that of a value change where
 class GradientEditor(MLPEditor):
     """Token gradients of edits -> a change of weights, by a network that is trained for it."""
 
+    family: ClassVar[str] = "gradients"
     stores: ClassVar[str] = "a change of weights, of low rank where the edits are few"
     together: ClassVar[bool] = False  # whether the edits of a batch are made at once in training, or each alone
     share: ClassVar[float] = SHARE  # of the outputs' size that one token's change of them has at first

@@ -57,7 +57,7 @@ class LeastSquaresEditor(GradientEditor):
     held_out: float = setting(0.2, "share of the subjects that validation is on, in one batch")
     c_edit: float = setting(1.0, "MALMEN, section 4: weight of the new answers")
     c_keep: float = setting(
-        3.0, "weight of what must stay; paper: 1, where a neighbour is a random fact", key="loc_coef"
+        5.0, "weight of what must stay; paper: 1, where a neighbour is a random fact", key="loc_coef"
     )
     keep: int = setting(5, "prompts to keep for each example of a step; paper: 1")
 

@@ -29,6 +29,7 @@ class RLEdit(LeastSquaresEditor):
     """
 
     name: ClassVar[str] = "rledit"
+    share: ClassVar[float] = 0.25  # what one turn moves, the next ones are to leave
     paper: ClassVar[str] = "Li et al. 2025, Reinforced Lifelong Editing for Language Models, arXiv:2502.05759"
 
     batch: int = setting(20, "edits of a turn: the released code's", key="n_edits", above=0)
@@ -39,6 +40,7 @@ class RLEdit(LeastSquaresEditor):
     decay: float = setting(0.95, "of a turn's weight with each that follows: the released code's", most=1)
     norm: float = setting(1e-4, "weight of ‖Δ‖²: the released code's", key="reg_coef")
     lr: float = setting(1e-3, "Adam's; released code: 1e-5", key="meta_lr")
+    lr_step: float = setting(2e-2, "learning rate of the step sizes' logarithms: sequences are few")
 
     @property
     @override

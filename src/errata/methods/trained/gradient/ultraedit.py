@@ -42,7 +42,7 @@ class UltraEdit(MLPWeights):
     """
 
     name: ClassVar[str] = "ultraedit"
-    family: ClassVar[str] = "trained"
+    family: ClassVar[str] = "gradients"
     paper: ClassVar[str] = "Gu et al. 2025, UltraEdit: Training-, Subject-, and Memory-Free Editing, arXiv:2505.14679"
     stores: ClassVar[str] = "a change of weights; in the memory statistics of keys and gradients"
 

@@ -56,6 +56,7 @@ class LanguagePatchMethod(TrainedMethod):
     """
 
     name: ClassVar[str] = "language-patches"
+    family: ClassVar[str] = "routed"
     paper: ClassVar[str] = "Murty et al. 2022, Fixing Model Bugs with Natural Language Patches, arXiv:2211.03318"
     stores: ClassVar[str] = "rules in words and a small gate, outside the model"
     holds: ClassVar[type[Any] | None] = Prepared

@@ -41,6 +41,7 @@ class SERAC(TrainedMethod):
     """
 
     name: ClassVar[str] = "serac"
+    family: ClassVar[str] = "routed"
     paper: ClassVar[str] = "Mitchell et al. 2022, Memory-Based Model Editing at Scale, arXiv:2206.06520"
     stores: ClassVar[str] = "the edits as text, a scope classifier and a small model that answers; no weight changes"
     tags: ClassVar[Tags] = Tags(
