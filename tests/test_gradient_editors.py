@@ -13,13 +13,12 @@ from errata.errors import BadInput
 from errata.methods.registry import method
 from errata.methods.trained import objective
 from errata.methods.trained.examples import Example, examples_of
-from errata.methods.trained.gradient.editor import gradient_network
 from errata.methods.trained.gradient.gradients import token_gradients
 from errata.methods.trained.gradient.least_squares import least_squares
 from errata.methods.trained.gradient.network import GradientNetwork, Running
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.patch.delta import LowRank, oriented
+from errata.patch.delta import LowRank, oriented, weight_shape
 from errata.patch.memory import GRAM, KEYS, forget, remember
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
@@ -171,12 +170,12 @@ def test_the_gradient_of_mend_is_right_by_finite_differences() -> None:
         gradients = made.gradients(lm, [example])
 
         def loss(step: Tensor, up: Tensor) -> Tensor:
-            parameters = {"step.0": step, "blocks.0.0.up": up}
+            parameters = {"log_step.0": step, "blocks.0.0.up": up}
             changes = torch.func.functional_call(_Changes(made, network, gradients), parameters, ())
             return plain_objective(lm, changes, [example], 1.0, 1.0)
 
         names = dict(network.named_parameters())
-        inputs = tuple(names[n].detach().clone().requires_grad_() for n in ("step.0", "blocks.0.0.up"))
+        inputs = tuple(names[n].detach().clone().requires_grad_() for n in ("log_step.0", "blocks.0.0.up"))
         assert torch.autograd.gradcheck(loss, (inputs[0], inputs[1]), fast_mode=True, atol=1e-6)
 
 
@@ -185,7 +184,7 @@ class _Changes(torch.nn.Module):
 
     def __init__(self, made: Any, network: Any, gradients: Any) -> None:
         super().__init__()
-        self.step, self.blocks = network.step, network.blocks
+        self.log_step, self.blocks = network.log_step, network.blocks
         self.rest = (made, network, gradients)
 
     def forward(self) -> dict[str, Tensor]:
@@ -244,7 +243,7 @@ def test_a_fresh_network_rewrites_nothing_and_can_learn() -> None:
     lm = tiny_lm("llama")
     names = names_of(lm)
     for after in (False, True):
-        network: GradientNetwork = gradient_network(lm, names, rank=4, blocks=2, after=after, step=0.1)
+        network = GradientNetwork({n: weight_shape(lm, n) for n in names}, rank=4, blocks=2, after=after)
         for name in names:
             out, into = lm.model.get_parameter(name).shape
             u, delta = torch.randn(5, into), torch.randn(5, out)
@@ -334,7 +333,7 @@ def test_ultraedit_is_its_formula() -> None:
         values = -0.01 * h.square().sum(-1, keepdim=True) * delta
         k = g[name].u
         expected = values.T @ k @ torch.linalg.inv(k.T @ k + 2.0 * torch.eye(k.shape[1], dtype=DOUBLE))
-        assert torch.allclose(changes_of(lm, patch)[name], expected, atol=1e-4 * float(expected.abs().max()))
+        assert torch.allclose(changes_of(lm, patch)[name].double(), expected, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("history", [True, False])
@@ -370,3 +369,24 @@ def test_which_layers_are_changed_by_default() -> None:
     assert ultraedit(layers=None).resolve(lm, None).layers == tuple(range(5 * depth // 8, depth))
     with pytest.raises(BadInput, match=rf"ultraedit's layers lie within 0 to {depth - 1}; found \[9\]"):
         ultraedit(layers=(9,)).edit(lm, [EDIT])
+
+
+def test_a_patch_without_its_memory_or_of_other_layers_is_not_gone_on_from() -> None:
+    lm, made = tiny_lm("gpt2"), ultraedit()
+    patch = made.edit(lm, [EDIT])
+    with pytest.raises(BadInput, match="saved without its memory, which UltraEdit goes on from"):
+        made.edit(lm, [EDIT], prior=replace(patch, memory={}))
+    with pytest.raises(BadInput, match="remembers UltraEdit's edits of other layers"):
+        ultraedit(layers=(1,)).edit(lm, [EDIT], prior=patch)
+    with pytest.raises(BadInput, match=r"layers lie within 0 to \d; found \[-1\]"):
+        ultraedit(layers=(-1,)).edit(lm, [EDIT])
+
+
+def test_one_token_is_normalised_by_its_own_size() -> None:
+    lm = tiny_lm("gpt2")
+    one = [edit for edit in EDITS if len(lm.tokens.target(edit.prompt, edit.target_new)) == 1][:1] or [EDIT]
+    name = ultraedit(layers=(1,)).names(lm)[0]
+    alone, beside = (
+        changes_of(lm, ultraedit(layers=layers, eta=0.01).edit(lm, one))[name] for layers in ((1,), (0, 1))
+    )
+    assert 0.2 < float(alone.norm() / beside.norm()) < 5

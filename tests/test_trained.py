@@ -28,7 +28,7 @@ from errata.methods.trained.method import TrainedMethod
 from errata.methods.trained.training import Losses, Schedule, train
 from errata.types import Case, Edit
 
-SCHEDULE = Schedule(steps=20, lr=0.05, warmup=2, clip=1.0, check_every=5, patience=10)
+SCHEDULE = Schedule(steps=20, lr=0.05, warmup=0.1, clip=1.0, check_every=5, patience=10)
 TRAINED = [name for name in METHODS if issubclass(method_class(name), TrainedMethod)]
 
 
@@ -235,7 +235,7 @@ def prepared(name: str, **settings: Any) -> tuple[Any, Any, State]:
 def test_a_training_says_what_it_cost_and_is_cached(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made, lm, state = prepared(name)
     cost = state.info["training"]
-    assert cost["steps"] == made.steps and cost["seconds"] > 0 and cost["examples"] + cost["held_out"] == len(CASES)
+    assert cost["steps"] == made.steps and cost["seconds"] > 0 and cost["examples"] + cost["held_out"] >= len(CASES)
     assert "peak_mib" in cost and cost["history"][-1]["step"] == made.steps
     monkeypatch.setattr(trained, "train", None)  # what is cached is not trained again
     again = made.prepare(lm, CASES)
@@ -279,3 +279,26 @@ def test_an_interrupted_preparation_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ERRATA_CACHE", f"{errata.__file__}/nowhere")
     whole = other.prepare(lm, CASES)
     assert all(torch.equal(whole.tensors[key], value) for key, value in state.tensors.items())
+
+
+def test_the_learning_rate_rises_and_falls_over_the_steps_that_there_are() -> None:
+    factors = [SCHEDULE.factor(step) for step in range(SCHEDULE.steps)]
+    assert factors[0] == 0.5 and max(factors) == 1.0 and factors.index(1.0) <= 2
+    assert factors[-1] == pytest.approx(1 / 18) and sorted(factors[2:], reverse=True) == factors[2:]
+
+
+def test_what_is_too_long_for_the_model_is_left_out_and_does_not_end_the_training() -> None:
+    lm = tiny_lm("gpt2")
+    long = "Ann Lee " + "went by night to Rome and " * lm.tokens.limit  # type: ignore[operator]
+    paraphrase = replace(CASES[0].probes[0], prompt=long)
+    with_long = [replace(CASES[0], probes=(paraphrase, *CASES[0].probes[1:])), *CASES[1:]]
+    found = examples_of(lm, "mend", with_long)
+    assert len(found) == len(CASES) and [a.kind for a in found[0].follow] == ["question"]
+    edit = Edit(long + "by", "Ann Lee", "Oslo")
+    assert len(examples_of(lm, "mend", [*CASES, replace(CASES[0], edits=(edit,))])) == len(CASES)
+
+
+def test_a_name_within_another_name_is_another_name() -> None:
+    keep = (Asked("Ann Lee lives in", "Rome"), Asked("Ann lives in", "Rome"))
+    whole, part = Example(EDIT, (), keep), Example(Edit("Ann lives in", "Ann", "Oslo"), (), keep)
+    assert [a.prompt for a in compatible([whole, part])[0].keep] == ["Ann Lee lives in"]

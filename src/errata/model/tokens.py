@@ -85,6 +85,7 @@ class Tokens:
         self.tokenizer, self.limit, self.seq2seq, self.rows = tokenizer, limit, seq2seq, rows
         candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
         self.fill = next(i for i in candidates if i is not None and (rows is None or i < rows))
+        self._spellings: dict[str, str] = {}
 
     @property
     def end(self) -> int | None:
@@ -225,20 +226,28 @@ class Tokens:
             return next((i for i, length in enumerate(lengths) if length >= end), len(ids) - 1)
         return len(before) - 1
 
-    def mention(self, ids: Sequence[int], subject: str) -> tuple[int, int] | None:
-        """Indices in a prompt's ids of the first and last token of the last mention of a subject, as a word.
+    def mentions(self, ids: Sequence[int], subjects: Sequence[str]) -> dict[int, tuple[int, int]]:
+        """Number of each subject that a prompt names -> indices in its ids of the first and last token of the last
+        mention, as a word.
 
-        From ids alone, for code that sees no text; the subject is spelt as the tokenizer gives it back. None where the
-        prompt does not name it.
+        From ids alone, for code that sees no text; subjects are spelt as the tokenizer gives them back.
         """
-        text, name = self.decode(ids), self.decode(self._plain(subject)).strip()
-        start = last_word(text, name) if name else -1
-        if start < 0:
-            return None
-        end = start + len(name)
-        read = [self.decode(ids[: i + 1]) for i in range(len(ids))]
-        first, last = (next(i for i, so in enumerate(read) if so.startswith(text[:to])) for to in (start + 1, end))
-        return first, last
+        text, read = self.decode(ids), list[str]()
+        found: dict[int, tuple[int, int]] = {}
+        for number, subject in enumerate(subjects):
+            name = self._spelt(subject)
+            start = last_word(text, name) if name and name in text else -1
+            if start >= 0:
+                read = read or [self.decode(ids[: i + 1]) for i in range(len(ids))]
+                ends = (start + 1, start + len(name))
+                first, last = (next(i for i, so in enumerate(read) if so.startswith(text[:to])) for to in ends)
+                found[number] = (first, last)
+        return found
+
+    def _spelt(self, subject: str) -> str:
+        if subject not in self._spellings:
+            self._spellings[subject] = self.decode(self._plain(subject)).strip()
+        return self._spellings[subject]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeVar, cast
 from errata.errors import BadInput
 from errata.model.hf import HFLM
 from errata.model.reading import Pair
+from errata.subjects import mentions
 from errata.types import Case, Edit, Kind
 
 FOLLOW: tuple[Kind, ...] = ("paraphrase", "question", "alias")
@@ -35,6 +36,13 @@ class Asked:
     prompt: str
     answer: str
     kind: str = "edit"
+
+    def fits(self, lm: HFLM) -> bool:
+        """Whether the model can read prompt and answer."""
+        try:
+            return lm.tokens.fits(*self.ids(lm))
+        except BadInput:  # the prompt alone is too long
+            return False
 
     def ids(self, lm: HFLM) -> Pair:
         """Token ids of prompt and answer."""
@@ -113,6 +121,7 @@ def examples_of(
     one are left out. Raises :class:`BadInput` where fewer than FEWEST are left, saying what is missing.
     """
     found = [_example(lm, case, kinds) for case in cases if len(case.edits) == 1]
+    found = [example for example in found if example.asked.fits(lm)]
     some = [example for example in found if (example.follow or not follow) and (example.keep or not keep)]
     if len(some) < FEWEST:
         without = {
@@ -132,13 +141,13 @@ def _example(lm: HFLM, case: Case, kept: tuple[Kind, ...]) -> Example:
 
     def of(kinds: tuple[Kind, ...]) -> tuple[Asked, ...]:
         asked = [Asked(p.prompt, p.answers[0], p.kind) for p in case.probes if p.kind in kinds and p.answers]
-        return tuple(a for a in asked if lm.tokens.fits(*a.ids(lm)))
+        return tuple(a for a in asked if a.fits(lm))
 
     return Example(edit, of(FOLLOW), of(kept))
 
 
 def divided(examples: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
-    """(training, held out): the examples of a share of the subjects are held out, at least two examples each."""
+    """(training, held out): the examples of a share of the subjects are held out, of one subject at least."""
     subjects = sorted({example.subject for example in examples})
     random.Random(f"held out {seed}").shuffle(subjects)
     out = set(subjects[: max(1, round(share * len(subjects)))])
@@ -156,7 +165,8 @@ def compatible(batch: Sequence[Example]) -> list[Example]:
         first.setdefault(example.edit.subject, example)
 
     def untouched(asked: Asked, own: str) -> bool:
-        return not any(subject in asked.prompt for subject in first if subject != own)
+        rest = asked.prompt.replace(own, "")  # "Ann" is not named by "Ann Lee"
+        return not any(subject in rest and mentions(rest, subject) for subject in first if subject != own)
 
     return [replace(e, keep=tuple(a for a in e.keep if untouched(a, own))) for own, e in first.items()]
 

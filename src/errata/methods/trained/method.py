@@ -21,6 +21,7 @@ from errata.model.peak import PeakMemory
 from errata.types import Kind
 
 NETWORK = "network/"  # before the names of a state's tensors
+FORM = 1  # of what is trained: raised where the same settings come to train something else
 QUICK: dict[str, Any] = {"steps": 4, "batch": 2, "check_every": 2}  # settings for tests: seconds on a tiny model
 
 
@@ -54,10 +55,10 @@ class TrainedMethod(Method):
     steps: int = setting(1500, "of training at most; papers: 100,000 and more, with learning rates to match", above=0)
     batch: int = setting(10, "examples of a step", above=0)
     lr: float = setting(1e-4, "Adam's", above=0)
-    warmup: int = setting(50, "steps in which the learning rate rises; then it falls linearly to 0")
+    warmup: float = setting(0.1, "share of the steps in which the learning rate rises; then it falls to 0", most=1)
     clip: float = setting(1.0, "largest norm of a step's gradient", above=0)
     check_every: int = setting(100, "steps between validations, each of which writes a checkpoint", above=0)
-    patience: int = setting(6, "validations without a better score after which training ends", above=0)
+    patience: int = setting(3, "validations without a better score after which training ends", above=0)
     held_out: float = setting(0.1, "share of the subjects that validation is on", above=0, most=0.5)
 
     @abstractmethod
@@ -97,7 +98,7 @@ class TrainedMethod(Method):
         """
         rest, held = divided(examples, self.held_out, self.seed)
         resolved = self.resolve(lm, State())
-        content = [self.name, lm.fingerprint, resolved.trained_with, [asdict(e) for e in examples]]
+        content = [self.name, FORM, lm.fingerprint, str(lm.dtype), resolved.trained_with, [asdict(e) for e in examples]]
 
         def make() -> State:
             return resolved._train(lm, rest, held, content if cached else None)
@@ -170,7 +171,7 @@ class TrainedMethod(Method):
 
     def loaded(self, lm: HFLM, state: State) -> Any:
         """The trained network of a state. Raises :class:`BadInput` where its tensors are of another one."""
-        return state.once("network", lambda: self._loaded(lm, state.tensors))
+        return state.once(f"network on {lm.device}", lambda: self._loaded(lm, state.tensors))
 
     def _loaded(self, lm: HFLM, tensors: Any) -> nn.Module:
         with frozen_rng(self.seed):

@@ -21,13 +21,15 @@ from errata.types import Edit
 class MLPWeights(Method):
     """A method that changes MLP weights of some blocks, in an encoder-decoder those of both stacks."""
 
-    layers: tuple[int, ...] | None = setting(None, "blocks whose MLP is changed")
+    layers: tuple[int, ...] | None = setting(
+        None, "blocks whose MLP is changed; in an encoder, those as far from its end"
+    )
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
         depth = lm.sites.depth
         layers = self.default_layers(lm) if self.layers is None else tuple(sorted(set(self.layers)))
-        if not layers or layers[-1] >= depth:
+        if not layers or layers[0] < 0 or layers[-1] >= depth:
             raise BadInput(f"{self.name}'s layers lie within 0 to {depth - 1}; found {list(layers)}")
         return replace(self, layers=layers)
 
@@ -43,7 +45,9 @@ class MLPWeights(Method):
         """Parameter names of the weights that are changed."""
         assert self.layers is not None
         stacks = [lm.sites, *([lm.sites.encoder] if lm.sites.encoder else [])]
-        paths = [p for sites in stacks for i in self.layers if i < sites.depth for p in self.linears(sites, i)]
+        depth = lm.sites.depth  # the same blocks of an encoder, counted from its end
+        chosen = [(s, s.depth - depth + i) for s in stacks for i in self.layers if s.depth - depth + i >= 0]
+        paths = [path for sites, i in chosen for path in self.linears(sites, i)]
         return [f"{path}.weight" for path in paths]
 
     def pairs(self, lm: HFLM, edits: Sequence[Edit]) -> list[Pair]:

@@ -16,6 +16,7 @@ from errata.methods.trained.training import Losses
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32, budgeted
 from errata.model.reading import Pair
+from errata.model.weights import plain
 from errata.patch.delta import oriented
 
 SCALE = 2.0**10  # of losses where gradients pass a model in half precision
@@ -25,9 +26,9 @@ Weights = Mapping[str, Tensor]
 
 def changed(lm: HFLM, changes: Weights, on: Weights | None = None) -> dict[str, Tensor]:
     """W + Δ for ``HFLM.run(weights=…)``, inside the graph of ``changes`` (out, in); ``on`` stand in the place of W."""
-    params = {name: (on or {}).get(name, lm.model.get_parameter(name)).detach() for name in changes}
+    params = {name: (on or {}).get(name, plain(lm.model, name, "cannot be changed")).detach() for name in changes}
     return dict(on or {}) | {
-        name: at_least_float32(w) + oriented(lm.model, name, changes[name]) for name, w in params.items()
+        name: at_least_float32(w) + oriented(lm.model, name, changes[name]).to(w.device) for name, w in params.items()
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from errata.errors import BadInput, Refused
 from errata.tensor_files import read_tensors, write_tensors
@@ -40,13 +41,18 @@ class Schedule:
 
     steps: int
     lr: float
-    warmup: int
+    warmup: float
     clip: float
     check_every: int
     patience: int
     decay: float = 0.0
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     """Learning rates of parameters by a part of their name, where they have their own."""
+
+    def factor(self, step: int) -> float:
+        """The learning rate of a step, in parts of ``lr``: it rises for ``warmup`` of the steps, then falls to 0."""
+        rising = max(1, round(self.warmup * self.steps))
+        return min((step + 1) / rising, (self.steps - step) / max(1, self.steps - rising))
 
 
 @dataclass
@@ -75,11 +81,9 @@ def train(trainee: Trainee, schedule: Schedule, file: Path | None, what: str) ->
 
 class _Run:
     def __init__(self, trainee: Trainee, schedule: Schedule, file: Path | None, what: str) -> None:
-        from transformers import get_linear_schedule_with_warmup
-
         self.trainee, self.schedule, self.file, self.what = trainee, schedule, file, what
         self.optimizer = torch.optim.Adam(_groups(trainee.network, schedule), weight_decay=schedule.decay)
-        self.rate = get_linear_schedule_with_warmup(self.optimizer, schedule.warmup, schedule.steps)
+        self.rate = LambdaLR(self.optimizer, schedule.factor)
         self.progress = Progress()
         self.start = self.best = _copied(trainee.network)
 
@@ -165,10 +169,8 @@ class _Run:
         state = self.optimizer.state_dict()
         self.optimizer.load_state_dict(state | {"state": _nested(_under("optimizer/", tensors))})
         self.rate.last_epoch = progress.step
-        for group, base, factor in zip(
-            self.optimizer.param_groups, self.rate.base_lrs, self.rate.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * factor(progress.step)
+        for group, base in zip(self.optimizer.param_groups, self.rate.base_lrs, strict=True):
+            group["lr"] = base * self.schedule.factor(progress.step)
         self.progress, self.best = progress, best
 
 

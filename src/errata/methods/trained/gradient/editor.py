@@ -20,7 +20,7 @@ from errata.methods.settings import setting
 from errata.methods.trained.examples import Example, compatible
 from errata.methods.trained.gradient.changes import delta_of, dense
 from errata.methods.trained.gradient.gradients import Gradients, only, token_gradients
-from errata.methods.trained.gradient.network import GradientNetwork
+from errata.methods.trained.gradient.network import FEW, GradientNetwork
 from errata.methods.trained.mlp import MLPEditor
 from errata.methods.trained.objective import Weights, mean_of, outcome, outer_gradient
 from errata.methods.trained.training import Losses
@@ -49,7 +49,9 @@ class GradientEditor(MLPEditor):
     rank: int = setting(256, "of a block; papers: 1,920, or the width", above=0)
     blocks: int = setting(2, "as in the released code of MEND and MALMEN", key="n_blocks", above=0)
     step: float | None = setting(
-        None, "step size at first; share · outputs / f of some examples; papers: 1e-4 (MEND), 1e-6 (MALMEN)", above=0
+        None,
+        "step size at first; share · outputs / |u·ũ| of some examples; MEND: 1e-4, MALMEN: 1e-6",
+        above=0,
     )
     lr_step: float = setting(1e-2, "learning rate of the step sizes' logarithms; papers: absolute", above=0)
 
@@ -73,7 +75,9 @@ class GradientEditor(MLPEditor):
     @override
     def before_training(self, lm: HFLM, network: Any, examples: Sequence[Example]) -> None:
         for name, g in self.gradients(lm, examples[: self.batch]).items():
-            step = self.share * output_size(lm, name, g.u) / g.u.shape[1] if self.step is None else self.step
+            step = self.step
+            if step is None:
+                step = self.share * output_size(lm, name, g.u) / _length(g.u) if len(g.u) > 1 else FEW
             self.rewriting(network).set_step(name, step)
 
     def observe(self, network: Any, gradients: Gradients) -> None:
@@ -144,3 +148,8 @@ def output_size(lm: HFLM, name: str, u: Tensor) -> float:
     """The root mean square of what a weight makes of inputs (k, f): the size of its outputs, without their bias."""
     weight = oriented(lm.model, name, stored.plain(lm.model, name, "cannot be read").detach())
     return float((u @ weight.to(u).T).square().mean().sqrt())
+
+
+def _length(u: Tensor) -> float:
+    """The mean of |u · ũ| over inputs (k, f), with ũ their normalised form: how much longer a step is by them."""
+    return float((u * (u - u.mean(0)) / (u.std(0) + FEW)).sum(-1).abs().mean())

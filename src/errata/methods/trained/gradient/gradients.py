@@ -86,14 +86,16 @@ def _of_batch(
     with torch.enable_grad(), hooks.all_of(watch(name) for name in names):
         loss = _loss(lm.target_logits(some, weights), some)
         deltas = torch.autograd.grad(loss * SCALE, [seen[name][1] for name in names])
-    rows = torch.tensor(batch, device=loss.device)
+    rows = torch.tensor(batch, device=lm.device)
     found: dict[str, TokenGradients] = {}
     for name, delta in zip(names, deltas, strict=True):
-        u, d = (unflattened(x, len(some)) for x in (at_least_float32(seen[name][0]), at_least_float32(delta) / SCALE))
+        both = (at_least_float32(x).to(rows.device) for x in (seen[name][0], delta))  # blocks may lie on other devices
+        u, d = (unflattened(x, len(some)) for x in both)
+        d = d / SCALE
         chosen = d.ne(0).any(-1)
         if answers_only and not lm.seq2seq:
             chosen &= _predicting(some, chosen)
-        found[name] = TokenGradients(u[chosen], d[chosen], rows.to(u.device)[:, None].expand(chosen.shape)[chosen])
+        found[name] = TokenGradients(u[chosen], d[chosen], rows[:, None].expand(chosen.shape)[chosen])
     return found
 
 

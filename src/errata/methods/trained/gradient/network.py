@@ -14,7 +14,7 @@ class Running(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("count", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(width, dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("square", torch.zeros(width))  # Σ (x − mean)²
         self.count: Tensor
@@ -26,17 +26,19 @@ class Running(nn.Module):
         """Counts vectors (k, width)."""
         if not len(x):
             return
-        mean, share = x.mean(0), len(x) / (self.count + len(x))
+        x = x.to(self.mean)
+        mean, share = x.mean(0), len(x) / (self.count + len(x)).to(self.mean)
         off = mean - self.mean
-        self.square += (x - mean).square().sum(0) + off.square() * (self.count * share).to(off)
-        self.mean += off * share.to(off)
+        self.square += (x - mean).square().sum(0) + off.square() * self.count * share
+        self.mean += off * share
         self.count += len(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(x − mean) / std; unchanged while fewer than two vectors were seen."""
+        x = x.to(self.mean)
         if bool((self.count < 2).any()):
             return x
-        std = (self.square / (self.count - 1).to(self.square)).sqrt()
+        std = (self.square / (self.count - 1)).sqrt()
         return (x - self.mean) / (std + FEW)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from errata.methods.trained.gradient.changes import delta_of
 from errata.methods.trained.gradient.editor import SHARE, output_size
 from errata.methods.trained.gradient.gradients import TokenGradients, token_gradients
 from errata.methods.trained.gradient.least_squares import least_squares
-from errata.methods.trained.gradient.network import Running
+from errata.methods.trained.gradient.network import FEW, Running
 from errata.methods.trained.mlp import MLPWeights
 from errata.model import hooks
 from errata.model.hf import HFLM
@@ -57,6 +57,7 @@ class UltraEdit(MLPWeights):
 
     @override
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        self._made_before(prior)
         gradients = self._gradients(lm, edits, EMPTY if self.history else prior.without_wrappers())
         statistics = self._statistics(lm, gradients, prior)
         memory = self._unlearned(lm, edits, prior) if self.history else dict(prior.memory)
@@ -79,13 +80,22 @@ class UltraEdit(MLPWeights):
 
     def _unlearned(self, lm: HFLM, edits: Sequence[Edit], prior: Patch) -> dict[str, Tensor]:
         """The memory without the keys of earlier edits of the same prompts, which no longer hold."""
-        made = [made for made in prior.meta.get("made", ()) if made["method"] == self.name]
+        made = [made for made in self._made_before(prior) if made["resolved"]["history"]]
+        if any(made["resolved"]["layers"] != list(self.layers or ()) for made in made):
+            raise BadInput("the patch remembers UltraEdit's edits of other layers; go on with the same layers")
         held = {edit.prompt: edit for record in made for edit in map(Edit.from_json, record["edits"])}
         earlier = [held[prompt] for prompt in {edit.prompt: None for edit in edits} if prompt in held]
         memory = dict(prior.memory)
         for name, g in self._gradients(lm, earlier, EMPTY).items() if earlier else ():
             memory = forget(memory, _site(name), g.u.cpu())
         return memory
+
+    def _made_before(self, prior: Patch) -> list[Mapping[str, Any]]:
+        """The records of this method's edits in a patch. Raises :class:`BadInput` where it remembers none of them."""
+        made = [record for record in prior.meta.get("made", ()) if record["method"] == self.name]
+        if made and not any(name.startswith(PLACE) for name in prior.memory):
+            raise BadInput("the patch was saved without its memory, which UltraEdit goes on from; keep memory=True")
+        return made
 
     def _statistics(
         self, lm: HFLM, gradients: Mapping[str, TokenGradients], prior: Patch
@@ -106,6 +116,8 @@ class UltraEdit(MLPWeights):
     def _values(self, lm: HFLM, name: str, g: TokenGradients, statistics: Running) -> Tensor:
         """v = −η ‖ĥ‖² ĝ. (k, d)"""
         h, gradient = statistics(torch.cat([g.u, g.delta], -1)).split([g.u.shape[1], g.delta.shape[1]], -1)
+        if bool((statistics.count < 2).any()):  # one vector has no spread: its own size takes the place
+            h, gradient = (x / (x.square().mean(-1, keepdim=True).sqrt() + FEW) for x in (g.u, g.delta))
         eta = SHARE * output_size(lm, name, g.u) / g.u.shape[1] if self.eta is None else self.eta
         return -eta * h.square().sum(-1, keepdim=True) * gradient
 

@@ -70,10 +70,9 @@ class EntityDirections(Adapter):
         return torch.tensor([row + [(0, -1)] * (most - len(row)) for row in rows]).view(len(rows), most, 2)
 
     def _mentions(self, tokens: Tokens, ids: Sequence[int]) -> Iterator[Found]:
-        named = [(tokens.mention(ids, subject), k) for k, subject in enumerate(self.subjects)]
-        spans = [(span, k) for span, k in named if span is not None]
-        for (first, last), k in spans:
-            if not any(a <= first and last <= b and (a, b) != (first, last) for (a, b), _ in spans):
+        spans = tokens.mentions(ids, list(self.subjects))
+        for k, (first, last) in spans.items():
+            if not any(a <= first and last <= b and (a, b) != (first, last) for a, b in spans.values()):
                 yield last, k
 
     @override
@@ -86,7 +85,8 @@ class EntityDirections(Adapter):
         here = (call.offsets(y.shape[1], y.device)[..., None] == offset[:, None]) & (subject[:, None] >= 0)  # (b, t, m)
         if not here.any():
             return y
-        added = here.to(self.sums) @ self.sums.to(y.device)[subject.clamp(min=0)]  # (b, t, d)
+        sums = self.sums[subject.clamp(min=0).to(self.sums.device)].to(y.device)  # (b, m, d)
+        added = here.to(sums) @ sums  # (b, t, d)
         return torch.where(here.any(-1, keepdim=True), (self.beta * y + added).to(y), y)
 
     @override

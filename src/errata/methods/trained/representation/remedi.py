@@ -19,7 +19,7 @@ from errata.methods.trained.objective import SCALE, nll
 from errata.methods.trained.representation.directions import EntityDirections, added
 from errata.methods.trained.training import Losses
 from errata.model.hf import HFLM
-from errata.model.passes import at_least_float32, budgeted
+from errata.model.passes import at_least_float32, budgeted, float64_device
 from errata.model.reading import Pair
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -66,7 +66,7 @@ class Affine(nn.Module):
 
     def observe(self, h: Tensor) -> None:
         """Takes m, W and s from the attributes (n, d) that will be trained on."""
-        h = h.double()
+        h = h.to(float64_device(h.device)).double()
         self.s.fill_(float(h.square().mean().sqrt()))
         self.m.copy_(h.mean(0))
         values, vectors = torch.linalg.eigh((h - h.mean(0)).T @ (h - h.mean(0)) / len(h))
@@ -95,7 +95,7 @@ class REMEDI(TrainedMethod):
     stores: ClassVar[str] = "a direction for each edit, added at its subject in a prompt; no weight changes"
     needs_keep: ClassVar[bool] = False
     tags: ClassVar[Tags] = Tags(
-        quick={**QUICK, "steps": 20, "batch": 4, "check_every": 10, "lr": 0.05, "warmup": 2},
+        quick={**QUICK, "steps": 20, "batch": 4, "check_every": 10, "lr": 0.05},
         reads_context=True,  # the direction is read from a statement, which a random model does not understand
         prepares_with="cases",
     )
@@ -109,7 +109,6 @@ class REMEDI(TrainedMethod):
     lam_kl: float = setting(10.0, "paper: weight of the KL")
     follow: int = setting(1, "prompts of an example in a step, drawn; paper", above=0)
     steps: int = setting(450, "of training at most: four rounds of the bundled model's cases; paper: 20", above=0)
-    warmup: int = setting(20, "steps in which the learning rate rises; then it falls linearly to 0")
     check_every: int = setting(50, "steps between validations, each of which writes a checkpoint", above=0)
     lr: float = setting(1e-2, "in the coordinates of Affine; paper: 1e-3 in its own", above=0)
     batch: int = setting(16, "paper", above=0)
@@ -245,7 +244,7 @@ def mentioned(lm: HFLM, examples: Sequence[Example]) -> Iterator[Mentioned]:
     for i, example in enumerate(examples):
         for asked in example.follow:
             prompt, target = asked.ids(lm)
-            if (span := lm.tokens.mention(prompt, example.edit.subject)) is None:
+            if (span := lm.tokens.mentions(prompt, [example.edit.subject]).get(0)) is None:
                 continue
             old = example.edit.target_true
             prior = None if old is None else lm.tokens.target(asked.prompt, old)[0]

@@ -66,7 +66,6 @@ class LanguagePatchMethod(TrainedMethod):
 
     steps: int = setting(200, "of training at most", above=0)
     batch: int = setting(6, "examples of a step", above=0)
-    warmup: int = setting(20, "steps in which the learning rate rises; then it falls linearly to 0")
     check_every: int = setting(50, "steps between validations, each of which writes a checkpoint", above=0)
     lr: float = setting(2e-3, "Adam's", above=0)
     layers: tuple[int, ...] | None = setting(None, "blocks that the gate reads: at half and at 3/4 of the depth")

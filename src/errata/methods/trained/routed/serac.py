@@ -46,7 +46,7 @@ class SERAC(TrainedMethod):
     stores: ClassVar[str] = "the edits as text, a scope classifier and a small model that answers; no weight changes"
     tags: ClassVar[Tags] = Tags(
         quick=QUICK
-        | {"steps": 20, "check_every": 10, "warmup": 5, "lr": 0.003, "width": 16, "depth": 1, "vectors": 16},
+        | {"steps": 20, "check_every": 10, "warmup": 0.25, "lr": 0.003, "width": 16, "depth": 1, "vectors": 16},
         prepares_with="cases",
         memory=True,
         runs_model=False,
