@@ -8,6 +8,7 @@ two devices raises as torch does.
 """
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,27 @@ class FakeDevices(TorchFunctionMode):
         """``float64``: whether the devices have that type (Apple's do not)."""
         super().__init__()
         self.float64 = float64
+
+    @override
+    def __enter__(self) -> Any:
+        own = nn.Module.to
+
+        def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+            moved = own(module, *args, **kwargs)
+            for device in (*args, kwargs.get("device")):
+                if isinstance(device, str | torch.device):
+                    for x in [*moved.parameters(), *moved.buffers()]:  # new parameters have no tag
+                        self.on(x, number(device))
+            return moved
+
+        self.moving = patch.object(nn.Module, "to", to)
+        self.moving.start()
+        return super().__enter__()
+
+    @override
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.moving.stop()
 
     def on(self, x: Tensor, where: int | None) -> Tensor:
         if where is not None and not self.float64 and x.dtype == torch.float64:

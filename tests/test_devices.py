@@ -47,7 +47,11 @@ def test_the_test_sees_tensors_of_two_devices_meet() -> None:
         assert tag(torch.zeros(2, device=on_two.device)) == tag(torch.zeros_like(on_two)) == 1
 
 
-@pytest.mark.parametrize("name", ["memit", "alphaedit", "pmet", "ft-m", "grace", "melo", "memoir", "t-patcher"])
+@pytest.mark.parametrize(
+    "name",
+    ["memit", "alphaedit", "pmet", "ft-m", "grace", "melo", "memoir", "t-patcher"]
+    + ["ultraedit", "mend", "malmen", "ke", "slag", "enn", "remedi"],
+)
 def test_a_model_on_two_devices_is_edited_as_on_one(name: str) -> None:
     whole, made = tiny_lm("llama"), quick(name)
     edits = EDITS[:2]

@@ -38,7 +38,7 @@ class Editable(nn.Module):
         super().__init__()
         self.names = list(names)
         weights = [at_least_float32(plain(lm.model, name, "cannot be trained").detach()) for name in names]
-        self.register_buffer("units", torch.stack([w.square().mean().sqrt().to(lm.device) for w in weights]))
+        self.register_buffer("units", torch.stack([w.square().mean().sqrt().cpu() for w in weights]))
         self.units: Tensor
         self.base = nn.ParameterList(self.units.new_zeros(weight_shape(lm, name)) for name in names)
         self.decay = nn.Parameter(self.units.new_zeros(()))  # β = σ(0) = 0.5
@@ -79,7 +79,7 @@ class ENN(MLPEditor):
 
     @override
     def network(self, lm: HFLM) -> nn.Module:
-        return Editable(lm, self.names(lm))
+        return Editable(lm, self.names(lm)).to(lm.device)
 
     # The editor
 
@@ -170,7 +170,7 @@ class ENN(MLPEditor):
         base = {name: change.cpu() for name, change in network.change().items()}
         mark = _digest(*(change.numpy().tobytes() for change in base.values()))
         based = prior if _holds(prior, mark) else prior + Patch((Delta(base),))
-        pairs = [(lm.tokens.prompt(e.prompt), lm.tokens.target(e.prompt, e.target_new)) for e in edits]
+        pairs = self.pairs(lm, edits)
         with based.without_wrappers().applied(lm) as edited, hooks.frozen(lm.model), torch.no_grad():
             zeros = {name: torch.zeros_like(change, device=lm.device) for name, change in base.items()}
             changes = self.stepped(edited, network, zeros, pairs)

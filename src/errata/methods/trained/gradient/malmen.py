@@ -83,10 +83,11 @@ class LeastSquaresEditor(GradientEditor):
     def changes(self, network: RidgeNetwork, gradients: Gradients) -> dict[str, Weight]:
         found: dict[str, Weight] = {}
         for name, g in gradients.items():
-            values = [
-                checkpoint(_values, network, name, *chunk, use_reentrant=False)
-                for chunk in zip(g.u.split(CHUNK), g.delta.split(CHUNK), strict=True)
-            ]
+            chunks = zip(g.u.split(CHUNK), g.delta.split(CHUNK), strict=True)
+            if torch.is_grad_enabled():
+                values = [checkpoint(_values, network, name, *chunk, use_reentrant=False) for chunk in chunks]
+            else:
+                values = [_values(network, name, *chunk) for chunk in chunks]
             found[name] = least_squares(g.u, torch.cat(values), network.ridge_of(name))
         return found
 
