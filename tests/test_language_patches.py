@@ -189,6 +189,11 @@ def test_the_highest_gate_wins_and_of_equals_the_newest(monkeypatch: pytest.Monk
     assert gated(monkeypatch, rows, *EDITS) == [0, 2, None, 0]
 
 
+def test_a_closed_gate_closes_no_other_and_a_tenth_is_equal_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [[0.54, 0.46, 0.0], [0.66, 0.58, 0.0], [0.84, 0.745, 0.63], [0.98, 0.85, 0.1]]
+    assert gated(monkeypatch, rows, *EDITS) == [0, 1, 1, 0]
+
+
 def test_a_later_edit_of_one_prompt_wins_and_can_be_taken_out() -> None:
     lm, m, state = made()
     one = m.edit(lm, [EDIT, EDITS[1]], state)
