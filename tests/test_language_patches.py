@@ -205,6 +205,19 @@ def test_a_later_edit_of_one_prompt_wins_and_can_be_taken_out() -> None:
     assert [line["then"] for line in part_of(both).entries()] == ["Oslo", "New York", "Lima"]
 
 
+def test_an_edit_joins_the_outermost_patches_that_it_fits() -> None:
+    lm, m, state = made()
+    later = Edit(EDIT.prompt, EDIT.subject, "Lima")
+    strict = replace(m, threshold=0.9).edit(lm, [EDITS[2]], state)
+    for two, joins in ((patched(EDITS[1]) + patched(EDIT), 1), (patched(EDIT) + strict, 0)):
+        parts = m.edit(lm, [later], state, two).of_kind(LanguagePatches)
+        lengths = [1, 1]
+        lengths[joins] += 1
+        assert [len(part.log) for part in parts] == lengths
+    with m.edit(lm, [later], state, patched(EDITS[1]) + patched(EDIT)).applied(lm) as edited:
+        assert edited.generate([EDIT.prompt], 4)[0].startswith(" Lima")
+
+
 def test_a_condition_answers_its_own_prompt() -> None:
     lm, patch = made()[0], patched(BORN)
     with patch.applied(lm) as edited:
