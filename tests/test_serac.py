@@ -476,6 +476,16 @@ def test_too_few_cases_are_refused() -> None:
         quick("serac").prepare(tiny_lm("llama"), CASES[:3])
 
 
+def test_validation_is_the_same_under_every_threshold() -> None:
+    """Training does not depend on it: its checkpoints and states are kept for all."""
+    lm = tiny_lm("llama")
+    torch.manual_seed(0)
+    network: Any = quick("serac").network(lm)  # pyright: ignore[reportAttributeAccessIssue]
+    examples = examples_of(lm, "serac", CASES)[:6]
+    low, high = (method("serac", **{**quick("serac").settings, "threshold": t}) for t in (1e-6, 1.0))
+    assert low.score(lm, network, examples) == high.score(lm, network, examples)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_widths_fit_the_heads() -> None:
     with pytest.raises(BadInput, match="multiple of 8"):
         method("serac", width=20)

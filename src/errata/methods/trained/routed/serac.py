@@ -53,8 +53,11 @@ class SERAC(TrainedMethod):
     )
     when_editing: ClassVar[tuple[str, ...]] = ("threshold",)
 
+    VALIDATED_AT: ClassVar[float] = 0.5
+    """Threshold of the scores of training, which does not depend on the setting: the paper's."""
+
     threshold: float = setting(
-        0.5, "paper: of the classifier's score, from where on an edit is in scope", above=0, most=1
+        VALIDATED_AT, "paper: of the classifier's score, from where on an edit is in scope", above=0, most=1
     )
     width: int = setting(64, "of the small models; paper: DistilBERT and a model of the base's family", above=0)
     depth: int = setting(2, "blocks of each small model", above=0)
@@ -108,7 +111,7 @@ class SERAC(TrainedMethod):
         posed = Posed.of(lm.tokens, some)
         d = posed.distances(network)
         near, nearest = torch.exp(-d.masked_fill(posed.unclear().to(d.device), torch.inf)).max(-1)
-        routed = torch.where(near > self.threshold, nearest, -1).cpu()
+        routed = torch.where(near > self.VALIDATED_AT, nearest, -1).cpu()
         logprobs, ids, lengths = posed.answers(lm.tokens, network)
         right = torch.tensor([bool(x.all()) for x in (logprobs.argmax(-1) == ids).split(lengths)])
         inside = posed.inside
