@@ -130,6 +130,20 @@ def test_in_scope_every_verb_is_the_small_models(arch: str, dtype: torch.dtype) 
     assert lm.prolong([others[0], others[2]], [30, 30], top_k=5, seeds=[4, 7]) == [drawn[0], drawn[2]]
 
 
+def test_beside_a_prompt_in_scope_the_others_get_the_same_numbers() -> None:
+    """Of the same batch: rounding depends on its padding."""
+    long = Edit("Ann Lee, who met a baker by night in Rome and lives in Lima, was born in", "Ann Lee", "Oslo")
+    lm, patch = made("gpt2", [long])
+    asked = ["Rome", long.prompt, "Bob Ray was", "The mayor is Cy Moor of", "A baker met"]
+    scores, table = lm.score(asked, TARGETS), lm.next_logprobs(asked)
+    with patch.applied(lm) as edited:
+        assert [bool(lines) for lines in edited.explain(asked)] == [False, True, False, False, False]
+        after, changed = edited.score(asked, TARGETS), edited.next_logprobs(asked)
+    for i in (0, 2, 3, 4):
+        assert after[i] == scores[i] and np.array_equal(changed[i], table[i])
+    assert after[1] != scores[1] and not np.array_equal(changed[1], table[1])
+
+
 def lm_text(lm: HFLM, small: Helpers, prompt: str, row: Row, most: int) -> str:
     """What the small model says, one token at a time."""
     ids: list[int] = []
@@ -168,7 +182,7 @@ def test_what_cannot_be_asked_is_refused() -> None:
             edited.generate(EDIT.prompt)
         with pytest.raises(BadInput, match="1 prompts, 2 targets"):
             edited.score([EDIT.prompt], ["a", "b"])
-        with pytest.raises(BadInput, match="a target"):
+        with pytest.raises(BadInput, match="expected text"):
             edited.score([EDIT.prompt], [3])  # type: ignore[list-item]
 
 

@@ -50,7 +50,8 @@ class LanguagePatchMethod(TrainedMethod):
     Differences from the paper: the model is frozen, and the gate is a small network over its hidden states and its
     probabilities in the place of a head of a fine-tuned T5; patches are override patches (an answer), whose interpreter
     says the answer and goes on as the model does, and feature patches (an explanation) are not there; a gate at or
-    below ``threshold`` counts as 0, so that the model answers bit for bit as it is; open gates that lie at most a tenth
+    below ``threshold`` counts as 0, so that the model answers as it is (scores and probabilities bit for bit; texts but
+    for the padding that the prompts beside it bring); open gates that lie at most a tenth
     below the highest count as equal to it, and the newest of their patches acts.
     """
 

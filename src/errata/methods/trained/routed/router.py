@@ -1,7 +1,10 @@
 """A language model beside the base one: it answers what it is responsible for, and the base model everything else.
 
-Which of the two answers is decided at the prompt, in the same way for every verb. What the base model answers it is
-asked as if nothing stood around it.
+Which of the two answers is decided at the prompt, in the same way for every verb. ``score`` and ``next_logprobs`` ask
+the base model about all prompts and put the other one's answers in their places, so that the rest are, bit for bit, what
+the base model gives for the same prompts alone. The verbs that write text ask it about the rest only, since each token
+costs a pass: bit for bit as it answers these by themselves. Other rows in a batch change its padding, and with that
+numbers by rounding.
 """
 
 from abc import abstractmethod
@@ -110,11 +113,13 @@ class RoutedLM(LM, Generic[R]):
 
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
-        own, rest = self.parted(prompts)
+        own, _ = self.parted(prompts)
         if len(prompts) != len(listed(targets)):
             raise BadInput(f"score needs a target for each prompt: {len(prompts)} prompts, {len(targets)} targets")
-        base = self.inner.score([prompts[i] for i in rest], [targets[i] for i in rest])
-        return _merged(rest, base, self.own_scores(own, prompts, targets))
+        scores = self.inner.score(prompts, targets)
+        for i, score in self.own_scores(own, prompts, targets).items():
+            scores[i] = score
+        return scores
 
     def own_scores(self, own: dict[int, R], prompts: Sequence[str], targets: Sequence[str]) -> dict[int, Score]:
         """The other model's scores, by index, of prompts for which it read ``own``."""
@@ -123,12 +128,11 @@ class RoutedLM(LM, Generic[R]):
 
     @override
     def next_logprobs(self, prompts: Sequence[str]) -> "npt.NDArray[np.float32]":
-        own, rest = self.parted(prompts)
-        base = self.inner.next_logprobs([prompts[i] for i in rest])
-        tables = dict(self._logprobs(own, {i: [self.tokens.fill] for i in own}))
-        return (
-            np.stack(_merged(rest, list(base), {i: table[0].numpy() for i, table in tables.items()})) if own else base
-        )
+        own, _ = self.parted(prompts)
+        logprobs = self.inner.next_logprobs(prompts)
+        for i, table in self._logprobs(own, {i: [self.tokens.fill] for i in own}):
+            logprobs[i] = table[0].numpy()
+        return logprobs
 
     @override
     def explain(self, prompts: Sequence[str]) -> list[list[str]]:

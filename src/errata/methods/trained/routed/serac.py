@@ -33,7 +33,8 @@ from errata.types import Edit
 class SERAC(TrainedMethod):
     """A prompt whose nearest edit has a score above ``threshold`` is answered from that edit, by a small model.
 
-    Every other prompt is the base model's, bit for bit. score(edit, x) = exp(−‖emb(edit) − emb(x)‖²); the loss is
+    Every other prompt is the base model's: scores and probabilities bit for bit as it gives them for the same prompts,
+    texts as it writes them for these by themselves. score(edit, x) = exp(−‖emb(edit) − emb(x)‖²); the loss is
     c_edit · NLL of the counterfactual model given the gold edit + c_loc · balanced cross-entropy of the classifier
     (section 3.3). Both begin from nothing, over fixed vectors of the base model's tokens; half of the examples have
     other names in them, so that names are read and not learned by heart. Prompts that name a subject by an alias are
