@@ -276,6 +276,24 @@ def test_what_is_too_long_to_read_is_under_no_patch(monkeypatch: pytest.MonkeyPa
         assert edited.gates(["Ann met"]).tolist() == [[0.0]]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_behind_a_long_prompt_an_answer_is_cut_to_the_room_that_is_left(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = Edit("Ann Lee, who met a baker by night in Rome, lives in", "Ann Lee", "New York by the sea")
+    lm, patch = made(name)[0], patched(long, name=name)
+    ids = lm.tokens.target(long.prompt, long.target_new)
+    room = 2 if name == "gpt2" else len(ids)
+    with patch.applied(lm) as edited:
+        limit = lm.tokens.count(long.prompt) + 1 if name == "gpt2" else lm.tokens.count(long.prompt)
+        monkeypatch.setattr(lm.tokens, "limit", limit)
+        (score,), (text,) = edited.score([long.prompt], ["New"]), edited.generate([long.prompt], 12)
+        assert edited.opened([long.prompt])[0].ids == ids[:room]
+        assert score.argmax[0] == ids[0] == edited.next_logprobs([long.prompt])[0].argmax()
+        assert edited.explain([long.prompt]) != [[]]
+    assert text == lm.tokens.continuation(lm.tokens.prompt(long.prompt), ids[:room])
+
+
 # Whole groups, on the bundled model ----------------------------------------------------------------
 
 

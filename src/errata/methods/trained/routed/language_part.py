@@ -114,7 +114,7 @@ def says(rule: Rule) -> str:
 
 @dataclass(frozen=True)
 class Open:
-    """The patch that a query is under: its number, its gate g and the ids of its answer."""
+    """The patch that a query is under: its number, its gate g and the ids of its answer, as many as the model reads."""
 
     patch: int
     g: float
@@ -163,7 +163,7 @@ class PatchedLM(LM):
                 found.append(None)
                 continue
             best = int(np.flatnonzero(is_open & (row >= row[is_open].max() - EQUAL))[-1])
-            ids = self.tokens.target(x, self.part.log[best].target_new)
+            ids = self.tokens.beginning(x, self.part.log[best].target_new)  # the model answers long prompts, too
             found.append(Open(best, float(row[best]), ids))
         return found
 
