@@ -22,7 +22,8 @@ from errata.methods.trained.examples import Asked, Example, examples_of
 from errata.methods.trained.routed.helpers import Helpers, Sizes
 from errata.methods.trained.routed.posing import Posed, twins
 from errata.methods.trained.routed.reading import PROMPT, QUERY, TARGET, Batch, Row, words
-from errata.methods.trained.routed.scope import distances, scope_loss
+from errata.methods.trained.routed.router import budget_of
+from errata.methods.trained.routed.scope import EncodedScope, distances, scope_loss
 from errata.methods.trained.routed.scoped import ScopedAnswers, embedded
 from errata.methods.trained.routed.serac import answer_loss_of, scope_loss_of
 from errata.methods.trained.routed.varying import crossed, renamed, varied
@@ -390,6 +391,30 @@ def test_a_word_has_the_same_ids_wherever_it_stands() -> None:
         tokens = tiny_lm(arch).tokens
         assert words(tokens, "Oslo went by night to Oslo")[-len(words(tokens, "Oslo")) :] == words(tokens, "Oslo")
         assert words(tokens, "Oslo went")[: len(words(tokens, "Oslo"))] == words(tokens, "Oslo")
+
+
+def test_probabilities_are_computed_in_batches_that_count_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [budget_of(v) for v in (300, 50_000, 256_000, 2**30)] == [8192, 8192 // 12, 8192 // 62, 1]
+    lm, serac = tiny_lm("llama"), quick("serac")
+    torch.manual_seed(0)
+    network: Any = serac.network(lm)  # pyright: ignore[reportAttributeAccessIssue]
+    posed = Posed.of(lm.tokens, examples_of(lm, "serac", CASES)[:4])
+    logprobs, ids, lengths = posed.answers(lm.tokens, network)
+    expected = [bool(x.all()) for x in (logprobs.argmax(-1) == ids).split(lengths)]
+    sizes: list[int] = []
+    plain = network.counterfactual.answered
+    monkeypatch.setattr(
+        network.counterfactual, "answered", lambda v, rows, t: (sizes.append(len(rows)), plain(v, rows, t))[1]
+    )
+    monkeypatch.setattr("errata.methods.trained.routed.router.BUDGET", 64)
+    assert posed.right(lm.tokens, network).tolist() == expected
+    assert len(sizes) > 1 and sum(sizes) == len(lengths)
+
+
+def test_an_encoder_of_another_width_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("errata.methods.trained.routed.scope.sentences", lambda name: lambda t: np.ones((len(t), 5)))
+    with pytest.raises(BadInput, match="vectors of 5 numbers, and the scope classifier reads 7"):
+        EncodedScope("some", 7)(torch.zeros(1), [Row.of(([1], PROMPT), text="a")])
 
 
 # Examples ---------------------------------------------------------------------------------------------------

@@ -113,8 +113,7 @@ class SERAC(TrainedMethod):
         d = posed.distances(network)
         near, nearest = torch.exp(-d.masked_fill(posed.unclear().to(d.device), torch.inf)).max(-1)
         routed = torch.where(near > self.VALIDATED_AT, nearest, -1).cpu()
-        logprobs, ids, lengths = posed.answers(lm.tokens, network)
-        right = torch.tensor([bool(x.all()) for x in (logprobs.argmax(-1) == ids).split(lengths)])
+        right = posed.right(lm.tokens, network)
         inside = posed.inside
         scoped = routed[inside] == torch.tensor(posed.of_edit)[inside]
         first = torch.tensor([q.asked.kind == "edit" for q in posed.queries if q.inside])
