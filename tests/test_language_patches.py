@@ -189,6 +189,11 @@ def test_the_highest_gate_wins_and_of_equals_the_newest(monkeypatch: pytest.Monk
     assert gated(monkeypatch, rows, *EDITS) == [0, 2, None, 0]
 
 
+def test_a_closed_gate_closes_no_other_and_a_tenth_is_equal_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [[0.54, 0.46, 0.0], [0.66, 0.58, 0.0], [0.84, 0.745, 0.63], [0.98, 0.85, 0.1]]
+    assert gated(monkeypatch, rows, *EDITS) == [0, 1, 1, 0]
+
+
 def test_a_later_edit_of_one_prompt_wins_and_can_be_taken_out() -> None:
     lm, m, state = made()
     one = m.edit(lm, [EDIT, EDITS[1]], state)
@@ -198,6 +203,19 @@ def test_a_later_edit_of_one_prompt_wins_and_can_be_taken_out() -> None:
         assert edited.generate([EDIT.prompt], 4)[0].startswith(" Lima")
     assert both.without(later.id) == one
     assert [line["then"] for line in part_of(both).entries()] == ["Oslo", "New York", "Lima"]
+
+
+def test_an_edit_joins_the_outermost_patches_that_it_fits() -> None:
+    lm, m, state = made()
+    later = Edit(EDIT.prompt, EDIT.subject, "Lima")
+    strict = replace(m, threshold=0.9).edit(lm, [EDITS[2]], state)
+    for two, joins in ((patched(EDITS[1]) + patched(EDIT), 1), (patched(EDIT) + strict, 0)):
+        parts = m.edit(lm, [later], state, two).of_kind(LanguagePatches)
+        lengths = [1, 1]
+        lengths[joins] += 1
+        assert [len(part.log) for part in parts] == lengths
+    with m.edit(lm, [later], state, patched(EDITS[1]) + patched(EDIT)).applied(lm) as edited:
+        assert edited.generate([EDIT.prompt], 4)[0].startswith(" Lima")
 
 
 def test_a_condition_answers_its_own_prompt() -> None:
@@ -256,6 +274,24 @@ def test_what_is_too_long_to_read_is_under_no_patch(monkeypatch: pytest.MonkeyPa
         assert edited.gates(["Ann met"]).tolist() == [[pytest.approx(MOST, abs=1e-3)]]
         monkeypatch.setattr(lm.tokens, "limit", lm.tokens.count("Ann was born in"))
         assert edited.gates(["Ann met"]).tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_behind_a_long_prompt_an_answer_is_cut_to_the_room_that_is_left(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = Edit("Ann Lee, who met a baker by night in Rome, lives in", "Ann Lee", "New York by the sea")
+    lm, patch = made(name)[0], patched(long, name=name)
+    ids = lm.tokens.target(long.prompt, long.target_new)
+    room = 2 if name == "gpt2" else len(ids)
+    with patch.applied(lm) as edited:
+        limit = lm.tokens.count(long.prompt) + 1 if name == "gpt2" else lm.tokens.count(long.prompt)
+        monkeypatch.setattr(lm.tokens, "limit", limit)
+        (score,), (text,) = edited.score([long.prompt], ["New"]), edited.generate([long.prompt], 12)
+        assert edited.opened([long.prompt])[0].ids == ids[:room]
+        assert score.argmax[0] == ids[0] == edited.next_logprobs([long.prompt])[0].argmax()
+        assert edited.explain([long.prompt]) != [[]]
+    assert text == lm.tokens.continuation(lm.tokens.prompt(long.prompt), ids[:room])
 
 
 # Whole groups, on the bundled model ----------------------------------------------------------------

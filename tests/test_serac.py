@@ -22,7 +22,8 @@ from errata.methods.trained.examples import Asked, Example, examples_of
 from errata.methods.trained.routed.helpers import Helpers, Sizes
 from errata.methods.trained.routed.posing import Posed, twins
 from errata.methods.trained.routed.reading import PROMPT, QUERY, TARGET, Batch, Row, words
-from errata.methods.trained.routed.scope import distances, scope_loss
+from errata.methods.trained.routed.router import budget_of
+from errata.methods.trained.routed.scope import EncodedScope, distances, scope_loss
 from errata.methods.trained.routed.scoped import ScopedAnswers, embedded
 from errata.methods.trained.routed.serac import answer_loss_of, scope_loss_of
 from errata.methods.trained.routed.varying import crossed, renamed, varied
@@ -130,6 +131,20 @@ def test_in_scope_every_verb_is_the_small_models(arch: str, dtype: torch.dtype) 
     assert lm.prolong([others[0], others[2]], [30, 30], top_k=5, seeds=[4, 7]) == [drawn[0], drawn[2]]
 
 
+def test_beside_a_prompt_in_scope_the_others_get_the_same_numbers() -> None:
+    """Of the same batch: rounding depends on its padding."""
+    long = Edit("Ann Lee, who met a baker by night in Rome and lives in Lima, was born in", "Ann Lee", "Oslo")
+    lm, patch = made("gpt2", [long])
+    asked = ["Rome", long.prompt, "Bob Ray was", "The mayor is Cy Moor of", "A baker met"]
+    scores, table = lm.score(asked, TARGETS), lm.next_logprobs(asked)
+    with patch.applied(lm) as edited:
+        assert [bool(lines) for lines in edited.explain(asked)] == [False, True, False, False, False]
+        after, changed = edited.score(asked, TARGETS), edited.next_logprobs(asked)
+    for i in (0, 2, 3, 4):
+        assert after[i] == scores[i] and np.array_equal(changed[i], table[i])
+    assert after[1] != scores[1] and not np.array_equal(changed[1], table[1])
+
+
 def lm_text(lm: HFLM, small: Helpers, prompt: str, row: Row, most: int) -> str:
     """What the small model says, one token at a time."""
     ids: list[int] = []
@@ -168,7 +183,7 @@ def test_what_cannot_be_asked_is_refused() -> None:
             edited.generate(EDIT.prompt)
         with pytest.raises(BadInput, match="1 prompts, 2 targets"):
             edited.score([EDIT.prompt], ["a", "b"])
-        with pytest.raises(BadInput, match="a target"):
+        with pytest.raises(BadInput, match="expected text"):
             edited.score([EDIT.prompt], [3])  # type: ignore[list-item]
 
 
@@ -378,6 +393,30 @@ def test_a_word_has_the_same_ids_wherever_it_stands() -> None:
         assert words(tokens, "Oslo went")[: len(words(tokens, "Oslo"))] == words(tokens, "Oslo")
 
 
+def test_probabilities_are_computed_in_batches_that_count_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [budget_of(v) for v in (300, 50_000, 256_000, 2**30)] == [8192, 8192 // 12, 8192 // 62, 1]
+    lm, serac = tiny_lm("llama"), quick("serac")
+    torch.manual_seed(0)
+    network: Any = serac.network(lm)  # pyright: ignore[reportAttributeAccessIssue]
+    posed = Posed.of(lm.tokens, examples_of(lm, "serac", CASES)[:4])
+    logprobs, ids, lengths = posed.answers(lm.tokens, network)
+    expected = [bool(x.all()) for x in (logprobs.argmax(-1) == ids).split(lengths)]
+    sizes: list[int] = []
+    plain = network.counterfactual.answered
+    monkeypatch.setattr(
+        network.counterfactual, "answered", lambda v, rows, t: (sizes.append(len(rows)), plain(v, rows, t))[1]
+    )
+    monkeypatch.setattr("errata.methods.trained.routed.router.BUDGET", 64)
+    assert posed.right(lm.tokens, network).tolist() == expected
+    assert len(sizes) > 1 and sum(sizes) == len(lengths)
+
+
+def test_an_encoder_of_another_width_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("errata.methods.trained.routed.scope.sentences", lambda name: lambda t: np.ones((len(t), 5)))
+    with pytest.raises(BadInput, match="vectors of 5 numbers, and the scope classifier reads 7"):
+        EncodedScope("some", 7)(torch.zeros(1), [Row.of(([1], PROMPT), text="a")])
+
+
 # Examples ---------------------------------------------------------------------------------------------------
 
 BORN = Edit("{} was born in", "Ann Lee", "Rome")
@@ -474,6 +513,16 @@ def test_a_state_with_another_vocabulary_is_refused() -> None:
 def test_too_few_cases_are_refused() -> None:
     with pytest.raises(BadInput, match="at least 8"):
         quick("serac").prepare(tiny_lm("llama"), CASES[:3])
+
+
+def test_validation_is_the_same_under_every_threshold() -> None:
+    """Training does not depend on it: its checkpoints and states are kept for all."""
+    lm = tiny_lm("llama")
+    torch.manual_seed(0)
+    network: Any = quick("serac").network(lm)  # pyright: ignore[reportAttributeAccessIssue]
+    examples = examples_of(lm, "serac", CASES)[:6]
+    low, high = (method("serac", **{**quick("serac").settings, "threshold": t}) for t in (1e-6, 1.0))
+    assert low.score(lm, network, examples) == high.score(lm, network, examples)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_widths_fit_the_heads() -> None:

@@ -142,6 +142,14 @@ class Tokens:
             )
         return ids
 
+    def beginning(self, prompt: str, target: str) -> list[int]:
+        """The first ids of :meth:`target`, as many as the model can read behind ``prompt``, which it can read."""
+        before = self.prompt(prompt)
+        ids = self._plain(target.strip()) if self.seq2seq else self._target(before, prompt, target)
+        while not self.fits(before, ids):
+            ids = ids[:-1]
+        return ids
+
     def fits(self, prompt: Sequence[int], target: Sequence[int]) -> bool:
         """Whether the model can read the ids of a prompt and of a target, whose last one it is not fed."""
         if self.limit is None:

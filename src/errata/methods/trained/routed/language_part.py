@@ -31,7 +31,7 @@ from errata.types import Score
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-STEPS = 10  # gates of one tenth count as equal: the newer patch wins
+EQUAL = 0.1  # open gates that lie this much or less below the highest count as equal to it: the newest patch wins
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ def says(rule: Rule) -> str:
 
 @dataclass(frozen=True)
 class Open:
-    """The patch that a query is under: its number, its gate g and the ids of its answer."""
+    """The patch that a query is under: its number, its gate g and the ids of its answer, as many as the model reads."""
 
     patch: int
     g: float
@@ -155,14 +155,15 @@ class PatchedLM(LM):
         return self.routing.gates(prompts)
 
     def opened(self, prompts: Sequence[str]) -> list[Open | None]:
-        """The patch of the highest gate that is open for each prompt, the newest of equals."""
+        """The patch that each prompt is under: of those with open gates the newest that is about as high as any."""
         found: list[Open | None] = []
         for x, row in zip(listed(prompts), self.gates(prompts), strict=True):
-            best = max(range(len(row)), key=lambda j: (round(row[j] * STEPS), j))
-            if row[best] <= self.part.threshold:
+            is_open = row > self.part.threshold
+            if not is_open.any():
                 found.append(None)
                 continue
-            ids = self.tokens.target(x, self.part.log[best].target_new)
+            best = int(np.flatnonzero(is_open & (row >= row[is_open].max() - EQUAL))[-1])
+            ids = self.tokens.beginning(x, self.part.log[best].target_new)  # the model answers long prompts, too
             found.append(Open(best, float(row[best]), ids))
         return found
 

@@ -21,7 +21,6 @@ from errata.methods.trained.routed.language_questions import Questions
 from errata.methods.trained.routed.language_rules import object_of, rule_of
 from errata.methods.trained.training import Losses
 from errata.model.hf import HFLM
-from errata.patch.parts import same_tensors
 from errata.patch.patch import Patch
 from errata.types import Edit, Kind
 
@@ -51,8 +50,9 @@ class LanguagePatchMethod(TrainedMethod):
     Differences from the paper: the model is frozen, and the gate is a small network over its hidden states and its
     probabilities in the place of a head of a fine-tuned T5; patches are override patches (an answer), whose interpreter
     says the answer and goes on as the model does, and feature patches (an explanation) are not there; a gate at or
-    below ``threshold`` counts as 0, so that the model answers bit for bit as it is; gates that differ by less than a
-    tenth count as equal, and the newer patch acts.
+    below ``threshold`` counts as 0, so that the model answers as it is (scores and probabilities bit for bit; texts but
+    for the padding that the prompts beside it bring); open gates that lie at most a tenth
+    below the highest count as equal to it, and the newest of their patches acts.
     """
 
     name: ClassVar[str] = "language-patches"
@@ -130,13 +130,14 @@ class LanguagePatchMethod(TrainedMethod):
         log = tuple(EditRecord.of(edit) for edit in edits)
         tensors = {name: tensor.cpu() for name, tensor in gate.state_dict().items()}
         part = LanguagePatches(log, objects, cast(Any, self.layers), self.threshold, **tensors)
-        for held in prior.of_kind(LanguagePatches):
-            if (held.layers, held.threshold) != (part.layers, part.threshold) or not same_tensors(
-                held.tensors(), part.tensors()
-            ):
-                raise BadInput(
-                    f"the {self.name} in prior have another gate or threshold ({held.threshold}); go on with the same "
-                    "settings and state"
-                )
-            return prior.swap(held, replace(held, log=(*held.log, *log), objects=(*held.objects, *objects)))
-        return prior + Patch((part,))
+        held = list(reversed(prior.of_kind(LanguagePatches)))  # the outermost comes first: it answers before the others
+        if not held:
+            return prior + Patch((part,))
+        for old in held:
+            if old == replace(part, log=old.log, objects=old.objects):
+                longer = replace(old, log=(*old.log, *log), objects=(*old.objects, *objects))
+                return prior.swap(old, longer)
+        raise BadInput(
+            f"the {self.name} in prior have another gate or threshold ({held[0].threshold}); go on with the same "
+            "settings and state"
+        )

@@ -11,9 +11,11 @@ from torch import Tensor
 from errata.methods.trained.examples import Asked, Example
 from errata.methods.trained.routed.helpers import Helpers
 from errata.methods.trained.routed.reading import Row, words
+from errata.methods.trained.routed.router import budget_of
 from errata.methods.trained.routed.scope import distances
 from errata.methods.trained.routed.scoped import asked, edit_row, question, recorded
 from errata.methods.trained.routed.varying import crossed, renamed
+from errata.model import passes
 from errata.model.tokens import Tokens
 from errata.subjects import mentions
 
@@ -77,12 +79,28 @@ class Posed:
     def answers(self, tokens: Tokens, network: Helpers) -> tuple[Tensor, Tensor, list[int]]:
         """Log-probabilities (m, V) and ids (m,) of each token of the answers of all queries in scope, given their own
         edits, and how many each answer has, its end among them."""
-        inside = [query for query in self.queries if query.inside]
-        rows = [asked(self.edits[query.edit], query.ids) for query in inside]
-        pairs = [query.asked for query in inside]
-        targets = [tokens.ended(tokens.prompt(a.prompt), tokens.target(a.prompt, a.answer)) for a in pairs]
+        rows, targets = self._answered(tokens)
         logprobs, lengths = network.counterfactual.answered(network.vectors, rows, targets)
         return logprobs, torch.tensor([id for ids in targets for id in ids], device=logprobs.device), lengths
+
+    def right(self, tokens: Tokens, network: Helpers) -> Tensor:
+        """Whether all tokens of the answer are the likeliest, for each query in scope: :meth:`answers`, in batches."""
+        rows, targets = self._answered(tokens)
+        found = torch.zeros(len(rows), dtype=torch.bool)
+        lengths = [len(row) + len(ids) for row, ids in zip(rows, targets, strict=True)]
+        for batch in passes.budgeted(lengths, budget_of(len(network.vectors))):
+            wanted = [targets[i] for i in batch]
+            logprobs, sizes = network.counterfactual.answered(network.vectors, [rows[i] for i in batch], wanted)
+            said = logprobs.argmax(-1).cpu().split(sizes)
+            found[batch] = torch.tensor([x.tolist() == ids for x, ids in zip(said, wanted, strict=True)])
+        return found
+
+    def _answered(self, tokens: Tokens) -> tuple[list[Row], list[list[int]]]:
+        """What is read of each query in scope, and the ids of its answer."""
+        inside = [query for query in self.queries if query.inside]
+        pairs = [query.asked for query in inside]
+        targets = [tokens.ended(tokens.prompt(a.prompt), tokens.target(a.prompt, a.answer)) for a in pairs]
+        return [asked(self.edits[query.edit], query.ids) for query in inside], targets
 
 
 def twins(example: Example, others: Sequence[Example], rng: Random) -> list[str]:

@@ -1,11 +1,14 @@
 """A language model beside the base one: it answers what it is responsible for, and the base model everything else.
 
-Which of the two answers is decided at the prompt, in the same way for every verb. What the base model answers it is
-asked as if nothing stood around it.
+Which of the two answers is decided at the prompt, in the same way for every verb. ``score`` and ``next_logprobs`` ask
+the base model about all prompts and put the other one's answers in their places, so that the rest are bit for bit what
+the base model gives for the same prompts. The verbs that write text ask it about the rest only, since each token
+costs a pass: bit for bit as it answers these by themselves. Other rows in a batch change its padding, and with that
+numbers by rounding.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -26,6 +29,11 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")  # what is read in the place of a prompt that does not go to the base model
 BUDGET = 8192  # tokens of a batch of small models
+
+
+def budget_of(vocabulary: int) -> int:
+    """Tokens of a batch in which each has a probability of every token: fewer in a large vocabulary."""
+    return max(1, BUDGET // max(1, vocabulary // 4096))
 
 
 class RoutedLM(LM, Generic[R]):
@@ -110,11 +118,13 @@ class RoutedLM(LM, Generic[R]):
 
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
-        own, rest = self.parted(prompts)
+        own, _ = self.parted(prompts)
         if len(prompts) != len(listed(targets)):
             raise BadInput(f"score needs a target for each prompt: {len(prompts)} prompts, {len(targets)} targets")
-        base = self.inner.score([prompts[i] for i in rest], [targets[i] for i in rest])
-        return _merged(rest, base, self.own_scores(own, prompts, targets))
+        scores = self.inner.score(prompts, targets)
+        for i, score in self.own_scores(own, prompts, targets).items():
+            scores[i] = score
+        return scores
 
     def own_scores(self, own: dict[int, R], prompts: Sequence[str], targets: Sequence[str]) -> dict[int, Score]:
         """The other model's scores, by index, of prompts for which it read ``own``."""
@@ -123,12 +133,11 @@ class RoutedLM(LM, Generic[R]):
 
     @override
     def next_logprobs(self, prompts: Sequence[str]) -> "npt.NDArray[np.float32]":
-        own, rest = self.parted(prompts)
-        base = self.inner.next_logprobs([prompts[i] for i in rest])
-        tables = dict(self._logprobs(own, {i: [self.tokens.fill] for i in own}))
-        return (
-            np.stack(_merged(rest, list(base), {i: table[0].numpy() for i, table in tables.items()})) if own else base
-        )
+        own, _ = self.parted(prompts)
+        logprobs = self.inner.next_logprobs(prompts)
+        for i, table in self._logprobs(own, {i: [self.tokens.fill] for i in own}):
+            logprobs[i] = table[0].numpy()
+        return logprobs
 
     @override
     def explain(self, prompts: Sequence[str]) -> list[list[str]]:
@@ -148,13 +157,12 @@ class RoutedLM(LM, Generic[R]):
         return own, [i for i in range(len(prompts)) if i not in own]
 
     @torch.no_grad()
-    def _logprobs(self, own: dict[int, R], ids: dict[int, list[int]]) -> "list[tuple[int, Tensor]]":
-        order = list(own)
-        found: list[tuple[int, Tensor]] = []
-        for batch in passes.budgeted([self.size(own[i]) + len(ids[i]) for i in order], BUDGET):
+    def _logprobs(self, own: dict[int, R], ids: dict[int, list[int]]) -> "Iterator[tuple[int, Tensor]]":
+        """Index -> :meth:`logprobs`, batch by batch: all together may be too large to hold."""
+        order, budget = list(own), budget_of(self.tokens.rows or len(self.tokens.tokenizer))
+        for batch in passes.budgeted([self.size(own[i]) + len(ids[i]) for i in order], budget):
             some = [order[j] for j in batch]
-            found += zip(some, self.logprobs([own[i] for i in some], [ids[i] for i in some]), strict=True)
-        return found
+            yield from zip(some, self.logprobs([own[i] for i in some], [ids[i] for i in some]), strict=True)
 
     @torch.no_grad()
     def _written(

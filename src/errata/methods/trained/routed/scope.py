@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from errata.errors import BadInput
 from errata.methods.retrieval import sentences
 from errata.methods.trained.routed.reading import ROLES, Batch, Row
 from errata.methods.trained.routed.transformer import SmallTransformer
@@ -55,10 +56,15 @@ class EncodedScope(nn.Module):
         self._seen: dict[str, Tensor] = {}  # in training, where the same texts come again and again
 
     def forward(self, vectors: Tensor, rows: Sequence[Row]) -> Tensor:
-        """emb of the rows' texts, (b, encoded)."""
+        """emb of the rows' texts, (b, encoded). Raises :class:`BadInput` for an encoder of another width."""
         new = list(dict.fromkeys(row.text for row in rows if row.text not in self._seen))
         found = dict(zip(new, torch.from_numpy(sentences(self.encoder)(new)), strict=True)) if new else {}
         s = torch.stack([found[row.text] if row.text in found else self._seen[row.text] for row in rows])
+        if s.shape[1] != len(self.matrix):
+            raise BadInput(
+                f"the encoder {self.encoder!r} gives vectors of {s.shape[1]} numbers, and the scope classifier reads "
+                f"{len(self.matrix)}: it was made with another encoder of this name; use that one"
+            )
         if self.training:
             self._seen |= found
         return s.to(self.matrix) @ self.matrix.T

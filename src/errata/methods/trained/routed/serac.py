@@ -33,7 +33,8 @@ from errata.types import Edit
 class SERAC(TrainedMethod):
     """A prompt whose nearest edit has a score above ``threshold`` is answered from that edit, by a small model.
 
-    Every other prompt is the base model's, bit for bit. score(edit, x) = exp(−‖emb(edit) − emb(x)‖²); the loss is
+    Every other prompt is the base model's: scores and probabilities bit for bit as it gives them for the same prompts,
+    texts as it writes them for these by themselves. score(edit, x) = exp(−‖emb(edit) − emb(x)‖²); the loss is
     c_edit · NLL of the counterfactual model given the gold edit + c_loc · balanced cross-entropy of the classifier
     (section 3.3). Both begin from nothing, over fixed vectors of the base model's tokens; half of the examples have
     other names in them, so that names are read and not learned by heart. Prompts that name a subject by an alias are
@@ -53,8 +54,11 @@ class SERAC(TrainedMethod):
     )
     when_editing: ClassVar[tuple[str, ...]] = ("threshold",)
 
+    VALIDATED_AT: ClassVar[float] = 0.5
+    """Threshold of the scores of training, which does not depend on the setting: the paper's."""
+
     threshold: float = setting(
-        0.5, "paper: of the classifier's score, from where on an edit is in scope", above=0, most=1
+        VALIDATED_AT, "paper: of the classifier's score, from where on an edit is in scope", above=0, most=1
     )
     width: int = setting(64, "of the small models; paper: DistilBERT and a model of the base's family", above=0)
     depth: int = setting(2, "blocks of each small model", above=0)
@@ -108,9 +112,8 @@ class SERAC(TrainedMethod):
         posed = Posed.of(lm.tokens, some)
         d = posed.distances(network)
         near, nearest = torch.exp(-d.masked_fill(posed.unclear().to(d.device), torch.inf)).max(-1)
-        routed = torch.where(near > self.threshold, nearest, -1).cpu()
-        logprobs, ids, lengths = posed.answers(lm.tokens, network)
-        right = torch.tensor([bool(x.all()) for x in (logprobs.argmax(-1) == ids).split(lengths)])
+        routed = torch.where(near > self.VALIDATED_AT, nearest, -1).cpu()
+        right = posed.right(lm.tokens, network)
         inside = posed.inside
         scoped = routed[inside] == torch.tensor(posed.of_edit)[inside]
         first = torch.tensor([q.asked.kind == "edit" for q in posed.queries if q.inside])
