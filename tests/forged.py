@@ -27,6 +27,6 @@ def forge(path: Path, header: Any, tensors: Mapping[str, Tensor], what: str = "p
     text = header if isinstance(header, str) else json.dumps(header)
     described = {"what": what, "format": tensor_files.FORMAT, "errata": text, **described}
     stored = {name: t.contiguous().clone() for name, t in tensors.items()}
-    checksum = tensor_files._checksum(described, stored)  # pyright: ignore[reportPrivateUsage]
+    checksum = tensor_files.checksum(described, stored)
     save_file(stored, path, {"checksum": checksum, **described})
     return path

@@ -132,7 +132,9 @@ def test_a_folder_that_was_trained_with_edits_knows_their_world(here: Path) -> N
     assert made.tokens.tokenizer.backend_tokenizer.to_str() == plain.tokens.tokenizer.backend_tokenizer.to_str()
     assert made.fingerprint != plain.fingerprint
     recipes = [json.loads(Path(folder, "recipe.json").read_text()) for folder in ("made", "plain")]
-    assert recipes[0] == {**recipes[1], "edits": [edit.to_json() for edit in edits]}
+    assert all(recipe["precision"] in world_train.PRECISIONS for recipe in recipes)
+    kept = {**recipes[1], "precision": recipes[0]["precision"]}
+    assert recipes[0] == {**kept, "edits": [edit.to_json() for edit in edits]}
     for broken in (7, [7], [{"prompt": "x"}], [edits[0].to_json() | {"target_new": "Rome"}]):
         Path("made/recipe.json").write_text(json.dumps(recipes[0] | {"edits": broken}))
         with pytest.raises(BadInput, match="no recipe of a world"):
@@ -152,10 +154,18 @@ def test_a_training_with_edits_resumes_and_others_are_not_taken_for_it(here: Pat
     assert not Path("none").exists()
 
 
-def test_a_checkpoint_from_before_there_were_edits_goes_on(here: Path, one_tokenizer: None) -> None:
+def test_a_checkpoint_from_before_there_were_edits_goes_on(
+    here: Path, one_tokenizer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run("world", "train", "made", *SMALL, "-q")
-    recipe = torch.load("made/checkpoint.pt", weights_only=True)["recipe"]
-    assert set(recipe) == set(json.loads(Path("made/recipe.json").read_text())) and "edits" not in recipe
+    state = torch.load("made/checkpoint.pt", weights_only=True)
+    recipe, published = state["recipe"], json.loads(Path("made/recipe.json").read_text())
+    assert published == {**recipe, "precision": state["precision"]} and "edits" not in recipe
+    monkeypatch.setattr(world_train, "faster_precision", lambda *of: torch.float32)
+    for precision, goes_on in (("bfloat16", "bfloat16"), ("float32", "float32"), (None, "float32")):
+        torch.save({**state, "precision": precision}, "made/checkpoint.pt")
+        run("world", "train", "made", *SMALL, "-q")
+        assert json.loads(Path("made/recipe.json").read_text())["precision"] == goes_on
 
 
 def test_training_goes_on_from_the_weights_of_another_model(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

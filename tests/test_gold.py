@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_lm
+from conftest import tiny_lm, tokenizer
 from forged import forge
+from test_bench import cases as people
+from test_bench import counting, go
+from test_bench import plan as plan_of
 from test_cli import SMALL, refused, run
+from tiny import build
 from torch import Tensor
 from typing_extensions import override
 
@@ -21,8 +25,11 @@ from errata.answers import answer_of
 from errata.bench.plan import Plan
 from errata.bench.run import run as run_bench
 from errata.cli import world as world_command
+from errata.cli.measure import eval_
 from errata.errors import BadInput, Unsupported, WrongModel
-from errata.evaluation.gold import Gold, gold_for, outlook_of
+from errata.evaluation.ability import Ability
+from errata.evaluation.gold import Gold, outlook_of
+from errata.evaluation.golds import Golds, gold_for
 from errata.evaluation.make_gold import check_recipes, gold_of
 from errata.evaluation.metrics import Outlook, answer_kl, mean_over_cases
 from errata.evaluation.metrics.outlook import FLOOR
@@ -312,6 +319,19 @@ def test_only_retrainings_of_the_same_kind_make_a_gold(folder: Path, tmp_path: P
     (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"follow": 9}))
     with pytest.raises(BadInput, match=r"follow is 9 in .* and 3 in .*gold-0"):
         check_recipes(base, [one, tmp_path], EDITS)
+    less = {name: value for name, value in recipe.items() if name != "follow"}
+    damaged: list[dict[str, Any]] = [recipe | {"edits": 7}, recipe | {"edits": [{}]}, recipe | {"seed": [1]}]
+    for changed, words in [
+        (less, "follow is None in"),
+        (recipe | {"precision": "bfloat16"}, "precision is bfloat16 in"),
+        *((spoilt, "is no recipe of a world") for spoilt in damaged),
+    ]:
+        (tmp_path / "recipe.json").write_text(json.dumps(changed))
+        with pytest.raises(BadInput, match=words):
+            check_recipes(base, [one, tmp_path], EDITS)
+    older = {name: value for name, value in recipe.items() if name != "precision"}
+    (tmp_path / "recipe.json").write_text(json.dumps(older))
+    assert len(check_recipes(base, [one, tmp_path], EDITS)) == 2
     with pytest.raises(BadInput, match="give two or more"):
         gold_of(load(folder, "base"), [load(folder, "gold-0")], CASES, "drawn")
     with pytest.raises(BadInput, match="do not differ in"):
@@ -338,7 +358,7 @@ def test_rows_say_how_far_a_model_was_and_is(folder: Path, gold: Gold) -> None:
     assert nearness.rows(reference, EDITS[:3], after_edits=3) == []
     assert len(rows) == 2 * (len(gold.asked) + 1) and {row.mode for row in rows} == {"generated", "forced"}
     assert {(row.metric, row.match, row.after_edits, row.method) for row in rows} == {
-        ("to_gold", "retrained", 8, "magic")
+        ("to_gold", f"retrained {gold.digest}", 8, "magic")
     }
     before = gold.distances(base)
     for kind in KINDS:
@@ -410,10 +430,128 @@ def test_bench_insists_on_a_gold_that_is_named(folder: Path, tmp_path: Path, mon
         bench(folder, tmp_path / "a", settings=[batch | {"gold": "none"}])
     with pytest.raises(BadInput, match=r"settings\[0\].*gold is true, false, or a file"):
         bench(folder, tmp_path / "a", settings=[batch | {"gold": 3}])
-    edited = [{"name": str(folder / "base"), "limit": 10}]
-    with pytest.raises(WrongModel, match=r"found .*gold-1"):
-        bench(folder, tmp_path / "a", settings=[batch | {"gold": True}], models=[str(folder / "gold-1")], data=edited)
     assert not (tmp_path / "a").exists()
+
+
+# Of a tiny model, whose bench takes a second
+
+
+def tiny_gold(*seeds: int) -> Gold:
+    """That of the first four of the people's edits, of retrained models that are random ones of these seeds."""
+    retrained = [HFLM(build("gpt2", seed, vocab_size=320), tokenizer(), name=f"seed {seed}") for seed in seeds]
+    return gold_of(tiny_lm("gpt2"), retrained, people(limit=4), "people")
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gold(1, 2).save(tmp_path_factory.mktemp("light") / "gold")
+
+
+FOUR: dict[str, Any] = {"kind": "batch", "size": 4, "cases": 4}
+
+
+def to_gold(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.metric == "to_gold"]
+
+
+def test_a_named_gold_is_passed_over_for_another_model(
+    light: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    planned = plan_of(models=["llama", "gpt2"], settings=[FOUR | {"gold": str(light)}], seeds=[0, 1])
+    planned = planned.model_copy(update={"data": plan_of(data=[{"name": "x", "limit": 6, "seed": 0}]).data})
+    rows = go(planned, tmp_path / "rows.jsonl", load=tiny_lm)
+    assert {row.model for row in rows} == {"llama", "gpt2"} == {row.model for row in rows if row.kind == "paraphrase"}
+    assert {row.model for row in to_gold(rows)} == {"gpt2"} and not [row for row in rows if row.error]
+    (said,) = [record.getMessage() for record in caplog.records if "gold" in record.getMessage()]
+    assert said.startswith("llama is not measured against a gold: this is the gold of tiny gpt2")
+    assert go(planned, tmp_path / "rows.jsonl", load=tiny_lm) == rows  # all is done
+
+
+def test_rows_beside_the_probes_are_of_the_protocol_of_the_unit(
+    light: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ability = Ability(tuple(people(limit=1)), ("Ann Lee lives in Rome.",), ("Ann Lee lives in Rome.",) * 20)
+    monkeypatch.setattr("errata.bench.run.ability_of", lambda *of: ability)
+    setting = FOUR | {"gold": str(light), "ability": True}
+    rows = go(plan_of(settings=[setting], protocol="rome"), tmp_path / "rows.jsonl")
+    assert {"text", "drift", "cost", "gold"} <= {row.kind for row in rows}
+    assert {row.protocol for row in rows} == {"rome"}
+
+
+def test_a_gold_is_read_once_and_not_for_other_models(
+    light: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read, real = list[Any](), Gold.load.__func__  # pyright: ignore[reportFunctionMemberAccess]
+    monkeypatch.setattr(Gold, "load", classmethod(lambda cls, path=None: read.append(path) or real(cls, path)))
+    seeds, data = [0, 1], [{"name": "x", "limit": 6, "seed": 0}]
+    sequence = {"kind": "sequential", "batch": 2, "checkpoints": [4]}
+    settings = [setting | {"gold": str(light)} for setting in (FOUR, sequence)]
+    rows = go(plan_of(settings=settings, seeds=seeds, data=data), tmp_path / "rows.jsonl")
+    assert len(read) == 1 and {row.seed for row in to_gold(rows)} == {0, 1}
+    read.clear()
+    caplog.clear()
+    damaged = bytearray(light.read_bytes())
+    damaged[-1] ^= 0x10
+    (tmp_path / "gold").write_bytes(damaged)
+    monkeypatch.setattr("errata.evaluation.gold.GOLD", tmp_path / "gold")
+    edits, subject = [edit for case in people(limit=4) for edit in case.edits], errata.method("ft-m", steps=1)
+    assert gold_for(tiny_lm("llama")) is None and not read and not caplog.records
+    assert gold_for(tiny_lm("gpt2")) is None and "it was damaged" in caplog.text  # of this model, and passed over
+    read.clear()
+    caplog.clear()
+    assert not to_gold(eval_(tiny_lm("gpt2"), subject, people(limit=2), setting="single")) and not read
+    caplog.clear()
+    with pytest.raises(BadInput, match="it was damaged"):
+        gold_for(tiny_lm("gpt2"), True)
+    (tmp_path / "gold").write_bytes(damaged[:-1])
+    golds = Golds()
+    assert golds.of(tiny_lm("llama"), lambda about: about.is_of(edits)) is None
+    assert golds.of(tiny_lm("llama"), lambda about: about.is_of(edits)) is None
+    assert len(caplog.records) == 1 and "no whole gold" in caplog.text
+
+
+def test_a_file_that_was_finished_before_the_gold_gets_its_rows(
+    light: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("errata.evaluation.gold.GOLD", tmp_path / "gold")
+    loaded, output = list[str](), tmp_path / "rows.jsonl"
+
+    def load(name: str) -> HFLM:
+        loaded.append(name)
+        return tiny_lm(name)
+
+    four, six = FOUR, FOUR | {"size": 6, "cases": 6}
+    planned = plan_of(models=["gpt2"], settings=[four, six, {"kind": "sequential", "batch": 2, "checkpoints": [4, 6]}])
+    before = go(planned, output, load=load)
+    assert not to_gold(before)
+    made = [Gold.load(light), tiny_gold(2, 1)]
+    for gold in made:
+        gold.save(tmp_path / "gold")
+        rows = go(planned, output, load=load)
+        assert {row.match for row in to_gold(rows)} == {f"retrained {gold.digest}"}
+        assert {row.setting for row in to_gold(rows)} == {"batch of 4", "sequential by 2, asked at 4 6"}
+        assert sorted(row.kind for row in rows if row.metric != "to_gold") == sorted(row.kind for row in before)
+        loaded.clear()
+        assert go(planned, output, load=load) == rows and not loaded  # all is done, which the file says
+    assert made[0].digest != made[1].digest and Gold.load(light).digest == made[0].digest
+
+
+def test_a_sequence_that_was_kept_before_the_gold_begins_anew(
+    light: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("errata.evaluation.gold.GOLD", tmp_path / "gold")
+    planned = plan_of(settings=[{"kind": "sequential", "batch": 2, "checkpoints": [4, 6]}])
+
+    def stop(calls: int, edits: Sequence[Edit]) -> None:
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(planned, tmp_path / "rows.jsonl", method=counting(stop))
+    Gold.load(light).save(tmp_path / "gold")
+    method = counting()
+    assert {row.after_edits for row in to_gold(go(planned, tmp_path / "rows.jsonl", method=method))} == {4}
+    assert len(method.calls) == 3
 
 
 def test_eval_asks_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

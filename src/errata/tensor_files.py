@@ -1,7 +1,8 @@
 """Tensors with a header in one safetensors file, which a checksum guards: the form of patches and of states."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[s
     described = {"what": what, "format": FORMAT, "errata": text}
     try:
         with written_whole(path) as part:
-            save_file(stored, part, {**described, "checksum": _checksum(described, stored)})
+            save_file(stored, part, {**described, "checksum": checksum(described, stored)})
     except SafetensorError as error:
         raise unwritable(path, error) from error
 
@@ -51,6 +52,25 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, "Tensor"], dict[str, 
     Raises :class:`BadInput` for a file of another kind or format, one that was damaged, and one that was written with
     other numbers than finite ones.
     """
+    with _opened(path, what) as (file, described):
+        # copied, since a product with unaligned numbers may differ in the last bit
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        if described.pop("checksum", None) != checksum(described, tensors):
+            raise ValueError("its content and its checksum differ: it was damaged")
+        for name, tensor in tensors.items():
+            _check_tensor(path, name, tensor)
+        return tensors, _header(described["errata"])
+
+
+def read_header(path: Path, what: str) -> dict[str, Any]:
+    """The JSON header of such a file alone, which nothing guards then. Raises :class:`BadInput`."""
+    with _opened(path, what) as (_, described):
+        return _header(described["errata"])
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Context manager: the file, and its texts by name. What is wrong with it, also inside, is a :class:`BadInput`."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -58,18 +78,10 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, "Tensor"], dict[str, 
         with safe_open(path, framework="pt") as file:
             described = file.metadata() or {}
             _check_kind(path, what, described)
-            names = file.keys()
-            if len(names) > MOST_TENSORS or len(described["errata"]) > MOST_TEXT:
-                raise ValueError(
-                    f"{len(names)} tensors and a header of {len(described['errata'])} letters are too many"
-                )
-            # copied, since a product with unaligned numbers may differ in the last bit
-            tensors = {name: file.get_tensor(name).clone() for name in names}
-        if described.pop("checksum", None) != _checksum(described, tensors):
-            raise ValueError("its content and its checksum differ: it was damaged")
-        for name, tensor in tensors.items():
-            _check_tensor(path, name, tensor)
-        return tensors, _header(described["errata"])
+            count = len(file.keys())
+            if count > MOST_TENSORS or len(described["errata"]) > MOST_TEXT:
+                raise ValueError(f"{count} tensors and a header of {len(described['errata'])} letters are too many")
+            yield file, described
     except BadInput:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
@@ -87,7 +99,7 @@ def _check_kind(path: Path, what: str, described: Mapping[str, str]) -> None:
         raise BadInput(f"{path} is a {found[:20] if found else 'file of no kind'}; give a {what}")
 
 
-def _checksum(described: Mapping[str, str], tensors: Mapping[str, "Tensor"]) -> str:
+def checksum(described: Mapping[str, str], tensors: Mapping[str, "Tensor"]) -> str:
     """SHA-256 of texts by name and of tensors by name: their types, shapes and bytes."""
     import torch
 

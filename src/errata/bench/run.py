@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 from errata.bench.plan import Plan
 from errata.bench.store import RowFile, UnitCheckpoint, UnitProgress
-from errata.bench.units import LAST_METRIC, Editor, Unit, units_of
+from errata.bench.units import LAST_METRIC, SPEED, Editor, Unit, units_of
 from errata.errors import ErrataError
 from errata.evaluation.ability import Checkup, ability_of
 from errata.evaluation.baseline import Baseline, baseline
 from errata.evaluation.evaluate import evaluate
-from errata.evaluation.gold import Gold, gold_for
+from errata.evaluation.gold import Gold
+from errata.evaluation.golds import Golds, Named
 from errata.evaluation.nearness import Nearness
 from errata.model.hf import HFLM
 from errata.model.peak import PeakMemory
@@ -52,10 +53,11 @@ def run(
     ``check`` raises :class:`BadInput` for a model that ``load`` would not find. Raises that for a plan that cannot be
     carried out, and where another run writes ``output``, before anything is done.
     """
-    units = units_of(plan, method, cases)
+    golds = Golds()
+    units, gold_of = units_of(plan, method, cases, golds), _GoldOf(golds, load)
     file = RowFile(Path(output))
     with file.locked():
-        finished = file.finished(units, retry)
+        finished = file.finished(units, retry, gold_of.lacked)
         left: dict[str, list[Unit]] = {}
         for unit in units:
             if unit.key not in finished:
@@ -64,18 +66,18 @@ def run(
             check(model)
         reporter = _Reporter(on_progress, sum(len(unit.cases) for of_model in left.values() for unit in of_model))
         for model, of_model in left.items():
-            _run_model(load(model), of_model, file, reporter)
+            _run_model(load(model), of_model, gold_of, file, reporter)
     return sum(map(len, left.values()))
 
 
-def _run_model(lm: HFLM, units: Sequence[Unit], file: RowFile, reporter: "_Reporter") -> None:
+def _run_model(lm: HFLM, units: Sequence[Unit], gold_of: "_GoldOf", file: RowFile, reporter: "_Reporter") -> None:
     """Measures the units of one model. What the unedited model answers is asked once for units that ask the same."""
     baselines: dict[Any, Baseline] = {}
     checkups: dict[Any, Checkup] = {}
     nearnesses: dict[Any, Nearness] = {}
-    golds = _golds(lm, units)
     method, prepared = None, _Prepared(lm)
-    for unit, gold in zip(units, golds, strict=True):
+    for unit in units:
+        gold = gold_of.of(unit, lm)
         if unit.questions_key not in baselines:
             reporter.report(f"asking {lm.name} before the edits")
             same = [other for other in units if other.questions_key == unit.questions_key]
@@ -98,15 +100,38 @@ def _run_model(lm: HFLM, units: Sequence[Unit], file: RowFile, reporter: "_Repor
         checkpoint.remove()
 
 
-def _golds(lm: HFLM, units: Sequence[Unit]) -> list[Gold | None]:
-    """By which gold each unit is asked; None where it never has those edits in force. Raises :class:`WrongModel`.
+class _GoldOf:
+    """By which gold units are asked."""
 
-    Without a word in the plan only units that are asked by our protocol are.
-    """
-    names = [False if unit.gold is None and unit.protocol.name != "errata" else unit.gold for unit in units]
-    known = {name: gold_for(lm, name) for name in dict.fromkeys(names)}
-    found = [known[name] for name in names]
-    return [gold if gold is not None and unit.reaches(gold) else None for unit, gold in zip(units, found, strict=True)]
+    def __init__(self, golds: Golds, load: Callable[[str], HFLM]) -> None:
+        self.golds = golds
+        self.load = load
+        self.known: dict[tuple[str, Named], Gold | None] = {}
+
+    def lacked(self, unit: Unit, rows: Sequence[Row]) -> bool:
+        """Whether these rows of a unit were measured before its gold was there, or against another.
+
+        The model is loaded only where the rows and the edits leave that open.
+        """
+        path = self.golds.reached(unit.gold, unit.reaches)
+        gold = None if path is None else self.golds.whole(path, unit.gold)
+        return gold is not None and unit.lacks(gold, rows) and self.of(unit) is not None
+
+    def of(self, unit: Unit, lm: HFLM | None = None) -> Gold | None:
+        """The gold of a unit; None where it never has those edits in force, and for another model.
+
+        Where a gold that the plan names is of another model, that is logged once.
+        """
+        if self.golds.reached(unit.gold, unit.reaches) is None:
+            return None
+        key = (unit.labels["model"], unit.gold)
+        if key not in self.known:
+            try:
+                self.known[key] = self.golds.of(lm or self.load(key[0]), lambda about: True, unit.gold)
+            except ErrataError as error:
+                log.warning("%s is not measured against a gold: %s", key[0], error)
+                self.known[key] = None
+        return self.known[key]
 
 
 class _Prepared:
@@ -148,6 +173,8 @@ class _Fold:
     def rows(self) -> list[Row]:
         """Those of the whole unit: measured, or up to the error that ended it; costs last."""
         unit, progress = self.unit, self.checkpoint.load(self.lm)
+        if self.nearness is not None and unit.lacks(self.nearness.gold, progress.rows):
+            progress = UnitProgress()  # it was kept before this gold was there
         self.reporter.done += sum(map(len, unit.batches[: progress.steps]))
         error = None
         try:
@@ -203,20 +230,21 @@ class _Fold:
     def _ask(self, progress: UnitProgress, cases: int) -> list[Row]:
         """The rows of a checkpoint, after so many cases."""
         unit, n = self.unit, self.edits
+        about: Any = {"after_edits": n, "protocol": unit.protocol.name, **unit.labels}
         patch = self._transform("end", progress.patch, EMPTY)
         with patch.applied(self.lm) as edited:
             asked = [*unit.asked_after(cases), *unit.untouched]
             rows = evaluate(self.before, edited, asked, after_edits=n, **unit.labels)
-            ability = [] if self.checkup is None else self.checkup.rows(edited, after_edits=n, **unit.labels)
+            ability = [] if self.checkup is None else self.checkup.rows(edited, **about)
             if self.nearness is not None:
                 in_force = [edit for case in unit.cases[:cases] for edit in case.edits]
-                ability += self.nearness.rows(edited, in_force, after_edits=n, **unit.labels)
+                ability += self.nearness.rows(edited, in_force, **about)
         if self.checkup is not None:
-            ability += self.checkup.drift(patch, after_edits=n, **unit.labels)
+            ability += self.checkup.drift(patch, **about)
         untouched = {case.id for case in unit.untouched}
         rows = [row for row in rows if row.kind != "edit" or row.case not in untouched]
         figures = {
-            "seconds_per_edit": round(progress.seconds / n, 4),
+            SPEED: round(progress.seconds / n, 4),
             "kilobytes_per_edit": round(patch.nbytes / 1000 / n, 3),
         }
         return rows + ability + unit.cost_rows(n, figures)

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,10 +90,13 @@ class RowFile:
         name = hashlib.sha256(repr((unit.key, unit.modes)).encode()).hexdigest()[:16]
         return UnitCheckpoint(self.parts / name, unit)
 
-    def finished(self, units: Sequence[Unit], retry: bool) -> set[tuple[Any, ...]]:
+    def finished(
+        self, units: Sequence[Unit], retry: bool, lacking: Callable[[Unit, Sequence[Row]], bool] = lambda *_: False
+    ) -> set[tuple[Any, ...]]:
         """The keys of those units whose rows the file holds whole; other rows of these units are taken out of it.
 
-        With ``retry`` a unit that ended with an error is not finished. Rows of units of another plan stay in the file.
+        With ``retry`` a unit that ended with an error is not finished, nor is one whose rows are ``lacking`` some. Rows
+        of units of another plan stay in the file.
         Raises :class:`BadInput` where the file holds anything else.
         """
         content = self.path.read_bytes() if self.path.is_file() else b""
@@ -105,16 +108,18 @@ class RowFile:
         except BadInput as error:
             raise BadInput(f"{self.path}: {error}; or name another file") from error
         self._check_rest(rest, units)
-        modes = {unit.key: set(unit.modes) for unit in units}
+        planned = {unit.key: unit for unit in units}
         kept: list[list[Row]] = []
         done = set[tuple[Any, ...]]()
         for block in blocks:
             key, last = _key(block[-1]), block[-1]
             measured = {row.mode for row in block if _ends_unit(row)}
-            if key in modes and (not modes[key] <= measured or (retry and last.error is not None)):
-                continue
+            unit = planned.get(key)
+            if unit is not None:
+                if not set(unit.modes) <= measured or (retry and last.error is not None) or lacking(unit, block):
+                    continue
+                done.add(key)
             kept.append(block)
-            done |= {key} & modes.keys()
         if torn or rest or len(kept) < len(blocks):
             write_text(self.path, to_jsonl((row for block in kept for row in block), compact=True))
         for unit in units:

@@ -13,14 +13,18 @@ from errata.errors import BadInput
 from errata.evaluation import protocols
 from errata.evaluation.ability import texts_of
 from errata.evaluation.baseline import check_asks, groups_of, modes_of
-from errata.evaluation.gold import Gold
+from errata.evaluation.gold import Gold, path_of
+from errata.evaluation.gold_header import About
+from errata.evaluation.golds import Golds, Named
 from errata.evaluation.metrics import mean_over_cases
+from errata.evaluation.nearness import match_of
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Edit, Mode, Probe, Row
 from errata.world.named import known_to
 
 COST = "cost"  # the kind of rows that end a unit
+SPEED = "seconds_per_edit"  # the metric of one of them, which each checkpoint has
 LAST_METRIC = "peak_mib"  # the metric of the very last of them
 
 
@@ -80,11 +84,17 @@ class Unit:
         return self.setting.ability if isinstance(self.setting, Batch | Sequential) else False
 
     @property
-    def gold(self) -> bool | str | None:
+    def gold(self) -> Named:
         """Whose gold is asked for at the checkpoints: see :class:`errata.bench.plan.Batch`."""
-        return self.setting.gold if isinstance(self.setting, Batch | Sequential) else False
+        named = self.setting.gold if isinstance(self.setting, Batch | Sequential) else False
+        return False if named is None and self.protocol.name != "errata" else named
 
-    def reaches(self, gold: Gold) -> bool:
+    def lacks(self, gold: Gold, rows: Sequence[Row]) -> bool:
+        """Whether these rows of it were measured where the edits of a gold are in force, and none is against that."""
+        asked = {row.after_edits for row in rows if (row.kind, row.metric) == (COST, SPEED)}
+        return len(gold.edits) in asked and all(row.match != match_of(gold) for row in rows)
+
+    def reaches(self, gold: About) -> bool:
         """Whether the edits of a gold, and no others, are in force at a checkpoint."""
         return any(gold.is_of(edit for case in self.cases[:n] for edit in case.edits) for n in self.checkpoints)
 
@@ -143,12 +153,14 @@ class Unit:
         return [row for rows in costs for row in rows]
 
 
-def units_of(plan: Plan, method: Callable[..., Any], cases: Callable[..., list[Case]]) -> list[Unit]:
-    """Every fold of the plan.
+def units_of(
+    plan: Plan, method: Callable[..., Any], cases: Callable[..., list[Case]], golds: Golds | None = None
+) -> list[Unit]:
+    """Every fold of the plan; ``golds`` keeps those that are read.
 
     All methods are made and all cases read, so that :class:`BadInput` is raised before the work begins.
     """
-    drawn = _Cases(cases)
+    drawn, golds = _Cases(cases), golds or Golds()
     units: list[Unit] = []
     asked: set[tuple[str, str, int]] = set()
     for k, setting in enumerate(plan.settings):
@@ -181,7 +193,7 @@ def units_of(plan: Plan, method: Callable[..., Any], cases: Callable[..., list[C
                 name = batches[0][0].id if isinstance(setting, Single) else f"{setting.kind} {number}"
                 of_setting.append(Unit(labels, name, batches, untouched, setting, spec, made, protocol, modes))
             with _at(f"data[{j}], settings[{k}]"):
-                _check_gold(of_setting, data.label)
+                _check_gold(of_setting, data.label, golds)
             units += of_setting
     keys = [unit.key for unit in units]
     if len(set(keys)) < len(keys):
@@ -242,11 +254,11 @@ def _check(setting: Setting, protocol: protocols.Protocol, modes: Sequence[Mode]
         )
 
 
-def _check_gold(units: Sequence[Unit], data: str) -> None:
+def _check_gold(units: Sequence[Unit], data: str, golds: Golds) -> None:
     """Raises :class:`BadInput` where the gold that a setting names is of edits that none of its folds makes."""
     if units and (named := units[0].gold):
-        gold = Gold.load(None if named is True else named)
-        if not any(unit.reaches(gold) for unit in units):
+        gold = golds.load(path_of(named))
+        if not any(unit.reaches(gold.about) for unit in units):
             raise BadInput(
                 f"the gold is of {len(gold.edits)} edits ({gold.data}), and {data!r} in the setting "
                 f"{units[0].setting.label!r} never has just those in force where it is asked; leave gold out, or edit "

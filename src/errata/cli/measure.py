@@ -16,6 +16,7 @@ from errata.types import Case, Edit, Mode, Row
 if TYPE_CHECKING:
     from errata.evaluation.baseline import Baseline
     from errata.evaluation.evaluate import Judge
+    from errata.evaluation.golds import Golds
     from errata.evaluation.nearness import Nearness
     from errata.evaluation.protocols import Protocol
     from errata.methods.base import Method
@@ -71,21 +72,21 @@ def _eval_patch(
     lm: "HFLM", patch: "Patch", cases: Sequence[Case], before: "Baseline", how: Any, quiet: bool
 ) -> list[Row]:
     from errata.evaluation.evaluate import evaluate
+    from errata.evaluation.golds import Golds
 
-    nearness = _nearness(lm, patch.edits, before)
+    nearness = _nearness(lm, patch.edits, before, Golds())
     with common.step("asking again with the patch", quiet), patch.applied(lm) as edited:
         labels: Any = {"method": makers(patch), "setting": "patch"}
         rows = evaluate(before, edited, cases, after_edits=len(patch.edits), **how, **labels)
         return rows + _to_gold(nearness, edited, patch.edits, {**how, **labels})
 
 
-def _nearness(lm: "HFLM", edits: Sequence[Edit], before: "Baseline") -> "Nearness | None":
+def _nearness(lm: "HFLM", edits: Sequence[Edit], before: "Baseline", golds: "Golds") -> "Nearness | None":
     """How far the unedited model is from the gold that came with Errata, where that is of these edits of it."""
-    from errata.evaluation.gold import gold_for
     from errata.evaluation.nearness import Nearness
 
-    gold = gold_for(lm) if before.protocol.name == "errata" else None
-    return None if gold is None or not gold.is_of(edits) else Nearness.of(gold, lm, before.modes)
+    gold = golds.of(lm, lambda about: about.is_of(edits)) if before.protocol.name == "errata" else None
+    return None if gold is None else Nearness.of(gold, lm, before.modes)
 
 
 def _to_gold(nearness: "Nearness | None", edited: "LM", edits: Sequence[Edit], labels: dict[str, Any]) -> list[Row]:
@@ -116,15 +117,16 @@ def _eval_method(
     quiet: bool,
 ) -> list[Row]:
     from errata.evaluation.evaluate import evaluate
+    from errata.evaluation.golds import Golds
 
     with common.step(f"preparing {method.name}", quiet):
         state = method.prepare(lm, prepare_with)
     labels: Any = {"method": method.name, "settings": _settings(method), "setting": setting}
     batches = [[case] for case in cases] if setting == "single" else [list(cases)]
-    rows: list[Row] = []
+    rows, golds = list[Row](), Golds()
     for batch in common.track(batches, "editing and asking again", quiet):
         edits = [edit for case in batch for edit in case.edits]
-        nearness = _nearness(lm, edits, before)
+        nearness = _nearness(lm, edits, before, golds)
         patch = method.edit(lm, edits, state)
         with patch.applied(lm) as edited:
             rows += evaluate(before, edited, batch, **how, **labels)

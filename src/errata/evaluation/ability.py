@@ -12,7 +12,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,14 @@ class Checkup:
         self.losses = _Losses.of(lm, ability.texts)
         self.spectra: dict[str, Spectrum] = {}
 
-    def rows(self, edited: LM, *, after_edits: int, **labels: Any) -> list[Row]:
+    def rows(self, edited: LM, *, after_edits: int, protocol: str = "errata", **labels: Any) -> list[Row]:
         """Rows of kinds ``unrelated`` and ``in_context`` for the facts, and of kind ``text`` for the loss.
 
         ``loss`` is in nats a token, a row for each text; ``perplexity`` is over all tokens of all texts, one row.
+        ``protocol`` is that of the rows they stand beside.
         """
-        rows = evaluate(self.before, edited, self.ability.cases, after_edits=after_edits, **labels)
+        facts = evaluate(self.before, edited, self.ability.cases, after_edits=after_edits, **labels)
+        rows, labels = [replace(row, protocol=protocol) for row in facts], {**labels, "protocol": protocol}
         before, after = self.losses, _Losses.of(edited, self.ability.texts)
         error = before.error or after.error
         for i, (loss, now) in enumerate(zip(before.each, after.each, strict=True)):

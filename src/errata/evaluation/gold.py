@@ -10,25 +10,25 @@ divided by the same mean between two retrainings that differ in their seed: 1 is
 0 is the gold itself. ``errata.evaluation.make_gold`` makes the file.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from errata.errors import BadInput, WrongModel
 from errata.evaluation.asking import Generation, Requests, ask
+from errata.evaluation.gold_header import About, Model, unreadable
 from errata.evaluation.metrics import Mean, Outlook, answer_kl, mean_over_cases
 from errata.evaluation.protocols import METRICS
 from errata.patch.schema import Floats, Ints, Length, Number, Saved, bound
 from errata.printable import shown
-from errata.tensor_files import read_tensors, write_tensors
+from errata.tensor_files import checksum, read_tensors, write_tensors
 from errata.types import Edit
 from errata.world.named import GOLD
 
@@ -38,13 +38,6 @@ if TYPE_CHECKING:
 
 
 CHUNK = 256  # prompts that are asked at a time: each reply has an entry for every token
-
-
-class Model(TypedDict):
-    """The unedited model."""
-
-    name: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -99,16 +92,14 @@ class Gold(Saved):
 
         Raises :class:`BadInput` for any other file or a damaged one, and where no gold came with this installation.
         """
-        path = Path(GOLD if path is None else path)
-        if path == GOLD and not path.is_file():
-            raise BadInput("no gold came with this installation; make one (`make gold`, `errata world gold`)")
+        path = path_of(True) if path is None else Path(path)
         tensors, header = read_tensors(path, "gold")
         try:
             made = cls.build(header, tensors)
             bound(made.declared())
             made.check_content()
         except BadInput as error:
-            raise BadInput(f"{path} is no gold that can be read: {error}; make it again") from error
+            raise unreadable(path, error) from error
         return made
 
     def check_content(self) -> None:
@@ -136,9 +127,14 @@ class Gold(Saved):
 
     # What it is of ---------------------------------------------------------------------------------
 
+    @property
+    def about(self) -> About:
+        """What it is of."""
+        return About(self.model, self.data, self.vocabulary, self.edits)
+
     def is_of(self, edits: Iterable[Edit]) -> bool:
         """Whether these are its edits, in any order."""
-        return {edit.id for edit in edits} == set(self.edits)
+        return self.about.is_of(edits)
 
     def check(self, lm: "HFLM", edits: Sequence[Edit]) -> None:
         """Raises :class:`BadInput` unless these are its edits, and :class:`WrongModel` for another model."""
@@ -148,28 +144,12 @@ class Gold(Saved):
                 f"this is the gold of {len(self.edits)} edits ({self.data}); {shared} of them are among the "
                 f"{len(edits)} edits that are in force: edit those, all of them and no others"
             )
-        self.check_model(lm)
+        self.about.check_model(lm)
 
-    def check_model(self, lm: "HFLM") -> None:
-        """Raises :class:`WrongModel` for another model than the one whose edits it is about, or another tokenizer."""
-        self.check_vocabulary(lm)
-        if not self.is_of_model(lm):
-            raise WrongModel(
-                f"this is the gold of {self.model['name']} ({self.model['fingerprint']}), found {lm.name or 'a model'} "
-                f"({lm.fingerprint}): load that model, or make a gold of this one (`errata world gold`)"
-            )
-
-    def is_of_model(self, lm: "HFLM") -> bool:
-        """Whether this is the model whose edits it is about, with its own tokenizer."""
-        return lm.fingerprint == self.model["fingerprint"] and vocabulary_of(lm) == self.vocabulary
-
-    def check_vocabulary(self, lm: "HFLM") -> None:
-        """Raises :class:`WrongModel` for a model with another tokenizer: its probabilities are of other tokens."""
-        if vocabulary_of(lm) != self.vocabulary:
-            raise WrongModel(
-                f"the tokenizer of {lm.name or 'this model'} is not that of the gold of {self.model['name']}, so their "
-                "tokens cannot be compared; load the model with its own tokenizer"
-            )
+    @cached_property
+    def digest(self) -> str:
+        """Eight hexadecimal digits of all that it holds."""
+        return checksum({"gold": json.dumps(self.config())}, self.tensors())[:8]
 
     # How far a model is ----------------------------------------------------------------------------
 
@@ -234,19 +214,14 @@ class Divergences:
     error: str | None = None
 
 
-def gold_for(lm: "HFLM", named: bool | str | None = None) -> Gold | None:
-    """The gold by which edits of a model are measured: that which came with Errata, None where it is of another model.
+def path_of(named: bool | str | None) -> Path:
+    """The file of a gold that is named, or of the one that came with Errata.
 
-    One that is ``named`` (a file's path, or True for the one that came) must be of this model; False means none. Raises
-    :class:`BadInput`, and :class:`WrongModel`.
+    Raises :class:`BadInput` where that one is named (True) and none came.
     """
-    if named is False or (named is None and not GOLD.is_file()):
-        return None
-    gold = Gold.load(None if named in (None, True) else named)
-    if named is None:
-        return gold if gold.is_of_model(lm) else None
-    gold.check_model(lm)
-    return gold
+    if named is True and not GOLD.is_file():
+        raise BadInput("no gold came with this installation; make one (`make gold`, `errata world gold`)")
+    return Path(named) if isinstance(named, str) else GOLD
 
 
 # Expectations ------------------------------------------------------------------------------------
@@ -267,12 +242,6 @@ def by_kind(asked: Iterable[Asked], values: Sequence[float]) -> dict[str, Mean]:
     for case, kind, _, number in asked:
         of_kind.setdefault(kind, []).append((case, values[number]))
     return {kind: mean for kind, pairs in of_kind.items() if (mean := mean_over_cases(pairs)) is not None}
-
-
-def vocabulary_of(lm: "HFLM") -> str:
-    """Sixteen hexadecimal digits of what the tokenizer's ids stand for."""
-    tokens: Mapping[str, int] = lm.tokens.tokenizer.get_vocab()
-    return sha256(repr(sorted(tokens.items())).encode()).hexdigest()[:16]
 
 
 def _pieces(values: Tensor, counts: Tensor) -> list[np.ndarray]:

@@ -17,12 +17,13 @@ import torch
 from errata.answers import answer_of
 from errata.errors import BadInput
 from errata.evaluation.asking import Generation, Requests, ask
-from errata.evaluation.gold import CHUNK, Asked, Gold, by_kind, outlook_of, vocabulary_of
+from errata.evaluation.gold import CHUNK, Asked, Gold, by_kind, outlook_of
+from errata.evaluation.gold_header import vocabulary_of
 from errata.evaluation.metrics import Mean
 from errata.evaluation.metrics.outlook import FLOOR
 from errata.model.hf import HFLM
 from errata.types import Case, Edit, Score
-from errata.world.named import edits_of, recipe_of
+from errata.world.named import edits_of, no_recipe, recipe_of
 from errata.world.recipe import FIXED
 
 KEPT = 0.999  # of the probability behind a prompt: its likeliest tokens that together hold so much stand in the file
@@ -75,7 +76,10 @@ def check_recipes(model: str | Path, folders: Sequence[str | Path], edits: Seque
     recipes: list[dict[str, Any]] = []
     for folder in folders:
         recipe = recipe_of(folder) or {}
-        held = {edit.id for edit in edits_of(recipe)}
+        try:
+            held, _ = {edit.id for edit in edits_of(recipe)}, int(recipe.get("seed", 0))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise no_recipe(folder, error) from error
         if held != {edit.id for edit in edits}:
             shared = sum(edit.id in held for edit in edits)
             raise BadInput(
@@ -85,9 +89,11 @@ def check_recipes(model: str | Path, folders: Sequence[str | Path], edits: Seque
         recipe = {name: value for name, value in recipe.items() if name != "edits"}
         _check_alike(folder, recipe, model, base, FIXED)
         if recipes:
-            _check_alike(folder, recipe, folders[0], recipes[0], [name for name in recipe if name != "seed"])
+            old = "precision" not in recipe or "precision" not in recipes[0]  # which older recipes do not name
+            names = [name for name in {**recipe, **recipes[0]} if name != "seed" and not (old and name == "precision")]
+            _check_alike(folder, recipe, folders[0], recipes[0], names)
         recipes.append(recipe)
-    seeds = [recipe["seed"] for recipe in recipes]
+    seeds = [recipe.get("seed") for recipe in recipes]
     if len(set(seeds)) < len(seeds):
         raise BadInput(f"retrainings of different seeds are compared, found {seeds}; train one with another --seed")
     return recipes

@@ -20,6 +20,11 @@ KIND = "gold"  # of the row over all kinds of probe
 METRIC = "to_gold"
 
 
+def match_of(gold: Gold) -> str:
+    """The ``match`` of rows of a gold, which tells them from those of another."""
+    return f"retrained {gold.digest}"
+
+
 @dataclass(frozen=True)
 class Nearness:
     """A gold, and how far the unedited model is from it: rows that compare an edited model with that."""
@@ -43,7 +48,7 @@ class Nearness:
             return []
         gold, after = self.gold, self.gold.divergences(edited)
         error = self.before.error or after.error
-        shared: Any = {"metric": METRIC, "match": "retrained", "after_edits": after_edits, "error": error, **labels}
+        shared: Any = {"metric": METRIC, "match": match_of(gold), "after_edits": after_edits, "error": error, **labels}
         was, now = (self._of_probes(of) for of in (self.before, after))
         rows: list[Row] = []
         for mode in self.modes:

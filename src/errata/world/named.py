@@ -32,7 +32,7 @@ def world_named(name: str | Path) -> World | None:
         edits = edits_of(made)
         return edited(of_seed, edits) if edits else of_seed
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise _no_recipe(name, error) from error
+        raise no_recipe(name, error) from error
 
 
 def recipe_of(name: str | Path) -> dict[str, Any] | None:
@@ -50,7 +50,7 @@ def recipe_of(name: str | Path) -> dict[str, Any] | None:
             raise TypeError(f"it is of type {type(made).__name__}, expected an object")
         return made
     except (ValueError, TypeError) as error:
-        raise _no_recipe(name, error) from error
+        raise no_recipe(name, error) from error
 
 
 def edits_of(recipe: dict[str, Any]) -> tuple[Edit, ...]:
@@ -66,7 +66,8 @@ def known_to(model: str, cases: str) -> str:
     return model if cases == BUNDLED and world_named(model) is not None else cases
 
 
-def _no_recipe(name: str | Path, error: Exception) -> BadInput:
+def no_recipe(name: str | Path, error: Exception) -> BadInput:
+    """The error of a folder whose recipe cannot be read."""
     return BadInput(
         f"{Path(name) / RECIPE} is no recipe of a world ({type(error).__name__}: {error}); "
         "make the model anew with `errata world train`, or remove the file"

@@ -41,6 +41,7 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 CHECKPOINT, LEARNED = "checkpoint.pt", "learned.pt"  # in the folder of a training: at its last step, after stage 1
 LOCK = "training.lock"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # in which a training may compute
 TOLD = 40_000  # documents that the tokenizer is learned from
 
 
@@ -216,7 +217,7 @@ def loss_of(model: nn.Module, recipe: Recipe, batch: Batch, step: int) -> Tensor
 def faster_precision(model: nn.Module, recipe: Recipe, batch: Batch) -> torch.dtype:
     """float32 or bfloat16, whichever takes a training step of this model faster on this machine."""
     seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in PRECISIONS.values():
         for _ in range(2):
             began = time.perf_counter()
             with autocast(dtype):
@@ -310,7 +311,9 @@ def _train(folder: Path, recipe: Recipe, checkpoint: Path | None, progress: Call
     optimizers = make_optimizers(model, recipe)
     begin = _resume(checkpoint, model, optimizers) if checkpoint else 0
     sample = pack(Narrator(world, random.Random(0)), tokenizer, recipe)
-    dtype = faster_precision(model, recipe, sample)
+    name = _load(checkpoint).get("precision") if checkpoint else None
+    dtype = PRECISIONS.get(str(name)) or faster_precision(model, recipe, sample)
+    precision = str(dtype).removeprefix("torch.")
     recall = ""
     for step in range(begin, steps):
         if step in (recipe.learn, recipe.learn + recipe.move):  # one stage's momentum would carry into the next
@@ -334,6 +337,7 @@ def _train(folder: Path, recipe: Recipe, checkpoint: Path | None, progress: Call
         if done % 100 == 0 or done in (recipe.learn, steps):
             state = {
                 "recipe": recipe.record(),
+                "precision": precision,
                 "step": done,
                 "model": model.state_dict(),
                 "optimizers": [o.state_dict() for o in optimizers],
@@ -342,7 +346,7 @@ def _train(folder: Path, recipe: Recipe, checkpoint: Path | None, progress: Call
             torch.save(state, content)
             write_bytes(folder / (LEARNED if done == recipe.learn else CHECKPOINT), content.getvalue())
         progress(done, steps, f"loss {loss.item():.3f} {recall}")
-    _publish(model, tokenizer, recipe, folder)
+    _publish(model, tokenizer, {**recipe.record(), "precision": precision}, folder)
 
 
 def _unlike(checkpoint: Path, recipe: Recipe) -> str:
@@ -387,14 +391,14 @@ def _resume(checkpoint: Path, model: nn.Module, optimizers: list[torch.optim.Opt
     return state["step"]
 
 
-def _publish(model: Any, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
+def _publish(model: Any, tokenizer: Any, record: dict[str, Any], folder: Path) -> None:
     """float16 safetensors, the tokenizer, and the recipe beside them; config.json last, which says there is a model."""
     try:
         with unfinished(folder) as part:
             made = part / "model"
             model.to(torch.float16).save_pretrained(made)
             tokenizer.save_pretrained(made)
-            (made / RECIPE).write_text(json.dumps(recipe.record(), indent=1) + "\n")
+            (made / RECIPE).write_text(json.dumps(record, indent=1) + "\n")
             for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
                 with written_whole(folder / file.name) as new:
                     os.replace(file, new)
