@@ -9,6 +9,7 @@ import torch
 
 import errata
 from errata.answers import begins_with_answer
+from errata.methods.trained.examples import FOLLOW, KEEP
 from errata.report.folds import summary
 from errata.world.facts import RELATIONS, world
 from errata.world.text import ask
@@ -51,6 +52,17 @@ def test_it_is_small_and_comes_with_its_world() -> None:
     assert sum(p.numel() for p in lm.model.parameters()) < 20e6
     assert lm.resources.texts is not None and lm.resources.cases is not None
     assert len({case.edits[0].subject for case in lm.resources.cases()} & set(world().subjects("test"))) == 0
+
+
+def test_what_methods_are_trained_on_asks_about_training_subjects_alone() -> None:
+    lm = model()
+    first, second = (lm.resources.draw(number) for number in (0, 1))
+    read = (*FOLLOW, *KEEP)  # what follows in two hops or backwards is asked of other subjects
+    asked = [p.prompt for case in first for p in case.probes if p.kind in read]
+    others = [s for split in ("test", "validation") for s in world().subjects(split)]
+    assert not any(subject in text for text in asked for subject in others if " " in subject)
+    assert {case.edits[0] for case in first} != {case.edits[0] for case in second}
+    assert {p.kind for case in first for p in case.probes} >= {"paraphrase", "question", "neighborhood", "same_subject"}
 
 
 def test_it_knows_its_facts() -> None:
@@ -104,3 +116,19 @@ def test_one_fact_at_a_time() -> None:
     after = measured("r-rome", 20, single=True)
     assert after["edit/accuracy"] >= 0.95
     assert after["neighborhood/accuracy"] >= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_gradients_are_an_edit_with_nothing_trained() -> None:
+    after = measured("ultraedit", 60)
+    assert after["edit/accuracy"] >= 0.8 and after["paraphrase/accuracy"] >= 0.8
+    assert after["neighborhood/accuracy"] >= 0.8 and after["same_subject/accuracy"] >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_network_that_was_trained_for_a_minute_edits_subjects_that_it_never_saw() -> None:
+    after = measured("mend", 20, single=True, steps=40, check_every=40)
+    assert after["edit/accuracy"] >= 0.8 and after["paraphrase/accuracy"] >= 0.8
+    assert after["neighborhood/accuracy"] >= 0.8 and after["same_subject/accuracy"] >= 0.9
