@@ -13,6 +13,7 @@ from errata.errors import BadInput
 from errata.methods.registry import method
 from errata.methods.trained import objective
 from errata.methods.trained.examples import Example, examples_of
+from errata.methods.trained.gradient import ultraedit as ultra
 from errata.methods.trained.gradient.gradients import token_gradients
 from errata.methods.trained.gradient.least_squares import least_squares
 from errata.methods.trained.gradient.network import GradientNetwork, Running
@@ -319,7 +320,8 @@ def test_batches_with_statistics_that_stand_still_are_one_batch(arch: str, monke
     assert not all(torch.allclose(one[name], w, atol=1e-7) for name, w in changes_of(lm, alone).items())
 
 
-def test_ultraedit_is_its_formula() -> None:
+def test_ultraedit_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ultra, "FEWEST", 0)
     lm, made = tiny_lm("llama", DOUBLE), ultraedit(eta=0.01, ridge=2.0)
     patch = made.edit(lm, EDITS)
     names = made.names(lm)
