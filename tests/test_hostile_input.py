@@ -245,7 +245,7 @@ def test_a_line_of_texts_has_a_bound(tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
     path.write_text("a text\n" + "x" * (common.LONGEST_TEXT + 1))
     with pytest.raises(BadInput, match="line 2 has 1,000,001 characters; --data wants a text on each line"):
-        common.texts_for(errata.method("memit"), path)
+        common.data_for(errata.method("memit"), path)
 
 
 # Files -------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
 def test_text_in_another_encoding_is_named(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_bytes((json.dumps(GOOD) + "\n").encode() + b'{"prompt": "Zo\xeb"}')
-    for read in (edit.read_edits, lambda path: common.texts_for(errata.method("memit"), path)):
+    for read in (edit.read_edits, lambda path: common.data_for(errata.method("memit"), path)):
         with pytest.raises(BadInput, match=r"f.jsonl, line 2: not UTF-8 text"):
             read(path)
     path.write_text(json.dumps(GOOD), encoding="utf-16")

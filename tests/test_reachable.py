@@ -7,14 +7,18 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
-from conftest import CASES, EDITS, TEXTS, tiny_lm
+from conftest import CASES, EDITS, TEXTS, tiny_lm, tokenizer
+from tiny import build
 
 import errata
 from errata.evaluation import metrics
 from errata.evaluation.ability import Ability, Checkup
 from errata.evaluation.baseline import baseline
 from errata.evaluation.evaluate import evaluate
+from errata.evaluation.make_gold import gold_of
+from errata.evaluation.nearness import Nearness
 from errata.evaluation.protocols import PROTOCOLS
+from errata.model.hf import HFLM
 from errata.report.folds import published
 from errata.report.markdown import markdown
 from errata.types import Case, Probe, Row
@@ -51,7 +55,7 @@ def codes_run(work: Callable[[], Any]) -> set[CodeType]:
 
 
 def measure_all() -> None:
-    """What a bench file can ask for: each protocol, the model's ability, and the report of the rows."""
+    """What a bench file can ask for: each protocol, the model's ability, the gold, and the report of the rows."""
     lm = tiny_lm("gpt2")
     patch = errata.method("ft-m", steps=1).edit(lm, EDITS)
     rows: list[Row] = []
@@ -63,6 +67,9 @@ def measure_all() -> None:
     with patch.applied(lm) as edited:
         rows += check.rows(edited, after_edits=3, setting="batch of 3")
     rows += check.drift(patch, after_edits=3, setting="batch of 3")
+    retrained = [HFLM(build("gpt2", seed, vocab_size=320), tokenizer(), name=f"seed {seed}") for seed in (1, 2)]
+    nearness = Nearness.of(gold_of(lm, retrained, [CASE], "a case"), lm, ("generated",))
+    rows += nearness.rows(retrained[0], CASE.edits, after_edits=1, setting="batch of 1")
     rows += [replace(row, setting="single") for row in rows if row.kind == "edit"]
     ours = [row for row in rows if row.protocol == "errata" and row.kind == "edit"]
     cost = Row(kind="cost", metric="seconds_per_edit", after=1.0)

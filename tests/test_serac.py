@@ -533,7 +533,7 @@ def test_widths_fit_the_heads() -> None:
 def test_training_finds_what_is_in_scope() -> None:
     """On a model of random weights too: the small models alone are trained."""
     lm = tiny_lm("llama")
-    serac: Any = method("serac", steps=60, batch=6, check_every=30, warmup=5, width=32, depth=1, vectors=32, lr=3e-3)
+    serac: Any = method("serac", steps=60, batch=6, check_every=30, warmup=0.1, width=32, depth=1, vectors=32, lr=3e-3)
     state = serac.prepare(lm, CASES)
     history = state.info["training"]["history"]
     assert history[-1]["scope"] < 0.8 * history[0]["scope"] and history[-1]["answer"] < history[0]["answer"]
