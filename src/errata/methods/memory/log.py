@@ -70,3 +70,14 @@ def newest(questions: Iterable[Hashable]) -> list[int]:
 def current(log: Sequence[EditRecord]) -> list[int]:
     """Indices of the edits whose prompt (by its ids) no later edit repeats, in order."""
     return newest(tuple(record.prompt_ids) for record in log)
+
+
+def log_without(log: Sequence[EditRecord], edit_id: str) -> tuple[EditRecord, ...]:
+    """The log without the edit of that id."""
+    return tuple(record for record in log if record.id != edit_id)
+
+
+def log_entries(log: Sequence[EditRecord], in_use: Sequence[int]) -> list[dict[str, Any]]:
+    """A JSON record for each edit: its id, its statement, and whether it answers or a newer one has taken its place."""
+    states = {True: "yes", False: "a newer one"}
+    return [{"edit": record.id, "fact": record.text, "in use": states[i in in_use]} for i, record in enumerate(log)]

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
-from errata.methods.memory.log import EditLog, EditRecord, newest
+from errata.methods.memory.log import EditLog, EditRecord, log_entries, log_without, newest
 from errata.methods.retrieval import Index, index, named
 from errata.model.lm import LM, listed
 from errata.model.tokens import Tokens, joined
@@ -189,16 +189,12 @@ class FactPrompt(Wrapper):
 
     @override
     def without(self, edit_id: str) -> "Self | None":
-        left = tuple(record for record in self.log if record.id != edit_id)
+        left = log_without(self.log, edit_id)
         return replace(self, log=left) if left else None
 
     @override
     def entries(self) -> list[dict[str, Any]]:
-        states = {True: "yes", False: "a newer one"}
-        return [
-            {"edit": record.id, "fact": record.text, "in use": states[i in self.in_use]}
-            for i, record in enumerate(self.log)
-        ]
+        return log_entries(self.log, self.in_use)
 
     @override
     def summary(self) -> list[dict[str, Any]]:

@@ -45,7 +45,6 @@ class Schedule:
     clip: float
     check_every: int
     patience: int
-    decay: float = 0.0
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     """Learning rates of parameters by a part of their name, where they have their own."""
 
@@ -82,7 +81,7 @@ def train(trainee: Trainee, schedule: Schedule, file: Path | None, what: str) ->
 class _Run:
     def __init__(self, trainee: Trainee, schedule: Schedule, file: Path | None, what: str) -> None:
         self.trainee, self.schedule, self.file, self.what = trainee, schedule, file, what
-        self.optimizer = torch.optim.Adam(_groups(trainee.network, schedule), weight_decay=schedule.decay)
+        self.optimizer = torch.optim.Adam(_groups(trainee.network, schedule))
         self.rate = LambdaLR(self.optimizer, schedule.factor)
         self.progress = Progress()
         self.start = self.best = _copied(trainee.network)

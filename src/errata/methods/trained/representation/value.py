@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from errata.errors import WrongModel
-from errata.methods.memory.log import EditLog, EditRecord
+from errata.methods.memory.log import EditLog, EditRecord, log_without
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
@@ -99,7 +99,7 @@ class ValueAscent(Adapter):
 
     @override
     def without(self, edit_id: str) -> "Self | None":
-        log = tuple(record for record in self.log if record.id != edit_id)
+        log = log_without(self.log, edit_id)
         return replace(self, log=log) if log else None
 
     @override
