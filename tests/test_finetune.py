@@ -12,7 +12,7 @@ import torch
 from conftest import ARCHITECTURES, EDIT, EDITS, TEXTS, same_weights, tiny_lm, weights
 
 from errata.errors import BadInput
-from errata.methods.finetune.base import weight_of
+from errata.methods.finetune.base import weights_of
 from errata.methods.finetune.ewc import fisher
 from errata.methods.finetune.lora import injected
 from errata.methods.losses import smoothed_targets, token_losses
@@ -94,7 +94,7 @@ def test_gradients_gathered_over_passes_are_those_of_one_pass() -> None:
     examples = made.examples(lm, EDITS, [e.target_new for e in EDITS])
     results = []
     for model in (lm, small):
-        w = trainable(model, [weight_of(model, 2)])
+        w = trainable(model, weights_of(model, 2))
         results.append(made._gradients(model, partial(model.target_logits, weights=w), examples, list(w.values())))
     (loss, (gradient,)), (small_loss, (small_gradient,)) = results
     assert loss == pytest.approx(small_loss, abs=1e-12)
@@ -149,7 +149,7 @@ def test_encoder_decoder(name: str) -> None:
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
 def test_fisher_is_squared_text_by_text(arch: str) -> None:
     lm = tiny_lm(arch, torch.float64)
-    name, pieces = weight_of(lm, 3), [lm.tokens.prompt(text) for text in TEXTS[:3]]
+    name, pieces = weights_of(lm, 3)[0], [lm.tokens.prompt(text) for text in TEXTS[:3]]
     param, squares = lm.model.get_parameter(name), []
     lm.model.zero_grad(set_to_none=True)
     for ids in pieces:
@@ -158,7 +158,7 @@ def test_fisher_is_squared_text_by_text(arch: str) -> None:
         assert param.grad is not None
         squares.append(param.grad.square())
         lm.model.zero_grad(set_to_none=True)
-    assert torch.allclose(fisher(lm, name, pieces), sum(squares, torch.zeros(())) / 3, rtol=1e-9)
+    assert torch.allclose(fisher(lm, [name], pieces)[name], sum(squares, torch.zeros(())) / 3, rtol=1e-9)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -166,8 +166,8 @@ def test_ewc_penalty_is_from_the_unedited_weights(arch: str) -> None:
     lm = tiny_lm(arch, torch.float64)
     made = method("ewc", lam=3.0, layer=1)
     state = made.prepare(lm, TEXTS[:10])
-    name = weight_of(lm, 1)
-    importance = fisher(lm, name, [lm.tokens.prompt(text) for text in TEXTS[:10]])
+    name = weights_of(lm, 1)[0]
+    importance = fisher(lm, [name], [lm.tokens.prompt(text) for text in TEXTS[:10]])[name]
     penalty = made.penalty(lm, state)
     theta0 = lm.model.get_parameter(name).detach()
     theta = theta0 + torch.linspace(-1, 1, theta0.numel(), dtype=torch.float64).view_as(theta0)

@@ -14,7 +14,7 @@ import errata
 from errata.cli.measure import eval_
 from errata.errors import BadInput, InForce, NeedsPrepare, Unsupported, WrongModel
 from errata.methods.base import Method, State
-from errata.methods.registry import METHODS, method
+from errata.methods.registry import METHODS, method, method_class
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.patch.patch import EMPTY, Patch
@@ -28,7 +28,9 @@ FURTHER = [
         ("gpt2", torch.float16),
         ("llama sentencepiece", torch.bfloat16),
         ("gemma3_text", torch.float32),
+        ("qwen2_moe", torch.float32),  # a mixture of experts, one of them shared
     )
+    if method_class(name).tags.mixtures or model[0] != "qwen2_moe"
 ]
 
 

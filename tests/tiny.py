@@ -176,11 +176,8 @@ EXPERTS = {
     "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "n_group": 1,
     "topk_group": 1, **GROUPED,
 }  # fmt: skip
-SSM = {
-    "state_size": 8, "ssm_state_size": 8, "mamba_d_state": 8, "mamba_d_head": 8, "mamba_n_heads": 8,
-    "mamba_d_ssm": 64, "mamba_expand": 2, "expand": 2, "n_groups": 1, "mamba_n_groups": 1,
-}  # fmt: skip
-REFUSED: dict[str, dict[str, Any]] = {
+# Mixtures of experts: routed, routed beside a shared one, and behind dense blocks.
+MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": EXPERTS,
     "qwen2_moe": EXPERTS,
     "qwen3_moe": EXPERTS,
@@ -190,6 +187,13 @@ REFUSED: dict[str, dict[str, Any]] = {
     "granitemoe": EXPERTS,
     "deepseek_v3": {**EXPERTS, **MLA, "num_key_value_heads": 4, "first_k_dense_replace": 1},
     "ernie4_5_moe": {**EXPERTS, "moe_num_experts": 4, "moe_k": 2},
+    "llama4_text": {**EXPERTS, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 64},
+}
+SSM = {
+    "state_size": 8, "ssm_state_size": 8, "mamba_d_state": 8, "mamba_d_head": 8, "mamba_n_heads": 8,
+    "mamba_d_ssm": 64, "mamba_expand": 2, "expand": 2, "n_groups": 1, "mamba_n_groups": 1,
+}  # fmt: skip
+REFUSED: dict[str, dict[str, Any]] = {
     "mamba": SSM,
     "mamba2": {**SSM, "num_heads": 8, "head_dim": 8},
     "falcon_mamba": SSM,
@@ -214,7 +218,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 def build(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """The tiny model of that name: random, float32, in eval mode, the same for the same seed."""
-    table = {**CAUSAL, **ENCODER_DECODER, **REFUSED}
+    table = {**CAUSAL, **ENCODER_DECODER, **MIXTURES, **REFUSED}
     settings = {**dict.fromkeys(NO_DROPOUT.split(), 0.0), **SHARED, **table[name], **overrides}
     settings = {key: value for key, value in settings.items() if value is not None}
     config = AutoConfig.for_model(settings.pop("type", name), **settings)

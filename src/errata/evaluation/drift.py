@@ -16,9 +16,10 @@ from errata.errors import BadInput
 from errata.evaluation.metrics import change_of
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
+from errata.model.projection import Projection, stem
 from errata.model.second_moment import second_moments
-from errata.model.weights import plain
-from errata.patch.delta import Delta, LowRank, Weight, oriented
+from errata.model.weights import indexed, plain
+from errata.patch.delta import Delta, LowRank, Weight, matrix_of, oriented
 from errata.patch.patch import Patch
 
 LOW = 0.02  # share of C's trace that the low-variance directions hold, as in AlphaEdit's null space here
@@ -75,7 +76,7 @@ def drift(lm: HFLM, patch: Patch, spectra: Mapping[str, Spectrum] | None = None)
     patch.check(lm)
     drifts: dict[str, Drift] = {}
     for name, delta in _matrices(patch).items():
-        site, weight = name.removesuffix(".weight"), _weight(lm, name)
+        site, weight = stem(name), _weight(lm, name)
         change = change_of({name: delta})[name]
         spectrum = (spectra or {}).get(site)
         on_inputs = () if spectrum is None else _on_inputs(delta, weight, spectrum)
@@ -84,8 +85,8 @@ def drift(lm: HFLM, patch: Patch, spectra: Mapping[str, Spectrum] | None = None)
 
 
 def drift_sites(patch: Patch) -> list[str]:
-    """The module paths whose weight matrix the patch changes."""
-    return [name.removesuffix(".weight") for name in _matrices(patch) if name.endswith(".weight")]
+    """The linear layers whose weight matrix the patch changes, and the experts, by the name of their matrix."""
+    return [stem(name) for name in _matrices(patch) if name.endswith((".weight", "]"))]
 
 
 def spectra_of(lm: HFLM, texts: Iterable[str], sites: Sequence[str]) -> dict[str, Spectrum]:
@@ -94,14 +95,22 @@ def spectra_of(lm: HFLM, texts: Iterable[str], sites: Sequence[str]) -> dict[str
     Sites that are no linear layer (an embedding) are left out. The low-variance directions are reliable from several
     times as many tokens as the layer has inputs. Raises :class:`BadInput` where there are no texts.
     """
-    linear = [site for site in sites if not isinstance(lm.model.get_submodule(site), torch.nn.Embedding)]
+    held = {
+        site: Projection.holding(lm.sites, site if indexed(site)[1] is not None else f"{site}.weight") for site in sites
+    }
+    linear = [
+        site
+        for site, held_by in held.items()
+        if not isinstance(lm.model.get_submodule(held_by.path), torch.nn.Embedding)
+    ]
     window = min(WINDOW, lm.tokens.limit or WINDOW)
     rows = [lm.tokens.ids(text) for text in texts]
     pieces = [row[start : start + window] for row in rows for start in range(0, len(row), window)]
     if not pieces:
         raise BadInput("no texts to find the directions of low variance with; give some")
-    moments, _ = second_moments(lm, pieces, linear) if linear else ({}, 0)
-    return {site: Spectrum.of(c) for site, c in moments.items()}
+    paths = list(dict.fromkeys(held[site].path for site in linear))
+    moments = {stem(name): c for name, c in second_moments(lm, pieces, paths)[0].items()} if paths else {}
+    return {site: Spectrum.of(moments[site]) for site in linear if site in moments}
 
 
 def _matrices(patch: Patch) -> dict[str, Weight]:
@@ -112,8 +121,8 @@ def _matrices(patch: Patch) -> dict[str, Weight]:
 
 def _weight(lm: HFLM, name: str) -> Tensor:
     """W (out, in), float64 on the CPU."""
-    param = plain(lm.model, name, "its values are needed").detach()
-    return oriented(lm.model, name, at_least_float32(param)).cpu().double()
+    plain(lm.model, name, "its values are needed")
+    return oriented(lm.model, name, at_least_float32(matrix_of(lm.model, name))).cpu().double()
 
 
 def _on_inputs(delta: Weight, weight: Tensor, spectrum: Spectrum) -> tuple[float, float, float]:

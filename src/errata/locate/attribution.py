@@ -32,10 +32,9 @@ def attributions(lm: HFLM, questions: Sequence[Question], points: int = 20, *, p
 
     A changed input changes the projection's output by W(αw̄ − w̄) and nothing else, so only the layers above run again,
     on the last token (``HFLM.intervention``); with ``plain`` everything runs. Raises :class:`BadInput` for fewer than
-    one point or question, and :class:`Unsupported` for encoder-decoders.
+    one point or question, and :class:`Unsupported` for encoder-decoders and mixtures of experts.
     """
-    if lm.seq2seq:
-        raise Unsupported("neurons are attributed in decoder-only models; this one is an encoder-decoder")
+    check_attributes(lm)
     if points < 1:
         raise BadInput(f"attribution needs at least one point between 0 and the activation; found {points}")
     if not questions or not all(ids for ids, _ in questions):
@@ -53,6 +52,17 @@ def attributions(lm: HFLM, questions: Sequence[Question], points: int = 20, *, p
                 of_layer = _of_layer(lm, some, tokens[batch], layer, w_bar[batch], weight, points, plain)
                 result[batch, layer, : of_layer.shape[1]] = of_layer.to(result)
     return result
+
+
+def check_attributes(lm: HFLM) -> None:
+    """Raises :class:`Unsupported` for encoder-decoders and mixtures of experts."""
+    if lm.seq2seq:
+        raise Unsupported("neurons are attributed in decoder-only models; this one is an encoder-decoder")
+    if mixtures := [layer for layer in range(lm.sites.depth) if lm.sites.experts_of(layer)]:
+        raise Unsupported(
+            f"neurons are attributed where a block has one MLP; block {mixtures[0]} of {lm.name} is a mixture of "
+            "experts"
+        )
 
 
 def down_projection(lm: HFLM, layer: int) -> Tensor:

@@ -151,7 +151,8 @@ class Tags:
     ``quick``: settings under which an edit of a tiny random model takes seconds and raises the edit's own score.
     ``reads_context``: edits act through the context or the contrast of prompts, which a random model cannot use.
     ``runs_model``: ``edit`` runs the model. ``memory``: each edit is an entry of one part, which acts for its own
-    prompts alone, in every verb. ``prepares_with``: what ``prepare`` reads.
+    prompts alone, in every verb. ``prepares_with``: what ``prepare`` reads. ``mixtures``: whether it edits mixtures of
+    experts.
     """
 
     quick: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -159,6 +160,7 @@ class Tags:
     runs_model: bool = True
     memory: bool = False
     prepares_with: Literal["texts", "cases"] = "texts"
+    mixtures: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

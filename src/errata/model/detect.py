@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import UnknownSites
+from errata.model.experts import is_stack
+from errata.model.mixtures import Mixture, mixture_of
 from errata.model.recording import ModuleCall, evaluating, is_causal, measured, recorded
 from errata.model.sites import Sites
 from errata.model.weights import holds_integers, is_linear, owner
@@ -22,8 +24,8 @@ def find_sites(model: Any) -> Sites:
     """The sites of a transformers decoder or encoder-decoder, from one run on two tokens.
 
     Each block then runs once more alone, with a vector added to its down projection's output: that gives the gain, and
-    shows that the MLP acts on one token at a time. Raises :class:`UnknownSites` for mixtures of experts, state-space
-    and recurrent blocks, encoders, and whatever else would have to be guessed.
+    shows that the MLP acts on one token at a time. Raises :class:`UnknownSites` for experts that are not stacked,
+    state-space and recurrent blocks, encoders, and whatever else would have to be guessed.
     """
     if getattr(model, "_is_stateful", False):
         raise _refusal(f"{type(model).__name__} carries a recurrent state")
@@ -72,6 +74,7 @@ def _stack_sites(model: Any, stack: nn.Module, calls: list[ModuleCall], causal: 
         lm_head=names[head],
         gain=tuple(part.gain for part in parts),
         mlp_norm=tuple(part.mlp_norm for part in parts),
+        experts=tuple(part.experts for part in parts) if any(part.experts for part in parts) else (),
     )
 
 
@@ -104,7 +107,8 @@ def _unsupported(block: nn.Module) -> str | None:
         if len(members) > 1 and len({type(member) for member in members}) == 1:
             return f"holds {len(members)} expert MLPs (`{name}`), a mixture of experts"
     for name, weight in block.named_parameters():
-        if weight.ndim == 3 and not is_linear(owner(block, name)[0]):
+        module = owner(block, name)[0]
+        if weight.ndim == 3 and not is_linear(module) and not is_stack(module):
             return f"holds {len(weight)} expert MLPs (stacked in `{name}`), a mixture of experts"
     return None
 
@@ -138,6 +142,7 @@ class _Parts:
     attn_out: ModuleCall
     gain: float | None
     mlp_norm: str | None
+    experts: tuple[str, ...] = ()
 
 
 def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -> _Parts:
@@ -147,6 +152,11 @@ def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -
     must belong to attention.
     """
     where = f"block {i} of `{list_name}`"
+    mixture = mixture_of(block, calls)
+    if isinstance(mixture, str):
+        raise _refusal(f"{where} {mixture}")
+    if mixture is not None:
+        return _mixture_parts(where, block, mixture, calls)
     inside = set(block.module.modules())
     linears = [call for call in calls if call.module in inside and call.is_linear]
     if len(linears) < 4 or block.output_state is None:
@@ -171,6 +181,19 @@ def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -
     if not one_token:
         raise _refusal(f"in {where} `{mlp_out.name}` comes last but reads a mixture of tokens")
     return _Parts(mlp_in, mlp_out, attn_out, gain, norm)
+
+
+def _mixture_parts(where: str, block: ModuleCall, mixture: Mixture, calls: list[ModuleCall]) -> _Parts:
+    """Attention's output linear, and the mixture of experts in the MLP's place."""
+    inside, name = set(block.module.modules()), mixture.call.name
+    first = next(i for i, call in enumerate(calls) if call.name == name or call.name.startswith(f"{name}."))
+    before = [call for call in calls[:first] if call.module in inside and call.is_linear]
+    if not before:
+        raise _refusal(f"{where} runs no linear before its experts, so no attention was found")
+    attn_out = _attn_out(block, where, before, [mixture.call])
+    behind = calls[calls.index(mixture.call) + 1 : calls.index(block)]
+    _, gain, norm = measured(block, [mixture.call], mixture.call, [c for c in behind if not any(c.module.children())])
+    return _Parts([mixture.call], mixture.call, attn_out, gain, norm, mixture.parts)
 
 
 def _foreign(block: nn.Module) -> tuple[str, str] | None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -147,11 +147,14 @@ def only_at(
         flattened = hidden.ndim == 2
         return hidden.reshape(-1, hidden.shape[-1])[(rows * shape[1] + columns).to(hidden.device)][None]  # (1, k, d)
 
-    def scatter(output: Tensor) -> Tensor:
-        zeros = output.new_zeros(*shape, output.shape[-1])
-        full = zeros.index_put((rows.to(output.device), columns.to(output.device)), output[0])
-        return full.flatten(0, 1) if flattened else full
+    def scatter(output: Any) -> Any:
+        hidden = hidden_of(output).reshape(len(rows), -1)  # (k, d)
+        zeros = hidden.new_zeros(*shape, hidden.shape[-1])
+        full = zeros.index_put((rows.to(hidden.device), columns.to(hidden.device)), hidden)
+        return with_hidden(output, full.flatten(0, 1) if flattened else full)
 
+    if sites.mlp_out[-1] in sites.experts_of(-1):  # experts that get their tokens' gates beside the tokens
+        return nullcontext()
     down = model.get_submodule(sites.mlp_out[-1])
     inputs = [model.get_submodule(path) for path in sites.mlp_in[-1]]
     return hooks.all_of(

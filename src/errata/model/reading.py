@@ -12,13 +12,14 @@ from errata.model import hooks, passes
 from errata.model.intervention import FullPass, InterventionSite, Pass, SuffixPass
 from errata.model.lm import Call
 from errata.model.prefixes import PrefixGroup, shared_lengths, shared_prefixes
+from errata.model.projection import KEYS, Projection, WeightKeys
 from errata.model.tokens import pad
 from errata.model.view import ModelView
 
 log = logging.getLogger(__name__)
 
 Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt and of a target
-Site = tuple[str, str]  # path of a module, and "in" (its input) or "out" (its output)
+Site = tuple[str, str]  # path of a module, and "in" (its input), "out" (its output) or KEYS (see projection.py)
 CHECKED = 16  # rows of a first batch on which the suffix pass is compared with the full one
 
 
@@ -72,9 +73,11 @@ class TensorPasses(ModelView):
     def read(self, rows: passes.Rows, columns: Sequence[Sequence[int]], sites: Sequence[Site]) -> dict[Site, Tensor]:
         """Inputs or outputs of modules at the given columns of each row of token ids: site -> (k, width).
 
-        A site is (module path, "in" or "out"). Batched; beginnings that rows share are run once, and a pass ends at the
-        deepest site. float32 or more precise, on the CPU. Shared beginnings are compared with whole rows the first time
-        (see :meth:`intervention`); where they differ, whole rows are read from then on, with a warning in the log.
+        A site is (module path, "in" or "out"), or a down projection's (path, KEYS), for which there is an entry (name,
+        KEYS) of each weight that saw a token: of several in a mixture of experts. Batched; beginnings that rows share
+        are run once, and a pass ends at the deepest site. float32 or more precise, on the CPU. Shared beginnings are
+        compared with whole rows the first time (see :meth:`intervention`); where they differ, whole rows are read from
+        then on, with a warning in the log.
         """
         self.check()
         starts = [0]
@@ -82,12 +85,18 @@ class TensorPasses(ModelView):
             starts.append(starts[-1] + len(some))
         values: dict[Site, Tensor] = {}
 
-        def keep(site: Site, batch: list[int], skipped: list[int], hidden: Tensor) -> None:
+        def keep(site: Site, batch: list[int], skipped: list[int], read: Tensor | WeightKeys) -> None:
             flat = [(j, c - skipped[j]) for j, i in enumerate(batch) for c in columns[i]]
-            where = torch.tensor(flat, device=hidden.device).view(-1, 2)
-            chosen = passes.at_least_float32(hidden[where[:, 0], where[:, 1]]).cpu()
+            if isinstance(read, Tensor):
+                where = torch.tensor(flat, device=read.device).view(-1, 2)
+                chosen = read[where[:, 0], where[:, 1]]
+            else:
+                t = max(len(rows[i]) - n for i, n in zip(batch, skipped, strict=True))
+                where = torch.tensor([j * t + c for j, c in flat], dtype=torch.long, device=read.keys.device)
+                site, chosen = (read.weight, KEYS), read.at(where, len(batch) * t)
+            chosen = passes.at_least_float32(chosen).cpu()
             if site not in values:
-                values[site] = torch.empty(starts[-1], chosen.shape[-1], dtype=chosen.dtype)
+                values[site] = torch.zeros(starts[-1], chosen.shape[-1], dtype=chosen.dtype)
             values[site][[k for i in batch for k in range(starts[i], starts[i + 1])]] = chosen
 
         for batch in passes.budgeted([len(row) for row in rows], self.budget):
@@ -145,22 +154,28 @@ class TensorPasses(ModelView):
         return torch.stack(logits)
 
     def watch(
-        self, ids: Tensor, mask: Tensor, callbacks: Mapping[Site, Callable[[Tensor], None]], cache: Any = None
+        self, ids: Tensor, mask: Tensor, callbacks: Mapping[Site, Callable[[Any], None]], cache: Any = None
     ) -> None:
         """Runs one pass and calls ``callbacks[site]`` with the input or output (b, t, width) of each site.
 
-        Ends as soon as every site has run. ``ids`` are (b, t); ``mask`` covers what ``cache`` holds too.
+        For a site of KEYS, with the :class:`WeightKeys` of one weight after another. Ends as soon as every site has
+        run. ``ids`` are (b, t); ``mask`` covers what ``cache`` holds too.
         """
         left = set(callbacks)
 
-        def show(site: Site, hidden: Any) -> None:
-            callbacks[site](passes.unflattened(passes.hidden_of(hidden), len(ids)))
+        def done(site: Site) -> None:
             left.discard(site)
             if not left:
                 raise hooks.Stop
 
+        def show(site: Site, hidden: Any) -> None:
+            callbacks[site](passes.unflattened(passes.hidden_of(hidden), len(ids)))
+            done(site)
+
         def hook(site: Site) -> Any:
             path, side = site
+            if side == KEYS:
+                return Projection.at(self.sites, path).watched(self.model, callbacks[site], partial(done, site))
             module = self.model.get_submodule(path)
             if side == "in":
                 return hooks.before(module, lambda args, kwargs: show(site, args[0]))

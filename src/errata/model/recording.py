@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.model.hooks import After, Args, Kwargs, after, all_of, before
-from errata.model.passes import device_of
+from errata.model.passes import device_of, hidden_of, with_hidden
 from errata.model.weights import is_linear, packed
 
 
@@ -102,6 +102,12 @@ def is_causal(block: ModuleCall) -> bool:
     return _unchanged(block.module(*args, **kwargs), block.output, 0, _rounding(block.module))
 
 
+def acts_on_tokens(call: ModuleCall) -> bool:
+    """Whether the last token's output stays the same when the first token's input changes."""
+    args, kwargs = _disturbed(call.args, call.kwargs, 0)
+    return _unchanged(call.module(*args, **kwargs), call.output, -1, _rounding(call.module))
+
+
 def measured(
     block: ModuleCall, mlp_in: list[ModuleCall], mlp_out: ModuleCall, behind: list[ModuleCall]
 ) -> tuple[bool, float | None, str | None]:
@@ -116,11 +122,11 @@ def measured(
     seen: list[Any] = []
     rerun: dict[str, tuple[Tensor | None, Any]] = {}
 
-    def add(args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
+    def add(args: Args, kwargs: Kwargs, output: Any) -> Any:
         m = _vector(output, -1)  # (d); taken here, as Falcon adds to this tensor in place
         v = torch.maximum(_rms(m), _rms(h)) * (m / _rms(m) + _wave(m))  # (d)
         seen.extend([_input_state(args, kwargs), v])
-        return _with_added(output, -1, v)
+        return with_hidden(output, _with_added(hidden_of(output), -1, v))
 
     def disturb(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         return _disturbed(args, kwargs, 0)

@@ -1,4 +1,4 @@
-"""The second moment of a linear layer's input: which directions of it are in use."""
+"""The second moment of what goes into a down projection: which directions of it are in use."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,26 +9,32 @@ from torch import Tensor
 from errata.model import passes
 from errata.model.hf import HFLM
 from errata.model.lm import Call
+from errata.model.projection import KEYS, WeightKeys
 from errata.model.tokens import pad
 
 
-def second_moments(lm: HFLM, pieces: Sequence[Sequence[int]], sites: Sequence[str]) -> tuple[dict[str, Tensor], int]:
-    """Mean of k kᵀ over every token of the pieces, k the input of a linear: site -> (f, f); and the number of tokens.
+def second_moments(
+    lm: HFLM, pieces: Sequence[Sequence[int]], paths: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Mean of k kᵀ over every token of the pieces, k the key of a weight: name -> (f, f); and the tokens that it saw.
 
-    ``pieces`` are token ids, ``sites`` module paths. float32, on the CPU.
+    ``pieces`` are token ids, ``paths`` those of down projections. In a mixture of experts k is zero for a token that an
+    expert did not see; the mean counts it all the same. float32, on the CPU.
     """
     totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
 
-    def add(site: str, real: Tensor, keys: Tensor) -> None:
-        k = keys[real.to(keys.device)].float()  # (n, f)
-        totals[site] = k.T @ k + totals[site] if site in totals else k.T @ k
+    def add(real: Tensor, read: WeightKeys) -> None:
+        chosen = real.flatten().to(read.keys.device)
+        k = read.keys[chosen if read.tokens is None else chosen[read.tokens]].float()  # (n, f)
+        counts[read.weight] = counts.get(read.weight, 0) + len(k)
+        totals[read.weight] = k.T @ k + totals[read.weight] if read.weight in totals else k.T @ k
 
     lm.check()
     with torch.no_grad():
         for batch in passes.budgeted([len(piece) for piece in pieces], lm.budget):
             rows = pad([pieces[i] for i in batch], "right", lm.tokens.fill, lm.device)
             with lm.calling(Call(rows.mask)):
-                callbacks = {(site, "in"): partial(add, site, rows.mask.bool()) for site in sites}
-                lm.watch(rows.ids, rows.mask, callbacks)
+                lm.watch(rows.ids, rows.mask, {(path, KEYS): partial(add, rows.mask.bool()) for path in paths})
     tokens = sum(map(len, pieces))
-    return {site: (total / tokens).cpu() for site, total in totals.items()}, tokens
+    return {name: (total / tokens).cpu() for name, total in totals.items()}, counts

@@ -31,11 +31,19 @@ class Sites:
     """The encoder's sites, in an encoder-decoder."""
     mlp_norm: tuple[str | None, ...] = ()
     """The norms behind the down projections, where ``gain`` is None; empty where none is known."""
+    experts: tuple[tuple[str, ...], ...] = ()
+    """Of a mixture of experts, in whose place ``mlp_in`` and ``mlp_out`` are both the module around it, those inside
+    whose weights together are the down projection: the stack of experts, and a shared expert's linear. Empty for a
+    block without; all empty where no block has any."""
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.layer)
+
+    def experts_of(self, layer: int) -> tuple[str, ...]:
+        """The modules of a block's mixture of experts; empty where it has none."""
+        return self.experts[layer] if self.experts else ()
 
     @property
     def prompt_stack(self) -> "Sites":
@@ -66,4 +74,5 @@ class Sites:
             gain=tuple(record["gain"]),
             encoder=None if encoder is None else cls.from_json(encoder),
             mlp_norm=tuple(record.get("mlp_norm", ())),
+            experts=tuple(tuple(names) for names in record.get("experts", ())),
         )

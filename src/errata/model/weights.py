@@ -1,5 +1,6 @@
-"""The weights of linear layers in whatever form they are stored: in either order, offloaded, quantised."""
+"""The weights of linear layers in whatever form they are stored: in either order, stacked, offloaded, quantised."""
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from errata.errors import Unsupported
+from errata.model.experts import DOWN, is_stack, stacked_transposed
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that sums are computed in
 
@@ -26,9 +28,22 @@ def transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
+def swapped(module: nn.Module, leaf: str) -> bool:
+    """Whether the matrices of a parameter of this module are stored as (in, out)."""
+    return (leaf == "weight" and transposed(module)) or (
+        leaf == DOWN and is_stack(module) and stacked_transposed(module)
+    )
+
+
+def indexed(name: str) -> tuple[str, int | None]:
+    """The name of a parameter, and which of its stacked matrices is meant: None where it is the whole."""
+    match = re.fullmatch(r"(.+)\[(\d+)\]", name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
 def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that a parameter of this name belongs to, and its own name there."""
-    path, _, leaf = name.rpartition(".")
+    path, _, leaf = indexed(name)[0].rpartition(".")
     return model.get_submodule(path), leaf
 
 
@@ -57,10 +72,15 @@ def shape_of(model: nn.Module, name: str) -> tuple[int, ...]:
     Raises :class:`AttributeError` for a name that the model does not have, and :class:`Unsupported` for a packed weight
     of a module that does not say how large it is.
     """
-    module, leaf = owner(model, name)
+    (module, leaf), (_, index) = owner(model, name), indexed(name)
     value: Any = getattr(module, leaf, None)
     if form(value) != "quantised":
-        return tuple(value.shape)[::-1] if leaf == "weight" and transposed(module) else tuple(value.shape)
+        shape = tuple(value.shape)
+        if index is not None:
+            if len(shape) != 3 or index >= shape[0]:
+                raise AttributeError(f"the model has no matrix {name}")
+            shape = shape[1:]
+        return (*shape[:-2], shape[-1], shape[-2]) if swapped(module, leaf) else shape
     if leaf == "weight" and hasattr(module, "in_features"):
         size: Any = module
         return size.out_features, size.in_features
@@ -74,7 +94,7 @@ def plain(model: nn.Module, name: str, reason: str) -> nn.Parameter:
     shape_of(model, name)
     if not is_plain(model, name):
         raise refusal(model, name, reason)
-    return model.get_parameter(name)
+    return model.get_parameter(indexed(name)[0])
 
 
 def refusal(model: nn.Module, name: str, reason: str) -> Unsupported:

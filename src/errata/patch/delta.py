@@ -15,6 +15,7 @@ from typing_extensions import TypedDict, override
 from errata.errors import BadInput, Refused, WrongModel
 from errata.model import hooks
 from errata.model import weights as stored
+from errata.model.experts import DOWN, is_stack, routed
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.patch.parts import Part
@@ -107,7 +108,10 @@ class Delta(Part):
     kind: ClassVar[str] = "delta"
     FEW: ClassVar[int] = 64  # changed columns that a summary lists
     weights: Mapping[str, Weight]
-    """Parameter name -> change. Matrices are (out, in), whatever the module's own order."""
+    """Parameter name -> change. Matrices are (out, in), whatever the module's own order.
+
+    One matrix of a stack of experts is named by its index: ``model.layers.3.mlp.experts.down_proj[17]``.
+    """
 
     @override
     def config(self) -> dict[str, Any]:
@@ -184,17 +188,21 @@ class Delta(Part):
         """
         self.check(model)
         with ExitStack() as stack:
+            beside: dict[str, Weight] = {}
+            fresh: set[str] = set()
             for name, w in self.weights.items():
                 summed = changed_weight(model, name, w) if stored.is_plain(model, name) else None
                 left = 0.0 if summed is None else left_by_rounding(model, name, w, summed)
                 if summed is None or (left < WHOLE and _beside(model, name)):
-                    stack.enter_context(_side_product(model, name, w))
+                    beside[name] = w
                     continue
                 if left < WHOLE:
                     log.warning(ROUNDED, 100 * left, name, "load the model in float32")
-                param = model.get_parameter(name)
+                param = model.get_parameter(stored.indexed(name)[0])
                 stack.callback(setattr, param, "data", param.data)
-                param.data = summed
+                _assign(model, name, summed, fresh)
+            for run_beside in _side_products(model, beside):
+                stack.enter_context(run_beside)
             yield
 
     def rounded_away(self, model: nn.Module) -> dict[str, float]:
@@ -219,8 +227,9 @@ class Delta(Part):
         for name, summed in sums.items():
             if (left := left_by_rounding(model, name, self.weights[name], summed)) < WHOLE:
                 log.warning(ROUNDED, 100 * left, name, "merge into the model in float32, or keep the patch")
+        fresh: set[str] = set()
         for name, summed in sums.items():
-            model.get_parameter(name).data = summed
+            _assign(model, name, summed, fresh)
 
     def check(self, model: nn.Module) -> None:
         """Raises :class:`WrongModel` unless the model has every parameter, in the right shape."""
@@ -233,14 +242,36 @@ class Delta(Part):
                 raise WrongModel(f"the patch changes {name} of shape {tuple(w.shape)}; here it has {shape}")
 
 
-def _transposed(model: nn.Module, name: str) -> bool:
-    module, leaf = stored.owner(model, name)
-    return leaf == "weight" and stored.transposed(module)
+def _assign(model: nn.Module, name: str, summed: Tensor, fresh: set[str]) -> None:
+    """Gives a parameter new storage that holds ``summed``, as the whole or as one of its matrices.
+
+    ``fresh`` are the names of those that have new storage already, of which other matrices were changed before.
+    """
+    whole, index = stored.indexed(name)
+    param = model.get_parameter(whole)
+    if index is None:
+        param.data = summed
+    else:
+        if whole not in fresh:
+            param.data = param.data.clone()
+        param.data[index] = summed
+    fresh.add(whole)
+
+
+def matrix_of(model: nn.Module, name: str) -> Tensor:
+    """What is stored under a name: a parameter, or one matrix of a stack."""
+    whole, index = stored.indexed(name)
+    param = model.get_parameter(whole)
+    return param.data if index is None else param.data[index]
+
+
+def _swapped(model: nn.Module, name: str) -> bool:
+    return stored.swapped(*stored.owner(model, name))
 
 
 def oriented(model: nn.Module, name: str, value: Tensor) -> Tensor:
     """A change in (out, in) in the order in which the module stores the parameter, or the other way round."""
-    return value.T if _transposed(model, name) else value
+    return value.transpose(-1, -2) if _swapped(model, name) else value
 
 
 def weight_shape(lm: HFLM, name: str) -> tuple[int, int]:
@@ -251,14 +282,15 @@ def weight_shape(lm: HFLM, name: str) -> tuple[int, int]:
 
 def changed_weight(model: nn.Module, name: str, w: Weight) -> Tensor:
     """W + ΔW in new storage, in the module's own order and type. Summed in float32 or more precisely."""
-    param = stored.plain(model, name, "cannot be changed for good")
-    value = at_least_float32(param.data)
+    stored.plain(model, name, "cannot be changed for good")
+    held = matrix_of(model, name)
+    value = at_least_float32(held)
     if isinstance(w, LowRank):
         a, b = w.a.to(value), w.b.to(value)
-        summed = torch.addmm(value, b.T, a.T) if _transposed(model, name) else torch.addmm(value, a, b)
+        summed = torch.addmm(value, b.T, a.T) if _swapped(model, name) else torch.addmm(value, a, b)
     else:
         summed = value + oriented(model, name, w.to(value))
-    return summed.to(param.dtype).contiguous()
+    return summed.to(held.dtype).contiguous()
 
 
 def left_by_rounding(model: nn.Module, name: str, w: Weight, summed: Tensor) -> float:
@@ -269,38 +301,70 @@ def left_by_rounding(model: nn.Module, name: str, w: Weight, summed: Tensor) -> 
     by MEMIT, scaled to ‖Δ‖ = 0.001 ‖W‖, have 0.47 here, and over their keys 0.56 in the mean and 0.42 at least; scaled
     to 0.01 ‖W‖ 0.96, and 0.98 in the mean and at least.
     """
-    param = model.get_parameter(name)
-    if param.dtype not in (torch.float16, torch.bfloat16):
+    held = matrix_of(model, name)
+    if held.dtype not in (torch.float16, torch.bfloat16):
         return 1.0
-    delta = oriented(model, name, w.dense() if isinstance(w, LowRank) else w).to(param.device, torch.float32)
+    delta = oriented(model, name, w.dense() if isinstance(w, LowRank) else w).to(held.device, torch.float32)
     size = float(delta.abs().sum())
-    left = float(((summed.float() - param.data.float()) * delta.sign()).sum())
+    left = float(((summed.float() - held.float()) * delta.sign()).sum())
     return 0.0 if not isfinite(left) else left / size if size else 1.0  # past float16's largest number nothing is left
 
 
 def _beside(model: nn.Module, name: str) -> bool:
-    """Whether the change of a parameter can run beside it: a linear's own, which no other module reads."""
+    """Whether a change can run beside the parameter: a linear's own, which no other module reads, or a stack's."""
     module, leaf = stored.owner(model, name)
+    if is_stack(module):
+        return leaf == DOWN and stored.indexed(name)[1] is not None
     param = model.get_parameter(name)
     readers = [n for n, p in model.named_parameters(remove_duplicate=False) if p is param]
     return stored.is_linear(module) and leaf in ("weight", "bias") and len(readers) == 1
 
 
-def _side_product(model: nn.Module, name: str, w: Weight) -> Any:
-    """Context manager: the linear outputs y + x Δᵀ, for weights that are offloaded, quantised or too coarse."""
-    module, leaf = stored.owner(model, name)
-    if leaf != "bias" and not (leaf == "weight" and stored.is_linear(module)):
-        raise stored.refusal(model, name, "belongs to no linear layer, beside which its change could run")
+def _side_products(model: nn.Module, weights: Mapping[str, Weight]) -> list[Any]:
+    """Context managers: linears output y + x Δᵀ, and stacks of experts y + Σ g x Δᵀ over the tokens of each expert.
 
+    For weights that are offloaded, quantised or too coarse.
+    """
+    stacks: dict[nn.Module, dict[int, Weight]] = {}
+    contexts: list[Any] = []
+    for name, w in weights.items():
+        module, leaf = stored.owner(model, name)
+        index = stored.indexed(name)[1]
+        if index is not None and leaf == DOWN and is_stack(module):
+            stacks.setdefault(module, {})[index] = w
+        elif leaf == "bias" or (leaf == "weight" and stored.is_linear(module)):
+            contexts.append(_beside_linear(module, leaf, w))
+        else:
+            raise stored.refusal(model, name, "belongs to no linear layer, beside which its change could run")
+    return [*contexts, *(_beside_experts(module, changes) for module, changes in stacks.items())]
+
+
+def _beside_linear(module: nn.Module, leaf: str, w: Weight) -> Any:
     def add(args: hooks.Args, kwargs: hooks.Kwargs, y: Tensor) -> Tensor:
         nonlocal w
         wide = at_least_float32(y)
         w = w.to(wide)  # moved once
-        if isinstance(w, LowRank):
-            return (wide + w.product(args[0].to(wide))).to(y)
-        return (wide + (w if leaf == "bias" else args[0].to(wide) @ w.T)).to(y)
+        if leaf == "bias":
+            return (wide + (w if isinstance(w, Tensor) else w.dense())).to(y)
+        return (wide + _product(w, args[0].to(wide))).to(y)
 
     return hooks.after(module, add)
+
+
+def _beside_experts(module: nn.Module, changes: dict[int, Weight]) -> Any:
+    def add(args: hooks.Args, kwargs: hooks.Kwargs, y: Tensor) -> Tensor:
+        wide = at_least_float32(y).reshape(-1, y.shape[-1])
+        for call in routed(module, args, kwargs, only=changes):
+            w = changes[call.expert] = changes[call.expert].to(wide)  # moved once
+            wide = wide.index_add(0, call.rows, _product(w, call.keys.to(wide)))
+        return wide.view_as(y).to(y)
+
+    return hooks.after(module, add)
+
+
+def _product(w: Weight, x: Tensor) -> Tensor:
+    """x Δᵀ for x (…, in). (…, out)."""
+    return w.product(x) if isinstance(w, LowRank) else x @ w.T
 
 
 def trainable(lm: HFLM, names: Iterable[str]) -> dict[str, Tensor]:
@@ -317,5 +381,9 @@ def difference(lm: HFLM, weights: Mapping[str, Tensor]) -> Delta:
     changes: dict[str, Weight] = {}
     for name, value in weights.items():
         change = value.detach() - lm.model.get_parameter(name).detach().to(value)
-        changes[name] = oriented(lm.model, name, change).contiguous().cpu()
+        change = oriented(lm.model, name, change).cpu()
+        if change.ndim == 3:  # of a stack of experts, those that saw a token
+            changes |= {f"{name}[{e}]": matrix.contiguous() for e, matrix in enumerate(change) if matrix.any()}
+        else:
+            changes[name] = change.contiguous()
     return Delta(changes)

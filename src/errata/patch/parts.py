@@ -17,6 +17,7 @@ from errata.model import hooks, weights
 from errata.model.hf import HFLM
 from errata.model.lm import LM, Call
 from errata.model.passes import hidden_of, unflattened, with_hidden
+from errata.model.projection import flow_shape
 from errata.patch.schema import Saved, Sizes, bound
 from errata.printable import shown
 
@@ -129,6 +130,9 @@ def widths(lm: HFLM, path: str, kind: str) -> tuple[int | None, int | None]:
     Raises :class:`WrongModel`, about a part of that kind, where the model has no such module.
     """
     try:
+        if weights.indexed(path)[1] is not None:  # one matrix of a stack of experts
+            out, into = weights.shape_of(lm.model, path)
+            return out, into
         module = lm.model.get_submodule(path)
     except AttributeError as error:
         raise WrongModel(
@@ -137,6 +141,8 @@ def widths(lm: HFLM, path: str, kind: str) -> tuple[int | None, int | None]:
     if weights.is_linear(module):
         out, into = weights.shape_of(lm.model, f"{path}.weight")
         return out, into
+    if path in lm.sites.mlp_out:
+        return flow_shape(lm.model, lm.sites, path)
     hidden: int | None = getattr(lm.config, "hidden_size", None) if path in lm.sites.layer else None
     return hidden, hidden
 

@@ -28,8 +28,10 @@ from errata.methods.texts import contexts_of, openings
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.passes import float64_device
-from errata.patch.delta import Delta, LowRank, Weight, weight_shape
-from errata.patch.memory import GRAM, KEYS, remember
+from errata.model.projection import KEYS, Projection, stem
+from errata.patch.delta import Delta, LowRank, Weight
+from errata.patch.memory import GRAM, remember
+from errata.patch.memory import KEYS as REMEMBERED
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -102,9 +104,9 @@ class ClosedForm(TargetSettings):
         """The layers that are edited where the settings name none."""
         return critical_layers(lm.model, lm.sites)
 
-    def default_lam(self, lm: HFLM, state: State, path: str) -> float:
-        """λ for the down projection at ``path`` where the settings give none."""
-        return self.LAM * weight_shape(lm, f"{path}.weight")[1]
+    def default_lam(self, lm: HFLM, state: State, width: int) -> float:
+        """λ for a down projection with keys of this width where the settings give none."""
+        return self.LAM * width
 
     def target_site(self, lm: HFLM, layer: int) -> InterventionSite:
         """Where δ is added: at the block's output, or where a norm follows the down projection at its own."""
@@ -138,10 +140,12 @@ class ClosedForm(TargetSettings):
         """(n, d): what the values of the keys lack; ``moved`` is what the layer's share of the target asks for."""
         return moved
 
-    def change(self, inverse: Tensor, key: SubjectReadings, residual: Tensor) -> LowRank:
-        """ΔW (d, f) that adds the ``residual`` (n, d) to the values of the keys."""
+    def change(
+        self, inverses: Sequence[Tensor], keys: Sequence[SubjectReadings], residual: Tensor
+    ) -> Sequence[LowRank]:
+        """ΔW (d, f) of each weight of a down projection: together they add the ``residual`` (n, d) to the values."""
         assert self.lam is not None
-        return solve.least_squares(inverse, key.mean.T, residual.T, self.lam)
+        return solve.least_squares(inverses, [key.mean.T for key in keys], residual.T, self.lam)
 
     # The two verbs ------------------------------------------------------------------------------------
 
@@ -181,14 +185,13 @@ class ClosedForm(TargetSettings):
                 f"several layers add up to cannot be told. Edit one (layers=({layers[-1]},)), or name the norms: "
                 "errata.load(model, sites=dataclasses.replace(lm.sites, mlp_norm=(...)))"
             )
-        path = lm.sites.mlp_out[layers[-1]]
-        width, _ = weight_shape(lm, f"{path}.weight")
+        width, key_width = Projection.of(lm.sites, layers[-1]).shape(lm.model)
         length = state.info["norms"][measured_at(lm, layers[-1])]
         return replace(
             self,
             layers=layers,
             lr=self.RATE * length / width**0.5 if self.lr is None else self.lr,
-            lam=self.default_lam(lm, state, path) if self.lam is None else self.lam,
+            lam=self.default_lam(lm, state, key_width) if self.lam is None else self.lam,
         )
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
@@ -221,12 +224,13 @@ class ClosedForm(TargetSettings):
             turns.insert(-1, (layers[-2], 1))
         residuals: dict[int, Tensor] = {}
         changes: dict[str, Weight] = {}
-        keys: dict[int, Tensor] = {}
+        keys: dict[str, Tensor] = {}
         for layer, left in turns:
             path, outlet = lm.sites.mlp_out[layer], outlets[layer]
-            key, value = (path, "in"), (path, "out")
+            value = (path, "out")
             with context.edited() as edited:
-                read = self._read(edited, context, [key, value], [last.outside, last.inside, outlet.inside])
+                read = self._read(edited, context, [(path, KEYS), value], [last.outside, last.inside, outlet.inside])
+            of_weight = {name: r for (name, side), r in read.items() if side == KEYS and r.mean.any()}
             inside, lacking = read[outlet.inside].bare, wanted - read[last.outside].bare
             unmet, like = last.unmet(read[last.inside].bare, lacking / left), inside
             if layer == layers[-1]:
@@ -237,13 +241,16 @@ class ClosedForm(TargetSettings):
                 moved = unmet
             residual = self.residual(targets, outlet.change(inside, moved, like), read[value])
             residuals[layer] = residuals.get(layer, 0) + residual
-            change = self.change(self._inverse(context, layer), read[key], residuals[layer])
-            changes[f"{path}.weight"] = LowRank(change.a.float(), change.b.float()).compact()
+            inverses = [self._inverse(context, name) for name in of_weight]
+            found = self.change(inverses, list(of_weight.values()), residuals[layer])
+            for name, change in zip(of_weight, found, strict=True):
+                changes[name] = LowRank(change.a.float(), change.b.float()).compact()
             context.changes = before + Delta(changes)
-            keys[layer] = read[key].mean.float()
+            keys |= {name: readings.mean.float() for name, readings in of_weight.items()}
         if self.history:
-            for layer in layers:
-                self._remember(context, layer, keys[layer])
+            for name, read_keys in keys.items():
+                if len(seen := read_keys[read_keys.any(1)]):
+                    self._remember(context, name, seen)
 
     # Targets ------------------------------------------------------------------------------------------
 
@@ -295,32 +302,30 @@ class ClosedForm(TargetSettings):
             lm, context.edits, context.contexts, sites, bare=bare, by_context_type=self.by_context_type
         )
 
-    def _running(self, context: EditContext, layer: int) -> solve.RunningInverse:
-        path = context.lm.sites.mlp_out[layer]
-
+    def _running(self, context: EditContext, weight: str) -> solve.RunningInverse:
         def make() -> solve.RunningInverse:
-            c = context.state.tensors[f"C/{path}"]
+            c = context.state.tensors[f"C/{stem(weight)}"]
             metric = self.metric(c.to(float64_device(context.lm.device)))
             return solve.RunningInverse(metric.cpu())  # 8 f² bytes a layer: 1.6 GB in Llama 3 8B
 
-        return context.state.once(f"{self.metric_name}/{path}", make)
+        return context.state.once(f"{self.metric_name}/{stem(weight)}", make)
 
-    def _inverse(self, context: EditContext, layer: int) -> Tensor:
+    def _inverse(self, context: EditContext, weight: str) -> Tensor:
         """(f, f): the metric, with the keys of earlier edits where they count."""
         assert self.lam is not None
-        running, path = self._running(context, layer), context.lm.sites.mlp_out[layer]
+        running, path = self._running(context, weight), stem(weight)
         if not self.history:
             return running.initial
         memory = context.prior.memory
-        return running.after(memory.get(KEYS + path), memory.get(GRAM + path), self.lam)
+        return running.after(memory.get(REMEMBERED + path), memory.get(GRAM + path), self.lam)
 
-    def _remember(self, context: EditContext, layer: int, keys: Tensor) -> None:
-        """Adds the new keys (n, f) to the memory, and to the running inverse."""
+    def _remember(self, context: EditContext, weight: str, keys: Tensor) -> None:
+        """Adds the new keys (n, f) of a weight to the memory, and to the running inverse."""
         assert self.lam is not None
-        path = context.lm.sites.mlp_out[layer]
+        path = stem(weight)
         context.memory = remember(context.memory, path, keys)
-        memory = context.memory[GRAM + path if GRAM + path in context.memory else KEYS + path]
-        self._running(context, layer).add(keys, memory, self.lam)
+        memory = context.memory[GRAM + path if GRAM + path in context.memory else REMEMBERED + path]
+        self._running(context, weight).add(keys, memory, self.lam)
 
 
 def measured_at(lm: HFLM, layer: int) -> str:

@@ -1,6 +1,6 @@
 """What flows at each subject's last token: the keys of edits, and the values and hidden states beside them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from errata.types import Edit
 
 CHUNK = 64  # facts whose keys are read together
 
-Site = tuple[str, str]  # path of a module, and "in" or "out"
+Site = tuple[str, str]  # as for HFLM.read
 
 
 def check_reads_subjects(lm: HFLM) -> None:
@@ -49,17 +49,29 @@ def read_at_subjects(
     empty_weight = 0.5 if by_context_type and others else 1 / len(contexts)
     sites = list(dict.fromkeys(sites))
     all_sites = list(dict.fromkeys([*sites, *bare]))
-    chunks: dict[Site, list[tuple[Tensor, Tensor]]] = {site: [] for site in all_sites}
+    alone = {site for site in all_sites if site not in sites}
+    chunks: list[tuple[int, dict[Site, tuple[Tensor, Tensor]]]] = []
     for start in range(0, len(edits), CHUNK):
         chunk = edits[start : start + CHUNK]
         first = _read(lm, chunk, contexts[:1], all_sites)
         rest = _read(lm, chunk, contexts[1:], sites) if others else {}
-        for site, values in first.items():
-            mean = values[:, 0]
-            if site in rest:
-                mean = empty_weight * mean + (1 - empty_weight) * rest[site].mean(1)
-            chunks[site].append((values[:, 0], mean))
-    return {site: SubjectReadings(*map(torch.cat, zip(*parts, strict=True))) for site, parts in chunks.items()}
+        read: dict[Site, tuple[Tensor, Tensor]] = {}
+        for site in dict.fromkeys([*first, *rest]):  # an expert may be asked in some contexts alone
+            values = first[site][:, 0] if site in first else torch.zeros_like(rest[site][:, 0])
+            mean = values
+            if others and site not in alone:
+                away = rest[site].mean(1) if site in rest else torch.zeros_like(values)
+                mean = empty_weight * values + (1 - empty_weight) * away
+            read[site] = values, mean
+        chunks.append((len(chunk), read))
+    return {site: _joined(site, chunks) for site in dict.fromkeys(site for _, read in chunks for site in read)}
+
+
+def _joined(site: Site, chunks: Sequence[tuple[int, Mapping[Site, tuple[Tensor, Tensor]]]]) -> SubjectReadings:
+    """The readings of all chunks, zero in those whose facts a site did not see."""
+    (like, _) = next(read[site] for _, read in chunks if site in read)
+    parts = [read.get(site, (like.new_zeros(n, like.shape[1]),) * 2) for n, read in chunks]
+    return SubjectReadings(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _read(lm: HFLM, edits: Sequence[Edit], contexts: Sequence[str], sites: Sequence[Site]) -> dict[Site, Tensor]:

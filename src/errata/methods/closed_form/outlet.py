@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from errata.methods.closed_form.keys import Site
 from errata.model.hf import HFLM
-from errata.patch.delta import weight_shape
+from errata.model.projection import Projection
 
 HALVINGS = 60  # of the interval that holds a multiplier: to float64's precision
 
@@ -90,7 +90,7 @@ class Outlet:
         path = lm.sites.mlp_norm[layer] if lm.sites.mlp_norm else None
         if path is None:
             return cls.own(lm, layer)
-        width, _ = weight_shape(lm, f"{value[0]}.weight")
+        width, _ = Projection.of(lm.sites, layer).shape(lm.model)
         return cls((path, "in"), block, norm=Norm.of(lm.model.get_submodule(path), width))
 
     def moved(self, x: Tensor, change: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """ROME and r-ROME: one fact at a time, exactly, in one layer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -67,7 +68,7 @@ class ROME(ClosedForm):
         return (critical_layer(lm.model, lm.sites),)
 
     @override
-    def default_lam(self, lm: HFLM, state: State, path: str) -> float:
+    def default_lam(self, lm: HFLM, state: State, width: int) -> float:
         return 0.0
 
     @override
@@ -76,11 +77,13 @@ class ROME(ClosedForm):
         return targets.delta + (value.bare - value.mean if self.keys == "averaged" else 0.0)
 
     @override
-    def change(self, inverse: Tensor, key: SubjectReadings, residual: Tensor) -> LowRank:
+    def change(
+        self, inverses: Sequence[Tensor], keys: Sequence[SubjectReadings], residual: Tensor
+    ) -> Sequence[LowRank]:
         assert self.lam is not None
-        direction = key.bare if self.keys == "bare" else key.mean
-        met_at = key.mean if self.keys == "averaged" else key.bare
-        return solve.least_squares(inverse, direction.T, residual.T, self.lam, met_at.T)
+        direction = [(key.bare if self.keys == "bare" else key.mean).T for key in keys]
+        met_at = [(key.mean if self.keys == "averaged" else key.bare).T for key in keys]
+        return solve.least_squares(inverses, direction, residual.T, self.lam, met_at)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ that has float64.
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -119,18 +120,28 @@ def _root(gram: Tensor) -> Tensor:
 
 
 def least_squares(
-    inverse: Tensor, keys: Tensor, residuals: Tensor, lam: float, met_at: Tensor | None = None
-) -> LowRank:
-    """Δ (d, f) of rank n, for C⁻¹ (f, f), keys (f, n) and residuals (d, n).
+    inverses: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    residuals: Tensor,
+    lam: float,
+    met_at: Sequence[Tensor] | None = None,
+) -> list[LowRank]:
+    """Δ (d, f) of rank n for each weight, from C⁻¹ (f, f) and keys (f, n) of each, and residuals (d, n) of their sum.
 
-    ``met_at`` are the keys at which Δ gives the residuals where they are others than those of the direction (ROME's
-    released code: direction of the averaged key, equation at the bare one).
+    A single linear has one weight. In a mixture of experts K is their keys one below the other, and C is taken as zero
+    between two experts; a weight's rank is the number of facts that it saw. ``met_at`` are the keys at which Δ gives
+    the residuals where they are others than those of the direction (ROME's released code: direction of the averaged
+    key, equation at the bare one).
     """
-    k, r = keys.to(inverse), residuals.to(inverse)
-    met_at = k if met_at is None else met_at.to(inverse)
-    x = inverse @ k  # (f, n)
-    inner = lam * torch.eye(k.shape[1]).to(inverse) + x.T @ met_at  # (n, n)
-    return LowRank(_divided(r, inner).contiguous().cpu(), x.T.contiguous().cpu())
+    r = residuals.to(inverses[0])
+    x = [inverse @ k.to(inverse) for inverse, k in zip(inverses, keys, strict=True)]  # (f, n) each
+    products = [part.T @ met.to(part) for part, met in zip(x, met_at or keys, strict=True)]
+    a = _divided(r, lam * torch.eye(r.shape[1]).to(r) + torch.stack(products).sum(0))  # (d, n)
+    seen = [part.any(0) for part in x]  # (n,) each
+    return [
+        LowRank(a[:, facts].contiguous().cpu(), part.T[facts].contiguous().cpu())
+        for part, facts in zip(x, seen, strict=True)
+    ]
 
 
 def _divided(r: Tensor, inner: Tensor) -> Tensor:

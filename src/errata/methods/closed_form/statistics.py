@@ -1,14 +1,18 @@
 """Statistics of a model that closed forms need: the second moments of keys, and the lengths of hidden states."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from errata.methods.base import State, cached_state
 from errata.methods.texts import pieces_of, sampled_texts
 from errata.model.hf import HFLM
+from errata.model.projection import KEYS, Projection, stem
 from errata.model.second_moment import second_moments
+from errata.model.weights import shape_of
 from errata.patch.delta import weight_shape
 from errata.patch.schema import Floats
 
@@ -19,14 +23,14 @@ NORM_PIECES = 64  # pieces of text in which the size of hidden states is measure
 
 
 def key_statistics(lm: HFLM, layers: Sequence[int], data: Iterable[str] | None, seed: int) -> State:
-    """A state with ``C`` (f, f) of the down projection of each layer, float32, and how many tokens went in.
+    """A state with ``C`` (f, f) of each weight of the layers' down projections, float32, and how many tokens went in.
 
     ``data`` are texts; else those that go with the model; else text sampled from the model itself, which is logged.
     Cached on disk: the same model, layers and texts are read once.
     """
-    paths = [lm.sites.mlp_out[layer] for layer in layers]
-    width = max(weight_shape(lm, f"{path}.weight")[1] for path in paths)
-    tokens_needed = PER_DIMENSION * width
+    projections = [Projection.of(lm.sites, layer) for layer in layers]
+    paths = [projection.path for projection in projections]
+    tokens_needed = max(_tokens_needed(lm, projection) for projection in projections)
     texts, pieces = data, None
     if data is not None:
         source = "given"
@@ -40,10 +44,11 @@ def key_statistics(lm: HFLM, layers: Sequence[int], data: Iterable[str] | None, 
 
     def make() -> State:
         read = list(pieces_of(lm, sampled_texts(lm, seed), tokens_needed)) if pieces is None else pieces
-        moments, tokens = second_moments(lm, read, paths)
+        moments, seen = second_moments(lm, read, paths)
+        tokens = sum(map(len, read))
         norms = typical_norms(lm, read[:: max(1, len(read) // NORM_PIECES)], layers)
-        if tokens < width:
-            log.warning("only %d tokens for keys of %d dimensions: give more text for better edits", tokens, width)
+        for projection in projections:
+            moments |= _completed(lm, projection, moments, seen)
         info = {
             "model": {"name": lm.name, "fingerprint": lm.fingerprint},
             "what": "key second moments",
@@ -52,10 +57,54 @@ def key_statistics(lm: HFLM, layers: Sequence[int], data: Iterable[str] | None, 
             "layers": list(layers),
             "norms": norms,
         }
-        return State({f"C/{path}": moment for path, moment in moments.items()}, info)
+        return State({f"C/{stem(name)}": moment for name, moment in moments.items()}, info)
 
     content = [lm.fingerprint, paths, source, tokens_needed, pieces]
     return cached_state("keys", content, make, lambda state: check_statistics(lm, layers, state))
+
+
+def _tokens_needed(lm: HFLM, projection: Projection) -> int:
+    """So many that each weight of a down projection sees PER_DIMENSION of them for each dimension of its keys.
+
+    Of a mixture's experts a token reaches a few; how many, one that is read tells.
+    """
+    names = projection.weights(lm.model)
+    width = max(shape_of(lm.model, name)[1] for name in names)
+    if len(names) == 1:
+        return PER_DIMENSION * width
+    reached = lm.read([[lm.tokens.fill]], [[0]], [(projection.path, KEYS)])
+    return PER_DIMENSION * width * len(names) // len(reached)
+
+
+def _completed(
+    lm: HFLM, projection: Projection, moments: Mapping[str, Tensor], seen: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """C of each weight of a down projection, of those too that saw few tokens or none; which these are is logged.
+
+    In the directions that an expert did not see C is what it is for the others in the mean: as a share of f tokens
+    lacks, that share of their mean eigenvalue is added to each of its own.
+    """
+    model = lm.model
+    names = projection.weights(model)
+    widths = {name: shape_of(model, name)[1] for name in names}
+    few = [name for name in names if seen.get(name, 0) < widths[name]]
+    if not few:
+        return {}
+    numbers = ", ".join(f"{name} {seen.get(name, 0)}" for name in few[:4]) + (" and more" if len(few) > 4 else "")
+    log.warning(
+        "fewer tokens than dimensions of their keys (%d) were seen by %d of %d weights (%s): give more text for better "
+        "edits",
+        *(max(widths[name] for name in few), len(few), len(names), numbers),
+    )
+    if len(names) == 1:
+        return {}
+    mean = sum(float(moments[name].trace()) / widths[name] for name in names if name in moments) / len(names)
+    completed: dict[str, Tensor] = {}
+    for name in few:
+        f = widths[name]
+        known = moments.get(name, torch.zeros(f, f))
+        completed[name] = known + (1 - seen.get(name, 0) / f) * mean * torch.eye(f)
+    return completed
 
 
 class KeyStatistics(TypedDict):
@@ -67,9 +116,8 @@ class KeyStatistics(TypedDict):
 
 def check_statistics(lm: HFLM, layers: Sequence[int], state: State) -> None:
     """Raises :class:`BadInput` unless the state holds C of each of the layers."""
-    for layer in layers:
-        path = lm.sites.mlp_out[layer]
-        state.tensor(f"C/{path}", Floats("f f"), f=weight_shape(lm, f"{path}.weight")[1])
+    for name in (name for layer in layers for name in Projection.of(lm.sites, layer).weights(lm.model)):
+        state.tensor(f"C/{stem(name)}", Floats("f f"), f=weight_shape(lm, name)[1])
 
 
 def typical_norms(lm: HFLM, pieces: Sequence[Sequence[int]], layers: Sequence[int]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from errata.methods.closed_form.search import GroupSearch, SearchResult
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
-from errata.patch.delta import weight_shape
+from errata.model.projection import Projection
 from errata.types import Edit
 
 LAST_PART = 4  # a group is left when only a quarter of it still runs; the rest of all groups is searched together
@@ -67,4 +67,4 @@ def _groups(rows: Sequence[FactRows], facts: Iterable[int], budget: int) -> Iter
 
 
 def _hidden_width(lm: HFLM) -> int:
-    return weight_shape(lm, f"{lm.sites.mlp_out[0]}.weight")[0]
+    return Projection.of(lm.sites, 0).shape(lm.model)[0]

@@ -28,7 +28,7 @@ from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
-from errata.patch.delta import weight_shape
+from errata.model.projection import flow_shape
 from errata.patch.parts import output_replaced, widths
 from errata.patch.schema import APART, Declared, Floats, Ints, Length, Number
 from errata.printable import shown
@@ -259,7 +259,7 @@ class MELO(CodebookMethod):
 
     @override
     def empty(self, lm: HFLM, state: State) -> MeloClusters:
-        d, _ = weight_shape(lm, f"{self.site(lm)}.weight")
+        d, _ = flow_shape(lm.model, lm.sites, self.site(lm))
         layers, targets = list(self.layers or ()), [str(target) for target in self.targets]
         blocks = LoRABlocks(rank=self.rank, layers=layers, targets=targets, of=torch.empty(0, dtype=torch.long))
         return MeloClusters(self.site(lm), (), self.keys(d), blocks)
@@ -282,7 +282,7 @@ class MELO(CodebookMethod):
 
     def _trained(self, lm: HFLM, groups: Sequence[Group], sizes: Mapping[str, Sequence[float]]) -> dict[str, Factors]:
         """Path -> for each group of edits an A and a B with which the model gives their targets."""
-        shapes = {path: weight_shape(lm, f"{path}.weight") for path in sizes}  # (out, in)
+        shapes = {path: flow_shape(lm.model, lm.sites, path) for path in sizes}  # (out, in)
         units = {  # so that A x is near 1
             path: (1 / (size[0] * shapes[path][1] ** 0.5), size[1]) for path, size in sizes.items()
         }

@@ -17,7 +17,7 @@ from errata.methods.memory.log import EditLog, EditRecord
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.lm import Call
-from errata.patch.delta import weight_shape
+from errata.model.projection import flow_shape
 from errata.patch.parts import output_replaced
 from errata.patch.schema import Floats
 
@@ -78,7 +78,7 @@ class ValueMethod(CodebookMethod):
 
     @override
     def empty(self, lm: HFLM, state: State) -> EditMemory[Any, Any]:
-        d, f = weight_shape(lm, f"{self.site(lm)}.weight")
+        d, f = flow_shape(lm.model, lm.sites, self.site(lm))
         values = Values(replace=self.replace, add=self.add, values=torch.empty(0, d))
         return self.part(self.site(lm), (), self.keys(f), values)
 

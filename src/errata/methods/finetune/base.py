@@ -15,6 +15,7 @@ from errata.methods.finetune.descent import Descent, Logits, Penalty
 from errata.methods.settings import setting
 from errata.model import hooks
 from errata.model.hf import HFLM
+from errata.model.projection import Projection
 from errata.patch.delta import difference, trainable
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -47,8 +48,8 @@ class FineTuning(Descent):
         layer = self.default_layer(lm) if self.layer is None else self.layer
         if not 0 <= layer < lm.sites.depth:
             raise BadInput(f"{self.name}'s layer must lie within 0 to {lm.sites.depth - 1}; found {layer}")
-        (weight,) = (w.detach() for w in trainable(lm, [weight_of(lm, layer)]).values())
-        scale = float(weight.float().square().mean().sqrt())
+        entries = torch.cat([w.detach().flatten() for w in trainable(lm, weights_of(lm, layer)).values()])
+        scale = float(entries.float().square().mean().sqrt())
         return replace(
             self,
             layer=layer,
@@ -60,7 +61,7 @@ class FineTuning(Descent):
         assert self.layer is not None
         penalty = self.penalty(lm, state)
         with prior.without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
-            weights = trainable(edited, [weight_of(lm, self.layer)])
+            weights = trainable(edited, weights_of(lm, self.layer))
             logits = partial(edited.target_logits, weights=weights)
             self.learn(edited, logits, edits, list(weights.values()), penalty)
             return prior + Patch((difference(edited, weights),))
@@ -85,6 +86,6 @@ class FineTuning(Descent):
                     w.clamp_(w0 - self.box, w0 + self.box)
 
 
-def weight_of(lm: HFLM, layer: int) -> str:
-    """The name of a layer's down projection."""
-    return f"{lm.sites.mlp_out[layer]}.weight"
+def weights_of(lm: HFLM, layer: int) -> list[str]:
+    """The names of a layer's down projection's parameters: one, or in a mixture of experts their stack and others."""
+    return Projection.of(lm.sites, layer).parameters(lm.model)

@@ -13,14 +13,15 @@ from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
 from errata.methods.base import State, cached_state
-from errata.methods.finetune.base import FineTuning, weight_of
+from errata.methods.finetune.base import FineTuning, weights_of
 from errata.methods.finetune.descent import Penalty
 from errata.methods.losses import token_losses
 from errata.methods.settings import setting
 from errata.methods.texts import pieces_of, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.patch.delta import oriented, trainable, weight_shape
+from errata.model.weights import shape_of
+from errata.patch.delta import oriented, trainable
 from errata.patch.schema import Floats
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class EWC(FineTuning):
         pieces = [piece for piece in islice(pieces_of(lm, texts, None), self.samples) if len(piece) > 1]
         if not pieces:
             raise BadInput("no text of two tokens or more to measure F on; give longer texts")
-        name = weight_of(lm, layer)
+        names = weights_of(lm, layer)
 
         def make() -> State:
             info = {
@@ -74,10 +75,11 @@ class EWC(FineTuning):
                 "texts": len(pieces),
                 "tokens": sum(map(len, pieces)) / len(pieces),
             }
-            return State({f"F/{name}": oriented(lm.model, name, fisher(lm, name, pieces)).cpu().contiguous()}, info)
+            found = fisher(lm, names, pieces)
+            return State({f"F/{n}": oriented(lm.model, n, f).cpu().contiguous() for n, f in found.items()}, info)
 
-        content = ["fisher", lm.fingerprint, name, pieces]
-        return cached_state("fisher", content, make, lambda state: _fisher_of(lm, name, state))
+        content = ["fisher", lm.fingerprint, names, pieces]
+        return cached_state("fisher", content, make, lambda state: [_fisher_of(lm, name, state) for name in names])
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
@@ -89,31 +91,36 @@ class EWC(FineTuning):
     def penalty(self, lm: HFLM, state: State) -> Penalty | None:
         """(λ/2) Σ F (θ − θ₀)²."""
         assert self.layer is not None and self.lam is not None
-        lam, name = self.lam, weight_of(lm, self.layer)
-        (theta0,) = (w.detach() for w in trainable(lm, [name]).values())
-        f = oriented(lm.model, name, _fisher_of(lm, name, state)).to(theta0)
-        return lambda weights: lam / 2 * (f * (weights[0] - theta0).square()).sum()
+        lam, start = self.lam, {name: w.detach() for name, w in trainable(lm, weights_of(lm, self.layer)).items()}
+        f = [oriented(lm.model, name, _fisher_of(lm, name, state)).to(theta0) for name, theta0 in start.items()]
+
+        def penalty(weights: Sequence[Tensor]) -> Tensor:
+            pulls = [(fi * (w - w0).square()).sum() for fi, w, w0 in zip(f, weights, start.values(), strict=True)]
+            return lam / 2 * torch.stack(pulls).sum()
+
+        return penalty
 
 
 def _fisher_of(lm: HFLM, name: str, state: State) -> Tensor:
-    """F of a state, (out, in). Raises :class:`BadInput` where it has none of that size."""
-    out, into = weight_shape(lm, name)
-    return state.tensor(f"F/{name}", Floats("out in"), **{"out": out, "in": into})
+    """F of a state, (out, in) or (E, out, in). Raises :class:`BadInput` where it has none of that size."""
+    sizes = dict(zip(("in", "out", "experts"), reversed(shape_of(lm.model, name)), strict=False))
+    return state.tensor(f"F/{name}", Floats(" ".join(reversed(sizes))), **sizes)
 
 
-def fisher(lm: HFLM, name: str, pieces: Sequence[Sequence[int]]) -> Tensor:
-    """F of a parameter, in its own shape: mean over texts of the squared gradient of each text's log p.
+def fisher(lm: HFLM, names: Sequence[str], pieces: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """F of some parameters, in their own shapes: mean over texts of the squared gradient of each text's log p.
 
     The empirical Fisher information: the texts' own tokens, squared text by text and only then averaged. An
     encoder-decoder reads the first half of a text and predicts the second.
     """
-    total = torch.zeros(())
     with hooks.frozen(lm.model):
-        weights = trainable(lm, [name])
+        weights = trainable(lm, names)
+        totals = {name: torch.zeros_like(w) for name, w in weights.items()}
         for ids in pieces:
             given = len(ids) // 2 if lm.seq2seq else 1
             logits = lm.target_logits([(ids[:given], ids[given:])], weights)
             loss = token_losses(logits, torch.tensor(ids[given:], device=logits.device)).sum()
-            (gradient,) = torch.autograd.grad(loss, list(weights.values()))
-            total = total.to(gradient) + gradient.square()
-    return total / len(pieces)
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+            for total, gradient in zip(totals.values(), gradients, strict=True):
+                total += gradient.square()
+    return {name: total.detach() / len(pieces) for name, total in totals.items()}

@@ -19,6 +19,7 @@ from errata.methods.finetune.descent import Descent
 from errata.methods.settings import setting
 from errata.model import hooks
 from errata.model.hf import HFLM
+from errata.model.projection import linears_of
 from errata.patch.delta import Delta, LowRank, oriented
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -65,13 +66,15 @@ class LoRA(Descent):
         return replace(self, layers=layers)
 
     def paths(self, lm: HFLM) -> list[str]:
-        """The linear layers that get factors."""
+        """The linear layers that get factors; for the MLP of a mixture of experts see :func:`linears_of`."""
         paths: list[str] = []
         for target in self.targets:
             for layer in self.layers or ():
                 linear = getattr(lm.sites, target)[layer]  # a path, or the paths of a gated MLP's two
+                if target != "attn_out" and lm.sites.experts_of(layer):
+                    linear = linears_of(lm.sites, layer)
                 paths += [linear] if isinstance(linear, str) else linear
-        return paths
+        return list(dict.fromkeys(paths))
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         examples = self.examples(lm, edits, [edit.target_new for edit in edits])

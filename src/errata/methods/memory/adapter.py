@@ -209,10 +209,10 @@ class EditMemory(Adapter, Generic[L, P]):
 
     @override
     def check_model(self, lm: HFLM) -> None:
-        """It sits at a linear layer, and the ids of its log are the model's."""
+        """It sits at a linear layer or a mixture of experts, and the ids of its log are the model's."""
         super().check_model(lm)
         for path in (self.site, self.reads or self.site):
-            if not is_linear(lm.model.get_submodule(path)):
+            if not is_linear(lm.model.get_submodule(path)) and path not in lm.sites.mlp_out:
                 raise WrongModel(f"the {self.kind} part of this patch sits at {path}, which is no linear layer here")
         highest = max((i for record in self.log for i in (*record.prompt_ids, *record.target_ids)), default=0)
         if highest >= (known := getattr(lm.config, "vocab_size", highest + 1)):

@@ -17,8 +17,8 @@ from errata.methods.settings import setting
 from errata.methods.texts import openings
 from errata.model import hooks
 from errata.model.hf import HFLM
+from errata.model.projection import flow_shape
 from errata.model.sites import Sites
-from errata.patch.delta import weight_shape
 from errata.patch.patch import Patch
 from errata.patch.schema import Sizes
 from errata.types import Edit
@@ -87,7 +87,7 @@ class MemoryMethod(Method):
 
     @override
     def state_sizes(self, lm: HFLM) -> Sizes:
-        return dict(zip(("out", "in"), weight_shape(lm, f"{self.site(lm)}.weight"), strict=True))
+        return dict(zip(("out", "in"), flow_shape(lm.model, lm.sites, self.site(lm)), strict=True))
 
     def filled(self, **values: Any) -> Self:
         """The method with these values for settings that are None."""

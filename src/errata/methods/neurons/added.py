@@ -19,7 +19,7 @@ from errata.methods.memory.log import EditLog
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
-from errata.patch.delta import weight_shape
+from errata.model.projection import flow_shape
 from errata.patch.schema import Floats, Ints
 
 Activation = Literal["relu", "gelu"]
@@ -52,7 +52,7 @@ class Neurons(Payload):
     def empty(cls, lm: HFLM, layer: int, act: Activation) -> Self:
         """No neurons, beside the MLP of a layer."""
         reads, none = lm.sites.mlp_in[layer][0], torch.empty(0)
-        d, out = weight_shape(lm, f"{reads}.weight")[1], weight_shape(lm, f"{lm.sites.mlp_out[layer]}.weight")[0]
+        d, out = flow_shape(lm.model, lm.sites, reads)[1], flow_shape(lm.model, lm.sites, lm.sites.mlp_out[layer])[0]
         keys, values = torch.empty(0, d), torch.empty(0, out)
         ids = {"owner": none.long(), "groups": none.long()}
         return cls(reads=reads, act=act, keys=keys, biases=none, values=values, queries=keys, **ids)

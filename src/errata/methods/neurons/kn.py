@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput, Unsupported
-from errata.locate.attribution import Neuron, attributions, down_projection, shared, strongest
+from errata.locate.attribution import Neuron, attributions, check_attributes, down_projection, shared, strongest
 from errata.methods.base import Method, State, Tags, cached_state
 from errata.methods.phrasings import facts_of, group_index, rephrased, templates_of
 from errata.methods.settings import setting
@@ -84,7 +84,7 @@ class KN(Method):
     family: ClassVar[str] = "neuron attribution"
     paper: ClassVar[str] = "Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv:2104.08696"
     stores: ClassVar[str] = "changed columns of down projections"
-    tags: ClassVar[Tags] = Tags(quick={"phrasings": 1, "points": 5})
+    tags: ClassVar[Tags] = Tags(quick={"phrasings": 1, "points": 5}, mixtures=False)
     holds: ClassVar[type[Any] | None] = Groups
 
     mode: Literal["update", "erase"] = setting("update")
@@ -315,3 +315,4 @@ def _delta(lm: HFLM, changes: Mapping[Neuron, Tensor]) -> Delta:
 def _check(lm: HFLM) -> None:
     if lm.seq2seq:
         raise Unsupported("kn finds neurons in decoder-only models; use a fine-tuning method on an encoder-decoder")
+    check_attributes(lm)

@@ -36,7 +36,7 @@ from errata.methods.side_memory.training import (
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
-from errata.patch.delta import weight_shape
+from errata.model.projection import flow_shape
 from errata.patch.schema import Bools, Floats, Ints
 
 
@@ -154,7 +154,7 @@ class MEMOIR(SideSettings, MemoryMethod):
         return {**super().prepared_for(lm), "at": self.at, "k": self._k(lm)}
 
     def _k(self, lm: HFLM) -> int:
-        f = weight_shape(lm, f"{self.site(lm)}.weight")[1]
+        f = flow_shape(lm.model, lm.sites, self.site(lm))[1]
         k = max(1, f // 4) if self.k is None else self.k
         if not 1 <= k <= f:
             raise BadInput(f"memoir's k is a number of columns, 1 to {f} in this model; found {k}")
@@ -176,7 +176,7 @@ class MEMOIR(SideSettings, MemoryMethod):
     @override
     def empty(self, lm: HFLM, state: State) -> MemoirMemory:
         assert self.k is not None and self.threshold is not None
-        d, f = weight_shape(lm, f"{self.site(lm)}.weight")
+        d, f = flow_shape(lm.model, lm.sites, self.site(lm))
         none = torch.zeros(0, f, dtype=torch.bool)
         columns = torch.randperm(f, generator=torch.Generator().manual_seed(self.seed))
         lookup = Masks(

@@ -37,7 +37,7 @@ from errata.methods.side_memory.training import (
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
-from errata.patch.delta import weight_shape
+from errata.model.projection import flow_shape
 from errata.patch.schema import Floats, Ints
 
 OUTBID = 1.05  # times what another matrix gives: d of an edit's prompt in its own, at least
@@ -241,7 +241,7 @@ class WISE(SideSettings, MemoryMethod):
 
     @override
     def empty(self, lm: HFLM, state: State) -> WiseMemory:
-        d, f = weight_shape(lm, f"{self.site(lm)}.weight")
+        d, f = flow_shape(lm.model, lm.sites, self.site(lm))
         settings: dict[str, Any] = {"at": self.at, "ratio": self.ratio, "retrieve": self.retrieve}
         lookup = Distances(**settings, distances=torch.empty(0), thresholds=torch.empty(0))
         none = torch.empty(0, dtype=torch.long)

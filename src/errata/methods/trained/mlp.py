@@ -12,6 +12,7 @@ from errata.methods.base import Method, State
 from errata.methods.settings import setting
 from errata.methods.trained.method import TrainedMethod
 from errata.model.hf import HFLM
+from errata.model.projection import linears_of
 from errata.model.reading import Pair
 from errata.model.sites import Sites
 from errata.types import Edit
@@ -38,8 +39,11 @@ class MLPWeights(Method):
         """The blocks where the settings name none."""
 
     def linears(self, sites: Sites, layer: int) -> list[str]:
-        """Paths of the linears of a block that are changed: by default the down projection."""
-        return [sites.mlp_out[layer]]
+        """Paths of the linears of a block that are changed: by default the down projection.
+
+        In a mixture of experts :func:`linears_of` says which, whatever a method takes elsewhere.
+        """
+        return linears_of(sites, layer)
 
     def names(self, lm: HFLM) -> list[str]:
         """Parameter names of the weights that are changed."""
@@ -47,7 +51,11 @@ class MLPWeights(Method):
         stacks = [lm.sites, *([lm.sites.encoder] if lm.sites.encoder else [])]
         depth = lm.sites.depth  # the same blocks of an encoder, counted from its end
         chosen = [(s, s.depth - depth + i) for s in stacks for i in self.layers if s.depth - depth + i >= 0]
-        paths = [path for sites, i in chosen for path in self.linears(sites, i)]
+        paths = [
+            path
+            for sites, i in chosen
+            for path in (linears_of(sites, i) if sites.experts_of(i) else self.linears(sites, i))
+        ]
         return [f"{path}.weight" for path in paths]
 
     def pairs(self, lm: HFLM, edits: Sequence[Edit]) -> list[Pair]:

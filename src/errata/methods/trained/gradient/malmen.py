@@ -13,6 +13,7 @@ from errata.methods.trained.gradient.editor import GradientEditor, Gradients
 from errata.methods.trained.gradient.least_squares import least_squares
 from errata.methods.trained.gradient.network import GradientNetwork
 from errata.model.hf import HFLM
+from errata.model.projection import linears_of
 from errata.model.sites import Sites
 from errata.patch.delta import Weight
 
@@ -69,7 +70,7 @@ class LeastSquaresEditor(GradientEditor):
 
     @override
     def linears(self, sites: Sites, layer: int) -> list[str]:
-        return [sites.mlp_out[layer]]
+        return linears_of(sites, layer)
 
     @override
     def network(self, lm: HFLM) -> nn.Module:

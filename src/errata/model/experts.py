@@ -1,0 +1,113 @@
+"""Mixtures of experts: what a block's experts add up to is one linear map of all their keys.
+
+    v = Σₑ gₑ Wₑ kₑ = [W₁ … W_E] [g₁k₁ … g_E k_E]
+
+over the experts e that a token is routed to, each weighted by its gate g. So a token's key is made of parts, one for
+each expert, and zero where it was not sent. transformers keeps the Wₑ stacked in one parameter; one of them is named by
+its index: ``model.layers.3.mlp.experts.down_proj[17]``.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DOWN = "down_proj"  # the stacked down projections of a module of experts, (E, out, in) or (E, in, out)
+
+
+def is_stack(module: Any) -> bool:
+    """Whether a module holds the weights of experts stacked in three dimensions."""
+    down = getattr(module, DOWN, None)
+    return isinstance(down, nn.Parameter) and down.ndim == 3 and _into(module) is not None
+
+
+def stacked_transposed(module: Any) -> bool:
+    """Whether a stack of experts keeps its matrices as (in, out)."""
+    declared = getattr(module, "is_transposed", None)
+    if declared is not None:
+        return bool(declared)
+    into, down = _into(module), getattr(module, DOWN)
+    return bool(into.shape[1] == down.shape[2] and into.shape[2] == 2 * down.shape[1])
+
+
+def _into(module: Any) -> Any:
+    """The stacked weights that read the hidden state, gate and up projection in one; None where there are none."""
+    named = (getattr(module, name, None) for name in ("gate_up_proj", "up_proj"))
+    return next((p for p in named if isinstance(p, nn.Parameter) and p.ndim == 3), None)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What one expert of a stack got in a pass.
+
+    ``rows`` (m,) are where its outputs go in the stack's output, ``tokens`` (m,) which tokens they are of, both among
+    all b·t; ``keys`` (m, f) are weighted by the gate, float32 or finer.
+    """
+
+    expert: int
+    rows: Tensor
+    tokens: Tensor
+    keys: Tensor
+
+
+def routed(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], only: Collection[int] | None = None
+) -> Iterator[Routed]:
+    """What each expert that was called got, of those in ``only``; ``args`` and ``kwargs`` are of the stack's call.
+
+    With hidden states come each token's experts and gates (T, k); without those the hidden states are the tokens of one
+    expert after another, weighted already.
+    """
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    hidden = tensors[0].reshape(-1, tensors[0].shape[-1])
+    index = next((x for x in tensors[1:] if not x.is_floating_point()), None)
+    gates = next((x for x in tensors[1:] if x.is_floating_point()), None)
+    count = len(getattr(module, DOWN))
+    wanted = range(count) if only is None else sorted(only)
+    if index is None or gates is None:
+        each = len(hidden) // count
+        for e in wanted:
+            states = hidden[e * each : (e + 1) * each]
+            tokens = states.abs().amax(-1).nonzero()[:, 0]
+            if len(tokens):
+                yield Routed(e, tokens + e * each, tokens, _wide(_keys(module, states[tokens], e)))
+        return
+    for e in wanted:
+        tokens, places = (index == e).nonzero(as_tuple=True)
+        if len(tokens):
+            gate = gates[tokens, places] if gates.shape == index.shape else gates[tokens, e]
+            yield Routed(e, tokens, tokens, _wide(_keys(module, hidden[tokens], e)) * _wide(gate)[:, None])
+
+
+def output_of(module: Any, calls: Iterator[Routed], like: Tensor) -> Tensor:
+    """The stack's output as the weighted sum of its experts', without their biases; as ``like``."""
+    total = torch.zeros_like(_wide(like).reshape(-1, like.shape[-1]))
+    for call in calls:
+        total.index_add_(0, call.rows, call.keys @ _wide(down(module, call.expert)).T)
+    return total.view_as(like)
+
+
+def down(module: Any, expert: int) -> Tensor:
+    """The down projection of an expert, (out, in)."""
+    weight = getattr(module, DOWN)[expert]
+    return weight.T if stacked_transposed(module) else weight
+
+
+def _keys(module: Any, states: Tensor, expert: int) -> Tensor:
+    """What goes into an expert's down projection, (m, f), for hidden states (m, d)."""
+    name = "gate_up_proj" if getattr(module, "gate_up_proj", None) is not None else "up_proj"
+    weight, bias = getattr(module, name)[expert], getattr(module, f"{name}_bias", None)
+    out = states @ (weight if stacked_transposed(module) else weight.T)
+    out = out if bias is None else out + bias[expert]
+    if name == "up_proj":
+        return module.act_fn(out)
+    if hasattr(module, "_apply_gate"):
+        return module._apply_gate(out)
+    gate, up = out.chunk(2, -1)
+    return module.act_fn(gate) * up
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
