@@ -162,9 +162,9 @@ def output_replaced(
 
     def change(args: hooks.Args, kwargs: hooks.Kwargs, y: Any) -> Any:
         call, hidden = lm.call, hidden_of(y)
-        b = 1 if call is None else len(call.mask)
-        x = held.__dict__.pop("x") if reads else args[0]
-        x = unflattened(hidden_of(x), b).to(hidden.device)  # a block's input comes from the device of the one before
+        x = hidden_of(held.__dict__.pop("x") if reads else args[0])
+        b = len(x) if x.ndim == 3 else 1 if call is None else len(call.mask)  # Llama 4's experts flatten y alone
+        x = unflattened(x, b).to(hidden.device)  # a block's input comes from the device of the one before
         return with_hidden(y, out(call, x, unflattened(hidden, b)).view_as(hidden))
 
     with ExitStack() as stack:

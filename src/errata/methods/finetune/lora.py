@@ -3,7 +3,6 @@
 Hu et al. 2021, arXiv:2106.09685, by way of the package ``peft``; settings as in EasyEdit (arXiv:2308.07269).
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -104,28 +103,33 @@ def read(layer: Any) -> LowRank:
 def injected(model: nn.Module, paths: Sequence[str], config: Any) -> Iterator[dict[str, Any]]:
     """Context manager: path -> peft's layer, which wraps the linear layer there inside the ``with`` block.
 
-    peft swaps modules, freezes parameters and leaves its configuration on the model; afterwards, also when the block
-    raised, the same modules are in their places, each parameter collects gradients as before, and nothing of peft is
-    left.
+    Afterwards, also when the block raised, the same modules are in their places, and each parameter collects gradients
+    as before.
     """
     try:
         from peft import inject_adapter_in_model
     except ImportError as error:
         raise BadInput('lora needs peft: pip install "errata[peft]"') from error
     originals = {path: model.get_submodule(path) for path in paths}
-    attributes = set(vars(model))
+    # apart from the model, of whose type peft would conclude where to put them (DeepSeek: beside stacked experts)
+    held = nn.ModuleDict({str(i): module for i, module in enumerate(originals.values())})
+    held.register_parameter("like", next(model.parameters()))  # tells peft the device where a packed layer has none
     transposed = oriented(model, f"{paths[0]}.weight", torch.empty(1, 2)).shape == (2, 1)  # GPT-2's Conv1D
-    pattern = "|".join(map(re.escape, paths))
     with hooks.frozen(model):
         try:
-            try:
-                inject_adapter_in_model(config(target_modules=pattern, fan_in_fan_out=transposed), model, NAME)
-            except ValueError as error:  # a class of linear layers that peft does not know
-                raise Unsupported(f"{first_line(error)} Load the model unquantised.") from error
-            yield {path: model.get_submodule(path) for path in paths}
+            inject_adapter_in_model(config(target_modules=list(held), fan_in_fan_out=transposed), held, NAME)
+        except ValueError as error:  # a class of linear layers that peft does not know
+            raise Unsupported(f"{first_line(error)} Load the model unquantised.") from error
+        layers = dict(zip(paths, held.children(), strict=True))
+        try:
+            for path, layer in layers.items():
+                _put(model, path, layer)
+            yield layers
         finally:
             for path, module in originals.items():
-                parent, _, leaf = path.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, module)
-            for name in set(vars(model)) - attributes:
-                delattr(model, name)
+                _put(model, path, module)
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
