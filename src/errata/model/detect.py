@@ -40,7 +40,7 @@ def find_sites(model: Any) -> Sites:
 
 def _refusal(reason: str) -> UnknownSites:
     return UnknownSites(
-        f"{reason}; Errata finds the sites of dense decoders and encoder-decoders and does not guess. "
+        f"{reason}; Errata finds the sites of decoders and encoder-decoders and does not guess. "
         "Name them yourself: errata.load(model, sites=Sites(embed=..., layer=(...), "
         "mlp_in=((...), ...), mlp_out=(...), attn_out=(...), final_norm=..., lm_head=..., "
         "gain=(1.0, ...), mlp_norm=(None, ...)))"

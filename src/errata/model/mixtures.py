@@ -35,7 +35,7 @@ def mixture_of(block: ModuleCall, calls: list[ModuleCall]) -> Mixture | str | No
     if len(stacks) > 1:
         return f"holds {len(stacks)} stacks of experts"
     (stack,) = stacks
-    if stack.output_state is None or not _is_sum(stack):
+    if stack.output_state is None or block.output_state is None or not _is_sum(stack, stack.output_state):
         return f"holds experts (`{stack.name}`) whose output is not the sum of what their down projections give"
     around = next((call for call in calls if call.name == stack.name.rpartition(".")[0]), None)
     if around is not None and around.module is not block.module:
@@ -47,9 +47,9 @@ def mixture_of(block: ModuleCall, calls: list[ModuleCall]) -> Mixture | str | No
     return f"holds experts (`{stack.name}`) and around them something else than an expert that all tokens share"
 
 
-def _is_sum(stack: ModuleCall) -> bool:
+def _is_sum(stack: ModuleCall, out: Tensor) -> bool:
     """Whether the keys that :func:`routed` tells give the stack's output, up to what it gives without them."""
-    module, out = stack.module, stack.output_state
+    module = stack.module
     zeros = {DOWN: torch.zeros_like(getattr(module, DOWN))}
     without = torch.func.functional_call(module, zeros, stack.args, stack.kwargs)
     return _near(output_of(module, routed(module, stack.args, stack.kwargs), out), out - without)
