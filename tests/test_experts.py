@@ -243,3 +243,18 @@ def test_a_stack_is_told_from_other_weights() -> None:
     assert not experts.stacked_transposed(build("mixtral").model.layers[0].mlp.experts)
     assert experts.stacked_transposed(build("llama4_text").model.layers[1].feed_forward.experts)
     assert not experts.is_stack(nn.Linear(3, 3))
+
+
+def test_offloaded_experts_are_refused_by_name(tmp_path: Any) -> None:
+    build("mixtral", vocab_size=320).save_pretrained(tmp_path)
+    lm_of("mixtral").tokens.tokenizer.save_pretrained(tmp_path)
+    names = [
+        "model.embed_tokens",
+        "model.norm",
+        "model.rotary_emb",
+        "lm_head",
+        *(f"model.layers.{i}" for i in range(4)),
+    ]
+    places = {name: "disk" if name == "model.layers.2" else "cpu" for name in names}
+    with pytest.raises(UnknownSites, match=r"block 2 of .* offloaded; load the model whole"):
+        errata.load(str(tmp_path), device_map=places, offload_folder=str(tmp_path / "off"))

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errata.errors import Unsupported
+
 DOWN = "down_proj"  # the stacked down projections of a module of experts, (E, out, in) or (E, in, out)
 
 
@@ -58,8 +60,10 @@ def routed(
     """What each expert that was called got, of those in ``only``; ``args`` and ``kwargs`` are of the stack's call.
 
     With hidden states come each token's experts and gates (T, k); without those the hidden states are the tokens of one
-    expert after another, weighted already.
+    expert after another, weighted already. Raises :class:`Unsupported` where the experts are offloaded.
     """
+    if getattr(module, DOWN).is_meta:
+        raise Unsupported("the experts of this model are offloaded, and their keys cannot be read; load it whole")
     tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     hidden = tensors[0].reshape(-1, tensors[0].shape[-1])
     index = next((x for x in tensors[1:] if not x.is_floating_point()), None)
@@ -99,7 +103,7 @@ def _keys(module: Any, states: Tensor, expert: int) -> Tensor:
     """What goes into an expert's down projection, (m, f), for hidden states (m, d)."""
     name = "gate_up_proj" if getattr(module, "gate_up_proj", None) is not None else "up_proj"
     weight, bias = getattr(module, name)[expert], getattr(module, f"{name}_bias", None)
-    out = states @ (weight if stacked_transposed(module) else weight.T)
+    out = states.to(weight.device) @ (weight if stacked_transposed(module) else weight.T)
     out = out if bias is None else out + bias[expert]
     if name == "up_proj":
         return module.act_fn(out)

@@ -134,14 +134,15 @@ class GradientEditor(MLPEditor):
 
     @override
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
-        network = self.loaded(lm, state)
-        with prior.without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
-            gradients = token_gradients(
-                edited, self.pairs(lm, edits), self.names(lm), answers_only=self.tokens == "answer"
-            )
+        network, gradients = self.loaded(lm, state), self.gradients_of(lm, edits, prior)
         with torch.no_grad():
             changes = self.changes(network, gradients)
         return prior + Patch((delta_of(changes),))
+
+    def gradients_of(self, lm: HFLM, edits: Sequence[Edit], prior: Patch) -> Gradients:
+        """Token gradients of edits, with the prior patch in force."""
+        with prior.without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
+            return token_gradients(edited, self.pairs(lm, edits), self.names(lm), answers_only=self.tokens == "answer")
 
 
 def output_size(lm: HFLM, name: str, u: Tensor) -> float:

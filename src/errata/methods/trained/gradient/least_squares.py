@@ -1,10 +1,14 @@
 """Token-wise value changes to one change of a weight, by ridge regression (MALMEN, equations 3 and 4)."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from errata.model.passes import float64_device
+from errata.model.projection import stem
 from errata.patch.delta import LowRank, Weight
+from errata.patch.memory import GRAM, KEYS
 
 
 def least_squares(keys: Tensor, values: Tensor, ridge: Tensor | float, past: Tensor | None = None) -> Weight:
@@ -22,3 +26,12 @@ def least_squares(keys: Tensor, values: Tensor, ridge: Tensor | float, past: Ten
     if few:
         return LowRank(values.T, torch.linalg.solve(gram, k).to(device, dtype))
     return torch.linalg.solve(gram, k.T @ v).T.to(device, dtype)
+
+
+def beside(keys: Tensor, values: Tensor, ridge: Tensor | float, memory: Mapping[str, Tensor], weight: str) -> Weight:
+    """The change that adds ``values`` at ``keys`` and nothing at the keys of a weight that a patch remembers."""
+    site = stem(weight)
+    if (past := memory.get(KEYS + site)) is not None:
+        keys = torch.cat([past.to(keys), keys])
+        values = torch.cat([values.new_zeros(len(past), values.shape[1]), values])
+    return least_squares(keys, values, ridge, memory.get(GRAM + site))

@@ -1,5 +1,6 @@
 """MALMEN: the changes that a network wants at each token, aggregated over many edits by least squares."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,7 +11,7 @@ from typing_extensions import override
 
 from errata.methods.settings import setting
 from errata.methods.trained.gradient.editor import GradientEditor, Gradients
-from errata.methods.trained.gradient.least_squares import least_squares
+from errata.methods.trained.gradient.least_squares import beside
 from errata.methods.trained.gradient.network import GradientNetwork
 from errata.model.hf import HFLM
 from errata.model.projection import linears_of
@@ -81,7 +82,10 @@ class LeastSquaresEditor(GradientEditor):
         return network.inner
 
     @override
-    def changes(self, network: RidgeNetwork, gradients: Gradients) -> dict[str, Weight]:
+    def changes(
+        self, network: RidgeNetwork, gradients: Gradients, memory: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Weight]:
+        """The changes, which leave the keys in a patch's ``memory`` alone."""
         found: dict[str, Weight] = {}
         for name, g in gradients.items():
             chunks = zip(g.u.split(CHUNK), g.delta.split(CHUNK), strict=True)
@@ -89,7 +93,7 @@ class LeastSquaresEditor(GradientEditor):
                 values = [checkpoint(_values, network, name, *chunk, use_reentrant=False) for chunk in chunks]
             else:
                 values = [_values(network, name, *chunk) for chunk in chunks]
-            found[name] = least_squares(g.u, torch.cat(values), network.ridge_of(name))
+            found[name] = beside(g.u, torch.cat(values), network.ridge_of(name), memory or {}, name)
         return found
 
 

@@ -1,7 +1,7 @@
 """RLEdit: MALMEN's network, trained on whole sequences of edits so that the earlier ones last."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, ClassVar
 
@@ -9,13 +9,18 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from errata.methods.base import State
 from errata.methods.settings import setting
 from errata.methods.trained.examples import Example, compatible
-from errata.methods.trained.gradient.changes import dense
+from errata.methods.trained.gradient.changes import delta_of, dense
 from errata.methods.trained.gradient.malmen import LeastSquaresEditor
 from errata.methods.trained.objective import changed, mean_of, outcome, outer_gradient
 from errata.methods.trained.training import Losses
 from errata.model.hf import HFLM
+from errata.model.projection import stem
+from errata.patch.memory import remember
+from errata.patch.patch import Patch
+from errata.types import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,7 @@ class RLEdit(LeastSquaresEditor):
     """
 
     name: ClassVar[str] = "rledit"
+    when_editing: ClassVar[tuple[str, ...]] = ("history",)
     share: ClassVar[float] = 0.25  # what one turn moves, the next ones are to leave
     paper: ClassVar[str] = "Li et al. 2025, Reinforced Lifelong Editing for Language Models, arXiv:2502.05759"
 
@@ -38,9 +44,21 @@ class RLEdit(LeastSquaresEditor):
     check_every: int = setting(10, "sequences between validations, each of which writes a checkpoint")
     back_depth: int = setting(10, "earlier turns that count: the released code's", above=0)
     decay: float = setting(0.95, "of a turn's weight with each that follows: the released code's", most=1)
+    history: bool = setting(True, "whether a turn leaves the keys of earlier ones alone; the paper's: no")
     norm: float = setting(1e-4, "weight of ‖Δ‖²: the released code's", key="reg_coef")
     lr: float = setting(1e-3, "Adam's; released code: 1e-5", key="meta_lr")
     lr_step: float = setting(2e-2, "learning rate of the step sizes' logarithms: sequences are few")
+
+    @override
+    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        if not self.history:
+            return super()._edit(lm, edits, state, prior)
+        memory, gradients = dict(prior.memory), self.gradients_of(lm, edits, prior)
+        with torch.no_grad():
+            changes = self.changes(self.loaded(lm, state), gradients, memory)
+        for name, g in gradients.items():
+            memory = remember(memory, stem(name), g.u.cpu())
+        return replace(prior + Patch((delta_of(changes),)), memory=memory)
 
     @property
     @override

@@ -14,13 +14,14 @@ from errata.methods.settings import setting
 from errata.methods.trained.gradient.changes import delta_of
 from errata.methods.trained.gradient.editor import output_size
 from errata.methods.trained.gradient.gradients import TokenGradients, token_gradients
-from errata.methods.trained.gradient.least_squares import least_squares
+from errata.methods.trained.gradient.least_squares import beside, least_squares
 from errata.methods.trained.gradient.network import FEW, Running
 from errata.methods.trained.mlp import MLPWeights
 from errata.model import hooks
 from errata.model.hf import HFLM
+from errata.model.projection import stem
 from errata.patch.delta import Delta, LowRank, Weight, weight_shape
-from errata.patch.memory import GRAM, KEYS, forget, remember
+from errata.patch.memory import forget, remember
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
@@ -69,8 +70,8 @@ class UltraEdit(MLPWeights):
             values = self._values(lm, name, g, statistics[weight_shape(lm, name)])
             if self.history:
                 values -= sum(_product(w, g.u) for d in prior.of_kind(Delta) if (w := d.weights.get(name)) is not None)
-                changes[name] = _beside(g.u, values, self.ridge, memory, _site(name))
-                memory = remember(memory, _site(name), g.u.cpu())
+                changes[name] = beside(g.u, values, self.ridge, memory, name)
+                memory = remember(memory, stem(name), g.u.cpu())
             else:
                 changes[name] = least_squares(g.u, values, self.ridge)
         for shape, running in statistics.items():
@@ -90,7 +91,7 @@ class UltraEdit(MLPWeights):
         earlier = [held[prompt] for prompt in {edit.prompt: None for edit in edits} if prompt in held]
         memory = dict(prior.memory)
         for name, g in self._gradients(lm, earlier, EMPTY).items() if earlier else ():
-            memory = forget(memory, _site(name), g.u.cpu())
+            memory = forget(memory, stem(name), g.u.cpu())
         return memory
 
     def _made_before(self, prior: Patch) -> list[Mapping[str, Any]]:
@@ -134,18 +135,6 @@ def _normalised(x: Tensor, mean: Tensor, square: Tensor, count: Tensor) -> Tenso
     variance = (square + FEWEST * size) / (count - 1 + FEWEST)
     share = count / (count + FEWEST)
     return (x - share * mean) / (variance.sqrt() + FEW)
-
-
-def _beside(keys: Tensor, values: Tensor, ridge: float, memory: Mapping[str, Tensor], site: str) -> Weight:
-    """The change that adds ``values`` at ``keys`` and nothing at the keys in the memory of a site."""
-    if (past := memory.get(KEYS + site)) is not None:
-        keys = torch.cat([past.to(keys), keys])
-        values = torch.cat([values.new_zeros(len(past), values.shape[1]), values])
-    return least_squares(keys, values, ridge, memory.get(GRAM + site))
-
-
-def _site(name: str) -> str:
-    return name.removesuffix(".weight")
 
 
 def _place(shape: tuple[int, int]) -> str:
