@@ -248,13 +248,8 @@ def test_a_stack_is_told_from_other_weights() -> None:
 def test_offloaded_experts_are_refused_by_name(tmp_path: Any) -> None:
     build("mixtral", vocab_size=320).save_pretrained(tmp_path)
     lm_of("mixtral").tokens.tokenizer.save_pretrained(tmp_path)
-    names = [
-        "model.embed_tokens",
-        "model.norm",
-        "model.rotary_emb",
-        "lm_head",
-        *(f"model.layers.{i}" for i in range(4)),
-    ]
+    names = [*(f"model.{name}" for name in ("embed_tokens", "norm", "rotary_emb")), "lm_head"]
+    names += [f"model.layers.{i}" for i in range(4)]
     places = {name: "disk" if name == "model.layers.2" else "cpu" for name in names}
     with pytest.raises(UnknownSites, match=r"block 2 of .* offloaded; load the model whole"):
         errata.load(str(tmp_path), device_map=places, offload_folder=str(tmp_path / "off"))
