@@ -8,6 +8,7 @@ from conftest import EDITS, TEXTS, same_weights, tiny_lm, weights
 from tiny import MIXTURES, build
 from torch import Tensor, nn
 
+import errata
 from errata.errors import UnknownSites, Unsupported, WrongModel
 from errata.methods.registry import method
 from errata.model import experts
