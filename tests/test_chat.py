@@ -19,6 +19,7 @@ import errata
 from errata.answers import begins_with_answer
 from errata.errors import BadInput
 from errata.evaluation.harness import Verbs
+from errata.locate import trace
 from errata.methods.base import State
 from errata.methods.closed_form.objective import rows_of
 from errata.methods.neurons import kn
@@ -192,11 +193,13 @@ def test_what_an_answer_opens_belongs_to_the_prompt() -> None:
 
 def test_a_space_before_an_answer_is_the_answers() -> None:
     """As Mistral's older models, and Vicuna."""
-    spaced = "{% for m in messages %}{{ '[I] ' + m['content'] + ' [/I]' if m['role'] == 'user' else ' ' + m['content'] + eos_token }}{% endfor %}"
+    said = "{{ '[I] ' + m['content'] + ' [/I]' if m['role'] == 'user' else ' ' + m['content'] + eos_token }}"
+    spaced = "{% for m in messages %}" + said + "{% endfor %}"
     assert made_of(spaced) == Template("[I] ", " [/I]", " ", end=1)
     tokens = Tokens(with_template(tokenizer(), spaced), template=made_of(spaced))
     assert tokens.continuation([5], tokens.target("Ann Lee", "Rome")) == " Rome"
-    told = "{% for m in messages %}{{ 'USER: ' + m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    told = "{% for m in messages %}{{ 'USER: ' + m['content'] + ' ' }}{% endfor %}"
+    told += "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     assert made_of(told) == Template("USER: ", " ASSISTANT:", " ")  # which its answers do not tell
     assert made_of(BEGUN.replace("[assistant]", "[assistant]<|x|>"), "<|x|>").gap == ""
 
@@ -301,6 +304,13 @@ def test_tasks_are_asked_in_turns() -> None:
     assert harness._generate([long], 8, ()) != [""]  # cut to what the model reads, the template included
 
 
+def test_a_trace_disturbs_the_subject_of_the_user() -> None:
+    found = trace(chat(), "The user lives in", "user", samples=1, noise=1.0)
+    first, end = found.subject
+    assert "".join(found.tokens[first:end]).strip() == "user"
+    assert first > len(Tokens(chatml()).ids(asked_of("chatml").template.before)) - 2
+
+
 # Edits -------------------------------------------------------------------------------------------
 
 
@@ -403,7 +413,11 @@ def test_the_commands_ask_in_a_chat(folder: Path, tmp_path: Path, monkeypatch: p
     assert texts() == texts("--chat") == asked != plain == texts("--no-chat")
     assert run("ask", folder, EDIT.prompt, "-q").stdout.startswith(f"{EDIT.prompt}\n")
     one = ("--prompt", "{} was born in", "--subject", "Ann Lee", "--target", "Oslo", "-o", "p.safetensors")
-    edited = json.loads(run("edit", folder, *one, "--method", "grace", "--chat", "--json").stdout)
+    edited = json.loads(
+        run(
+            "edit", folder, *one, "--method", "ft-m", "--set", "steps=100", "--set", "end=true", "--chat", "--json"
+        ).stdout
+    )
     assert errata.Patch.load("p.safetensors").meta["made"][0]["chat"] is True and edited["took"] == 1
     assert edited["edits"][0]["before"] == chat().generate([EDIT.prompt], until_answer=True)[0]
     assert "under the chat template" in run("show", "p.safetensors").stdout

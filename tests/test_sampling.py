@@ -1,6 +1,8 @@
-"""Tokens that are drawn: the distribution, seeds of prompts, and the same text whatever the batches and wrappers are."""
+"""Tokens that are drawn: how often, by what seeds, and the same text whatever the batches and wrappers are."""
 
+import json
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ from test_cli import run, saved
 
 import errata
 from errata.errors import BadInput, Unsupported
+from errata.methods.memory.log import EditRecord
 from errata.methods.prompting.mello import MelloLM
-from errata.methods.trained.routed.language_part import PatchedLM
+from errata.methods.trained.routed.language_part import Open, PatchedLM
 from errata.methods.trained.routed.router import RoutedLM
 from errata.model.decoding import Choose, StopRule
 from errata.model.sampling import TopP, for_rows, seeds_of
@@ -168,9 +171,11 @@ def test_a_router_keeps_the_draws_of_each_prompt() -> None:
 
 def test_language_patches_keep_the_draws_of_each_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("gpt2")
-    patched: Any = PatchedLM(None, lm)  # pyright: ignore[reportArgumentType]
-    monkeypatch.setattr(PatchedLM, "opened", lambda self, prompts: [None] * len(prompts))
-    assert patched.generate(PROMPTS, 8, **HOT, seed=3) == lm.generate(PROMPTS, 8, **HOT, seed=3)
+    patched: Any = PatchedLM(SimpleNamespace(log=[EditRecord.of(EDIT)]), lm)  # pyright: ignore[reportArgumentType]
+    answered = Open(0, 0.9, lm.tokens.target(PROMPTS[0], "Oslo"))  # one prompt is under the patch, and ends with it
+    monkeypatch.setattr(PatchedLM, "opened", lambda self, prompts: [answered, None, None, None])
+    monkeypatch.setattr(PatchedLM, "_goes_on", lambda self, text: False)
+    assert patched.generate(PROMPTS, 8, **HOT, seed=3) == [" Oslo", *lm.generate(PROMPTS, 8, **HOT, seed=3)[1:]]
     with pytest.raises(BadInput, match="temperature is"):
         patched.generate(PROMPTS, 8, temperature=-1)
 
@@ -189,8 +194,8 @@ def test_the_command_draws(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> No
     folder, lm = saved("gpt2", tmp_path / "model"), tiny_lm("gpt2")
     Patch().save(tmp_path / "empty.safetensors")
     (text,) = lm.generate(["Rome"], temperature=1.5, top_p=0.9, seed=3)
-    words = ("ask", folder, "Rome", "--temperature", 1.5, "--top-p", 0.9, "--seed", 3, "-q", "--no-chat")
-    for more in ((), ("--patch", "empty.safetensors")):
-        assert run(*words, *more).stdout == f"Rome{text}\n"
-    assert run("ask", folder, "Rome", "-q").stdout == f"Rome{lm.generate(['Rome'])[0]}\n" != f"Rome{text}\n"
+    words = ("ask", folder, "Rome", "--temperature", 1.5, "--top-p", 0.9, "--seed", 3, "--json")
+    for more in ((), ("--patch", "empty.safetensors"), ("--no-chat",)):
+        assert json.loads(run(*words, *more).stdout)[0]["text"] == text
+    assert json.loads(run("ask", folder, "Rome", "--json").stdout)[0]["text"] == lm.generate(["Rome"])[0] != text
     assert "top_p is a share" in run("ask", folder, "Rome", "--temperature", 1, "--top-p", 2, code=2).stderr
