@@ -189,6 +189,8 @@ def test_what_an_answer_opens_belongs_to_the_prompt() -> None:
     channel = "{% for m in messages %}{{ m['role'] + ('<|c|>final<|m|>' if m['role'] == 'assistant' else ':') }}"
     template = made_of(channel + "{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}")
     assert (template.after, template.gap, template.end) == ("assistant<|c|>final<|m|>", "", None)
+    tokens = Tokens(tokenizer(), template=template)
+    assert tokens.continuation([5], tokens.target("Ann Lee", " Rome")) == "Rome"
 
 
 def test_a_space_before_an_answer_is_the_answers() -> None:

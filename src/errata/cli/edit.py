@@ -278,7 +278,7 @@ def ask_command(
     from errata.model.sampling import is_drawn
 
     sampling: Sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    is_drawn(sampling)
+    sampling = sampling if is_drawn(sampling) else {}
     loaded = load_patch(patch)
     lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
     if why and loaded is None:

@@ -182,8 +182,8 @@ class Tokens:
         """Ids of ``target`` behind ``prompt``, with a space between the two unless the prompt ends with one.
 
         In a chat the template says whether there is one. They are those of the joined text where the prompt keeps its
-        own ids in it. Raises :class:`BadInput` for a
-        target of which the tokenizer makes nothing, and for one that is too long behind this prompt.
+        own ids in it. Raises :class:`BadInput` for a target of which the tokenizer makes nothing, and for one that is
+        too long behind this prompt.
         """
         if self.seq2seq:
             return self._within(self._plain(target.strip()), target)
