@@ -263,6 +263,23 @@ def test_what_cannot_be_asked_in_a_chat_is_refused(caplog: pytest.LogCaptureFixt
     assert "mine is asked in plain text: the chat template cannot be rendered" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ().__class__.__bases__[0].__subclasses__() }}",
+        "{{ 'a' * 10**15 }}",
+        "{% for i in range(10**9) %}{% endfor %}",
+    ],
+)
+def test_a_template_that_wants_more_than_to_write_text_is_left_alone(
+    template: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers renders templates in a sandbox."""
+    hostile = with_template(tokenizer(), BEGUN + template)
+    assert chosen(hostile, None, None, {1}, "theirs", False) is None
+    assert "theirs is asked in plain text" in caplog.text
+
+
 # The verbs ---------------------------------------------------------------------------------------
 
 
