@@ -43,6 +43,7 @@ LLAMA = """{{- bos_token }}
 {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+STOP = 7  # one more token at which the models stop
 PROMPTS = ["Ann Lee was born in", "The user lives in ", " Who is it? Zürich ☃", "a"]
 
 
@@ -69,7 +70,7 @@ KINDS = {"chatml": chatml, "llama": llama}
 @cache
 def model(kind: str) -> Any:
     made = build("llama", vocab_size=len(KINDS[kind]()), max_position_embeddings=256)
-    made.generation_config.eos_token_id = [1, Template.of(KINDS[kind]()).end]
+    made.generation_config.eos_token_id = [1, Template.of(KINDS[kind]()).end, STOP]
     return made
 
 
@@ -306,8 +307,7 @@ def test_an_answer_ends_with_the_turn() -> None:
     )
     template = replace(lm.tokens.template, end=first)
     assert HFLM(lm.model, lm.tokenizer, template=template).generate(["Rome"], 3) == [""]
-    stops = Tokens(lm.tokenizer, template=lm.tokens.template, stops=[first])
-    assert first in stops.ends and first not in Tokens(lm.tokenizer, stops=[first]).ends
+    assert lm.tokens.ends == {1, lm.tokens.end, STOP} and chat(chat=False).tokens.ends == {1}
 
 
 def _likeliest(logits: torch.Tensor, rows: Any, step: int) -> torch.Tensor:
