@@ -29,6 +29,7 @@ def bench(
     device: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
+    chat: bool | None = None,
     retry: bool = False,
     quiet: bool = True,
 ) -> int:
@@ -44,7 +45,7 @@ def bench(
     chosen = Plan.read(plan, every=list(errata.methods()))
 
     def load(name: str) -> "HFLM":
-        return errata.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        return errata.load(name, device=device, dtype=dtype, chat=chat, trust_remote_code=trust_remote_code)
 
     with _progress_bar(quiet) as on_progress:
         check = partial(bundled.check, trust_remote_code=trust_remote_code)
@@ -78,6 +79,7 @@ def bench_command(
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
+    chat: common.Chat = None,
     quiet: common.Quiet = False,
 ) -> None:
     """Measure methods on data in settings. Interrupted, the same command resumes."""
@@ -85,7 +87,7 @@ def bench_command(
         raise BadInput(f"the rows would go to {output}, a TOML file; name another file with -o")
     common.check_output(output, force=True)
     common.set_up_logs(quiet)
-    about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "chat": chat}
     done = bench(plan, output, **about, retry=retry, quiet=quiet)
     outcome = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
     common.say(f"{outcome}; see `errata report {output}`")

@@ -46,6 +46,14 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or f
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a model or a task.")
 ]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Ask under the tokenizer's chat template, or in plain text.",
+        show_default="as the model was trained",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything that is drawn.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no logs.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
@@ -277,14 +285,19 @@ def named_values(option: str, items: Sequence[str] | None) -> dict[str, str]:
 
 
 def load_model(
-    name: str, device: str | None, dtype: str | None, quiet: bool, trust_remote_code: bool = False
+    name: str,
+    device: str | None,
+    dtype: str | None,
+    quiet: bool,
+    trust_remote_code: bool = False,
+    chat: bool | None = None,
 ) -> "HFLM":
     """``errata.load``, with progress on stderr."""
     import errata
 
     set_up_logs(quiet)
     with step(f"loading {name}", quiet):
-        return errata.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        return errata.load(name, device=device, dtype=dtype, chat=chat, trust_remote_code=trust_remote_code)
 
 
 def make_method(name: str, settings: Sequence[str] | None, seed: int = 0) -> "Method":

@@ -18,8 +18,11 @@ from errata.printable import printable
 from errata.types import Edit
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from errata.methods.base import Method
     from errata.model.hf import HFLM
+    from errata.model.sampling import Sampling
     from errata.patch.patch import Patch
 
 ROWS = 20  # of a table of edits
@@ -107,6 +110,7 @@ def edit_command(
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
+    chat: common.Chat = None,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -118,7 +122,7 @@ def edit_command(
     earlier = load_patch(prior)
     path = output or default_name(requested)
     common.check_output(path, force)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
     result = edit(lm, requested, chosen, prepared_with, earlier, quiet)
     if strict and (failed := result.missed):
         named = ", ".join(f"{one.prompt!r} -> {one.target_new!r}" for one in failed[:ROWS])
@@ -234,12 +238,13 @@ def ask(
     patch: "Patch | None" = None,
     max_new_tokens: int = 32,
     force: bool = False,
+    **sampling: "Unpack[Sampling]",
 ) -> list[str]:
-    """The model's continuation of each prompt, with the patch in force where there is one."""
+    """The model's continuation of each prompt, with the patch in force where there is one; greedy, or drawn."""
     if patch is None:
-        return lm.generate(prompts, max_new_tokens)
+        return lm.generate(prompts, max_new_tokens, **sampling)
     with patch.applied(lm, force=force) as edited:
-        return edited.generate(prompts, max_new_tokens)
+        return edited.generate(prompts, max_new_tokens, **sampling)
 
 
 def explain(lm: "HFLM", prompts: Sequence[str], patch: "Patch", force: bool = False) -> list[list[str]]:
@@ -253,20 +258,32 @@ def ask_command(
     prompts: Annotated[list[str], typer.Argument(help="What the model shall go on from.", show_default=False)],
     patch: PatchFile = None,
     max_new_tokens: Annotated[int, typer.Option(help="How far to go on.")] = 32,
+    temperature: Annotated[
+        float | None, typer.Option(help="Draw tokens, by p^(1/temperature).", show_default="greedy")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw among the likeliest, of this probability together.", show_default="all")
+    ] = None,
+    seed: common.Seed = 0,
     why: Annotated[bool, typer.Option("--why", help="Say which entry or fact of the patch fired.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Take a patch of another model all the same.")] = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
+    chat: common.Chat = None,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
 ) -> None:
-    """Let a model go on from prompts, edited or not."""
+    """Let a model go on from prompts, or answer them in a chat, edited or not."""
+    from errata.model.sampling import is_drawn
+
+    sampling: Sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    sampling = sampling if is_drawn(sampling) else {}
     loaded = load_patch(patch)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
     if why and loaded is None:
         raise BadInput("--why asks what in a patch fired; give one with --patch")
-    texts = ask(lm, prompts, loaded, max_new_tokens, force)
+    texts = ask(lm, prompts, loaded, max_new_tokens, force, **sampling)
     fired = explain(lm, prompts, loaded, force) if why and loaded is not None else [[] for _ in prompts]
     if as_json:
         explained = [{"why": lines} if why else {} for lines in fired]
@@ -275,7 +292,8 @@ def ask_command(
         return
     for prompt, text, lines in zip(prompts, texts, fired, strict=True):
         said = Text(printable(text, keep="\n\t"))
-        common.stdout().print(Text(printable(prompt, keep="\n\t"), style="bold") + said, soft_wrap=True)
+        asked = Text(printable(prompt, keep="\n\t") + "\n" * lm.chat, style="bold")
+        common.stdout().print(asked + said, soft_wrap=True)
         for line in lines or (["nothing of a memory fired"] if why else []):
             common.stdout().print(Text(f"  {printable(line)}", style="dim"), soft_wrap=True)
 
@@ -320,7 +338,8 @@ def show_command(
     of = f"{model.get('name')} ({model.get('fingerprint')})"
     _print_line(f"{file}: {common.size(content['bytes'])}, of the model {of}")
     for made in content["made"]:
-        _print_line(f"{made['method']}: {_facts(made['edits'])} on {made['time']}, {made['seconds']} s")
+        how = ", under the chat template" * bool(made.get("chat"))
+        _print_line(f"{made['method']}: {_facts(made['edits'])} on {made['time']}, {made['seconds']} s{how}")
         _print_line("  " + "  ".join(f"{k}={v}" for k, v in made["resolved"].items()), style="dim")
         for line in _told(made):
             _print_line(f"  {line}")

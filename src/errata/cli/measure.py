@@ -250,6 +250,7 @@ def eval_command(
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
+    chat: common.Chat = None,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -276,7 +277,7 @@ def eval_command(
         raise BadInput("--read goes with --cases; name a file of cases, or leave it out")
     measured_on = None if name is None else _read_cases(known_to(model, name), limit, seed, setting, options)
     given = None if isinstance(subject, Patch) else common.data_for(subject, data)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
     if isinstance(subject, Patch) and measured_on is None:
         measured_on = own_cases(lm, subject, seed)[:limit]
     label = " ".join([name or "its own edits", *(f"{key}={value}" for key, value in options.items())])

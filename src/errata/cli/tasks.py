@@ -111,6 +111,7 @@ def tasks_command(
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
+    chat: common.Chat = None,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -125,7 +126,7 @@ def tasks_command(
     common.show_logs(quiet)
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     loaded, held = _find(chosen, folder, trust_remote_code), load_patch(patch)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
     if held is not None:
         held.check(lm)
     rows = _tasks(lm, loaded, ABILITY in chosen, held, limit, seed, quiet)

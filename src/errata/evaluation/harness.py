@@ -72,7 +72,7 @@ class Verbs:
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         if isinstance(self.lm, HFLM):
-            return self.lm.score_ids([_within(self.lm, *self.lm.tokens.pair(*pair)) for pair in pairs])
+            return self.lm.score_ids([_within(self.lm, *self.lm.tokens.exchange(*pair)) for pair in pairs])
         if odd := [pair for pair in pairs if not fed_unchanged(*pair)]:
             raise Unsupported(f"behind a wrapper an answer begins with one space; this task asks {odd[0][1]!r}")
         return self.lm.score([context for context, _ in pairs], [continuation for _, continuation in pairs])
@@ -81,7 +81,8 @@ class Verbs:
         tokens = self.base.tokens
         if tokens.limit is not None and not tokens.seq2seq:
             most = min(most, tokens.limit // 2)
-            prompts = [tokens.tail(prompt, tokens.limit - most) for prompt in prompts]
+            room = max(1, tokens.limit - most - tokens.frame)
+            prompts = [tokens.tail(prompt, room) for prompt in prompts]
         return self.lm.generate(prompts, most, until=until)
 
 

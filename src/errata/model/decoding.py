@@ -39,17 +39,17 @@ class TopK:
 
 @dataclass(frozen=True)
 class StopRule:
-    """When the continuation of a row ends: at its limit, at the end token, or when ``ended(text)`` holds."""
+    """When the continuation of a row ends: at its limit, at an end token, or when ``ended(text)`` holds."""
 
     tokens: Tokens
     prompts: Sequence[Sequence[int]]  # ids of each row's prompt
     limits: Sequence[int]  # new tokens of each row
     ended: Callable[[str], bool] | None = None
-    past_end: bool = False  # whether the end token is a token like any other
+    past_end: bool = False  # whether an end token is a token like any other
 
     def append(self, row: int, ids: list[int], token: int) -> bool:
         """Appends a row's next token to its ids, unless it ends the row; whether the row goes on."""
-        if token == self.tokens.end and not self.past_end:
+        if token in self.tokens.ends and not self.past_end:
             return False
         ids.append(token)
         if len(ids) >= self.limits[row]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from errata.answers import complete
 from errata.errors import BadInput
@@ -13,6 +13,7 @@ from errata.model import passes
 from errata.model.decoding import Choose, TopK, continued, decoding_of, greedy
 from errata.model.lm import LM, listed
 from errata.model.reading import Pair, TensorPasses
+from errata.model.sampling import Sampling, is_drawn, top_p
 from errata.model.scoring import scored
 from errata.types import Score
 
@@ -41,13 +42,15 @@ class HFLM(TensorPasses, LM):
         *,
         until_answer: bool = False,
         until: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
     ) -> list[str]:
         def ended(text: str) -> bool:
             return (until_answer and complete(text)) or any(stop in text for stop in until)
 
         self.check()
         rows, limits = self._ids(prompts), [max_new_tokens] * len(prompts)
-        new = self._continued(rows, limits, greedy, ended if until_answer or until else None)
+        choose = top_p(sampling, len(rows), max_new_tokens) if is_drawn(sampling) else greedy
+        new = self._continued(rows, limits, choose, ended if until_answer or until else None)
         return [self.tokens.continuation(row, ids) for row, ids in zip(rows, new, strict=True)]
 
     @torch.no_grad()

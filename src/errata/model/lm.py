@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from errata.errors import BadInput, Unsupported
+from errata.model.sampling import Sampling
 from errata.types import Score
 
 if TYPE_CHECKING:
@@ -29,10 +31,15 @@ class LM(Protocol):
         *,
         until_answer: bool = False,
         until: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
     ) -> list[str]:
-        """The greedy continuation of each prompt: raw text without the prompt, its leading space included.
+        """The continuation of each prompt: raw text without the prompt, its leading space included.
 
-        It ends before the end token, after ``max_new_tokens`` (at least 1), or where the model can read no more. It may
+        Greedy, unless a ``temperature`` is given (above 0; None and 0 are greedy): then tokens are drawn, with
+        ``top_p`` among the likeliest ones that together have this probability. A prompt's draws depend on ``seed`` and
+        its index, or on its own entry of a list of seeds, and on no other prompt.
+
+        It ends before an end token, after ``max_new_tokens`` (at least 1), or where the model can read no more. It may
         also end as soon as the answer is complete, with ``until_answer`` (:func:`errata.answers.complete`), and as soon
         as it contains one of the texts in ``until``: callers ignore what comes after.
         """

@@ -9,8 +9,10 @@ from torch import nn
 
 from errata.errors import BadInput, first_line
 from errata.model import folder, hub
+from errata.model.chat import Template, chosen
 from errata.model.hf import HFLM
 from errata.model.sites import Sites
+from errata.model.view import stops_of
 from errata.model.whole import check_whole, name_of
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     sites: Sites | None = None,
+    chat: bool | None = None,
+    system: str | None = None,
     trust_remote_code: bool = False,
     **from_pretrained: Any,
 ) -> HFLM:
@@ -36,6 +40,10 @@ def load(
     default the best that is available; ``"auto"`` spreads it over all of them (extra ``accelerate``). ``dtype``
     is by default float32 on the CPU, and as saved elsewhere. ``sites`` are found where they are not given. Code that
     comes with a model runs with ``trust_remote_code`` alone. Everything else goes to ``from_pretrained``.
+
+    With ``chat`` a prompt is a user's turn under the tokenizer's chat template, behind the message ``system`` or the
+    template's own. By default it is where the model stops at the end of the template's turns, as instruct models do
+    (which is logged); ``chat=False`` asks in plain text.
 
     Raises :class:`BadInput`, also for a model of which weights are missing, have another shape than its configuration
     says, or are no finite numbers; and :class:`UnknownSites` where sites cannot be found.
@@ -48,7 +56,8 @@ def load(
         if device is not None or chosen_dtype is not None:
             where = None if device in (None, "auto") else chosen_device
             model = _moved(name, model, device=where, dtype=chosen_dtype)
-        return HFLM(_with_gradients(model), tokenizer, sites=sites, name=name)
+        template = _template(model, tokenizer, chat, system, name)
+        return HFLM(_with_gradients(model), tokenizer, sites=sites, name=name, template=template)
     name = str(model)
     options = _from_where(name, from_pretrained | {"trust_remote_code": trust_remote_code})
     config = _config(name, options)
@@ -56,8 +65,9 @@ def load(
         chosen_dtype = torch.float32
     read_by = tokenizer or _tokenizer(name, options)
     network = _with_gradients(_network(name, config, chosen_device, chosen_dtype, options))
+    template = _template(network, read_by, chat, system, name)
     with folder.named(name, "cannot be run", options):
-        lm = HFLM(network, read_by, sites=sites, name=name)
+        lm = HFLM(network, read_by, sites=sites, name=name, template=template)
     rows, vocabulary = lm.tokens.rows, int(getattr(read_by, "vocab_size", 0))
     if rows is not None and vocabulary > rows:  # added tokens are told where a text has one
         raise BadInput(
@@ -158,6 +168,11 @@ def _with_gradients(model: Any) -> Any:
             module.support_avx512bf16_for_cpu = False
             module.state_dict()  # undoes the packing where it has been done
     return model
+
+
+def _template(model: Any, tokenizer: Any, chat: bool | None, system: str | None, name: str) -> Template | None:
+    seq2seq = bool(getattr(model.config, "is_encoder_decoder", False))
+    return chosen(tokenizer, chat, system, stops_of(model), name, seq2seq)
 
 
 def _tokenizer(name: str, options: dict[str, Any]) -> Any:

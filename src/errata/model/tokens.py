@@ -1,14 +1,16 @@
-"""Texts to token ids and back. The only module that reasons about spaces, padding and offsets."""
+"""Texts to ids and back. The only module that reasons about spaces, padding, offsets and (with ``chat``) templates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from errata.errors import BadInput
+from errata.model.chat import Template
 from errata.printable import shown
 from errata.subjects import last_word, placed
 from errata.types import as_text
@@ -60,11 +62,18 @@ def sentence(prompt: str, answer: str) -> str:
     return text if text.endswith((".", "!", "?", "。")) else text + "."
 
 
+def common_start(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    """The ids that two rows begin with alike."""
+    return [x for x, _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))]
+
+
 class Tokens:
     """Token ids of prompts, subjects and targets.
 
-    A prompt has the same ids with and without a target behind it. Raises :class:`BadInput` for prompts and targets of
-    more than ``limit`` tokens, where there is a limit, and for a text with a token that the model has no row for.
+    A prompt has the same ids with and without a target behind it. Under a chat template it is a user's turn, and the
+    target the beginning of the assistant's; the empty one begins a plain text all the same. Raises :class:`BadInput`
+    for prompts and targets of more than ``limit`` tokens, where there is a limit, and for a text with a token that the
+    model has no row for.
     """
 
     tokenizer: Any
@@ -77,20 +86,45 @@ class Tokens:
     """Tokens that the model's embedding has a row for; None where that is not known."""
     fill: int
     """The id that pads: the tokenizer's padding token, or another of its special tokens."""
+    template: Template | None
+    """The chat template that prompts are asked under; None for plain text."""
+    ends: frozenset[int]
+    """The ids that end an answer: the tokenizer's end token, and in a chat every other at which the model stops."""
 
     def __init__(
-        self, tokenizer: Any, limit: int | None = None, seq2seq: bool = False, rows: int | None = None
+        self,
+        tokenizer: Any,
+        limit: int | None = None,
+        seq2seq: bool = False,
+        rows: int | None = None,
+        *,
+        template: Template | None = None,
+        stops: Iterable[int] = (),
     ) -> None:
-        """``tokenizer`` is one of transformers."""
+        """``tokenizer`` is one of transformers; ``stops`` are the ids at which the model stops in a chat."""
         self.tokenizer, self.limit, self.seq2seq, self.rows = tokenizer, limit, seq2seq, rows
         candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
         self.fill = next(i for i in candidates if i is not None and (rows is None or i < rows))
+        self.template = template
+        of_turn = set[int]() if template is None else {*stops, template.end}
+        self.ends = frozenset(i for i in (tokenizer.eos_token_id, *of_turn) if i is not None)
         self._spellings: dict[str, str] = {}
 
     @property
     def end(self) -> int | None:
-        """The id that ends a text; None where there is none."""
-        return self.tokenizer.eos_token_id
+        """The id that ends a text, in a chat the assistant's turn; None where there is none."""
+        of_turn = self.template and self.template.end
+        return self.tokenizer.eos_token_id if of_turn is None else of_turn
+
+    @property
+    def turn(self) -> list[str]:
+        """What the chat template puts before and behind a prompt: two texts, or none. It tells settings apart."""
+        return [self.template.before, self.template.after] if self.template else []
+
+    @property
+    def frame(self) -> int:
+        """Tokens that the chat template puts around a prompt; 0 without one."""
+        return sum(map(len, self._frame))
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a prompt, with what the tokenizer puts before it. An empty one is the beginning of a text."""
@@ -111,24 +145,45 @@ class Tokens:
         return ids
 
     def _prompt(self, text: str) -> list[int]:
+        whole, _, how = self._asked(text)
+        return self.ids(whole, **how) if how else self._text(text)
+
+    def _text(self, text: str) -> list[int]:
+        """Ids of the beginning of a plain text."""
         ids = self.ids(text)
         if not self.seq2seq:
-            while len(ids) > 1 and ids[-1] == self.end and not text.endswith(str(self.tokenizer.eos_token)):
+            end = self.tokenizer.eos_token_id
+            while len(ids) > 1 and ids[-1] == end and not text.endswith(str(self.tokenizer.eos_token)):
                 ids.pop()
         if not ids:
             start = self.tokenizer.bos_token_id
             ids = [self.fill if start is None else start]
         return ids
 
+    def _asked(self, prompt: str) -> tuple[str, int, dict[str, Any]]:
+        """The text that is tokenised for a prompt, where the prompt begins in it, and how it is tokenised.
+
+        A template writes the tokens itself that the tokenizer puts before a text.
+        """
+        if self.template is None or not as_text(prompt, "a prompt"):
+            return prompt, 0, {}
+        return *self.template.around(prompt), {"add_special_tokens": False}
+
     def count(self, text: str) -> int:
         """Number of tokens of a prompt, even one that is too long for the model."""
-        return len(self.ids(text, verbose=False))  # no warning that it is long
+        whole, _, how = self._asked(text)
+        return len(self.ids(whole, verbose=False, **how))  # no warning that it is long
+
+    def length(self, text: str) -> int:
+        """Number of tokens that a piece of text adds to a prompt, about."""
+        return self.count(text) - self.frame
 
     def target(self, prompt: str, target: str) -> list[int]:
         """Ids of ``target`` behind ``prompt``, with a space between the two unless the prompt ends with one.
 
-        They are those of the joined text where the prompt keeps its own ids in it. Raises :class:`BadInput` for a
-        target of which the tokenizer makes nothing, and for one that is too long behind this prompt.
+        In a chat the template says whether there is one. They are those of the joined text where the prompt keeps its
+        own ids in it. Raises :class:`BadInput` for a target of which the tokenizer makes nothing, and for one that is
+        too long behind this prompt.
         """
         if self.seq2seq:
             return self._within(self._plain(target.strip()), target)
@@ -164,12 +219,13 @@ class Tokens:
         return ids if self.fits(prompt, ids) else target
 
     def _target(self, before: list[int], prompt: str, target: str) -> list[int]:
-        bare = target.lstrip() if not prompt or prompt[-1:].isspace() else " " + target.lstrip()
-        text = prompt + bare
-        joined = self.ids(text)
+        whole, _, how = self._asked(prompt)
+        space = "" if not whole or whole[-1:].isspace() else " "
+        bare = (self.template.gap if self.template and prompt else space) + target.lstrip()
+        joined = self.ids(whole + bare, **how)
         if joined[: len(before)] == before and len(joined) > len(before) and prompt:
             rest = joined[len(before) :]
-            return rest[:-1] if len(rest) > 1 and rest[-1] == self.end else rest
+            return rest[:-1] if len(rest) > 1 and rest[-1] == self.tokenizer.eos_token_id else rest
         options = [self._plain(bare), self._plain(target.lstrip()), self._unprefixed(bare)]
         for ids in options:
             if ids and self._spells(before, ids, prompt, bare):
@@ -190,19 +246,26 @@ class Tokens:
         return ids[len(line) :] if ids[: len(line)] == line else []
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of a text in two parts, of any length; nothing is put between them.
+        """Ids of a plain text in two parts, of any length, in a chat too; nothing is put between them.
 
         Spaces at the context's end are moved to the continuation, as in lm-evaluation-harness. Where one token would
         belong to both, the two are tokenised apart.
         """
         bare = context.rstrip()
         continuation = context[len(bare) :] + continuation
-        before = self._prompt(bare)
+        before = self._text(bare)
         if self.seq2seq or not bare:
             return before, self._plain(continuation)
-        whole = self._prompt(bare + continuation)
+        whole = self._text(bare + continuation)
         joined = whole[: len(before)] == before and len(whole) > len(before)
         return before, whole[len(before) :] if joined else self._plain(continuation)
+
+    def exchange(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """Ids of a prompt and an answer, of any length: in a chat two turns, otherwise :meth:`pair`."""
+        if self.template is None or not prompt:
+            return self.pair(prompt, answer)
+        before = self._prompt(prompt)
+        return before, self._target(before, prompt, answer)
 
     def tail(self, text: str, room: int) -> str:
         """The end of a text, of at most ``room`` tokens."""
@@ -221,16 +284,19 @@ class Tokens:
 
     def last_of_parts(self, prompt: str, ends: Sequence[int]) -> list[int]:
         """Index in the prompt's ids of the last token of each part of it that ends at one of these characters."""
+        whole, start, how = self._asked(prompt)
         offsets: Sequence[tuple[int, int]] = ()
         if getattr(self.tokenizer, "is_fast", False):
-            offsets = self.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+            offsets = self.tokenizer(whole, return_offsets_mapping=True, **how)["offset_mapping"]
+        ends = [start + end for end in ends]
         touching = [[i for i, (a, b) in enumerate(offsets) if a < end <= b] for end in ends]
-        return [some[-1] if some else self._last_before(prompt, end) for some, end in zip(touching, ends, strict=True)]
+        return [some[-1] if some else self._last_before(whole, end) for some, end in zip(touching, ends, strict=True)]
 
-    def _last_before(self, prompt: str, end: int) -> int:
-        ids, before = self.prompt(prompt), self.prompt(prompt[:end])
+    def _last_before(self, text: str, end: int) -> int:
+        of = self.prompt if self.template is None else self._plain
+        ids, before = of(text), of(text[:end])
         if ids[: len(before)] != before:  # a token goes on behind the part
-            lengths = (len(self.decode(ids[: i + 1])) for i in range(len(ids)))
+            lengths = (len(self._decoded(ids[: i + 1], self.template is None)) for i in range(len(ids)))
             return next((i for i, length in enumerate(lengths) if length >= end), len(ids) - 1)
         return len(before) - 1
 
@@ -238,8 +304,10 @@ class Tokens:
         """Number of each subject that a prompt names -> indices in its ids of the first and last token of the last
         mention, as a word.
 
-        From ids alone, for code that sees no text; subjects are spelt as the tokenizer gives them back.
+        From ids alone, for code that sees no text; subjects are spelt as the tokenizer gives them back. What a chat
+        template writes itself names nobody.
         """
+        front, ids = self._of_user(ids)
         text, read = self.decode(ids), list[str]()
         found: dict[int, tuple[int, int]] = {}
         for number, subject in enumerate(subjects):
@@ -249,8 +317,23 @@ class Tokens:
                 read = read or [self.decode(ids[: i + 1]) for i in range(len(ids))]
                 ends = (start + 1, start + len(name))
                 first, last = (next(i for i, so in enumerate(read) if so.startswith(text[:to])) for to in ends)
-                found[number] = (first, last)
+                found[number] = (front + first, front + last)
         return found
+
+    def _of_user(self, ids: Sequence[int]) -> tuple[int, Sequence[int]]:
+        """How many ids the template put before a prompt, and those of what the user says."""
+        before, after = self._frame
+        front, end = len(before), len(ids) - len(after)
+        framed = front <= end and [*ids[:front], *ids[end:]] == [*before, *after]
+        return (front, ids[front:end]) if framed else (0, ids)
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The ids that prompts under the template begin and end with; none without one."""
+        if self.template is None:
+            return [], []
+        a, b = (self._plain(self.template.around(text)[0]) for text in "aB")
+        return common_start(a, b), common_start(a[::-1], b[::-1])[::-1]
 
     def _spelt(self, subject: str) -> str:
         if subject not in self._spellings:
@@ -259,7 +342,10 @@ class Tokens:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._decoded(ids, True)
+
+    def _decoded(self, ids: Sequence[int], bare: bool) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=bare, clean_up_tokenization_spaces=False)
 
     def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """The text that ``ids`` add to the prompt's ids, its leading space included.

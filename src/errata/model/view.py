@@ -12,6 +12,7 @@ from torch import nn
 
 from errata.errors import BadInput
 from errata.model import passes
+from errata.model.chat import Template
 from errata.model.detect import find_sites
 from errata.model.fingerprint import fingerprint
 from errata.model.in_use import use_of
@@ -74,8 +75,12 @@ class ModelView:
         resources: Resources = NONE,
         name: str = "",
         budget: int = BUDGET,
+        template: Template | None = None,
     ) -> None:
-        """Sites are found in the model where none are given (:func:`errata.model.detect.find_sites`)."""
+        """Sites are found in the model where none are given (:func:`errata.model.detect.find_sites`).
+
+        With a ``template`` prompts are asked in a chat.
+        """
         self.model, self.tokenizer, self.name, self.budget = model, tokenizer, name, budget
         self.resources = resources
         self.config = model.config
@@ -89,7 +94,8 @@ class ModelView:
             model.eval()
             self.sites = sites or find_sites(model)
         rows = getattr(model.get_submodule(self.sites.embed), "num_embeddings", None)
-        self.tokens = Tokens(tokenizer, _limit(self.config), self.seq2seq, rows)
+        about_chat: Any = {"template": template, "stops": stops_of(model)}
+        self.tokens = Tokens(tokenizer, _limit(self.config), self.seq2seq, rows, **about_chat)
 
     @contextmanager
     def changed(self, make: Callable[[Self, ExitStack], T]) -> Iterator[T]:
@@ -127,6 +133,11 @@ class ModelView:
     def unedited(self) -> bool:
         """Whether this is the model itself, not a view with a patch in force."""
         return self._inside is None
+
+    @property
+    def chat(self) -> bool:
+        """Whether prompts are asked under the tokenizer's chat template."""
+        return self.tokens.template is not None
 
     @property
     def quantised(self) -> bool:
@@ -179,6 +190,15 @@ class ModelView:
     def dtype(self) -> torch.dtype:
         """The type of the embedding's weights."""
         return self.model.get_submodule(self.sites.embed).weight.dtype  # pyright: ignore[reportReturnType]
+
+
+def stops_of(model: Any) -> tuple[int, ...]:
+    """The ids at which the model stops, as its generation configuration or else its configuration says."""
+    for config in (getattr(model, "generation_config", None), model.config):
+        stops = getattr(config, "eos_token_id", None)
+        if stops is not None:
+            return (stops,) if isinstance(stops, int) else tuple(stops)
+    return ()
 
 
 def _limit(config: Any) -> int | None:

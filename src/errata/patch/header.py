@@ -72,6 +72,7 @@ class Made(Record):
     time: str = ""
     seconds: float = Field(default=0.0, ge=0)
     dtype: str = ""
+    chat: bool | None = None
     rounded: dict[str, float] = {}
 
     @model_validator(mode="after")

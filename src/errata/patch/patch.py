@@ -110,7 +110,10 @@ class Patch:
             yield edited
 
     def check(self, lm: HFLM, *, force: bool = False) -> None:
-        """Raises :class:`WrongModel` or :class:`Unsupported` unless the patch can be applied to ``lm``."""
+        """Raises :class:`WrongModel` or :class:`Unsupported` unless the patch can be applied to ``lm``.
+
+        Edits that were made in a chat and are now asked in plain text, or the other way round, are warned of.
+        """
         if not isinstance(cast(Any, lm), HFLM):
             raise Unsupported(
                 f"a patch goes on a model that errata.load gave, found {type(lm).__name__}; "
@@ -125,6 +128,13 @@ class Patch:
             if not force:
                 raise WrongModel(f"{message}{_rounded(lm)}; load the patch's own model, or pass force=True")
             log.warning("%s; applied all the same", message)
+        if {made.get("chat") for made in self.meta.get("made", ())} & {not lm.chat}:
+            now, then = (
+                ("under its chat template", "False (--no-chat)") if lm.chat else ("in plain text", "True (--chat)")
+            )
+            log.warning(
+                "the model is asked %s, and edits of this patch were made otherwise; load with chat=%s", now, then
+            )
         for part in self.parts:
             part.check_model(lm)
         for site, width in sites_of(self.memory).items():

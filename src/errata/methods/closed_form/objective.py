@@ -108,13 +108,13 @@ def rows_of(lm: HFLM, edit: Edit, contexts: Sequence[str], settings: TargetSetti
 
 def _add_continuations(lm: HFLM, edit: Edit, settings: TargetSettings, rows: FactRows) -> None:
     """Adds sampled continuations of the bare subject, without those that state the old answer."""
+    position = lm.tokens.last_of_subject(edit.subject, edit.subject, 0)
     subject = lm.tokens.prompt(edit.subject)
     sampled = lm.sample([edit.subject] * settings.preserve_samples, settings.preserve_tokens, seed=settings.seed)
     old = edit.target_true or lm.generate([edit.prompt], 8, until_answer=True)[0].strip(" .\n")
     kept = [ids for ids in sampled if ids and not (old and old.lower() in lm.tokens.decode(ids).lower())]
-    position = len(subject) - 1
     for ids in kept:
-        columns = list(range(position, position + len(ids)))
+        columns = list(range(len(subject) - 1, len(subject) - 1 + len(ids)))
         weight = settings.preserve / len(kept)
         rows.add(subject + ids[:-1], position, columns, [-1] * len(ids), weight, forward=True)
 

@@ -141,7 +141,7 @@ class KN(Method):
             return State(common, info)
 
         edits = [[edit.to_json() for edit in of_group] for of_group in facts]
-        content = [lm.fingerprint, groups, edits, settings]
+        content = [lm.fingerprint, groups, edits, settings, *lm.tokens.turn]
         return cached_state("neurons", content, make, lambda state: self.check_state(lm, state))
 
     @override

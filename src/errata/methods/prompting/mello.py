@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import Field
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from errata.answers import answer_of, begins_with_answer
 from errata.errors import Unsupported
@@ -29,6 +29,7 @@ from errata.methods.prompting.prompted import FactPrompt, FactSettings, Prompted
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.lm import LM, listed
+from errata.model.sampling import Sampling, is_drawn
 
 MOST_ROUNDS, MOST_TOKENS = 1000, 100_000  # that a file may ask for
 QUESTION, SUBQUESTION, RETRIEVED, FINAL = "Question:", "Subquestion:", "Retrieved fact:", "Final answer:"
@@ -170,7 +171,10 @@ class MelloLM(PromptedLM):
         *,
         until_answer: bool = False,
         until: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
     ) -> list[str]:
+        if is_drawn(sampling):
+            raise Unsupported("mello takes its steps greedily: it draws no answer; leave temperature out")
         loops = self.loops(prompts)
         rest = [i for i, loop in enumerate(loops) if loop.answer is None]
         how: Any = {"until_answer": until_answer, "until": until}

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NotRequired, Self, c
 
 import numpy as np
 from pydantic import AfterValidator, Field
-from typing_extensions import TypedDict, override
+from typing_extensions import TypedDict, Unpack, override
 
 from errata.errors import BadInput
 from errata.methods.memory.log import EditLog, EditRecord, log_entries, log_without, newest
 from errata.methods.retrieval import Index, index, named
 from errata.model.lm import LM, listed
+from errata.model.sampling import Sampling
 from errata.model.tokens import Tokens, joined
 from errata.patch.parts import Wrapper
 from errata.patch.schema import STRICT, read
@@ -210,7 +211,8 @@ def fitting(tokens: Tokens | None, before: Sequence[str], text: str, room: int) 
     kept = list(before)
     if not kept or tokens is None or tokens.limit is None:
         return kept
-    rough = np.cumsum([tokens.count(part) for part in [text, *reversed(kept)]])[1:]  # parts, from the near end on
+    parts = [tokens.count(text), *map(tokens.length, reversed(kept))]
+    rough = np.cumsum(parts)[1:]  # from the near end on
     kept = kept[len(kept) - int((rough <= tokens.limit).sum()) :]
     while kept and tokens.count("".join(kept) + text) > tokens.limit - room:
         kept.pop(0)
@@ -274,9 +276,10 @@ class PromptedLM(LM):
         *,
         until_answer: bool = False,
         until: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
     ) -> list[str]:
         extended = [text for text, _ in self.prompted(prompts, max(ROOM, max_new_tokens))]
-        return self.inner.generate(extended, max_new_tokens, until_answer=until_answer, until=until)
+        return self.inner.generate(extended, max_new_tokens, until_answer=until_answer, until=until, **sampling)
 
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:

@@ -99,6 +99,7 @@ class TrainedMethod(Method):
         rest, held = divided(examples, self.held_out, self.seed)
         resolved = self.resolve(lm, State())
         content = [self.name, FORM, lm.fingerprint, str(lm.dtype), resolved.trained_with, [asdict(e) for e in examples]]
+        content += lm.tokens.turn  # in a chat the same examples are other prompts
 
         def make() -> State:
             return resolved._train(lm, rest, held, content if cached else None)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 import numpy as np
 from pydantic import Field
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.memory.log import EditLog
@@ -23,6 +23,7 @@ from errata.methods.trained.routed.language_routing import Routing
 from errata.methods.trained.routed.language_rules import Rule, rule_of
 from errata.model.hf import HFLM
 from errata.model.lm import LM, listed
+from errata.model.sampling import Sampling, for_rows, is_drawn
 from errata.model.tokens import Tokens, joined
 from errata.patch.parts import Wrapper
 from errata.patch.schema import Floats, Length
@@ -177,17 +178,20 @@ class PatchedLM(LM):
         *,
         until_answer: bool = False,
         until: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
     ) -> list[str]:
         def generated(some: Sequence[str], rows: Sequence[int], rooms: Sequence[int]) -> list[str]:
             texts = [""] * len(some)
             for room in dict.fromkeys(rooms):
                 of_room = [k for k, other in enumerate(rooms) if other == room]
                 asked = [some[k] for k in of_room]
-                replies = self.inner.generate(asked, room, until_answer=until_answer, until=until)
+                draws = for_rows(sampling, len(prompts), [rows[k] for k in of_room])
+                replies = self.inner.generate(asked, room, until_answer=until_answer, until=until, **draws)
                 for k, reply in zip(of_room, replies, strict=True):
                     texts[k] = reply
             return texts
 
+        is_drawn(sampling)  # refuses what is no sampling, before the gates are asked
         if max_new_tokens < 1:
             return self.inner.generate(prompts, max_new_tokens)  # which refuses it
         return self._continued(prompts, [max_new_tokens] * len(prompts), generated)
@@ -214,7 +218,8 @@ class PatchedLM(LM):
     ) -> list[str]:
         """The continuation of each prompt, of so many tokens: ``ask(texts, rows, rooms)`` is the inner model's.
 
-        Behind an answer the model goes on; an encoder-decoder, which is fed no answer, ends with it.
+        Behind an answer the model goes on; an encoder-decoder, which is fed no answer, ends with it, and so does a
+        chat, in which the prompt is another's turn.
         """
         found, texts, left = self.opened(prompts), list(prompts), list(rooms)
         answers = [""] * len(prompts)
@@ -230,7 +235,9 @@ class PatchedLM(LM):
 
     def _goes_on(self, text: str) -> bool:
         limit = self.tokens.limit
-        return not self.model.seq2seq and (limit is None or self.tokens.count(text) <= limit)
+        if self.model.seq2seq or self.model.chat:
+            return False
+        return limit is None or self.tokens.count(text) <= limit
 
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:

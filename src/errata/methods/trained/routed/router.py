@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from errata.answers import complete
 from errata.errors import BadInput, Unsupported
 from errata.model import passes
 from errata.model.decoding import Choose, StopRule, TopK, greedy
 from errata.model.lm import LM, listed
+from errata.model.sampling import Sampling, for_rows, top_p
 from errata.model.tokens import Tokens
 from errata.types import Score, as_text
 
@@ -86,6 +87,7 @@ class RoutedLM(LM, Generic[R]):
         *,
         until_answer: bool = False,
         until: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
     ) -> list[str]:
         def ended(text: str) -> bool:
             return (until_answer and complete(text)) or any(stop in text for stop in until)
@@ -93,10 +95,13 @@ class RoutedLM(LM, Generic[R]):
         own, rest = self.parted(prompts)
         if max_new_tokens < 1:
             raise BadInput(f"max_new_tokens must be at least 1, found {max_new_tokens}")
-        base = self.inner.generate([prompts[i] for i in rest], max_new_tokens, until_answer=until_answer, until=until)
+        draws = for_rows(sampling, len(prompts), rest)
+        asked = [prompts[i] for i in rest]
+        base = self.inner.generate(asked, max_new_tokens, until_answer=until_answer, until=until, **draws)
         limits = dict.fromkeys(own, max_new_tokens)
+        choose = top_p(sampling, len(prompts), max_new_tokens) if draws else greedy
         return _merged(
-            rest, base, self._written(prompts, own, limits, greedy, ended if until_answer or until else None)
+            rest, base, self._written(prompts, own, limits, choose, ended if until_answer or until else None)
         )
 
     @override
