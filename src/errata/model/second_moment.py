@@ -21,7 +21,10 @@ def second_moments(lm: HFLM, pieces: Sequence[Sequence[int]], sites: Sequence[st
 
     def add(site: str, real: Tensor, keys: Tensor) -> None:
         k = keys[real.to(keys.device)].float()  # (n, f)
-        totals[site] = k.T @ k + totals[site] if site in totals else k.T @ k
+        if site in totals:
+            totals[site].addmm_(k.T, k)
+        else:
+            totals[site] = k.T @ k
 
     lm.check()
     with torch.no_grad():
@@ -31,4 +34,4 @@ def second_moments(lm: HFLM, pieces: Sequence[Sequence[int]], sites: Sequence[st
                 callbacks = {(site, "in"): partial(add, site, rows.mask.bool()) for site in sites}
                 lm.watch(rows.ids, rows.mask, callbacks)
     tokens = sum(map(len, pieces))
-    return {site: (total / tokens).cpu() for site, total in totals.items()}, tokens
+    return {site: totals.pop(site).div_(tokens).cpu() for site in list(totals)}, tokens
