@@ -18,27 +18,24 @@ from errata.errors import BadInput
 from errata.inputs import read_settings
 from errata.locate import Ranking, rank_layers
 from errata.locate.layers import Layer
-from errata.methods.registry import method_class
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Edit, Probe
 
 KNOWN = "Ann Lee was born in"
 
 
-def case_of(lm: Any, prompt: str, subject: str, number: int) -> Case:
-    """An edit of what the model says by itself, with a paraphrase and a neighbour."""
-    said = lm.tokens.decode([int(lm.next_logprobs([prompt])[0].argmax())]).strip()
+def case_of(prompt: str, subject: str, number: int) -> Case:
+    """An edit of whatever the model says by itself, with a paraphrase and a neighbour."""
     probes = (
         Probe("paraphrase", f"{subject} went by night to", ("Lima",)),
         Probe("neighborhood", "Flo Ash lives in", ("x",)),
     )
-    return Case(f"case {number}", (Edit(prompt, subject, "Lima", said or None),), probes)
+    return Case(f"case {number}", (Edit(prompt, subject, "Lima"),), probes)
 
 
 @pytest.fixture()
 def cases() -> list[Case]:
-    lm = tiny_lm("llama")
-    return [case_of(lm, KNOWN, "Ann Lee", 0), case_of(lm, "Bob Ray lives in", "Bob Ray", 1)]
+    return [case_of(KNOWN, "Ann Lee", 0), case_of("Bob Ray lives in", "Bob Ray", 1)]
 
 
 class Editing:
@@ -46,7 +43,7 @@ class Editing:
 
     def __init__(self, lm: Any, good: int) -> None:
         self.lm, self.good, self.prepared = lm, good, list[list[int]]()
-        self.method: Any = errata.method("ft-m", **method_class("ft-m").tags.quick, layer=good)
+        self.method: Any = errata.method("ft-m", layer=good)
 
     def __call__(self, layers: Sequence[int]) -> Any:
         self.prepared.append(list(layers))
@@ -92,11 +89,14 @@ def test_the_best_layers_lie_side_by_side() -> None:
         ranking.best(4)
 
 
-def test_what_cannot_be_ranked_is_refused(cases: list[Case], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_ranked_is_refused(
+    cases: list[Case], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm = tiny_lm("llama")
-    old = [Case("known", (Edit(KNOWN, "Ann Lee", c.edits[0].target_true or ""),)) for c in cases[:1]]
+    old = [Case("answered so", (Edit(KNOWN, "Ann Lee", "Oslo"),))]
     unknown = [Case("unknown", (Edit(KNOWN, "Ann Lee", "Lima", "a baker of Paris"),))]
     none: Any = None
+    monkeypatch.setattr(lm, "generate", lambda prompts, *_, **__: [" Oslo."] * len(prompts))
     with pytest.raises(BadInput, match="answers all 1 edits with their new target already"):
         rank_layers(lm, old, none)
     with pytest.raises(BadInput, match="knows none of the 1 facts"):
@@ -106,7 +106,7 @@ def test_what_cannot_be_ranked_is_refused(cases: list[Case], caplog: pytest.LogC
     with pytest.raises(BadInput, match="at least 1 layer"):
         rank_layers(lm, cases, none, tried=0)
     with caplog.at_level(logging.WARNING):
-        rank_layers(lm, [*old, *cases], Editing(lm, 1), tried=1, samples=1)
+        rank_layers(lm, [*old, *cases], lambda layers: lambda layer, edit: EMPTY, tried=1, samples=1)
     assert "1 of 3 edits are answered so already" in caplog.text
 
 
