@@ -3,7 +3,9 @@
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,6 @@ from conftest import TEXTS, tiny_lm, tokenizer
 from tiny import build
 from typer.testing import CliRunner
 
-import errata
 from errata.cli import app
 from errata.cli.locate import locate
 from errata.errors import BadInput
@@ -39,18 +40,22 @@ def cases() -> list[Case]:
 
 
 class Editing:
-    """A way to edit that works in one layer alone."""
+    """A way to edit that works in one layer alone: there, what names the subject is answered with the target."""
 
     def __init__(self, lm: Any, good: int) -> None:
         self.lm, self.good, self.prepared = lm, good, list[list[int]]()
-        self.method: Any = errata.method("ft-m", layer=good)
 
     def __call__(self, layers: Sequence[int]) -> Any:
         self.prepared.append(list(layers))
         return self.edit
 
-    def edit(self, layer: int, edit: Edit) -> Patch:
-        return self.method.edit(self.lm, [edit]) if layer == self.good else EMPTY
+    def edit(self, layer: int, edit: Edit) -> Any:
+        def generate(prompts: Sequence[str], *_: Any, **how: Any) -> list[str]:
+            old = self.lm.generate(prompts, 16, **how)
+            return [f" {edit.target_new}." if edit.subject in p else text for p, text in zip(prompts, old)]
+
+        edited = SimpleNamespace(generate=generate)
+        return SimpleNamespace(applied=lambda lm: nullcontext(edited)) if layer == self.good else EMPTY
 
 
 def test_the_layer_in_which_edits_take_comes_first(cases: list[Case]) -> None:
