@@ -19,6 +19,7 @@ LAYERS = (
     "locate",
     "methods",
     "world",
+    "cost",
     "data",
     "evaluation",
     "report",
@@ -27,7 +28,7 @@ LAYERS = (
     "__main__",
 )
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
-DRIVERS = ("model", "patch", "evaluation", "bench", "report")
+DRIVERS = ("model", "patch", "locate", "cost", "evaluation", "bench", "report")
 
 
 def name_of(path: Path) -> str:

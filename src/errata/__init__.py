@@ -20,6 +20,7 @@ from errata.types import Case, Edit, Probe, Row, Score
 
 if TYPE_CHECKING:
     from errata import data as data
+    from errata.cost.plan import plan as plan
     from errata.data.reader import cases as cases
     from errata.evaluation.baseline import baseline as baseline
     from errata.evaluation.evaluate import evaluate as evaluate
@@ -38,6 +39,7 @@ _WHERE = {  # name -> module, or module:attribute
     "evaluate": "errata.evaluation.evaluate:evaluate",
     "method": "errata.methods.registry:method",
     "methods": "errata.methods",
+    "plan": "errata.cost.plan:plan",
     "Patch": "errata.patch.patch:Patch",
     "EMPTY": "errata.patch.patch:EMPTY",
     "transforms": "errata.patch.transforms",
@@ -45,7 +47,7 @@ _WHERE = {  # name -> module, or module:attribute
 
 __all__ = [
     "Case", "Edit", "Probe", "Row", "Score",
-    "load", "cases", "baseline", "evaluate", "method", "methods", "Patch", "EMPTY", "transforms", "data",
+    "load", "cases", "baseline", "evaluate", "method", "methods", "plan", "Patch", "EMPTY", "transforms", "data",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,6 +66,25 @@ def read_text(path: Path, what: str, most: int = MOST) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise BadInput(f"{path}, line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8") from error
+
+
+def read_settings(path: Path, what: str = "--settings") -> dict[str, Any]:
+    """The settings in a file of JSON, or of TOML where its name ends so; ``found``, how they were found, is left out.
+
+    Raises :class:`BadInput`.
+    """
+    text = read_text(path, what)
+    try:
+        table = tomllib.loads(text) if path.suffix.lower() == ".toml" else parsed(text)
+    except (tomllib.TOMLDecodeError, RecursionError, BadInput) as error:
+        raise BadInput(
+            f'{path}: {error}; {what} wants settings as JSON or TOML, such as {{"layers": [3, 4]}}'
+        ) from error
+    if not isinstance(table, dict):
+        raise BadInput(
+            f'{path} holds a {type(table).__name__}; {what} wants an object of settings: {{"layers": [3, 4]}}'
+        )
+    return {name: value for name, value in table.items() if name != "found"}
 
 
 # JSON --------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[s
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    stored = _apart(tensors)
     try:
         text = json.dumps(dict(header), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -44,6 +44,19 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[s
             save_file(stored, part, {**described, "checksum": checksum(described, stored)})
     except SafetensorError as error:
         raise unwritable(path, error) from error
+
+
+def _apart(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """The tensors on the CPU, each alone in its storage, as safetensors wants them: copied only where they are not."""
+    apart: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        if own.untyped_storage().nbytes() != own.nbytes or own.untyped_storage().data_ptr() in storages:
+            own = own.clone()
+        storages.add(own.untyped_storage().data_ptr())
+        apart[name] = own
+    return apart
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
@@ -120,7 +133,7 @@ def _check_tensor(path: Path, name: str, tensor: "Tensor") -> None:
         raise BadInput(f"{path}: the tensor {name!r} is of type {dtype}; expected one of {', '.join(DTYPES)}")
     if not tensor.numel() and max(tensor.shape) > WIDEST:
         raise BadInput(f"{path}: the tensor {name!r} has no numbers, and a side of {max(tensor.shape)}; make it again")
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+    if tensor.is_floating_point() and tensor.numel() and not all(x.isfinite() for x in tensor.aminmax()):
         raise BadInput(f"{path}: an entry of the tensor {name!r} is no finite number; make it anew")
 
 

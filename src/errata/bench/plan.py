@@ -17,7 +17,7 @@ from typing_extensions import override
 from errata.bench.validation import Count, NamedTable, Number, Seed, Table, Text, expected
 from errata.errors import BadInput, unknown
 from errata.evaluation import protocols
-from errata.inputs import read_text
+from errata.inputs import read_settings, read_text
 from errata.patch.transforms import Step, transform
 from errata.types import MODES, Case, Mode
 
@@ -90,12 +90,16 @@ class TransformSpec(NamedTable):
 
 
 class MethodSpec(NamedTable):
-    """A method with settings, which the method itself checks, and what is done to its patches."""
+    """A method with settings, which the method itself checks, and what is done to its patches.
+
+    ``settings_file`` names a file of settings, as ``errata locate`` writes one; those that stand here go before it.
+    """
 
     model_config = ConfigDict(extra="allow")
     title: ClassVar[str] = "a method"
 
     transform: TransformSpec | None = None
+    settings_file: Text | None = None
 
     @property
     def label(self) -> str:
@@ -104,8 +108,10 @@ class MethodSpec(NamedTable):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The method's hyper-parameters as the file gives them."""
-        return self.model_extra or {}
+        """The method's hyper-parameters as the files give them."""
+        named = self.settings_file
+        read = {} if named is None else read_settings(Path(named), "settings_file")
+        return read | (self.model_extra or {})
 
 
 class DataSpec(NamedTable):

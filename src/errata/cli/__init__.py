@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from errata.cli import bench, common, demo, edit, measure, methods, tasks, trace, world
+from errata.cli import bench, common, demo, edit, locate, measure, methods, plan, tasks, trace, world
 from errata.errors import ErrataError
 
 EXIT_CODES = (
@@ -57,6 +57,8 @@ app.command("tasks")(tasks.tasks_command)
 app.command("bench")(bench.bench_command)
 app.command("report")(bench.report_command)
 app.command("methods")(methods.methods_command)
+app.command("plan")(plan.plan_command)
+app.command("locate")(locate.locate_command)
 app.command("trace")(trace.trace_command)
 app.add_typer(world.app, name="world")
 

@@ -65,6 +65,12 @@ Settings = Annotated[
         "--set", metavar="NAME=VALUE", help="A setting of the method, as often as needed.", show_default=False
     ),
 ]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings", help="A file of settings (JSON or TOML), as `errata locate` writes one.", show_default=False
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(help="What the method prepares with: texts, one on each line, or cases.", show_default=False),
@@ -300,8 +306,11 @@ def load_model(
         return errata.load(name, device=device, dtype=dtype, chat=chat, trust_remote_code=trust_remote_code)
 
 
-def make_method(name: str, settings: Sequence[str] | None, seed: int = 0) -> "Method":
-    """The method with settings as typed (``name=value``). Raises :class:`BadInput` or :class:`UnknownName`."""
+def make_method(name: str, settings: Sequence[str] | None, seed: int = 0, file: Path | None = None) -> "Method":
+    """The method with settings as typed (``name=value``), which go before those of a file.
+
+    Raises :class:`BadInput` or :class:`UnknownName`.
+    """
     import errata
     from errata.methods.registry import method_class
     from errata.methods.settings import from_text
@@ -311,7 +320,14 @@ def make_method(name: str, settings: Sequence[str] | None, seed: int = 0) -> "Me
         if "seed" in typed:
             raise BadInput("the seed is given twice, by --seed and by --set seed; leave one out")
         typed["seed"] = str(seed)
-    return errata.method(name, **from_text(method_class(name), typed))
+    given = from_text(method_class(name), typed)
+    if file is None:
+        return errata.method(name, **given)
+    read = inputs.read_settings(file)
+    try:
+        return errata.method(name, **(read | given))
+    except BadInput as error:
+        raise type(error)(f"{file}: {error}") from error
 
 
 def size(count: int) -> str:

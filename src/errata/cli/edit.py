@@ -99,6 +99,7 @@ def edit_command(
     edits: Annotated[Path | None, typer.Option(help="Many edits: one as JSON on each line.")] = None,
     method: common.MethodName = "memit",
     set_: common.Settings = None,
+    settings: common.SettingsFile = None,
     data: common.Data = None,
     prior: Annotated[Path | None, typer.Option(help="A patch to go on from.")] = None,
     output: Annotated[
@@ -117,7 +118,7 @@ def edit_command(
 ) -> None:
     """Make a patch that changes one fact, or many at once."""
     requested = edits_of(prompt, subject, target, edits)
-    chosen = common.make_method(method, set_, seed)
+    chosen = common.make_method(method, set_, seed, settings)
     prepared_with = common.data_for(chosen, data)
     earlier = load_patch(prior)
     path = output or default_name(requested)

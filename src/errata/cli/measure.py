@@ -211,6 +211,7 @@ def eval_command(
         str | None, typer.Option("--method", help="See `errata methods`.", show_default="memit; none with --patch")
     ] = None,
     set_: common.Settings = None,
+    settings: common.SettingsFile = None,
     patch: Annotated[
         Path | None,
         typer.Option(help="Measure this patch, whoever made it, in the place of a method.", show_default=False),
@@ -264,11 +265,11 @@ def eval_command(
 
     if output is not None:
         common.check_output(output, force)
-    given = {"--method": method, "--set": set_, "--setting": setting, "--data": data}
+    given = {"--method": method, "--set": set_, "--settings": settings, "--setting": setting, "--data": data}
     if patch is not None and (extra := [option for option, value in given.items() if value]):
         raise BadInput(f"--patch and {extra[0]} were given; a patch is measured as it is, so leave out one of them")
     common.show_logs(quiet)
-    subject = common.make_method(method or METHOD, set_, seed) if patch is None else Patch.load(patch)
+    subject = common.make_method(method or METHOD, set_, seed, settings) if patch is None else Patch.load(patch)
     rules = _rules(protocol, mode, shots)
     judging = _judge(judge, judge_model, rules, mode)
     options = common.named_values("--read", read)

@@ -21,6 +21,7 @@ from errata.files import cache_file, check_writable
 from errata.methods.outcomes import Outcome, answered, searched, warn
 from errata.methods.settings import checked, setting
 from errata.model.hf import HFLM
+from errata.model.size import Size, Step, Work
 from errata.patch.header import Model, Record
 from errata.patch.patch import EMPTY, Patch
 from errata.patch.schema import Shape, Sizes, bound, held, read
@@ -259,6 +260,22 @@ class Method(ABC):
         outcomes = {e.id: {**answers.get(e.id, {}), **found.get(e.id, {})} for e in edits}
         warn(self.name, edits, outcomes)
         return self._with_meta(patch, lm, resolved, edits, prior, outcomes, time.perf_counter() - start)
+
+    def cost(self, size: Size, work: Work) -> list[Step]:
+        """What the method takes, step by step. A method that does not say so gets bounds of its memory by its tags."""
+        activations = size.kept * size.depth * max(size.lm.budget, work.prompt)
+        counted: Any = {"flop": None, "verb": "edit"}
+        if self.tags.reads_context or not self.tags.runs_model:
+            return [Step("edit", **counted, device=size.passing(size.lm.budget), note="operations are not counted")]
+        if self.tags.memory:
+            return [Step("edit", **counted, device=activations, note="operations are not counted; no weight is copied")]
+        copies = 8.0 * size.parameters
+        note = "operations are not counted; at most: a copy and a gradient of every weight, float32"
+        return [Step("edit", **counted, device=copies + activations, host=4.0 * size.parameters, note=note)]
+
+    def lighter(self, lm: HFLM) -> Mapping[str, "Method"]:
+        """The method with settings that take less memory, by what to set: tried where a plan does not fit."""
+        return {}
 
     @abstractmethod
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:

@@ -117,6 +117,8 @@ def _embed(calls: list[ModuleCall], list_name: str) -> str:
     """The first embedding of token ids (an embedding of positions runs later, or gets ids that rise from 0)."""
     for call in calls:
         ids = call.args[0] if call.args else call.kwargs.get("input")
+        if isinstance(call.module, nn.Embedding) and isinstance(ids, Tensor) and ids.is_meta:
+            return call.name  # the first; the order of ids is not known
         if isinstance(call.module, nn.Embedding) and isinstance(ids, Tensor):
             order = ids.flatten()
             if len(order) > 1 and order[0] > order[1]:
@@ -238,4 +240,6 @@ def _width(x: Tensor | None) -> int:
 def _same(x: Tensor | None, y: Tensor | None) -> bool:
     if x is None or y is None or x.shape != y.shape or x.device != y.device:
         return False
+    if x.is_meta:  # no numbers: the same memory
+        return x.untyped_storage()._cdata == y.untyped_storage()._cdata
     return torch.equal(x, y)

@@ -36,7 +36,7 @@ def mixture_of(block: ModuleCall, calls: list[ModuleCall]) -> Mixture | str | No
         return f"holds {len(stacks)} stacks of experts"
     (stack,) = stacks
     if getattr(stack.module, DOWN).is_meta:
-        return f"holds experts (`{stack.name}`) that are offloaded; load the model whole"
+        return f"holds experts (`{stack.name}`) that hold no numbers here (offloaded, or on meta); load the model whole"
     if stack.output_state is None or block.output_state is None or not _is_sum(stack, stack.output_state):
         return f"holds experts (`{stack.name}`) whose output is not the sum of what their down projections give"
     around = next((call for call in calls if call.name == stack.name.rpartition(".")[0]), None)

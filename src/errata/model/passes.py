@@ -85,7 +85,8 @@ def device_of(embed: Any) -> torch.device:
     """Device on which a module with a weight runs: that of the weight, or another if it is offloaded."""
     if embed.weight.device.type != "meta":
         return embed.weight.device
-    return torch.device(getattr(getattr(embed, "_hf_hook", None), "execution_device", None) or "cpu")
+    hook = getattr(embed, "_hf_hook", None)
+    return embed.weight.device if hook is None else torch.device(getattr(hook, "execution_device", None) or "cpu")
 
 
 def float64_device(device: torch.device) -> torch.device:

@@ -3,6 +3,7 @@
 For :mod:`errata.model.detect`, which reads from it where things are.
 """
 
+import inspect
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,11 @@ def recorded(model: Any) -> list[ModuleCall]:
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = inputs["input_ids"]
         inputs["input_ids"] = torch.tensor([[a, b, c]], device=device)
+    if device.type == "meta":  # a mask that is not given would be looked for in the numbers
+        side = "decoder_" if model.config.is_encoder_decoder else ""
+        inputs[f"{side}attention_mask"] = torch.ones_like(inputs[f"{side}input_ids"])
+        if "position_ids" in inspect.signature(type(model).forward).parameters:
+            inputs["position_ids"] = torch.zeros_like(inputs["input_ids"])
     calls: list[ModuleCall] = []
 
     def recording(name: str, module: nn.Module) -> Any:
@@ -97,7 +103,9 @@ def recorded(model: Any) -> list[ModuleCall]:
 
 
 def is_causal(block: ModuleCall) -> bool:
-    """Whether the first token's output stays the same when the last token's input changes."""
+    """Whether the first token's output stays the same when the last token's input changes; on meta it is believed."""
+    if block.output_state is not None and block.output_state.is_meta:
+        return True
     args, kwargs = _disturbed(block.args, block.kwargs, -1)
     return _unchanged(block.module(*args, **kwargs), block.output, 0, _rounding(block.module))
 
@@ -116,8 +124,11 @@ def measured(
     The first token's MLP input is disturbed, which must leave the last token's key as it was. A vector v is added to
     the last token's MLP output m; it has a part along m, so that behind a norm the block's output cannot move in
     parallel to v (:attr:`Sites.gain` is None then). The norm is the module of those ``behind`` the down projection
-    whose input moves by v and whose output moves as the block's does; None where there is none.
+    whose input moves by v and whose output moves as the block's does; None where there is none. On the meta device
+    there are no numbers: a gain of 1 is taken for granted there.
     """
+    if mlp_out.output_state is not None and mlp_out.output_state.is_meta:
+        return True, 1.0, None
     h = _vector(block.output, -1)  # (d)
     seen: list[Any] = []
     rerun: dict[str, tuple[Tensor | None, Any]] = {}

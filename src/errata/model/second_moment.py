@@ -28,7 +28,10 @@ def second_moments(
         chosen = real.flatten().to(read.keys.device)
         k = read.keys[chosen if read.tokens is None else chosen[read.tokens]].float()  # (n, f)
         counts[read.weight] = counts.get(read.weight, 0) + len(k)
-        totals[read.weight] = k.T @ k + totals[read.weight] if read.weight in totals else k.T @ k
+        if read.weight in totals:
+            totals[read.weight].addmm_(k.T, k)
+        else:
+            totals[read.weight] = k.T @ k
 
     lm.check()
     with torch.no_grad():
@@ -37,4 +40,4 @@ def second_moments(
             with lm.calling(Call(rows.mask)):
                 lm.watch(rows.ids, rows.mask, {(path, KEYS): partial(add, rows.mask.bool()) for path in paths})
     tokens = sum(map(len, pieces))
-    return {name: (total / tokens).cpu() for name, total in totals.items()}, counts
+    return {name: totals.pop(name).div_(tokens).cpu() for name in list(totals)}, counts

@@ -23,6 +23,7 @@ from errata.patch.schema import STRICT, Shape, bound, read
 from errata.printable import shown
 
 log = logging.getLogger(__name__)
+BLOCK = 2**22  # entries of a matrix in half precision that are summed at a time, in float32
 WHOLE = 0.99  # of a change that a rounded sum must hold; otherwise the change runs beside the weight
 ROUNDED = "rounding leaves %.0f%% of the change of %s: %s"
 
@@ -283,14 +284,33 @@ def weight_shape(lm: HFLM, name: str) -> tuple[int, int]:
 def changed_weight(model: nn.Module, name: str, w: Weight) -> Tensor:
     """W + ΔW in new storage, in the module's own order and type. Summed in float32 or more precisely."""
     stored.plain(model, name, "cannot be changed for good")
-    held = matrix_of(model, name)
-    value = at_least_float32(held)
+    value = matrix_of(model, name)
+    if at_least_float32(value[:0]).dtype != value.dtype:
+        summed = torch.empty_like(value, memory_format=torch.contiguous_format)
+        for rows, delta in _blocks(model, name, w, value):
+            summed[rows] = (value[rows] + delta).to(value.dtype)  # the sum is delta's float32
+        return summed
     if isinstance(w, LowRank):
         a, b = w.a.to(value), w.b.to(value)
         summed = torch.addmm(value, b.T, a.T) if _swapped(model, name) else torch.addmm(value, a, b)
     else:
         summed = value + oriented(model, name, w.to(value))
-    return summed.to(held.dtype).contiguous()
+    return summed.contiguous()
+
+
+def _blocks(model: nn.Module, name: str, w: Weight, held: Tensor) -> Generator[tuple[slice, Tensor], None, None]:
+    """Some rows of a matrix, as it is stored, and their ΔW in float32: so that no copy of the whole is made."""
+    step = max(1, BLOCK // max(1, held[:1].numel()))
+    left, right = (w.a, w.b) if isinstance(w, LowRank) else (w, None)
+    if right is not None and _swapped(model, name):
+        left, right = right.T, left.T
+    elif right is None:
+        left = oriented(model, name, left)
+    right = right if right is None else right.to(held.device, torch.float32)
+    for start in range(0, len(held), step):
+        rows = slice(start, start + step)
+        some = left[rows].to(held.device, torch.float32)
+        yield rows, some if right is None else some @ right
 
 
 def left_by_rounding(model: nn.Module, name: str, w: Weight, summed: Tensor) -> float:
@@ -304,9 +324,10 @@ def left_by_rounding(model: nn.Module, name: str, w: Weight, summed: Tensor) -> 
     held = matrix_of(model, name)
     if held.dtype not in (torch.float16, torch.bfloat16):
         return 1.0
-    delta = oriented(model, name, w.dense() if isinstance(w, LowRank) else w).to(held.device, torch.float32)
-    size = float(delta.abs().sum())
-    left = float(((summed.float() - held.float()) * delta.sign()).sum())
+    size = left = 0.0
+    for rows, delta in _blocks(model, name, w, held):
+        size += float(delta.abs().sum())
+        left += float(((summed[rows].float() - held[rows].float()) * delta.sign()).sum())
     return 0.0 if not isfinite(left) else left / size if size else 1.0  # past float16's largest number nothing is left
 
 

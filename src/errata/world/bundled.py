@@ -34,6 +34,15 @@ def load(model: Any, **options: Any) -> HFLM:
     return lm
 
 
+def outline(model: Any, **options: Any) -> tuple[HFLM, Any]:
+    """As :func:`errata.model.loading.outline`, which also knows the name ``"world"``: no weights are read."""
+    folder = _place(model)
+    lm, device = loading.outline(folder, **options)
+    if (world := world_named(folder)) is not None:
+        lm.name, lm.resources = str(model), Resources(partial(_texts, world))
+    return lm, device
+
+
 def check(model: str, *, trust_remote_code: bool = False) -> None:
     """Raises :class:`BadInput` unless there is such a model for :func:`load`; weights are not read."""
     loading.check(str(_place(model)), trust_remote_code=trust_remote_code)

@@ -28,6 +28,9 @@ class AlphaEdit(ClosedForm):
     paper: ClassVar[str] = "Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355"
     tags: ClassVar[Tags] = Tags(quick={"contexts": 0, "cut": 0.1, "layers": (1,)})  # few sentences leave few directions
 
+    METRIC_FLOP: ClassVar[float] = 11.0  # f³: eigenvectors some 9, the projector up to 2
+    METRIC_COPIES: ClassVar[float] = 4.0  # C, its eigenvectors and LAPACK's two
+
     cut: float = setting(0.02, "share of C's trace", key="nullspace_threshold")
     lam: float | None = setting(None, "MEMIT's, LAM x width of the keys", key="L2")
     history: bool = setting(True, "keys of earlier edits join")
@@ -42,4 +45,4 @@ class AlphaEdit(ClosedForm):
         """P, scaled so that E[kᵀPk] = d_ff as with C⁻¹: λ is then in MEMIT's units."""
         projector = solve.null_projector(c, self.cut)
         log.info("%s: %.0f of %d directions are free", self.name, projector.trace(), len(c))
-        return projector * (len(c) / (projector * c).sum().clamp(min=1e-12))
+        return projector.mul_(len(c) / (projector * c).sum().clamp(min=1e-12))

@@ -16,6 +16,7 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.closed_form import solve
+from errata.methods.closed_form.cost import steps
 from errata.methods.closed_form.keys import Site, SubjectReadings, check_reads_subjects, read_at_subjects
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.outlet import Outlet
@@ -29,6 +30,7 @@ from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.passes import float64_device
 from errata.model.projection import KEYS, Projection, stem
+from errata.model.size import Size, Step, Work
 from errata.patch.delta import Delta, LowRank, Weight
 from errata.patch.memory import GRAM, remember
 from errata.patch.memory import KEYS as REMEMBERED
@@ -88,6 +90,8 @@ class ClosedForm(TargetSettings):
     by_context_type: ClassVar[bool] = True  # in the mean key the empty context weighs as much as all others together
     own_output: ClassVar[bool] = False  # the residual is that of the projection's own output, not the hidden state's
     LAM: ClassVar[float] = 0.92  # λ in units of the key's width: MEMIT's for GPT-J
+    METRIC_FLOP: ClassVar[float] = 1.0  # f³: a Cholesky factor takes a third, the inverse from it two
+    METRIC_COPIES: ClassVar[float] = 1.0  # matrices (f, f) of float64 that making the metric holds at its peak
     RATE: ClassVar[float] = 0.19  # one step of δ, of all its coordinates, in lengths of what it is added to
 
     layers: tuple[int, ...] | None = setting(None, "defaults.critical_layers")
@@ -146,6 +150,19 @@ class ClosedForm(TargetSettings):
         """ΔW (d, f) of each weight of a down projection: together they add the ``residual`` (n, d) to the values."""
         assert self.lam is not None
         return solve.least_squares(inverses, [key.mean.T for key in keys], residual.T, self.lam)
+
+    @override
+    def cost(self, size: Size, work: Work) -> list[Step]:
+        return steps(self, size, work)
+
+    @override
+    def lighter(self, lm: HFLM) -> dict[str, Self]:
+        layers = self.chosen_layers(lm)
+        if len(layers) < 2:
+            return {}
+        middle = layers[(len(layers) - 1) // 2]
+        first_and_last = {} if self.blue else {"blue=True": replace(self, blue=True)}
+        return {**first_and_last, f"layers={middle}": replace(self, layers=(middle,), blue=False)}
 
     # The two verbs ------------------------------------------------------------------------------------
 

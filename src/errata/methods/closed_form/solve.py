@@ -27,32 +27,41 @@ MOST_RIDGE = 100.0  # times the mean eigenvalue: what rounding of sums leaves be
 def inverse_of(c: Tensor, ridge: float = 0.0) -> Tensor:
     """(C + ridge x its mean eigenvalue)⁻¹ (f, f), float64; the ridge grows until there is one, which is logged.
 
-    Raises :class:`BadInput` where C is not finite, or has none with a ridge of MOST_RIDGE.
+    One matrix of float64 is made beside C, 8 f² bytes, which is factorised and inverted where it stands (on a GPU the
+    library may take as much again for a moment). Raises :class:`BadInput` where C is not finite, or has none with a
+    ridge of MOST_RIDGE.
     """
-    c = _finite(c)
-    mean = max(float(c.diagonal().mean()), torch.finfo(torch.float64).tiny)
-    eye = torch.eye(len(c), dtype=c.dtype, device=c.device)
+    _check_finite(c)
+    mean = max(float(c.diagonal().double().mean()), torch.finfo(torch.float64).tiny)
     asked = raised = max(ridge, 1e-9)
-    factor, failed = torch.linalg.cholesky_ex(c + raised * mean * eye)
-    while failed:  # float32 sums over fewer tokens than dimensions leave eigenvalues just below zero
+    inverse = c.to(torch.float64, copy=True)
+    columns = inverse.mT  # symmetric: its columns are its rows, and in this order LAPACK works in place
+    while _factorise(columns, raised * mean):  # too few tokens leave eigenvalues just below zero in float32
         if raised >= MOST_RIDGE:
             raise BadInput("the statistics of keys are no second moments: they have eigenvalues below 0; prepare anew")
         raised *= 10
-        factor, failed = torch.linalg.cholesky_ex(c + raised * mean * eye)
+        inverse.copy_(c)
     if raised > asked:
         log.warning(
             "the statistics of keys have no inverse with ridge=%g, so %g is taken: they come from too few tokens for "
             "keys of %d dimensions; give prepare more text",
             *(asked, raised, len(c)),
         )
-    return torch.cholesky_inverse(factor)
+    return torch.cholesky_inverse(columns, out=columns).mT
 
 
-def _finite(c: Tensor) -> Tensor:
-    """C in float64. Raises :class:`BadInput` for a number that is not finite: with it no inverse is ever found."""
-    if not bool(c.isfinite().all()):
+def _factorise(c: Tensor, ridge: float) -> bool:
+    """Puts the Cholesky factor of C + ridge I in the place of C; True where it has none, and C is lost."""
+    c.diagonal().add_(ridge)
+    failed = torch.zeros((), dtype=torch.int32, device=c.device)
+    torch.linalg.cholesky_ex(c, out=(c, failed))
+    return bool(failed)
+
+
+def _check_finite(c: Tensor) -> None:
+    """Raises :class:`BadInput` for a number that is not finite: with it no inverse is ever found."""
+    if not all(bool(extreme.isfinite()) for extreme in c.aminmax()):  # NaN is either of them; makes no copy
         raise BadInput("the statistics of keys hold a number that is not finite; prepare anew, in float32")
-    return c.double()
 
 
 def null_projector(c: Tensor, share: float) -> Tensor:
@@ -60,27 +69,28 @@ def null_projector(c: Tensor, share: float) -> Tensor:
 
     Raises :class:`BadInput` where C is not finite.
     """
-    values, vectors = torch.linalg.eigh(_finite(c))  # rising
+    _check_finite(c)
+    values, vectors = torch.linalg.eigh(c.double())  # rising
     values = values.clamp(min=0)
-    kept = vectors[:, values.cumsum(0) <= share * values.sum()]
+    kept = vectors[:, : int((values.cumsum(0) <= share * values.sum()).sum())]
     return kept @ kept.T
 
 
-def with_keys(inverse: Tensor, keys: Tensor, lam: float) -> Tensor:
-    """(C + K Kᵀ / λ)⁻¹ (f, f) from C⁻¹ and more keys K (f, n)."""
+def with_keys(inverse: Tensor, keys: Tensor, lam: float, *, in_place: bool = False) -> Tensor:
+    """(C + K Kᵀ / λ)⁻¹ (f, f) from C⁻¹ and more keys K (f, n); ``in_place`` C⁻¹ is overwritten by it."""
     keys = keys.to(inverse)
     x = inverse @ keys  # (f, n)
     inner = lam * torch.eye(keys.shape[1]).to(inverse) + keys.T @ x  # (n, n)
     values, vectors = torch.linalg.eigh(inner)
     positive = values > values[-1].clamp(min=1e-300) * 1e-12  # not all are where keys coincide
     half = x @ (vectors[:, positive] / values[positive].sqrt())
-    return inverse - half @ half.T
+    return torch.addmm(inverse, half, half.T, alpha=-1, out=inverse if in_place else None)
 
 
 class RunningInverse:
     """An inverse that takes in the keys of a sequence of edits as they come: each step costs the same.
 
-    ``initial`` is the one without keys, ``current`` the one with those that ``memory`` holds.
+    ``initial`` is the one without keys, ``current`` the one with those that ``memory`` holds until the next come in.
     """
 
     def __init__(self, initial: Tensor):
@@ -104,13 +114,18 @@ class RunningInverse:
         if gram is not None and self.memory is None:
             self.current = with_keys(self.initial, _root(gram), lam)
         elif gram is None and n < len(memory):
-            self.current = with_keys(self.current, memory[n:].T, lam)
+            self._take_in(memory[n:].T, lam)
         self.memory = memory
         return self.current
 
     def add(self, keys: Tensor, memory: Tensor, lam: float) -> None:
         """Takes in new keys (n, f), with which a patch remembers ``memory``."""
-        self.current, self.memory, self.lam = with_keys(self.current, keys.T, lam), memory, lam
+        self._take_in(keys.T, lam)
+        self.memory, self.lam = memory, lam
+
+    def _take_in(self, keys: Tensor, lam: float) -> None:
+        """Keys (f, n) into ``current``, in place unless that is ``initial``: no more than two inverses are held."""
+        self.current = with_keys(self.current, keys, lam, in_place=self.current is not self.initial)
 
 
 def _root(gram: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from errata.methods.settings import setting
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.projection import Projection
+from errata.model.size import Size, Step, Work
 from errata.patch.delta import difference, trainable
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -45,9 +46,7 @@ class FineTuning(Descent):
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
-        layer = self.default_layer(lm) if self.layer is None else self.layer
-        if not 0 <= layer < lm.sites.depth:
-            raise BadInput(f"{self.name}'s layer must lie within 0 to {lm.sites.depth - 1}; found {layer}")
+        layer = self._layer(lm)
         entries = torch.cat([w.detach().flatten() for w in trainable(lm, weights_of(lm, layer)).values()])
         scale = float(entries.float().square().mean().sqrt())
         return replace(
@@ -56,6 +55,26 @@ class FineTuning(Descent):
             lr=RATE * scale if self.lr is None else self.lr,
             box=self.default_box(scale) if self.box is None else self.box,
         )
+
+    @override
+    def cost(self, size: Size, work: Work) -> list[Step]:
+        d, f = size.down(self._layer(size.lm))
+        forward = work.prompt * size.whole(work.prompt) + work.target * size.head_flop
+        above = forward - work.prompt * size.blocks(0, self._layer(size.lm), work.prompt)
+        flop = self.steps * work.edits * (forward + above + 2.0 * d * f * work.prompt)
+        activations = size.kept * (size.depth - self._layer(size.lm)) * max(size.lm.budget, work.prompt)
+        trained = 20.0 * d * f  # the copy, its start, its gradient, Adam's two moments
+        note = "every round, without what a penalty adds"
+        edit = Step("descent", "edit", {"model": flop}, device=trained + activations, host=4.0 * d * f, note=note)
+        storage = float(size.itemsize * d * f)
+        return [edit, Step("put on", "apply", {}, 2 * storage, device=storage, host=4.0 * d * f, disk=4.0 * d * f)]
+
+    def _layer(self, lm: HFLM) -> int:
+        """The layer that is edited. Raises :class:`BadInput` for one that the model does not have."""
+        layer = self.default_layer(lm) if self.layer is None else self.layer
+        if not 0 <= layer < lm.sites.depth:
+            raise BadInput(f"{self.name}'s layer must lie within 0 to {lm.sites.depth - 1}; found {layer}")
+        return layer
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         assert self.layer is not None

@@ -1,0 +1,166 @@
+"""``errata locate``: which layers to edit in a model for which nobody has published any."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata.cli import common
+from errata.errors import BadInput
+from errata.files import write_text
+from errata.types import Case, Edit
+
+if TYPE_CHECKING:
+    from errata.locate.layers import Ranking
+    from errata.model.hf import HFLM
+    from errata.patch.patch import Patch
+
+TRIAL, STATISTICS = "r-rome", "memit"  # edits a fact in one layer; prepares several layers at once
+CONTEXTS = 5  # of a trial: as MEMIT has them
+LIMIT = 10  # facts, without --limit
+
+
+def locate(
+    lm: "HFLM", cases: Sequence[Case], data: Sequence[str] | None = None, *, quiet: bool = True, **settings: Any
+) -> "Ranking":
+    """The layers of a model, ranked by tracing and by trial edits (:func:`errata.locate.rank_layers`).
+
+    ``data`` are texts for key statistics, by default what goes with the model.
+    """
+    from errata.locate.layers import rank_layers
+
+    def track(items: Sequence[Any], what: str) -> Iterator[Any]:
+        return common.track(items, what, quiet)
+
+    with _without_misses():
+        return rank_layers(lm, cases, _trials(lm, data, quiet), track=track, **settings)
+
+
+def _trials(
+    lm: "HFLM", data: Sequence[str] | None, quiet: bool
+) -> "Callable[[Sequence[int]], Callable[[int, Edit], Patch]]":
+    import errata
+    from errata.methods.base import State
+
+    def prepare(layers: Sequence[int]) -> "Callable[[int, Edit], Patch]":
+        with common.step(f"reading texts for {len(layers)} layers", quiet):
+            whole = errata.method(STATISTICS, layers=tuple(layers)).prepare(lm, data)
+        of_layer: dict[int, State] = {}
+
+        def edit(layer: int, one: Edit) -> "Patch":
+            if layer not in of_layer:
+                of_layer.clear()  # with the inverse of the layer before
+                of_layer[layer] = State(whole.tensors, whole.info)
+            return errata.method(TRIAL, layers=(layer,), contexts=CONTEXTS).edit(lm, [one], of_layer[layer])
+
+        return edit
+
+    return prepare
+
+
+@contextmanager
+def _without_misses() -> Iterator[None]:
+    """Context manager: a trial that fails is counted, not warned of."""
+    log = logging.getLogger("errata.methods.outcomes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def locate_command(
+    model: common.Model,
+    edits: Annotated[
+        Path | None, typer.Option(help="Facts to try: one edit as JSON on each line.", show_default=False)
+    ] = None,
+    cases: Annotated[
+        str | None, typer.Option(help="Or cases, with their questions: 'world', a file.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="How many are looked at.", show_default=str(LIMIT))] = None,
+    tried: Annotated[int, typer.Option("--try", min=1, help="Layers in which edits are tried: the best traced.")] = 8,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="Layers to choose, side by side.", show_default="as many as --method has by default"),
+    ] = None,
+    method: common.MethodName = "memit",
+    samples: Annotated[int, typer.Option(min=1, help="Draws of noise of a trace.")] = 10,
+    data: Annotated[Path | None, typer.Option(help="Texts to prepare with, one on each line.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the layers here, for --settings.", show_default=False)
+    ] = None,
+    force: common.Force = False,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+    trust_remote_code: common.TrustRemoteCode = False,
+    seed: common.Seed = 0,
+    quiet: common.Quiet = False,
+    as_json: common.Json = False,
+) -> None:
+    """Find the layers to edit: causal tracing, then trial edits in each layer."""
+    if output is not None:
+        common.check_output(output, force)
+    chosen = common.make_method(method, None)
+    default_layers: Any = getattr(chosen, "chosen_layers", None)
+    if default_layers is None:
+        raise BadInput(f"{method} has no setting `layers` to find; name another method (memit, r-rome, pmet, …)")
+    asked = _read(model, edits, cases, limit or LIMIT, seed)
+    texts = common.data_for(common.make_method(STATISTICS, None), data)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
+    usual = default_layers(lm)
+    ranking = locate(lm, asked, texts, quiet=quiet, tried=tried, samples=samples, seed=seed)
+    layers = ranking.best(count or len(usual))
+    record = {"layers": list(layers), "found": _found(lm, method, usual, ranking)}
+    if output is not None:
+        write_text(output, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    if as_json:
+        common.print_json(record)
+    else:
+        _print(ranking, layers, usual)
+    if output is not None:
+        common.say(f"wrote {output}; use it: --method {method} --settings {output}")
+
+
+def _read(model: str, edits: Path | None, cases: str | None, limit: int, seed: int) -> list[Case]:
+    from errata.cli.edit import read_edits
+    from errata.world.named import known_to
+
+    if (edits is None) == (cases is None):
+        raise BadInput("errata locate needs either --edits FILE or --cases NAME, of facts that the model knows")
+    if edits is not None:
+        return [Case(edit.id, (edit,)) for edit in read_edits(edits)[:limit]]
+    import errata
+
+    return errata.cases(known_to(model, cases or ""), limit=limit, seed=seed)
+
+
+def _found(lm: "HFLM", method: str, usual: Sequence[int], ranking: "Ranking") -> dict[str, Any]:
+    """How the layers were found, for the file."""
+    of = {"name": lm.name, "fingerprint": lm.fingerprint}
+    return {"by": "errata locate", "model": of, "for": method, "default": list(usual), **ranking.to_json()}
+
+
+def _print(ranking: "Ranking", layers: Sequence[int], usual: Sequence[int]) -> None:
+    rows = [
+        (
+            one.layer,
+            f"{100 * one.effect:.1f}" + ("" if one.error is None else f" ± {100 * one.error:.1f}"),
+            *(_rate(x) for x in (one.reliability, one.paraphrase, one.kept, one.score)),
+            "default" if one.layer in usual else "",
+        )
+        for one in ranking.layers
+    ]
+    columns = ("layer", "effect", "took", "paraphrase", "others kept", "score", "")
+    title = f"{ranking.edits} trial edits of each layer (generated), {ranking.traced} facts traced (points)"
+    console = common.stdout()
+    console.print(common.make_table(title, columns, rows, right=columns[:-1]))
+    console.print(f"layers={','.join(map(str, layers))} (by default {','.join(map(str, usual))})", soft_wrap=True)
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
