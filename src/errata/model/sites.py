@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from errata.errors import Unsupported
+
 
 @dataclass(frozen=True)
 class Sites:
@@ -16,11 +18,16 @@ class Sites:
     layer: tuple[str, ...]
     """The blocks."""
     mlp_in: tuple[tuple[str, ...], ...]
-    """The linears of each MLP that read the normed residual: one, or two where the MLP is gated."""
+    """The linears of each MLP that read the normed residual: one, or two where the MLP is gated.
+
+    Where a block is a token mixer alone, those of the mixer (Mamba's ``in_proj``)."""
     mlp_out: tuple[str, ...]
-    """The down projections: their input is the key k, their output the value v."""
-    attn_out: tuple[str, ...]
-    """The output linears of self-attention."""
+    """The down projections: their input is the key k, their output the value v.
+
+    Where a block is a token mixer alone, the mixer's output projection (Mamba's ``out_proj``)."""
+    attn_out: tuple[str | None, ...]
+    """The output linears of self-attention, or of what mixes tokens in its place (a gated delta net, a state-space or
+    recurrent layer, a convolution); None where a block is one layer alone."""
     final_norm: str | None
     """The norm behind the last block; None where there is none."""
     lm_head: str
@@ -31,11 +38,27 @@ class Sites:
     """The encoder's sites, in an encoder-decoder."""
     mlp_norm: tuple[str | None, ...] = ()
     """The norms behind the down projections, where ``gain`` is None; empty where none is known."""
+    mixes: tuple[bool, ...] = ()
+    """Whether a token's key depends on earlier tokens, in a block that is a token mixer alone; empty where none is."""
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.layer)
+
+    def attention(self, layer: int) -> str:
+        """``attn_out`` of a block. Raises :class:`Unsupported` where the block has no token mixer beside an MLP."""
+        path = self.attn_out[layer]
+        if path is None:
+            raise Unsupported(
+                f"{self.layer[layer]} has no attention beside an MLP: it is one layer, with `{self.mlp_out[layer]}` at "
+                "its end; choose a layer or a method that does without attention's output"
+            )
+        return path
+
+    def mixing(self, layer: int) -> bool:
+        """Whether a token's key depends on earlier tokens in this block."""
+        return bool(self.mixes) and self.mixes[layer]
 
     @property
     def prompt_stack(self) -> "Sites":
@@ -66,4 +89,5 @@ class Sites:
             gain=tuple(record["gain"]),
             encoder=None if encoder is None else cls.from_json(encoder),
             mlp_norm=tuple(record.get("mlp_norm", ())),
+            mixes=tuple(record.get("mixes", ())),
         )
