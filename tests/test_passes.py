@@ -21,7 +21,15 @@ PROMPTS = [
 READERS = [*CAUSAL, *HYBRID, *ONE_LAYER]
 # These begin anew at each pass of several tokens, or keep no cache that rows can be taken from.
 NO_SUFFIX = {"openai-gpt", "jamba", "recurrent_gemma", "mamba", "falcon_mamba"}
-SINGLE = ("bloom", "mpt", "gemma2", "vaultgemma", "xglm", *HYBRID, *ONE_LAYER)  # their float64 breaks on padding, or their states are float32
+SINGLE = (
+    "bloom",
+    "mpt",
+    "gemma2",
+    "vaultgemma",
+    "xglm",
+    *HYBRID,
+    *ONE_LAYER,
+)  # their float64 breaks on padding, or their states are float32
 
 
 def rows_of(lm: object) -> list[list[int]]:

@@ -259,7 +259,7 @@ def test_every_kind_of_block_is_causal() -> None:
     model = build("lfm2")
     attention = model.model.layers[1].self_attn
     attention.forward = SeesAll(attention).forward
-    with pytest.raises(UnknownSites, match="in block 1 of `model.layers` a token sees later ones"):
+    with pytest.raises(UnknownSites, match=r"in block 1 of `model.layers` a token sees later ones"):
         find_sites(model)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.model.passes import accepts, cache_argument, gathered, input_device, inputs_of
+from errata.model.passes import cache_argument, gathered, input_device, inputs_of
 from errata.model.sites import Sites
 from errata.model.tokens import pad
 

@@ -109,7 +109,11 @@ def _unsupported(block: nn.Module, mixer: set[nn.Module]) -> str | None:
             return f"holds {len(members)} expert MLPs (`{name}`), a mixture of experts"
     for name, weight in block.named_parameters():
         holder = owner(block, name)[0]
-        if weight.ndim == 3 and len(weight) > 1 and not (is_linear(holder) or isinstance(holder, nn.Conv1d) or holder in mixer):
+        if (
+            weight.ndim == 3
+            and len(weight) > 1
+            and not (is_linear(holder) or isinstance(holder, nn.Conv1d) or holder in mixer)
+        ):
             return f"holds {len(weight)} expert MLPs (stacked in `{name}`), a mixture of experts"
     return None
 

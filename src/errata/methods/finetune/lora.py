@@ -69,8 +69,10 @@ class LoRA(Descent):
         paths: list[str] = []
         for target in self.targets:
             for layer in self.layers or ():
-                linear = getattr(lm.sites, target)[layer]  # a path, or the paths of a gated MLP's two
-                paths += [linear] if isinstance(linear, str) else linear
+                if target == "mlp_in":  # the paths of a gated MLP's two
+                    paths += lm.sites.mlp_in[layer]
+                else:
+                    paths.append(lm.sites.mlp_out[layer] if target == "mlp_out" else lm.sites.attention(layer))
         return paths
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
