@@ -3,11 +3,12 @@
 import pytest
 import torch
 from conftest import tiny_lm
-from tiny import CAUSAL
+from tiny import CAUSAL, HYBRID, ONE_LAYER
 from torch import Tensor
 
 from errata.model import hooks
-from errata.model.intervention import InterventionSite
+from errata.model.caches import Caching
+from errata.model.intervention import FullPass, InterventionSite, SuffixPass
 from errata.model.passes import budgeted
 from errata.types import Score
 
@@ -17,14 +18,25 @@ PROMPTS = [
     "The old king Bob Ray went by night to",
     "It is said that Cy Moor is the",
 ]
-SINGLE = ("bloom", "mpt", "gemma2", "vaultgemma", "xglm")  # their float64 breaks on padding; float32 it is
+READERS = [*CAUSAL, *HYBRID, *ONE_LAYER]
+# These begin anew at each pass of several tokens, or keep no cache that rows can be taken from.
+NO_SUFFIX = {"openai-gpt", "jamba", "recurrent_gemma", "mamba", "falcon_mamba"}
+SINGLE = (
+    "bloom",
+    "mpt",
+    "gemma2",
+    "vaultgemma",
+    "xglm",
+    *HYBRID,
+    *ONE_LAYER,
+)  # their float64 breaks on padding, or their states are float32
 
 
 def rows_of(lm: object) -> list[list[int]]:
     return [lm.tokens.prompt(text) for text in PROMPTS]  # pyright: ignore
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", READERS)
 def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     dtype = torch.float32 if name in SINGLE else torch.float64
     tolerance = 1e-4 if name in SINGLE else 1e-8
@@ -36,7 +48,7 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     with hooks.frozen(lm.model):
         fast = lm.intervention(rows, positions, site, columns)
         full = lm.intervention(rows, positions, site, columns, plain=True)
-        assert type(fast).__name__ == ("FullPass" if name == "openai-gpt" else "SuffixPass")
+        assert type(fast).__name__ == ("FullPass" if name in NO_SUFFIX else "SuffixPass")
         delta = torch.randn(len(rows), 32, dtype=dtype, generator=torch.Generator().manual_seed(0))
         one, two = (grad_and_logits(p, delta, columns) for p in (fast, full))
         chosen = fast.select([2, 0])
@@ -70,7 +82,7 @@ def grad_and_logits(runner: object, delta: Tensor, columns: list[list[int]]) -> 
     return logits.detach(), torch.autograd.grad(logits.log_softmax(-1)[:, 5].sum(), delta)[0]
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", READERS)
 def test_batched_is_one_at_a_time(name: str) -> None:
     lm = tiny_lm(name)
     targets = ["Oslo", "New York", "Lima", "Paris and Rome"]
@@ -82,6 +94,45 @@ def test_batched_is_one_at_a_time(name: str) -> None:
     best = lm.next_logprobs(PROMPTS).argmax(-1).tolist()
     first = ["" if token == lm.tokens.end else lm.tokens.decode([token]) for token in best]
     assert lm.generate(PROMPTS, 1) == first
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1", "lfm2", "mamba2", "nemotron_h"])
+@pytest.mark.parametrize("places", ["mixed", "last", "first", "0 and 1"])
+def test_a_suffix_of_any_length_goes_on_from_the_state(name: str, places: str) -> None:
+    """From one token to all of them; each pass finds the state as the first one did, and gradients pass."""
+    lm = tiny_lm(name)
+    rows = rows_of(lm)
+    wanted = {"mixed": [3, 0, 7, 2], "last": [len(row) - 1 for row in rows], "first": [0] * 4, "0 and 1": [1, 0, 1, 1]}
+    positions = [min(p, len(row) - 1) for p, row in zip(wanted[places], rows, strict=True)]
+    columns = [list(range(len(row) - p)) for row, p in zip(rows, positions, strict=True)]
+    inputs = (lm.model, lm.sites, rows, positions, InterventionSite(1), lm.tokens.fill)
+    delta = torch.randn(len(rows), 32, generator=torch.Generator().manual_seed(0))
+    with hooks.frozen(lm.model):
+        fast, full = SuffixPass(*inputs), FullPass(*inputs)
+        for _ in range(2):
+            one, two = (grad_and_logits(p, delta, columns) for p in (fast, full))
+            assert torch.allclose(one[0], two[0], atol=1e-4)
+            assert torch.allclose(one[1], two[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama", Caching(True, True, True)),
+        ("openai-gpt", Caching(True, False, False)),
+        ("qwen3_next", Caching(True, True, True)),
+        ("mamba2", Caching(True, True, True)),
+        ("mamba", Caching(True, True, False)),
+        ("recurrent_gemma", Caching(False, False, False)),
+    ],
+)
+def test_what_a_cache_holds_is_measured(name: str, expected: Caching) -> None:
+    assert tiny_lm(name).caching == expected
+
+
+def test_rows_of_one_length_where_padding_shows() -> None:
+    batches = list(budgeted([3, 5, 3, 4, 5], 100, equal=True))
+    assert batches == [[0, 2], [3], [1, 4]]
 
 
 def same(a: Score, b: Score) -> bool:
@@ -112,7 +163,8 @@ def test_texts_of_a_given_length_in_all(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "llama", "mistral", "bloom", "gpt_neo", "opt", "gemma3_text", "openai-gpt", "t5"]
+    "name",
+    ["gpt2", "llama", "mistral", "bloom", "gpt_neo", "opt", "gemma3_text", "openai-gpt", "t5", *HYBRID, *ONE_LAYER],
 )
 def test_targets_of_one_prompt_score_as_they_do_alone(name: str) -> None:
     lm = tiny_lm(name)

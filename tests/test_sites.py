@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CAUSAL, ENCODER_DECODER, REFUSED, SHARED, build
+from tiny import CAUSAL, ENCODER_DECODER, HYBRID, ONE_LAYER, REFUSED, SHARED, build
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -14,21 +14,27 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
+from transformers.models.llama.modeling_llama import LlamaMLP
 
-from errata.errors import UnknownSites
+from errata.errors import UnknownSites, Unsupported
 from errata.methods.defaults import critical_layer, critical_layers
 from errata.model.detect import find_sites
-from errata.model.hooks import after
+from errata.model.hooks import after, all_of, before
 from errata.model.recording import evaluating
 from errata.model.sites import Sites
 
-DENSE = [*CAUSAL, *ENCODER_DECODER]
+DENSE = [*CAUSAL, *HYBRID, *ENCODER_DECODER]
 BEHIND_A_NORM = {
     "openai-gpt", "opt_projected", "gemma2", "gemma3_text", "olmo2", "olmo3", "glm4", "exaone4",
     "hyperclovax", "bart", "marian", "blenderbot-small", "plbart",
 }  # fmt: skip
-FACTOR = {"granite": 0.5, "minicpm3": 0.7}
-FUSED = {"phi3", "glm", "glm4", "modernbert-decoder"}
+BEHIND_A_NORM_IN_SOME = {"olmo_hybrid": [False, True, False, True]}
+FACTOR = {"granite": 0.5, "minicpm3": 0.7, "granitemoehybrid": 0.5, "falcon_h1": 0.5}
+FUSED = {"phi3", "glm", "glm4", "modernbert-decoder", "granitemoehybrid"}
+
+
+def behind_a_norm(name: str) -> list[bool]:
+    return BEHIND_A_NORM_IN_SOME.get(name, [name in BEHIND_A_NORM] * 4)
 
 
 @cache
@@ -63,6 +69,7 @@ def test_every_site_is_a_module(name: str) -> None:
         assert depth == 4
         paths = [sites.embed, sites.lm_head, *sites.layer, *sites.mlp_out, *sites.attn_out]
         paths += [path for group in sites.mlp_in for path in group]
+        assert None not in paths and not sites.mixes
         assert len(set(paths)) == len(paths)
         for path in [*paths, *filter(None, [sites.final_norm])]:
             assert isinstance(model.get_submodule(path), nn.Module)
@@ -112,16 +119,16 @@ def test_the_down_projection_acts(name: str) -> None:
 
 @pytest.mark.parametrize("name", DENSE)
 def test_gain(name: str) -> None:
-    expected = None if name in BEHIND_A_NORM else FACTOR.get(name, 1.0)
+    expected = [None if behind else FACTOR.get(name, 1.0) for behind in behind_a_norm(name)]
     for sites in halves(name):
-        assert sites.gain == pytest.approx((expected,) * 4, abs=1e-6)
+        assert list(sites.gain) == [None if gain is None else pytest.approx(gain, abs=1e-6) for gain in expected]
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_the_norm_behind_the_down_projection(name: str) -> None:
     """It is one of the block, and takes the projection's output apart from what is added to it."""
     for sites in halves(name):
-        assert [path is not None for path in sites.mlp_norm] == [name in BEHIND_A_NORM] * 4
+        assert [path is not None for path in sites.mlp_norm] == behind_a_norm(name)
         for norm, layer in zip(sites.mlp_norm, sites.layer, strict=True):
             if norm is not None:
                 assert (
@@ -178,7 +185,88 @@ def test_paths_as_one_would_write_them() -> None:
 def test_refused(name: str) -> None:
     with pytest.raises(UnknownSites, match=r"sites=Sites\(") as refusal:
         find_sites(model_of(name))
-    assert "Errata finds" in str(refusal.value)
+    if name == "rwkv":  # what ends its blocks is no MLP: it reads the token before, too
+        assert "rwkv.blocks.0.feed_forward.key" in str(refusal.value)
+
+
+def test_what_mixes_tokens_stands_for_attention() -> None:
+    """Whatever it is in a block; of two side by side, the one that ends last."""
+    jamba = sites_of("jamba")
+    assert jamba.attn_out[:2] == ("model.layers.0.mamba.out_proj", "model.layers.1.self_attn.o_proj")
+    assert sites_of("qwen3_next").attn_out[0] == "model.layers.0.linear_attn.out_proj"
+    assert sites_of("recurrent_gemma").attn_out[0] == "model.layers.0.temporal_block.linear_out"
+    assert sites_of("lfm2").attn_out[0] == "model.layers.0.conv.out_proj"
+    assert sites_of("falcon_h1").attn_out == tuple(f"model.layers.{i}.self_attn.o_proj" for i in range(4))
+
+
+@pytest.mark.parametrize("name", ONE_LAYER)
+def test_blocks_of_one_layer(name: str) -> None:
+    """Their last linear is the down projection: of a mixer, whose key depends on earlier tokens, or of an MLP."""
+    sites, model = sites_of(name), model_of(name)
+    kinds = ["mixer"] * 4 if name != "nemotron_h" else ["mixer", "mlp", "attention", "mlp"]
+    ends = {"mixer": "out_proj", "mlp": "down_proj", "attention": "o_proj"}
+    begins = {"mixer": ["in_proj"], "mlp": ["up_proj"], "attention": ["q_proj", "k_proj", "v_proj"]}
+    assert sites.attn_out == (None,) * 4
+    assert sites.gain == pytest.approx((1.0,) * 4, abs=1e-6)
+    assert sites.mlp_out == tuple(f"{layer}.mixer.{ends[kind]}" for layer, kind in zip(sites.layer, kinds))
+    assert sites.mlp_in == tuple(
+        tuple(f"{layer}.mixer.{linear}" for linear in begins[kind]) for layer, kind in zip(sites.layer, kinds)
+    )
+    assert [sites.mixing(i) for i in range(4)] == [kind != "mlp" for kind in kinds]
+    for i, path in enumerate(sites.mlp_out):
+        one, other = keys(model, sites.mlp_in[i], path, 0.0), keys(model, sites.mlp_in[i], path, 1.0)
+        assert torch.allclose(one, other, atol=1e-6) == (kinds[i] == "mlp")
+        with pytest.raises(Unsupported, match="no attention beside an MLP"):
+            sites.attention(i)
+
+
+def keys(model: Any, into: tuple[str, ...], path: str, added: float) -> Tensor:
+    """The last token's key with something added to what the block's linears read at the first token."""
+    seen: list[Tensor] = []
+
+    def add(args: Any, kwargs: Any) -> Any:
+        changed = args[0].clone()
+        changed[:, 0] += added
+        return (changed, *args[1:]), kwargs
+
+    adding = [before(model.get_submodule(name), add) for name in into]
+    keep = before(model.get_submodule(path), lambda args, kwargs: seen.append(args[0][0, -1].clone()))
+    with torch.no_grad(), all_of([*adding, keep]):
+        model(input_ids=torch.tensor([[11, 7, 5]]))
+    return seen[0]
+
+
+def test_an_mlp_before_the_mlp_is_no_attention() -> None:
+    model = build("llama")
+    for layer in model.model.layers:
+        layer.forward = MlpTwice(layer).forward
+        layer.first = LlamaMLP(model.config)
+    with pytest.raises(UnknownSites, match=r"layers.0.first.down_proj` among them acts on each token alone"):
+        find_sites(model)
+
+
+class MlpTwice:
+    def __init__(self, layer: Any) -> None:
+        self.layer, self.own = layer, layer.forward
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        return self.own(hidden_states + self.layer.first(hidden_states), **kwargs)
+
+
+def test_every_kind_of_block_is_causal() -> None:
+    model = build("lfm2")
+    attention = model.model.layers[1].self_attn
+    attention.forward = SeesAll(attention).forward
+    with pytest.raises(UnknownSites, match=r"in block 1 of `model.layers` a token sees later ones"):
+        find_sites(model)
+
+
+class SeesAll:
+    def __init__(self, attention: Any) -> None:
+        self.own = attention.forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.own(*args, **{**kwargs, "attention_mask": torch.zeros(1, 1, 2, 2)})
 
 
 def test_the_text_half_of_a_vision_model() -> None:
@@ -224,7 +312,7 @@ class MlpFirst:
         return hidden_states + attention + mlp
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "bart", "mixtral"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "bart", "mixtral", "jamba", "mamba2"])
 def test_the_model_is_left_as_it_was(name: str) -> None:
     model = build(name).train()
     frozen = next(model.parameters()).requires_grad_(False)
@@ -252,7 +340,7 @@ def test_evaluating_restores_each_mode() -> None:
     assert [module.training for module in model] == [True, False]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "t5"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "t5", "nemotron_h"])
 def test_json_round_trip(name: str) -> None:
     sites = sites_of(name)
     assert Sites.from_json(json.loads(json.dumps(sites.to_json()))) == sites

@@ -176,6 +176,45 @@ EXPERTS = {
     "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "n_group": 1,
     "topk_group": 1, **GROUPED,
 }  # fmt: skip
+SSM = {
+    "state_size": 8, "ssm_state_size": 8, "mamba_d_state": 8, "mamba_d_head": 8, "mamba_n_heads": 8,
+    "mamba_d_ssm": 64, "mamba_expand": 2, "expand": 2, "n_groups": 1, "mamba_n_groups": 1,
+    "chunk_size": 8, "mamba_chunk_size": 8,
+}  # fmt: skip
+DELTA = {
+    "linear_num_value_heads": 4, "linear_num_key_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"] * 2, **GROUPED,
+}  # fmt: skip
+# Blocks with an MLP behind something that mixes tokens and, in some blocks or all, is not attention.
+HYBRID: dict[str, dict[str, Any]] = {
+    "qwen3_next": {**DELTA, "num_experts": 0, "linear_num_key_heads": 2},
+    "qwen3_5_text": {**DELTA, "linear_num_key_heads": 2},
+    "olmo_hybrid": DELTA,
+    "granitemoehybrid": {
+        **SSM, **GROUPED, "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 64,
+        "layer_types": ["mamba", "attention"] * 2, "residual_multiplier": 0.5,
+    },
+    "jamba": {
+        **SSM, "num_experts": 1, "num_experts_per_tok": 1, "mamba_dt_rank": 4, "attn_layer_period": 2,
+        "attn_layer_offset": 1, "use_mamba_kernels": False,
+    },
+    "falcon_h1": {**SSM, **GROUPED, "mlp_multipliers": [0.5, 0.5]},
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8, "intermediate_size": 128},
+    "bamba": {**SSM, **GROUPED, "attn_layer_indices": [1]},
+    "lfm2": {
+        **GROUPED, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False,
+    },
+}  # fmt: skip
+# Blocks of one layer: a token mixer, or an MLP.
+ONE_LAYER: dict[str, dict[str, Any]] = {
+    "mamba": SSM,
+    "mamba2": {**SSM, "num_heads": 8, "head_dim": 8},
+    "falcon_mamba": SSM,
+    "nemotron_h": {
+        **SSM, **GROUPED, "layers_block_type": ["mamba", "mlp", "attention", "mlp"], "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+    },
+}  # fmt: skip
 # Mixtures of experts: routed, routed beside a shared one, and behind dense blocks.
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": EXPERTS,
@@ -188,27 +227,14 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**EXPERTS, **MLA, "num_key_value_heads": 4, "first_k_dense_replace": 1},
     "ernie4_5_moe": {**EXPERTS, "moe_num_experts": 4, "moe_k": 2},
     "llama4_text": {**EXPERTS, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 64},
-}
-SSM = {
-    "state_size": 8, "ssm_state_size": 8, "mamba_d_state": 8, "mamba_d_head": 8, "mamba_n_heads": 8,
-    "mamba_d_ssm": 64, "mamba_expand": 2, "expand": 2, "n_groups": 1, "mamba_n_groups": 1,
+    "jamba_moe": {
+        **SSM, **EXPERTS, "type": "jamba", "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1,
+    },
+    "qwen3_next_moe": {**DELTA, **EXPERTS, "type": "qwen3_next", "decoder_sparse_step": 1},
+    "minimax": EXPERTS,
 }  # fmt: skip
 REFUSED: dict[str, dict[str, Any]] = {
-    "mamba": SSM,
-    "mamba2": {**SSM, "num_heads": 8, "head_dim": 8},
-    "falcon_mamba": SSM,
     "rwkv": {"attention_hidden_size": 32},
-    "jamba": {**SSM, **EXPERTS, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8, "num_hidden_layers": 3},
-    "bamba": {**SSM, **GROUPED, "attn_layer_indices": [1]},
-    "falcon_h1": {**SSM, **GROUPED},
-    "lfm2": {
-        **GROUPED, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False,
-    },
-    "qwen3_next": {
-        **EXPERTS, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8, "decoder_sparse_step": 1,
-    },
     "bert": {},
     "xlnet": {
         "d_model": 32, "n_layer": 4, "n_head": 4, "d_inner": 64, "max_position_embeddings": None,
@@ -218,7 +244,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 def build(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """The tiny model of that name: random, float32, in eval mode, the same for the same seed."""
-    table = {**CAUSAL, **ENCODER_DECODER, **MIXTURES, **REFUSED}
+    table = {**CAUSAL, **HYBRID, **ONE_LAYER, **ENCODER_DECODER, **MIXTURES, **REFUSED}
     settings = {**dict.fromkeys(NO_DROPOUT.split(), 0.0), **SHARED, **table[name], **overrides}
     settings = {key: value for key, value in settings.items() if value is not None}
     config = AutoConfig.for_model(settings.pop("type", name), **settings)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from errata.model import passes
+from errata.model.caches import new_cache, select_rows
 from errata.model.lm import Call
 from errata.model.reading import TensorPasses
 from errata.model.tokens import Tokens, pad
@@ -68,7 +69,7 @@ def continued(
     """The new token ids of each row of prompt ids, at most ``limits`` of them; batched."""
     out: list[list[int]] = [[] for _ in rows]
     lengths = [len(row) + n for row, n in zip(rows, limits, strict=True)]
-    for batch in passes.budgeted(lengths, lm.budget, [len(row) for row in rows]):
+    for batch in passes.budgeted(lengths, lm.budget, [len(row) for row in rows], equal=not lm.caching.padded):
         prompts = [rows[i] for i in batch]
         stop = StopRule(lm.tokens, prompts, [limits[i] for i in batch], ended, past_end)
         for i, ids in zip(batch, _decoded(lm, prompts, batch, stop, choose), strict=True):
@@ -109,7 +110,7 @@ class CausalDecoding:
         self.lm, self.ids = lm, prompt.ids
         end = torch.full((len(prompt.ids),), prompt.ids.shape[1] - 1, device=prompt.ids.device)
         self.call = Call(prompt.mask, end, ids=prompt.ids)
-        self.cache = passes.new_cache(lm.model)
+        self.cache = new_cache(lm.model) if lm.caching.steps else None
 
     def logits(self) -> Tensor:
         """Logits of the next token of each row. (b, V)."""
@@ -144,7 +145,7 @@ class CausalDecoding:
         self.call.select(index)
         self.ids = self.ids[index]
         if self.cache is not None:
-            self.cache.batch_select_indices(index)
+            select_rows(self.cache, index)
 
     def _fed(self, mask: Tensor) -> None:
         """What the call shows once tokens behind the prompt are fed."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from errata.errors import UnknownSites
 from errata.model.experts import is_stack
+from errata.model.mixers import first_mixer, is_one_layer, mixers_of, reading_first, split
 from errata.model.mixtures import Mixture, mixture_of
-from errata.model.recording import ModuleCall, evaluating, is_causal, measured, recorded
+from errata.model.recording import ModuleCall, evaluating, is_causal, measured, mixes, recorded, same
 from errata.model.sites import Sites
 from errata.model.weights import holds_integers, is_linear, owner
 
@@ -24,11 +25,11 @@ def find_sites(model: Any) -> Sites:
     """The sites of a transformers decoder or encoder-decoder, from one run on two tokens.
 
     Each block then runs once more alone, with a vector added to its down projection's output: that gives the gain, and
-    shows that the MLP acts on one token at a time. Raises :class:`UnknownSites` for experts that are not stacked,
-    state-space and recurrent blocks, encoders, and whatever else would have to be guessed.
+    shows that the MLP acts on one token at a time and that what precedes it mixes tokens: attention, or a state-space
+    or recurrent layer. In a block of that layer alone (Mamba) its output projection takes the down projection's place,
+    in a mixture of experts the module around them. Raises :class:`UnknownSites` for experts that are not stacked,
+    encoders, and whatever else would have to be guessed.
     """
-    if getattr(model, "_is_stateful", False):
-        raise _refusal(f"{type(model).__name__} carries a recurrent state")
     with evaluating(model), torch.no_grad():
         calls = recorded(model)
         if not model.config.is_encoder_decoder:
@@ -55,10 +56,13 @@ def _stack_sites(model: Any, stack: nn.Module, calls: list[ModuleCall], causal: 
     list_name, blocks = _blocks(names, stack, stack_calls)
     if blocks[0].output_state is None:
         raise _refusal(f"block 0 of `{list_name}` outputs no hidden state")
-    if causal and not is_causal(blocks[0]):
-        raise _refusal(f"in block 0 of `{list_name}` a token sees later ones, as in an encoder")
+    kinds: set[frozenset[type]] = set()
     for i, block in enumerate(blocks):
-        if reason := _unsupported(block.module):
+        kind = frozenset(map(type, block.module.modules()))
+        if causal and kind not in kinds and not is_causal(block):
+            raise _refusal(f"in block {i} of `{list_name}` a token sees later ones, as in an encoder")
+        kinds.add(kind)
+        if reason := _unsupported(block.module, first_mixer(block, stack_calls)):
             raise _refusal(f"block {i} of `{list_name}` {reason}")
     parts = [_parts(list_name, i, block, stack_calls) for i, block in enumerate(blocks)]
     head = model.get_output_embeddings()
@@ -69,12 +73,13 @@ def _stack_sites(model: Any, stack: nn.Module, calls: list[ModuleCall], causal: 
         layer=tuple(block.name for block in blocks),
         mlp_in=tuple(tuple(call.name for call in part.mlp_in) for part in parts),
         mlp_out=tuple(part.mlp_out.name for part in parts),
-        attn_out=tuple(part.attn_out.name for part in parts),
+        attn_out=tuple(part.attn_out.name if part.attn_out else None for part in parts),
         final_norm=_final_norm(calls, blocks[-1]),
         lm_head=names[head],
         gain=tuple(part.gain for part in parts),
         mlp_norm=tuple(part.mlp_norm for part in parts),
         experts=tuple(part.experts for part in parts) if any(part.experts for part in parts) else (),
+        mixes=tuple(part.mixes for part in parts) if any(part.mixes for part in parts) else (),
     )
 
 
@@ -97,18 +102,19 @@ def _blocks(names: dict[nn.Module, str], stack: nn.Module, calls: list[ModuleCal
     return next(iter(lists.items()))
 
 
-def _unsupported(block: nn.Module) -> str | None:
-    """What a block has besides attention and one MLP, in words; None where it has nothing else."""
+def _unsupported(block: nn.Module, mixer: set[nn.Module]) -> str | None:
+    """What a block has besides a token mixer and one MLP, in words; None where it has nothing else."""
     modules: dict[str, nn.Module] = dict(block.named_modules())  # pyright: ignore
     for name, module in modules.items():
-        if isinstance(module, nn.Conv1d):
-            return f"holds a convolution over tokens (`{name}`), as state-space models do"
+        if module in mixer:  # may hold what it likes
+            continue
         members = list(module) if isinstance(module, nn.ModuleList) else []
         if len(members) > 1 and len({type(member) for member in members}) == 1:
             return f"holds {len(members)} expert MLPs (`{name}`), a mixture of experts"
     for name, weight in block.named_parameters():
-        module = owner(block, name)[0]
-        if weight.ndim == 3 and not is_linear(module) and not is_stack(module):
+        holder = owner(block, name)[0]
+        known = is_linear(holder) or isinstance(holder, nn.Conv1d) or is_stack(holder) or holder in mixer
+        if weight.ndim == 3 and len(weight) > 1 and not known:
             return f"holds {len(weight)} expert MLPs (stacked in `{name}`), a mixture of experts"
     return None
 
@@ -130,7 +136,7 @@ def _final_norm(calls: list[ModuleCall], last: ModuleCall) -> str | None:
     """The module that gets the last block's output and changes its values but not its width; None without one."""
     for call in calls[calls.index(last) + 1 :]:
         is_norm = not any(call.module.children()) and not call.is_linear
-        if is_norm and _same(call.input_state, last.output_state) and not _same(call.output_state, last.output_state):
+        if is_norm and same(call.input_state, last.output_state) and not same(call.output_state, last.output_state):
             return call.name if _width(call.output_state) == _width(last.output_state) else None
     return None
 
@@ -141,17 +147,18 @@ class _Parts:
 
     mlp_in: list[ModuleCall]
     mlp_out: ModuleCall
-    attn_out: ModuleCall
+    attn_out: ModuleCall | None
     gain: float | None
     mlp_norm: str | None
+    mixes: bool
     experts: tuple[str, ...] = ()
 
 
 def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -> _Parts:
-    """Attention's output linear and the MLP of a block, from the order in which its linears ran.
+    """The token mixer's output linear and the MLP of a block, from the order in which its linears ran.
 
     The last linear is the down projection; those before it that share one input are ``mlp_in``; all that ran earlier
-    must belong to attention.
+    must belong to what mixes tokens. A block of one layer has no more than that layer's linears.
     """
     where = f"block {i} of `{list_name}`"
     mixture = mixture_of(block, calls)
@@ -161,28 +168,37 @@ def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -
         return _mixture_parts(where, block, mixture, calls)
     inside = set(block.module.modules())
     linears = [call for call in calls if call.module in inside and call.is_linear]
-    if len(linears) < 4 or block.output_state is None:
-        if foreign := _foreign(block.module):
-            raise UnknownSites(
-                f"{where} holds `{foreign[0]}`, a {foreign[1]}, which packs its weight in an unknown form; "
-                "load the model unquantised, or quantised by bitsandbytes or torchao"
-            )
-        raise _refusal(f"{where} runs {len(linears)} linears, too few for attention and an MLP")
-    mlp_out = linears.pop()
-    mlp_in = [linears.pop()]
-    while linears and _same(linears[-1].input_state, mlp_in[0].input_state):
-        mlp_in.insert(0, linears.pop())
-    attn_out = _attn_out(block, where, linears, [*mlp_in, mlp_out])
+    if (foreign := _foreign(block.module)) and len(linears) < 4:
+        raise UnknownSites(
+            f"{where} holds `{foreign[0]}`, a {foreign[1]}, which packs its weight in an unknown form; "
+            "load the model unquantised, or quantised by bitsandbytes or torchao"
+        )
+    if len(linears) < 2 or block.output_state is None:
+        raise _refusal(f"{where} runs {len(linears)} linears, too few for an MLP or a token mixer")
+    mlp_in, mlp_out, others = split(linears)
+    mixers = mixers_of(block, others, [*mlp_in, mlp_out])
+    alone = not mixers and is_one_layer(block, linears, calls)
+    if alone:
+        mlp_in = reading_first(linears)
+    elif not mixers or (plain := next((m for m in mixers if len(m) < 2 or not mixes(block, m)), None)):
+        what = f"`{plain[-1].name}` among them acts on each token alone" if mixers and plain else "more than attention"
+        order = ", ".join(f"`{call.name}`" for call in others)
+        raise _refusal(f"{where} runs {order} before what looks like its MLP, {what}")
     width, hidden = _width(block.output_state), _width(mlp_out.input_state)
-    fits = [_width(call.output_state) for call in mlp_in] in ([hidden], [hidden, hidden], [2 * hidden])
-    if not fits or _width(mlp_out.output_state) != width or _width(attn_out.output_state) != width:
-        order = ", ".join(f"`{call.name}`" for call in (attn_out, *mlp_in, mlp_out))
-        raise _refusal(f"in {where} {order} do not have the shapes of attention and an MLP")
+    attn_out = mixers[-1][-1] if mixers else None
     behind = calls[calls.index(mlp_out) + 1 : calls.index(block)]
-    one_token, gain, norm = measured(block, mlp_in, mlp_out, [c for c in behind if not any(c.module.children())])
-    if not one_token:
+    leaves = [call for call in behind if not any(call.module.children())]
+    one_token, gain, norm = measured(block, mlp_in, mlp_out, leaves)
+    if not one_token and not alone:
         raise _refusal(f"in {where} `{mlp_out.name}` comes last but reads a mixture of tokens")
-    return _Parts(mlp_in, mlp_out, attn_out, gain, norm)
+    if not one_token:  # what disturbed the earlier token has reached the block's output
+        _, gain, norm = measured(block, [], mlp_out, leaves)
+    fits = [_width(call.output_state) for call in mlp_in] in ([hidden], [hidden, hidden], [2 * hidden])
+    outputs = [call for call in (attn_out, mlp_out) if call]
+    if not (fits or not one_token) or any(_width(call.output_state) != width for call in outputs):
+        order = ", ".join(f"`{call.name}`" for call in (*outputs[:-1], *mlp_in, mlp_out))
+        raise _refusal(f"in {where} {order} do not have the shapes of attention and an MLP")
+    return _Parts(mlp_in, mlp_out, attn_out, gain, norm, not one_token)
 
 
 def _mixture_parts(where: str, block: ModuleCall, mixture: Mixture, calls: list[ModuleCall]) -> _Parts:
@@ -192,10 +208,13 @@ def _mixture_parts(where: str, block: ModuleCall, mixture: Mixture, calls: list[
     before = [call for call in calls[:first] if call.module in inside and call.is_linear]
     if not before:
         raise _refusal(f"{where} runs no linear before its experts, so no attention was found")
-    attn_out = _attn_out(block, where, before, [mixture.call])
+    mixers = mixers_of(block, before, [mixture.call])
+    if not mixers or not all(len(mixer) > 1 and mixes(block, mixer) for mixer in mixers):
+        order = ", ".join(f"`{call.name}`" for call in before)
+        raise _refusal(f"{where} runs {order} before its experts, more than attention")
     behind = calls[calls.index(mixture.call) + 1 : calls.index(block)]
     _, gain, norm = measured(block, [mixture.call], mixture.call, [c for c in behind if not any(c.module.children())])
-    return _Parts([mixture.call], mixture.call, attn_out, gain, norm, mixture.parts)
+    return _Parts([mixture.call], mixture.call, mixers[-1][-1], gain, norm, False, mixture.parts)
 
 
 def _foreign(block: nn.Module) -> tuple[str, str] | None:
@@ -206,40 +225,5 @@ def _foreign(block: nn.Module) -> tuple[str, str] | None:
     return None
 
 
-def _attn_out(block: ModuleCall, where: str, linears: list[ModuleCall], mlp: list[ModuleCall]) -> ModuleCall:
-    """The last linear of self-attention, given all that ran before the MLP.
-
-    Linears that share a parent with one that gets another number of tokens than the first did are cross-attention. The
-    others must be under one module of the block that the MLP is not under.
-    """
-    tokens = _tokens(linears[0]) if linears else 0
-    cross = {_parent(call.name) for call in linears if _tokens(call) != tokens}
-    own = [call for call in linears if _parent(call.name) not in cross]
-    parent = _parent(own[0].name) if own else ""
-    while not all(call.name.startswith(f"{parent}.") for call in own):
-        parent = _parent(parent)
-    apart = not any(call.name.startswith(f"{parent}.") for call in mlp)
-    if len(own) < 2 or not parent.startswith(f"{block.name}.") or not apart:
-        order = ", ".join(f"`{call.name}`" for call in linears)
-        raise _refusal(f"{where} runs {order} before what looks like its MLP, more than attention")
-    return own[-1]
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _tokens(call: ModuleCall) -> int:
-    return 0 if call.input_state is None else call.input_state.numel() // _width(call.input_state)
-
-
 def _width(x: Tensor | None) -> int:
     return 0 if x is None else x.shape[-1]
-
-
-def _same(x: Tensor | None, y: Tensor | None) -> bool:
-    if x is None or y is None or x.shape != y.shape or x.device != y.device:
-        return False
-    if x.is_meta:  # no numbers: the same memory
-        return x.untyped_storage()._cdata == y.untyped_storage()._cdata
-    return torch.equal(x, y)

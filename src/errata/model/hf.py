@@ -146,7 +146,8 @@ class HFLM(TensorPasses, LM):
         self.check()
         rows = self._ids(prompts)
         lines: list[list[str]] = [[] for _ in rows]
-        for batch in passes.budgeted([len(row) for row in rows], self.budget) if self.explainers else ():
+        lengths, equal = [len(row) for row in rows], not self.caching.padded
+        for batch in passes.budgeted(lengths, self.budget, equal=equal) if self.explainers else ():
             decoding = decoding_of(self, [rows[i] for i in batch])
             decoding.logits()
             for explain in self.explainers:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from errata.model import hooks
+from errata.model.caches import cache_rows, has_states, new_cache, spent_copy
 from errata.model.in_use import use_of
 from errata.model.passes import (
     Rows,
@@ -23,12 +24,11 @@ from errata.model.passes import (
     hidden_of,
     input_device,
     inputs_of,
-    new_cache,
     only_at,
     unflattened,
     with_hidden,
 )
-from errata.model.prefixes import cache_copy, cache_rows, extend, shared_lengths, shared_prefixes
+from errata.model.prefixes import extend, shared_lengths, shared_prefixes
 from errata.model.sites import Sites
 from errata.model.tokens import Padded, pad
 
@@ -51,7 +51,7 @@ class InterventionSite:
 
     def paths(self, sites: Sites) -> list[str]:
         """Paths of all modules at whose outputs vectors are added."""
-        return [self.path(sites), *([sites.attn_out[self.layer]] if self.attention else [])]
+        return [self.path(sites), *([sites.attention(self.layer)] if self.attention else [])]
 
 
 def _changed(
@@ -140,8 +140,10 @@ class SuffixPass(Pass):
         self.model, self.sites, self.site = model, sites, site
         device = input_device(model, sites)
         prefixes = [row[:p] for row, p in zip(rows, positions, strict=True)]
-        self.prefix = pad(prefixes, "left", fill, device)
-        self.suffix = pad([row[p:] for row, p in zip(rows, positions, strict=True)], "right", fill, device)
+        # one token alone takes another way through a recurrent layer: it is not masked, and it overwrites the state
+        least = 2 if has_states(new_cache(model)) else 0
+        self.prefix = pad(prefixes, "left", fill, device, least if any(positions) else 0)
+        self.suffix = pad([row[p:] for row, p in zip(rows, positions, strict=True)], "right", fill, device, least)
         self.mask = torch.cat([self.prefix.mask, self.suffix.mask], 1)
         with use_of(model).lock, torch.no_grad():
             self.cache = self._prefix_cache(prefixes)
@@ -156,7 +158,7 @@ class SuffixPass(Pass):
         """Keys and values of the prefixes. A beginning that many rows share (a context) is run once."""
         cache = new_cache(self.model)
         assert cache is not None
-        width = max(map(len, prefixes))
+        width = self.prefix.ids.shape[1]
         if not width:
             return cache
         groups = shared_prefixes(self.model, self.sites, prefixes, shared_lengths(prefixes))
@@ -196,7 +198,7 @@ class SuffixPass(Pass):
         return outputs[0]
 
     def _run(self) -> Any:
-        return self.model(**inputs_of(self.model, self.suffix.ids, self.mask, cache_copy(self.cache)))
+        return self.model(**inputs_of(self.model, self.suffix.ids, self.mask, spent_copy(self.cache)))
 
     @override
     def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
@@ -210,7 +212,7 @@ class SuffixPass(Pass):
             changed = _changed(self.model, self.sites, self.site, delta, *where)
         else:
             forwards[blocks[-1]] = lambda *a, **k: _adding(delta, *where)(self.stored)
-        if self.sites.depth - 1 > self.site.layer:
+        if self.sites.depth - 1 > self.site.layer and not self.sites.mixing(-1):
             sparse = only_at(self.model, self.sites, (b, self.suffix.ids.shape[1]), rows, cols)
         gather = gathered(self.model, self.sites, rows, cols)
         with use_of(self.model).lock, hooks.forward_replaced(forwards), changed, sparse, gather:

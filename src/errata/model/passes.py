@@ -15,12 +15,15 @@ from errata.model.tokens import positions_of
 Rows = Sequence[Sequence[int]]  # token ids, not padded
 
 
-def budgeted(lengths: Sequence[int], budget: int, run_lengths: Sequence[int] | None = None) -> Iterator[list[int]]:
+def budgeted(
+    lengths: Sequence[int], budget: int, run_lengths: Sequence[int] | None = None, *, equal: bool = False
+) -> Iterator[list[int]]:
     """Batches of indices, rows of similar length together.
 
     A batch holds at most ``budget`` tokens (rows × longest row), unless it is a single row. ``run_lengths`` gives the
     tokens of each row that one pass runs, where a batch holds more than that (decoding: the prompt, of prompt and
     answer); with it a batch that runs a sixteenth of the budget also ends where more than an eighth would be padding.
+    With ``equal`` there is no padding at all: the rows of a batch have one length.
     """
     run = lengths if run_lengths is None else run_lengths
     order = sorted(range(len(lengths)), key=lambda i: (run[i], lengths[i]))
@@ -30,7 +33,8 @@ def budgeted(lengths: Sequence[int], budget: int, run_lengths: Sequence[int] | N
         longest = max(longest, lengths[i])
         padded = (len(batch) + 1) * run[i]
         wasteful = run_lengths is not None and tokens > budget // 16 and padded > 9 / 8 * (tokens + run[i])
-        if batch and ((len(batch) + 1) * longest > budget or wasteful):
+        unequal = equal and bool(batch) and run[i] != run[batch[0]]
+        if batch and ((len(batch) + 1) * longest > budget or wasteful or unequal):
             yield batch
             batch, tokens, longest = [], 0, lengths[i]
         batch.append(i)
@@ -47,16 +51,24 @@ def accepts(model: nn.Module, name: str) -> bool:
     return name in inspect.signature(type(model).forward).parameters
 
 
+def cache_argument(model: nn.Module) -> str | None:
+    """The name under which the model takes a cache; None where it takes none."""
+    return next((name for name in ("past_key_values", "cache_params") if accepts(model, name)), None)
+
+
 def inputs_of(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None) -> dict[str, Any]:
     """Keyword arguments of a causal model's ``forward`` for ``ids`` (b, t); ``mask`` covers the cached tokens too.
 
     ``position_ids`` are passed wherever the model takes them: without them padded batches are wrong in some models.
+    ``cache_params`` are those of a model without attention, which wants the mask of the new tokens alone.
     """
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if accepts(model, "use_cache"):
         inputs["use_cache"] = cache is not None
-    if cache is not None:
-        inputs["past_key_values"] = cache
+    if cache is not None and (name := cache_argument(model)):
+        inputs[name] = cache
+        if name == "cache_params":
+            inputs["attention_mask"] = mask[:, -ids.shape[1] :]
     if accepts(model, "position_ids"):
         inputs["position_ids"] = positions_of(mask)[:, -ids.shape[1] :]
     return inputs
@@ -66,14 +78,6 @@ def decoder_start(config: Any, fill: int) -> int:
     """Token id with which an encoder-decoder's decoder begins; ``fill`` where the configuration names none."""
     start = getattr(config, "decoder_start_token_id", None)
     return fill if start is None else start
-
-
-def new_cache(model: nn.Module) -> Any:
-    """An empty cache of keys and values; None for a model that keeps none (the first GPT)."""
-    from transformers import DynamicCache
-
-    config: Any = model.config
-    return DynamicCache(config=config) if accepts(model, "past_key_values") else None
 
 
 def input_device(model: nn.Module, sites: Sites) -> torch.device:

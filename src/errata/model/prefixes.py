@@ -1,6 +1,5 @@
 """Beginnings that rows share (contexts before a prompt): run once, into a cache of keys and values."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.model.passes import Rows, gathered, input_device, inputs_of, new_cache
+from errata.model.caches import cache_rows, new_cache
+from errata.model.passes import Rows, gathered, input_device, inputs_of
 from errata.model.sites import Sites
 from errata.model.tokens import pad
 
@@ -83,17 +83,3 @@ def shared_lengths(rows: Rows, most: Sequence[int] | None = None) -> list[int]:
             for i in members:
                 lengths[i] = n if most is None else min(n, most[i])
     return lengths
-
-
-def cache_copy(cache: Any) -> Any:
-    """The cache with layer objects of its own: a pass that appends to them leaves the original as it is."""
-    copied = copy.copy(cache)
-    copied.layers = [copy.copy(layer) for layer in cache.layers]
-    return copied
-
-
-def cache_rows(cache: Any, index: Tensor) -> Any:
-    """A cache of some rows; the original stays as it is. ``index`` is on the CPU: layers may be on several devices."""
-    chosen = cache_copy(cache)
-    chosen.batch_select_indices(index)
-    return chosen

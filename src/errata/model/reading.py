@@ -112,7 +112,7 @@ class TensorPasses(ModelView):
         """The rows of a batch in groups that each need one pass; nothing before ``first`` will be read."""
         lengths = [0] * len(rows) if self.seq2seq else shared_lengths(rows, first)  # an encoder reads both ways
         groups = None
-        if any(lengths) and self._sharing_holds(rows, lengths):
+        if any(lengths) and self.caching.spans and self._sharing_holds(rows, lengths):
             groups = shared_prefixes(self.model, self.sites, rows, lengths)
         return self._whole(rows) if groups is None else groups
 
@@ -208,7 +208,7 @@ class TensorPasses(ModelView):
         shared = shared_lengths([row[:position] for row, position in zip(rows, positions, strict=True)])
         padded = len(set(positions)) > 1 or _padded(shared)
         holds, key = self._shared.suffix_holds, (site, any(positions), padded)
-        if plain or holds.get(key) is False or not passes.accepts(self.model, "past_key_values"):
+        if plain or holds.get(key) is False or not self.caching.spans:
             return FullPass(*inputs)
         fast = SuffixPass(*inputs)
         if key not in holds:

@@ -99,6 +99,15 @@ def recorded(model: Any) -> list[ModuleCall]:
     return calls
 
 
+def same(x: Tensor | None, y: Tensor | None) -> bool:
+    """Whether two hidden states are equal, bit for bit."""
+    if x is None or y is None or x.shape != y.shape or x.device != y.device:
+        return False
+    if x.is_meta:  # no numbers: the same memory
+        return x.untyped_storage()._cdata == y.untyped_storage()._cdata
+    return torch.equal(x, y)
+
+
 # A block run again ---------------------------------------------------------------------------------
 
 
@@ -114,6 +123,27 @@ def acts_on_tokens(call: ModuleCall) -> bool:
     """Whether the last token's output stays the same when the first token's input changes."""
     args, kwargs = _disturbed(call.args, call.kwargs, 0)
     return _unchanged(call.module(*args, **kwargs), call.output, -1, _rounding(call.module))
+
+
+def mixes(block: ModuleCall, linears: list[ModuleCall]) -> bool:
+    """Whether what the last of these linears gets for the last token changes with what the others get for the first.
+
+    From one more run of the block: true of the linears of attention, of a convolution over tokens or of a recurrence;
+    on meta it is believed.
+    """
+    if block.output_state is not None and block.output_state.is_meta:
+        return True
+
+    def disturb(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        return _disturbed(args, kwargs, 0)
+
+    seen: list[Any] = []
+    disturbed = [before(call.module, disturb) for call in linears[:-1]]
+    keep = before(linears[-1].module, lambda args, kwargs: seen.append(_input_state(args, kwargs)))
+    with all_of([*disturbed, keep]):
+        block.module(*block.args, **block.kwargs)
+    x, was = (_vector(state, -1) for state in (seen[0], linears[-1].input_state))
+    return bool(_rms(x - was) > max(1e-3, _rounding(block.module)) * _rms(was))
 
 
 def measured(

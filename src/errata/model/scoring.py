@@ -17,7 +17,7 @@ def scored(lm: TensorPasses, pairs: Sequence[Pair]) -> list[Score]:
     for i, (prompt, _) in enumerate(pairs):
         by_prompt.setdefault(tuple(prompt), []).append(i)
     several = [members for members in by_prompt.values() if len(members) > 1]
-    if lm.seq2seq or lm.explainers or not passes.accepts(lm.model, "past_key_values"):
+    if lm.seq2seq or lm.explainers or not (lm.caching.steps and lm.caching.spans):
         several = []  # an adapter must see prompt and target in one pass
     shared = {i for members in several for i in members}
     alone = [i for i in range(len(pairs)) if i not in shared]

@@ -113,7 +113,7 @@ class Size:
         return cls(
             lm,
             tuple(2.0 * n for n in matrices),
-            tuple(_widths(modules[path])[1] for path in lm.sites.attn_out),
+            tuple(_widths(modules[path])[1] if path else 0 for path in lm.sites.attn_out),
             2.0 * sum(_entries(modules[path]) for path in last),
             2.0 * _entries(modules[lm.sites.lm_head]),
             _kept(lm) / PROBED / lm.sites.depth,

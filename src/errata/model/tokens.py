@@ -33,9 +33,11 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], fill: int, device: Any = None) -> Padded:
-    """The rows, padded on one side with the id ``fill`` to the length of the longest."""
-    width = max((len(row) for row in rows), default=0)
+def pad(
+    rows: Sequence[Sequence[int]], side: Literal["left", "right"], fill: int, device: Any = None, least: int = 0
+) -> Padded:
+    """The rows, padded on one side with the id ``fill`` to the length of the longest, and to ``least`` tokens."""
+    width = max([least, *map(len, rows)])
     ids = torch.full((len(rows), width), fill, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for i, row in enumerate(rows):

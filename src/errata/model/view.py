@@ -1,6 +1,7 @@
 """A transformers model with its tokenizer and sites, and which object may use it while a patch is in force."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -12,16 +13,20 @@ from torch import nn
 
 from errata.errors import BadInput
 from errata.model import passes
+from errata.model.caches import Caching, caching_of
 from errata.model.chat import Template
 from errata.model.detect import find_sites
 from errata.model.fingerprint import fingerprint
 from errata.model.in_use import use_of
 from errata.model.intervention import InterventionSite
 from errata.model.lm import Call
+from errata.model.passes import cache_argument
 from errata.model.resources import Resources
 from errata.model.sites import Sites
 from errata.model.tokens import Tokens
 from errata.model.weights import packed
+
+log = logging.getLogger(__name__)
 
 NONE = Resources()
 BUDGET = 4096  # tokens in a batch, padding included
@@ -37,6 +42,7 @@ class _Shared:
     suffix_holds: dict[tuple[InterventionSite, bool, bool], bool] = field(default_factory=dict)
     # do rows whose shared beginnings are in a cache give what whole rows do, beginnings padded or not?
     sharing_holds: dict[bool, bool] = field(default_factory=dict)
+    caching: Caching | None = None
 
 
 class ModelView:
@@ -112,7 +118,7 @@ class ModelView:
             view._inside = undo
             return make(view, undo)
 
-        self.fingerprint  # noqa: B018  computed before anything changes
+        self.fingerprint, self.caching  # noqa: B018  computed before anything changes
         with self._use.changed(self._inside, put_on) as made:
             yield made
 
@@ -180,6 +186,18 @@ class ModelView:
                 yield
             finally:
                 self._shared.call.reset(token)
+
+    @property
+    def caching(self) -> Caching:
+        """What the model does with a cache and with padding; measured when it is first needed, and said."""
+        with self.alone():
+            if self._shared.caching is None:
+                self._use.check(self._inside)
+                self._shared.caching = found = caching_of(self.model, self.sites, self.quantised)
+                if cache_argument(self.model) and not (found.steps and found.spans):
+                    slow = "whole texts are run at each step" if not found.steps else "full passes are used for edits"
+                    log.warning("%s gives other logits behind a cache; %s, slower", self.name, slow)
+            return self._shared.caching
 
     @property
     def device(self) -> torch.device:

@@ -69,10 +69,12 @@ class LoRA(Descent):
         paths: list[str] = []
         for target in self.targets:
             for layer in self.layers or ():
-                linear = getattr(lm.sites, target)[layer]  # a path, or the paths of a gated MLP's two
-                if target != "attn_out" and lm.sites.experts_of(layer):
-                    linear = linears_of(lm.sites, layer)
-                paths += [linear] if isinstance(linear, str) else linear
+                if target == "attn_out":
+                    paths.append(lm.sites.attention(layer))
+                elif lm.sites.experts_of(layer):
+                    paths += linears_of(lm.sites, layer)
+                else:
+                    paths += lm.sites.mlp_in[layer] if target == "mlp_in" else [lm.sites.mlp_out[layer]]
         return list(dict.fromkeys(paths))
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
