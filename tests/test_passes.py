@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import tiny_lm
-from tiny import CAUSAL
+from tiny import CAUSAL, IMAGE_TEXT
 from torch import Tensor
 
 from errata.model import hooks
@@ -24,7 +24,7 @@ def rows_of(lm: object) -> list[list[int]]:
     return [lm.tokens.prompt(text) for text in PROMPTS]  # pyright: ignore
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", [*CAUSAL, *IMAGE_TEXT])
 def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     dtype = torch.float32 if name in SINGLE else torch.float64
     tolerance = 1e-4 if name in SINGLE else 1e-8
@@ -70,7 +70,7 @@ def grad_and_logits(runner: object, delta: Tensor, columns: list[list[int]]) -> 
     return logits.detach(), torch.autograd.grad(logits.log_softmax(-1)[:, 5].sum(), delta)[0]
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", [*CAUSAL, *IMAGE_TEXT])
 def test_batched_is_one_at_a_time(name: str) -> None:
     lm = tiny_lm(name)
     targets = ["Oslo", "New York", "Lima", "Paris and Rome"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CAUSAL, ENCODER_DECODER, REFUSED, SHARED, build
+from tiny import CAUSAL, ENCODER_DECODER, IMAGE_TEXT, REFUSED, SHARED, build
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -22,9 +22,9 @@ from errata.model.hooks import after
 from errata.model.recording import evaluating
 from errata.model.sites import Sites
 
-DENSE = [*CAUSAL, *ENCODER_DECODER]
+DENSE = [*CAUSAL, *ENCODER_DECODER, *IMAGE_TEXT]
 BEHIND_A_NORM = {
-    "openai-gpt", "opt_projected", "gemma2", "gemma3_text", "olmo2", "olmo3", "glm4", "exaone4",
+    "openai-gpt", "opt_projected", "gemma2", "gemma3_text", "gemma3", "olmo2", "olmo3", "glm4", "exaone4",
     "hyperclovax", "bart", "marian", "blenderbot-small", "plbart",
 }  # fmt: skip
 FACTOR = {"granite": 0.5, "minicpm3": 0.7}

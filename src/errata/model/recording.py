@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errata.model.configuration import text_config
 from errata.model.hooks import After, Args, Kwargs, after, all_of, before
 from errata.model.passes import device_of
 from errata.model.weights import is_linear, packed
@@ -74,7 +75,7 @@ def recorded(model: Any) -> list[ModuleCall]:
     An encoder gets three tokens, which tells cross-attention from self-attention.
     """
     device = device_of(model.get_input_embeddings())
-    special = [getattr(model.config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
+    special = _special_ids(model.config)
     a, b, c = [i for i in range(31, 2, -1) if i not in special][:3]
     inputs = {"input_ids": torch.tensor([[a, b]], device=device)}
     if model.config.is_encoder_decoder:
@@ -91,6 +92,12 @@ def recorded(model: Any) -> list[ModuleCall]:
     with all_of(recording(name, module) for name, module in model.named_modules() if name):
         model(**inputs, use_cache=False)
     return calls
+
+
+def _special_ids(config: Any) -> list[Any]:
+    """Ids of tokens that are no text: they begin, end or pad one, or stand for an image."""
+    settings = {**config.to_dict(), **text_config(config).to_dict()}
+    return [value for key, value in settings.items() if key.endswith(("_token_id", "_token_index"))]
 
 
 # A block run again ---------------------------------------------------------------------------------

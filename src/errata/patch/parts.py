@@ -137,7 +137,7 @@ def widths(lm: HFLM, path: str, kind: str) -> tuple[int | None, int | None]:
     if weights.is_linear(module):
         out, into = weights.shape_of(lm.model, f"{path}.weight")
         return out, into
-    hidden: int | None = getattr(lm.config, "hidden_size", None) if path in lm.sites.layer else None
+    hidden: int | None = getattr(lm.text_config, "hidden_size", None) if path in lm.sites.layer else None
     return hidden, hidden
 
 
