@@ -48,7 +48,7 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     assert torch.allclose(some[: len(columns[2])], one[0][start : start + len(columns[2])], atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "bloom", "opt", "mistral"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "bloom", "opt", "mistral", "mllama"])
 def test_shared_contexts_are_run_once_and_change_nothing(name: str) -> None:
     lm = tiny_lm(name)
     subjects = ["Ann Lee", "Bob", "The old king", "Cy Moor"]

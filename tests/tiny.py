@@ -220,6 +220,14 @@ IMAGE_TEXT: dict[str, dict[str, Any]] = {
         "vision_config": {"model_type": "smolvlm_vision", **SEES},
         "scale_factor": 2,
     },
+    "mllama": {  # blocks 1 and 4 look at the image, and rest where there is none
+        "text_config": {**GROUPED, "num_hidden_layers": 6, "cross_attention_layers": [1, 4], **ROPE},
+        "vision_config": {
+            **SEES, "patch_size": 8, "attention_heads": 4, "num_global_layers": 1, "max_num_tiles": 1,
+            "intermediate_layers_indices": [0], "vision_output_dim": 64,
+            "supported_aspect_ratios": [[1, 1]],
+        },
+    },
     "internvl": {
         "text_config": {"model_type": "qwen2", **GROUPED},
         "vision_config": {
@@ -286,6 +294,11 @@ def seen(name: str) -> dict[str, Any]:
         return inputs | {"pixel_values": points, "token_type_ids": (ids == IMAGE).long()}
     if name == "mistral3":
         return inputs | {"pixel_values": points, "image_sizes": torch.tensor([[16, 16]])}
+    if name == "mllama":
+        one = torch.ones(1, 1, 1, dtype=torch.long)
+        inputs |= {"aspect_ratio_ids": one[0], "aspect_ratio_mask": one}
+        looks = torch.ones(1, ids.shape[1], 1, 1, dtype=torch.long)
+        return inputs | {"pixel_values": points[None, None], "cross_attention_mask": looks}
     return inputs | {"pixel_values": points[None] if name == "smolvlm" else points}
 
 
@@ -311,7 +324,7 @@ def build(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = auto.from_config(config)
-        for weight in model.parameters():  # Gemma 3 begins blind
-            if weight.ndim == 2 and not weight.any():
+        for path, weight in model.named_parameters() if name in IMAGE_TEXT else ():
+            if not weight.any() and "bias" not in path:  # Gemma 3 and Llama 3.2 begin blind
                 torch.nn.init.normal_(weight, std=0.2)
     return model.float().eval()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.errors import UnknownSites
+from errata.errors import UnknownSites, first_line
 from errata.model.recording import ModuleCall, evaluating, is_causal, measured, recorded
 from errata.model.sites import Sites
 from errata.model.weights import holds_integers, is_linear, owner
@@ -28,12 +28,20 @@ def find_sites(model: Any) -> Sites:
     if getattr(model, "_is_stateful", False):
         raise _refusal(f"{type(model).__name__} carries a recurrent state")
     with evaluating(model), torch.no_grad():
-        calls = recorded(model)
+        calls = _calls(model)
         if not model.config.is_encoder_decoder:
             return _stack_sites(model, model, calls, causal=True)
         encoder = _stack_sites(model, model.get_encoder(), calls, causal=False)
         decoder = _stack_sites(model, model.get_decoder(), calls, causal=True)
         return replace(decoder, encoder=encoder)
+
+
+def _calls(model: Any) -> list[ModuleCall]:
+    """Every call of a module in a run on two tokens. Raises :class:`UnknownSites` where that lacks something."""
+    try:
+        return recorded(model)
+    except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+        raise _refusal(f"{type(model).__name__} does not run on text alone ({first_line(error)})") from error
 
 
 def _refusal(reason: str) -> UnknownSites:
@@ -76,7 +84,7 @@ def _stack_sites(model: Any, stack: nn.Module, calls: list[ModuleCall], causal: 
 
 
 def _blocks(names: dict[nn.Module, str], stack: nn.Module, calls: list[ModuleCall]) -> tuple[str, list[ModuleCall]]:
-    """The one outermost list whose members all ran, once each and one after another."""
+    """The one outermost list of modules with modules in them that ran once each, or not at all, one after another."""
     by_module: dict[nn.Module, list[ModuleCall]] = {}
     for call in calls:
         by_module.setdefault(call.module, []).append(call)
@@ -85,8 +93,8 @@ def _blocks(names: dict[nn.Module, str], stack: nn.Module, calls: list[ModuleCal
         name = names[module]
         if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{n}.") for n in lists):
             continue
-        runs = [by_module.get(child, []) for child in module]
-        if runs and all(len(run) == 1 for run in runs):
+        runs = [by_module[child] for child in module if child in by_module]
+        if runs and all(len(run) == 1 and any(run[0].module.children()) for run in runs):
             lists[name] = [run[0] for run in runs]
     if len(lists) != 1:
         described = f"the lists {', '.join(f'`{name}`' for name in lists)}" if lists else "no list"
@@ -143,8 +151,8 @@ class _Parts:
 def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -> _Parts:
     """Attention's output linear and the MLP of a block, from the order in which its linears ran.
 
-    The last linear is the down projection; those before it that share one input are ``mlp_in``; all that ran earlier
-    must belong to attention.
+    The down projection is the last linear of which that holds that those before it that share one input are ``mlp_in``,
+    and all that ran earlier belong to attention: behind it an adapter may run, or a gate.
     """
     where = f"block {i} of `{list_name}`"
     inside = set(block.module.modules())
@@ -156,6 +164,17 @@ def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -
                 "load the model unquantised, or quantised by bitsandbytes or torchao"
             )
         raise _refusal(f"{where} runs {len(linears)} linears, too few for attention and an MLP")
+    refused: list[UnknownSites] = []
+    for end in range(len(linears), 3, -1):
+        try:
+            return _parts_of(block, where, linears[:end], calls)
+        except UnknownSites as refusal:
+            refused.append(refusal)
+    raise refused[0]
+
+
+def _parts_of(block: ModuleCall, where: str, linears: list[ModuleCall], calls: list[ModuleCall]) -> _Parts:
+    """The parts of a block whose down projection is the last of ``linears``. Raises :class:`UnknownSites`."""
     mlp_out = linears.pop()
     mlp_in = [linears.pop()]
     while linears and _same(linears[-1].input_state, mlp_in[0].input_state):

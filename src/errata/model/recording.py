@@ -114,7 +114,7 @@ def measured(
 ) -> tuple[bool, float | None, str | None]:
     """From one more run of the block: whether the MLP acts on each token alone, its gain, and the norm behind it.
 
-    The first token's MLP input is disturbed, which must leave the last token's key as it was. A vector v is added to
+    The first token's MLP input is disturbed, which must change its key and leave the last token's as it was. A vector v is added to
     the last token's MLP output m; it has a part along m, so that behind a norm the block's output cannot move in
     parallel to v (:attr:`Sites.gain` is None then). The norm is the module of those ``behind`` the down projection
     whose input moves by v and whose output moves as the block's does; None where there is none.
@@ -139,7 +139,8 @@ def measured(
     with all_of([*(before(call.module, disturb) for call in mlp_in), after(mlp_out.module, add), *watching]):
         output = block.module(*block.args, **block.kwargs)
     key, v = seen
-    one_token = _unchanged(key, mlp_out.input_state, -1, _rounding(block.module))
+    rounding = _rounding(block.module)
+    one_token = _unchanged(key, mlp_out.input_state, -1, rounding) and not _unchanged(key, mlp_out.input_state, 0, 0.0)
     delta = _vector(output, -1) - h  # (d)
     gain = float(delta @ v / (v @ v))
     if not _near(gain * v, delta):
@@ -150,12 +151,12 @@ def measured(
             and _near(_moved(call.output, rerun[call.name][1]), delta)
         ]
         return one_token, None, norms[0] if norms else None
-    precision = max(1e-4, torch.finfo(key.dtype).eps, _rounding(block.module))
+    precision = max(1e-4, torch.finfo(key.dtype).eps, rounding)
     return one_token, 1.0 if abs(gain - 1) < precision else float(f"{gain:.6g}"), None
 
 
 def _near(x: Tensor, expected: Tensor) -> bool:
-    return bool(_rms(x - expected) <= 0.02 * _rms(expected))
+    return x.shape == expected.shape and bool(_rms(x - expected) <= 0.02 * _rms(expected))
 
 
 def _moved(was: Any, now: Any) -> Tensor:
