@@ -13,6 +13,8 @@ from transformers import (
     BertLMHeadModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    RobertaConfig,
+    RobertaForCausalLM,
 )
 
 from errata.errors import UnknownSites
@@ -210,7 +212,7 @@ def test_blocks_that_a_text_does_not_reach_are_left_out() -> None:
 def test_refused_where_text_alone_does_not_run() -> None:
     model = build("llama")
     model.forward = BlindTo(model).forward
-    with pytest.raises(UnknownSites, match="does not run on text alone .*pixel_values"):
+    with pytest.raises(UnknownSites, match=r"does not run on text alone .*pixel_values"):
         find_sites(model)
 
 
@@ -228,6 +230,14 @@ def test_bert_as_a_decoder() -> None:
     assert sites.attn_out[0] == "bert.encoder.layer.0.attention.output.dense"
     assert sites.mlp_out[0] == "bert.encoder.layer.0.output.dense"
     assert sites.gain == (None,) * 4
+
+
+def test_refused_where_positions_do_not_begin_at_zero() -> None:
+    """RoBERTa's begin behind the id of its padding token: those that Errata passes would be wrong."""
+    settings = {key: value for key, value in SHARED.items() if key != "head_dim"}
+    model = RobertaForCausalLM(RobertaConfig(**settings, is_decoder=True))
+    with pytest.raises(UnknownSites, match="does not count positions from 0"):
+        find_sites(model)
 
 
 def test_refused_without_a_head() -> None:

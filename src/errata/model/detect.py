@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import UnknownSites, first_line
-from errata.model.recording import ModuleCall, evaluating, is_causal, measured, recorded
+from errata.model.recording import ModuleCall, counts_from_zero, evaluating, is_causal, measured, recorded
 from errata.model.sites import Sites
 from errata.model.weights import holds_integers, is_linear, owner
 
@@ -30,7 +30,10 @@ def find_sites(model: Any) -> Sites:
     with evaluating(model), torch.no_grad():
         calls = _calls(model)
         if not model.config.is_encoder_decoder:
-            return _stack_sites(model, model, calls, causal=True)
+            sites = _stack_sites(model, model, calls, causal=True)
+            if not counts_from_zero(model, calls, sites):
+                raise _refusal(f"{type(model).__name__} does not count positions from 0")
+            return sites
         encoder = _stack_sites(model, model.get_encoder(), calls, causal=False)
         decoder = _stack_sites(model, model.get_decoder(), calls, causal=True)
         return replace(decoder, encoder=encoder)

@@ -58,7 +58,7 @@ def inputs_of(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None) ->
     if cache is not None:
         inputs["past_key_values"] = cache
     if accepts(model, "position_ids"):
-        inputs["position_ids"] = positions_of(mask)[:, -ids.shape[1] :]
+        inputs["position_ids"] = positions_of(mask)[:, -ids.shape[1] :].contiguous()
     return inputs
 
 

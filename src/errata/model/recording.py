@@ -4,7 +4,7 @@ For :mod:`errata.model.detect`, which reads from it where things are.
 """
 
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from errata.model.configuration import text_config
-from errata.model.hooks import After, Args, Kwargs, after, all_of, before
-from errata.model.passes import device_of
+from errata.model.hooks import After, Args, Kwargs, Stop, after, all_of, before
+from errata.model.passes import accepts, device_of
+from errata.model.sites import Sites
 from errata.model.weights import is_linear, packed
 
 
@@ -100,6 +101,25 @@ def _special_ids(config: Any) -> list[Any]:
     return [value for key, value in settings.items() if key.endswith(("_token_id", "_token_index"))]
 
 
+def counts_from_zero(model: Any, calls: list[ModuleCall], sites: Sites) -> bool:
+    """Whether a model that takes positions has 0 and 1 for its first two tokens: what goes into its first block then
+    stays the same. RoBERTa's begin behind its padding token's."""
+    if not accepts(model, "position_ids"):
+        return True
+    by_name = {call.name: call for call in calls}
+    ids = by_name[sites.embed].args[0]
+    seen: list[Tensor | None] = []
+
+    def keep(args: Args, kwargs: Kwargs) -> None:
+        seen.append(_input_state(args, kwargs))
+        raise Stop
+
+    with before(model.get_submodule(sites.layer[0]), keep), suppress(Stop):
+        model(input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None])
+    own, given = by_name[sites.layer[0]].input_state, seen[0]
+    return own is None or given is None or torch.equal(own, given)
+
+
 # A block run again ---------------------------------------------------------------------------------
 
 
@@ -114,10 +134,10 @@ def measured(
 ) -> tuple[bool, float | None, str | None]:
     """From one more run of the block: whether the MLP acts on each token alone, its gain, and the norm behind it.
 
-    The first token's MLP input is disturbed, which must change its key and leave the last token's as it was. A vector v is added to
-    the last token's MLP output m; it has a part along m, so that behind a norm the block's output cannot move in
-    parallel to v (:attr:`Sites.gain` is None then). The norm is the module of those ``behind`` the down projection
-    whose input moves by v and whose output moves as the block's does; None where there is none.
+    The first token's MLP input is disturbed, which must change its key and leave the last token's as it was. A vector v
+    is added to the last token's MLP output m; it has a part along m, so that behind a norm the block's output cannot
+    move in parallel to v (:attr:`Sites.gain` is None then). The norm is the module of those ``behind`` the down
+    projection whose input moves by v and whose output moves as the block's does; None where there is none.
     """
     h = _vector(block.output, -1)  # (d)
     seen: list[Any] = []
