@@ -98,3 +98,12 @@ def test_classes() -> None:
         "llama": "AutoModelForCausalLM",
         "t5": "AutoModelForSeq2SeqLM",
     }
+
+
+def test_a_memory_is_silent_where_no_prompt_is_known() -> None:
+    lm = tiny_lm("llava")
+    logits = looked(lm.model, "llava")
+    grace: Any = quick("grace")
+    with grace.edit(lm, [EDIT]).applied(lm) as edited:
+        assert torch.equal(looked(edited.model, "llava"), logits)
+        assert edited.score([EDIT.prompt], [EDIT.target_new])[0].total > -5
