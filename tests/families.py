@@ -79,6 +79,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma4_text": SAME_LAYERS,
     "gemma4_unified": {"text_config": SAME_LAYERS},
     "gemma4_unified_text": SAME_LAYERS,
+    "glm4v_moe": {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 0]}}},
     "hunyuan_v1_dense": HEAD,
     "hunyuan_v1_moe": HEAD,
     "hunyuan_vl": {"text_config": HEAD},

@@ -104,6 +104,6 @@ def test_a_memory_is_silent_where_no_prompt_is_known() -> None:
     lm = tiny_lm("llava")
     logits = looked(lm.model, "llava")
     grace: Any = quick("grace")
-    with grace.edit(lm, [EDIT]).applied(lm) as edited:
+    with grace.edit(lm, [EDIT], grace.prepare(lm, TEXTS)).applied(lm) as edited:
         assert torch.equal(looked(edited.model, "llava"), logits)
         assert edited.score([EDIT.prompt], [EDIT.target_new])[0].total > -5
