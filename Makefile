@@ -9,7 +9,7 @@ HOW    ?=
 SMALLER := --width 320 --heads 4 --persons 200 --rows 8
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-slow lint format types bench table architectures gold mutants docs clean
+.PHONY: help demo test test-slow lint format types bench table architectures models gold mutants docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -52,6 +52,9 @@ architectures: $(VENV)/.installed  ## docs/architectures.md: every method on thr
 	@$(BIN)/errata world train .worlds/gpt2 --layers 6 $(SMALLER) --world-seed 2 --seed 2 --vocab 2600 --learn 500 --move 350 --follow 150
 	@$(BIN)/errata bench docs/architectures.toml -o docs/architectures.jsonl $(ARGS)
 	@$(BIN)/errata report docs/architectures.jsonl -o docs/architectures.md --force
+
+models: $(VENV)/.installed-dev  ## docs/models.md: a fact edited in a tiny model of every family of transformers; minutes
+	@PYTHONPATH=src:tests $(BIN)/python tests/sweep.py $(ARGS)
 
 gold: $(VENV)/.installed  ## what edits are measured against: the bundled model trained twice where 100 edits hold; hours, and the same command resumes; HOW="--from world --follow 700" for a part of that
 	@$(BIN)/errata world edits $(GOLD)/edits.jsonl --force

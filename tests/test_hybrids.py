@@ -50,6 +50,18 @@ def test_pmet_needs_attention_beside_an_mlp() -> None:
     assert same_weights(lm.model, before)
 
 
+def test_behind_a_gate_one_layer_is_edited() -> None:
+    """RWKV: a gate for each coordinate stands behind the MLP, so targets are found at its own output."""
+    lm, made = tiny_lm("rwkv"), quick("r-rome")
+    assert lm.sites.gain == (None,) * 4 and lm.sites.mlp_out[1].endswith("feed_forward.value")
+    before, (score,) = weights(lm.model), lm.score(PROMPTS[:1], TARGETS[:1])
+    patch = made.edit(lm, [EDIT], made.prepare(lm, TEXTS))
+    with patch.applied(lm) as edited:
+        assert edited.score(PROMPTS[:1], TARGETS[:1])[0].total > score.total
+        assert edited.generate(PROMPTS, 5) == [edited.generate([prompt], 5)[0] for prompt in PROMPTS]
+    assert same_weights(lm.model, before)
+
+
 def test_lora_on_attention_needs_attention() -> None:
     with pytest.raises(Unsupported, match="no attention beside an MLP"):
         registered("lora", targets=("attn_out",)).edit(tiny_lm("mamba2"), [EDIT])

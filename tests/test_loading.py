@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EDIT, TEXTS, same_weights, tiny_lm, tiny_model, tokenizer, weights
-from tiny import CAUSAL, ENCODER_DECODER
+from tiny import CAUSAL, ENCODER_DECODER, IMAGE_TEXT
 
 import errata
 from errata.errors import BadInput, WrongModel
@@ -14,7 +14,7 @@ from errata.errors import BadInput, WrongModel
 SAMPLE = ["Ann Lee was born in New York.", "café 12 – x", "The old king"]
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", [*CAUSAL, *IMAGE_TEXT])
 def test_saved_edited_undone(name: str, tmp_path: Path) -> None:
     tiny_model(name, torch.float32).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import tiny_lm
-from tiny import CAUSAL, HYBRID, ONE_LAYER
+from tiny import CAUSAL, HYBRID, IMAGE_TEXT, ONE_LAYER
 from torch import Tensor
 
 from errata.model import hooks
@@ -36,7 +36,7 @@ def rows_of(lm: object) -> list[list[int]]:
     return [lm.tokens.prompt(text) for text in PROMPTS]  # pyright: ignore
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", [*READERS, *IMAGE_TEXT])
 def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     dtype = torch.float32 if name in SINGLE else torch.float64
     tolerance = 1e-4 if name in SINGLE else 1e-8
@@ -60,7 +60,7 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     assert torch.allclose(some[: len(columns[2])], one[0][start : start + len(columns[2])], atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "bloom", "opt", "mistral"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "bloom", "opt", "mistral", "mllama"])
 def test_shared_contexts_are_run_once_and_change_nothing(name: str) -> None:
     lm = tiny_lm(name)
     subjects = ["Ann Lee", "Bob", "The old king", "Cy Moor"]
@@ -82,7 +82,7 @@ def grad_and_logits(runner: object, delta: Tensor, columns: list[list[int]]) -> 
     return logits.detach(), torch.autograd.grad(logits.log_softmax(-1)[:, 5].sum(), delta)[0]
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", [*READERS, *IMAGE_TEXT])
 def test_batched_is_one_at_a_time(name: str) -> None:
     lm = tiny_lm(name)
     targets = ["Oslo", "New York", "Lima", "Paris and Rome"]

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CAUSAL, ENCODER_DECODER, HYBRID, ONE_LAYER, REFUSED, SHARED, build
+from tiny import CAUSAL, ENCODER_DECODER, HYBRID, IMAGE_TEXT, ONE_LAYER, REFUSED, SHARED, build
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertLMHeadModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    RobertaConfig,
+    RobertaForCausalLM,
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -23,9 +25,9 @@ from errata.model.hooks import after, all_of, before
 from errata.model.recording import evaluating
 from errata.model.sites import Sites
 
-DENSE = [*CAUSAL, *HYBRID, *ENCODER_DECODER]
+DENSE = [*CAUSAL, *HYBRID, *ENCODER_DECODER, *IMAGE_TEXT]
 BEHIND_A_NORM = {
-    "openai-gpt", "opt_projected", "gemma2", "gemma3_text", "olmo2", "olmo3", "glm4", "exaone4",
+    "openai-gpt", "opt_projected", "gemma2", "gemma3_text", "gemma3", "olmo2", "olmo3", "glm4", "exaone4",
     "hyperclovax", "bart", "marian", "blenderbot-small", "plbart",
 }  # fmt: skip
 BEHIND_A_NORM_IN_SOME = {"olmo_hybrid": [False, True, False, True]}
@@ -185,8 +187,7 @@ def test_paths_as_one_would_write_them() -> None:
 def test_refused(name: str) -> None:
     with pytest.raises(UnknownSites, match=r"sites=Sites\(") as refusal:
         find_sites(model_of(name))
-    if name == "rwkv":  # what ends its blocks is no MLP: it reads the token before, too
-        assert "rwkv.blocks.0.feed_forward.key" in str(refusal.value)
+    assert "Errata finds" in str(refusal.value)
 
 
 def test_what_mixes_tokens_stands_for_attention() -> None:
@@ -280,12 +281,49 @@ def test_the_text_half_of_a_vision_model() -> None:
     assert sites.gain == (1.0,) * 4
 
 
+def test_a_list_of_what_holds_no_matrices_is_no_list_of_blocks() -> None:
+    model = build("llama")
+    model.model.rotary_embs = nn.ModuleList([model.model.rotary_emb])  # as Granite has for its two kinds of layers
+    assert find_sites(model) == sites_of("llama")
+
+
+def test_blocks_that_a_text_does_not_reach_are_left_out() -> None:
+    """A block that predicts further tokens while training; Llama 3.2's blocks that look at an image."""
+    model = build("llama")
+    model.model.layers.append(build("llama", seed=1).model.layers[0])
+    assert find_sites(model) == sites_of("llama")
+    assert sites_of("mllama").layer == tuple(f"model.language_model.layers.{i}" for i in (0, 2, 3, 5))
+
+
+def test_refused_where_text_alone_does_not_run() -> None:
+    model = build("llama")
+    model.forward = BlindTo(model).forward
+    with pytest.raises(UnknownSites, match=r"does not run on text alone .*pixel_values"):
+        find_sites(model)
+
+
+class BlindTo:
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+        raise AssertionError("not reached")
+
+
 def test_bert_as_a_decoder() -> None:
     settings = {key: value for key, value in SHARED.items() if key != "head_dim"}
     sites = find_sites(BertLMHeadModel(BertConfig(**settings, is_decoder=True)))
     assert sites.attn_out[0] == "bert.encoder.layer.0.attention.output.dense"
     assert sites.mlp_out[0] == "bert.encoder.layer.0.output.dense"
     assert sites.gain == (None,) * 4
+
+
+def test_refused_where_positions_do_not_begin_at_zero() -> None:
+    """RoBERTa's begin behind the id of its padding token: those that Errata passes would be wrong."""
+    settings = {key: value for key, value in SHARED.items() if key != "head_dim"}
+    model = RobertaForCausalLM(RobertaConfig(**settings, is_decoder=True))
+    with pytest.raises(UnknownSites, match="does not count positions from 0"):
+        find_sites(model)
 
 
 def test_refused_without_a_head() -> None:
@@ -300,6 +338,50 @@ def test_refused_when_what_comes_last_is_no_mlp() -> None:
         layer.forward = MlpFirst(layer).forward
     with pytest.raises(UnknownSites):
         find_sites(model)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_refused_where_a_gated_mlp_comes_first(parallel: bool) -> None:
+    """Queries and values have an MLP's shapes, and what runs before them could pass for attention."""
+    model = build("llama", num_key_value_heads=4)
+    for layer in model.model.layers:
+        layer.forward = GatedFirst(layer, parallel).forward
+    with pytest.raises(UnknownSites, match="attention and an MLP"):
+        find_sites(model)
+
+
+def test_what_runs_behind_the_mlp_is_no_mlp() -> None:
+    """An adapter, or a gate of what a layer is told of the token (Gemma 4): the MLP is the one behind attention."""
+    model = build("llama")
+    for i, layer in enumerate(model.model.layers):
+        layer.down, layer.up = nn.Linear(32, 8), nn.Linear(8, 32)
+        if i < 2:
+            layer.forward = Adapted(layer).forward
+    sites = find_sites(model)
+    assert sites.mlp_out == sites_of("llama").mlp_out
+    assert sites.attn_out == sites_of("llama").attn_out
+    assert sites.gain == (None, None, 1.0, 1.0)
+    assert sites.mlp_norm == (None,) * 4
+
+
+class Adapted:
+    def __init__(self, layer: Any) -> None:
+        self.layer, self.inner = layer, layer.forward
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        hidden = self.inner(hidden_states, **kwargs)
+        return hidden + self.layer.up(self.layer.down(hidden).relu())
+
+
+class GatedFirst:
+    def __init__(self, layer: Any, parallel: bool) -> None:
+        self.layer, self.parallel = layer, parallel
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        mlp = self.layer.mlp(self.layer.post_attention_layernorm(hidden_states))
+        read = hidden_states if self.parallel else hidden_states + mlp
+        attention, _ = self.layer.self_attn(hidden_states=self.layer.input_layernorm(read), **kwargs)
+        return hidden_states + attention + mlp
 
 
 class MlpFirst:

@@ -3,7 +3,13 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
 
 # Sizes and token ids under the names that most configurations know.
 SHARED: dict[str, Any] = {
@@ -171,6 +177,65 @@ ENCODER_DECODER: dict[str, dict[str, Any]] = {
     "m2m_100": HALVES,
 }
 
+SEES: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "image_size": 16, "patch_size": 4, "num_channels": 3,
+}  # fmt: skip
+QWEN_SEES = {
+    "depth": 2, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64, "out_hidden_size": 32,
+    "patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2,
+}  # fmt: skip
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+IMAGE = 127  # the token that stands for a part of an image; an image of 16 x 16 points has four
+
+# name -> the language model's configuration, the vision tower's, and what holds the two together.
+IMAGE_TEXT: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {"model_type": "gemma3_text", **GROUPED, **MIXED},
+        "vision_config": {"model_type": "siglip_vision_model", **SEES},
+        "mm_tokens_per_image": 4,
+    },
+    "qwen2_5_vl": {
+        "text_config": {**GROUPED, "rope_parameters": MROPE},
+        "vision_config": {**QWEN_SEES, "window_size": 16, "fullatt_block_indexes": [1]},
+    },
+    "qwen3_vl": {
+        "text_config": {**GROUPED, "rope_parameters": MROPE},
+        "vision_config": {
+            **QWEN_SEES, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+        },
+    },
+    "mistral3": {
+        "text_config": {"model_type": "mistral", **GROUPED, "sliding_window": None},
+        "vision_config": {"model_type": "pixtral", **SEES, "head_dim": 8},
+        "spatial_merge_size": 2,
+        "vision_feature_layer": -1,
+    },
+    "llava": {
+        "text_config": {"model_type": "llama", **GROUPED},
+        "vision_config": {"model_type": "clip_vision_model", **SEES, "patch_size": 8},
+    },
+    "smolvlm": {
+        "text_config": {"model_type": "llama", **GROUPED},
+        "vision_config": {"model_type": "smolvlm_vision", **SEES},
+        "scale_factor": 2,
+    },
+    "mllama": {  # blocks 1 and 4 look at the image, and rest where there is none
+        "text_config": {**GROUPED, "num_hidden_layers": 6, "cross_attention_layers": [1, 4], **ROPE},
+        "vision_config": {
+            **SEES, "patch_size": 8, "attention_heads": 4, "num_global_layers": 1, "max_num_tiles": 1,
+            "intermediate_layers_indices": [0], "vision_output_dim": 64,
+            "supported_aspect_ratios": [[1, 1]],
+        },
+    },
+    "internvl": {
+        "text_config": {"model_type": "qwen2", **GROUPED},
+        "vision_config": {
+            "model_type": "internvl_vision", **SEES, "image_size": [16, 16], "patch_size": [4, 4],
+        },
+    },
+}  # fmt: skip
+
 EXPERTS = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "n_group": 1,
@@ -205,6 +270,8 @@ HYBRID: dict[str, dict[str, Any]] = {
         **GROUPED, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False,
     },
 }  # fmt: skip
+# A gate behind the MLP, which itself reads the token before.
+GATED: dict[str, dict[str, Any]] = {"rwkv": {"attention_hidden_size": 32}}
 # Blocks of one layer: a token mixer, or an MLP.
 ONE_LAYER: dict[str, dict[str, Any]] = {
     "mamba": SSM,
@@ -234,7 +301,6 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "minimax": EXPERTS,
 }  # fmt: skip
 REFUSED: dict[str, dict[str, Any]] = {
-    "rwkv": {"attention_hidden_size": 32},
     "bert": {},
     "xlnet": {
         "d_model": 32, "n_layer": 4, "n_head": 4, "d_inner": 64, "max_position_embeddings": None,
@@ -242,14 +308,54 @@ REFUSED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def seen(name: str) -> dict[str, Any]:
+    """What such a model is asked about an image: text around one of random points, as its processor would give it."""
+    ids = torch.tensor([[11, 7, *[IMAGE] * 4, 9, 5]])
+    points = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if name.startswith("qwen"):
+        kinds = (ids == IMAGE).long()
+        grid = torch.tensor([[1, 4, 4]])
+        return inputs | {
+            "pixel_values": points.view(16, -1).repeat(1, 2),
+            "image_grid_thw": grid,
+            "mm_token_type_ids": kinds,
+        }
+    if name == "gemma3":
+        return inputs | {"pixel_values": points, "token_type_ids": (ids == IMAGE).long()}
+    if name == "mistral3":
+        return inputs | {"pixel_values": points, "image_sizes": torch.tensor([[16, 16]])}
+    if name == "mllama":
+        one = torch.ones(1, 1, 1, dtype=torch.long)
+        inputs |= {"aspect_ratio_ids": one[0], "aspect_ratio_mask": one}
+        looks = torch.ones(1, ids.shape[1], 1, 1, dtype=torch.long)
+        return inputs | {"pixel_values": points[None, None], "cross_attention_mask": looks}
+    return inputs | {"pixel_values": points[None] if name == "smolvlm" else points}
+
+
+def _settings(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    shared = {**dict.fromkeys(NO_DROPOUT.split(), 0.0), **SHARED}
+    if name not in IMAGE_TEXT:
+        table = {**CAUSAL, **HYBRID, **ONE_LAYER, **GATED, **ENCODER_DECODER, **MIXTURES, **REFUSED}
+        return {**shared, **table[name], **overrides}
+    special = {key: value for key, value in SHARED.items() if key.endswith("_token_id")}
+    told = dict(IMAGE_TEXT[name])
+    told["text_config"] = {**shared, **told["text_config"], **overrides}
+    return {**special, **dict.fromkeys(("image_token_id", "image_token_index"), IMAGE), **told}
+
+
 def build(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """The tiny model of that name: random, float32, in eval mode, the same for the same seed."""
-    table = {**CAUSAL, **HYBRID, **ONE_LAYER, **ENCODER_DECODER, **MIXTURES, **REFUSED}
-    settings = {**dict.fromkeys(NO_DROPOUT.split(), 0.0), **SHARED, **table[name], **overrides}
+    settings = _settings(name, overrides)
     settings = {key: value for key, value in settings.items() if value is not None}
     config = AutoConfig.for_model(settings.pop("type", name), **settings)
     auto = AutoModelForSeq2SeqLM if name in ENCODER_DECODER else AutoModelForCausalLM
+    if name in IMAGE_TEXT:
+        auto = AutoModelForImageTextToText
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = auto.from_config(config)
+        for path, weight in model.named_parameters() if name in IMAGE_TEXT else ():
+            if not weight.any() and "bias" not in path:  # Gemma 3 and Llama 3.2 begin blind
+                torch.nn.init.normal_(weight, std=0.2)
     return model.float().eval()

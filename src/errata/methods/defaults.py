@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from errata.model.configuration import text_config
 from errata.model.sites import Sites
 
 # (model type, depth) -> ROME's layer, MEMIT's first and last. From the hparams of ROME and MEMIT, for Llama and
@@ -41,4 +42,4 @@ def critical_layer(model: nn.Module, sites: Sites) -> int:
 
 
 def _kind(model: nn.Module, sites: Sites) -> tuple[str, int]:
-    return getattr(getattr(model, "config", None), "model_type", ""), sites.depth
+    return getattr(text_config(getattr(model, "config", None)), "model_type", ""), sites.depth

@@ -165,7 +165,7 @@ class Steering(Method):
                         "go on with the same strength"
                     )
                 return part
-        return SteeringVector(site, self.strength, (), torch.empty(0, lm.config.hidden_size), torch.empty(0))
+        return SteeringVector(site, self.strength, (), torch.empty(0, lm.text_config.hidden_size), torch.empty(0))
 
     def _records(self, lm: HFLM, edits: Sequence[Edit]) -> EditLog:
         """The edits; where one names no old target, with the model's own answer as that."""

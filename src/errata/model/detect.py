@@ -12,11 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.errors import UnknownSites
+from errata.errors import UnknownSites, first_line
 from errata.model.experts import is_stack
 from errata.model.mixers import first_mixer, is_one_layer, mixers_of, reading_first, split
 from errata.model.mixtures import Mixture, mixture_of
-from errata.model.recording import ModuleCall, evaluating, is_causal, measured, mixes, recorded, same
+from errata.model.recording import (
+    ModuleCall,
+    counts_from_zero,
+    evaluating,
+    is_causal,
+    measured,
+    mixes,
+    recorded,
+    same,
+)
 from errata.model.sites import Sites
 from errata.model.weights import holds_integers, is_linear, owner
 
@@ -31,12 +40,23 @@ def find_sites(model: Any) -> Sites:
     encoders, and whatever else would have to be guessed.
     """
     with evaluating(model), torch.no_grad():
-        calls = recorded(model)
+        calls = _calls(model)
         if not model.config.is_encoder_decoder:
-            return _stack_sites(model, model, calls, causal=True)
+            sites = _stack_sites(model, model, calls, causal=True)
+            if not counts_from_zero(model, calls, sites):
+                raise _refusal(f"{type(model).__name__} does not count positions from 0")
+            return sites
         encoder = _stack_sites(model, model.get_encoder(), calls, causal=False)
         decoder = _stack_sites(model, model.get_decoder(), calls, causal=True)
         return replace(decoder, encoder=encoder)
+
+
+def _calls(model: Any) -> list[ModuleCall]:
+    """Every call of a module in a run on two tokens. Raises :class:`UnknownSites` where that lacks something."""
+    try:
+        return recorded(model)
+    except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+        raise _refusal(f"{type(model).__name__} does not run on text alone ({first_line(error)})") from error
 
 
 def _refusal(reason: str) -> UnknownSites:
@@ -84,7 +104,7 @@ def _stack_sites(model: Any, stack: nn.Module, calls: list[ModuleCall], causal: 
 
 
 def _blocks(names: dict[nn.Module, str], stack: nn.Module, calls: list[ModuleCall]) -> tuple[str, list[ModuleCall]]:
-    """The one outermost list whose members all ran, once each and one after another."""
+    """The one outermost list of modules with modules in them that ran once each, or not at all, one after another."""
     by_module: dict[nn.Module, list[ModuleCall]] = {}
     for call in calls:
         by_module.setdefault(call.module, []).append(call)
@@ -93,8 +113,8 @@ def _blocks(names: dict[nn.Module, str], stack: nn.Module, calls: list[ModuleCal
         name = names[module]
         if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{n}.") for n in lists):
             continue
-        runs = [by_module.get(child, []) for child in module]
-        if runs and all(len(run) == 1 for run in runs):
+        runs = [by_module[child] for child in module if child in by_module]
+        if runs and all(len(run) == 1 and any(run[0].module.children()) for run in runs):
             lists[name] = [run[0] for run in runs]
     if len(lists) != 1:
         described = f"the lists {', '.join(f'`{name}`' for name in lists)}" if lists else "no list"
@@ -157,8 +177,9 @@ class _Parts:
 def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -> _Parts:
     """The token mixer's output linear and the MLP of a block, from the order in which its linears ran.
 
-    The last linear is the down projection; those before it that share one input are ``mlp_in``; all that ran earlier
-    must belong to what mixes tokens. A block of one layer has no more than that layer's linears.
+    The down projection is the last linear of which that holds that those before it that share one input are ``mlp_in``,
+    and all that ran earlier belong to what mixes tokens: behind it an adapter may run, or a gate. A block of one layer
+    has no more than that layer's linears.
     """
     where = f"block {i} of `{list_name}`"
     mixture = mixture_of(block, calls)
@@ -175,9 +196,22 @@ def _parts(list_name: str, i: int, block: ModuleCall, calls: list[ModuleCall]) -
         )
     if len(linears) < 2 or block.output_state is None:
         raise _refusal(f"{where} runs {len(linears)} linears, too few for an MLP or a token mixer")
+    refused: list[UnknownSites] = []
+    for end in [len(linears), *range(len(linears) - 1, 3, -1)]:
+        try:
+            return _parts_of(block, where, linears[:end], calls, end == len(linears))
+        except UnknownSites as refusal:
+            refused.append(refusal)
+    raise refused[0]
+
+
+def _parts_of(
+    block: ModuleCall, where: str, linears: list[ModuleCall], calls: list[ModuleCall], are_all: bool
+) -> _Parts:
+    """The parts of a block whose down projection is the last of ``linears``. Raises :class:`UnknownSites`."""
     mlp_in, mlp_out, others = split(linears)
     mixers = mixers_of(block, others, [*mlp_in, mlp_out])
-    alone = not mixers and is_one_layer(block, linears, calls)
+    alone = are_all and not mixers and is_one_layer(block, linears, calls)
     if alone:
         mlp_in = reading_first(linears)
     elif not mixers or (plain := next((m for m in mixers if len(m) < 2 or not mixes(block, m)), None)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.errors import BadInput, ErrataError, first_line
+from errata.model.configuration import auto_class
 
 FROM_WHERE = ("trust_remote_code", "revision", "token", "cache_dir", "local_files_only", "subfolder")
 COUNTED = re.compile("layer|expert|head|labels|attention_types")  # in the names of what a model has a number of
@@ -136,13 +137,6 @@ def check_counts(name: str, config: Any, key: str = "") -> None:
             raise BadInput(f"config.json of {name} says {key}: {config}; no model has more than {most}")
         if config < 1 and DEPTH.fullmatch(key):
             raise BadInput(f"config.json of {name} says {key}: {config}; a model has one at least")
-
-
-def auto_class(config: Any) -> Any:
-    """The class of transformers that makes the language model of a configuration."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def check_size(name: str, config: Any, options: Mapping[str, Any]) -> None:

@@ -170,6 +170,8 @@ class SuffixPass(Pass):
                 extend(self.model, self.sites, group.cache, group.ids, group.mask)
         filled = [group for group in groups if group.mask.shape[1]]
         for i, layer in enumerate(filled[0].cache.layers):
+            if not layer.is_initialized:  # of a block that rests
+                continue
             sides = (layer.keys, layer.values)
             keys, values = (x.new_zeros(len(prefixes), x.shape[1], width, x.shape[-1]) for x in sides)
             for group in filled:

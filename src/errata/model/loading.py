@@ -10,6 +10,7 @@ from torch import nn
 from errata.errors import BadInput, first_line
 from errata.model import folder, hub
 from errata.model.chat import Template, chosen
+from errata.model.configuration import auto_class
 from errata.model.hf import HFLM
 from errata.model.sites import Sites
 from errata.model.view import stops_of
@@ -168,7 +169,7 @@ def _config(name: str, options: dict[str, Any]) -> Any:
 
 def _network(name: str, config: Any, device: Any, dtype: torch.dtype | None, options: dict[str, Any]) -> nn.Module:
     """The model, whole and on its device."""
-    auto = folder.auto_class(config)
+    auto = auto_class(config)
     options = {"dtype": dtype or "auto"} | options
     spread = str(device) == "auto"
     if spread or "quantization_config" in options or getattr(config, "quantization_config", None):

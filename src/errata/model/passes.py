@@ -70,7 +70,7 @@ def inputs_of(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None) ->
         if name == "cache_params":
             inputs["attention_mask"] = mask[:, -ids.shape[1] :]
     if accepts(model, "position_ids"):
-        inputs["position_ids"] = positions_of(mask)[:, -ids.shape[1] :]
+        inputs["position_ids"] = positions_of(mask)[:, -ids.shape[1] :].contiguous()
     return inputs
 
 

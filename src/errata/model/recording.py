@@ -5,15 +5,17 @@ For :mod:`errata.model.detect`, which reads from it where things are.
 
 import inspect
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from errata.model.hooks import After, Args, Kwargs, after, all_of, before
-from errata.model.passes import device_of, hidden_of, with_hidden
+from errata.model.configuration import text_config
+from errata.model.hooks import After, Args, Kwargs, Stop, after, all_of, before
+from errata.model.passes import accepts, device_of, hidden_of, with_hidden
+from errata.model.sites import Sites
 from errata.model.weights import is_linear, packed
 
 
@@ -75,7 +77,7 @@ def recorded(model: Any) -> list[ModuleCall]:
     An encoder gets three tokens, which tells cross-attention from self-attention.
     """
     device = device_of(model.get_input_embeddings())
-    special = [getattr(model.config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
+    special = _special_ids(model.config)
     a, b, c = [i for i in range(31, 2, -1) if i not in special][:3]
     inputs = {"input_ids": torch.tensor([[a, b]], device=device)}
     if model.config.is_encoder_decoder:
@@ -106,6 +108,31 @@ def same(x: Tensor | None, y: Tensor | None) -> bool:
     if x.is_meta:  # no numbers: the same memory
         return x.untyped_storage()._cdata == y.untyped_storage()._cdata
     return torch.equal(x, y)
+
+
+def _special_ids(config: Any) -> list[Any]:
+    """Ids of tokens that are no text: they begin, end or pad one, or stand for an image."""
+    settings = {**config.to_dict(), **text_config(config).to_dict()}
+    return [value for key, value in settings.items() if key.endswith(("_token_id", "_token_index"))]
+
+
+def counts_from_zero(model: Any, calls: list[ModuleCall], sites: Sites) -> bool:
+    """Whether a model that takes positions has 0 and 1 for its first two tokens: what goes into its first block then
+    stays the same. RoBERTa's begin behind its padding token's."""
+    if not accepts(model, "position_ids"):
+        return True
+    by_name = {call.name: call for call in calls}
+    ids = by_name[sites.embed].args[0]
+    seen: list[Tensor | None] = []
+
+    def keep(args: Args, kwargs: Kwargs) -> None:
+        seen.append(_input_state(args, kwargs))
+        raise Stop
+
+    with before(model.get_submodule(sites.layer[0]), keep), suppress(Stop):
+        model(input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None])
+    own, given = by_name[sites.layer[0]].input_state, seen[0]
+    return own is None or given is None or torch.equal(own, given)
 
 
 # A block run again ---------------------------------------------------------------------------------
@@ -151,11 +178,11 @@ def measured(
 ) -> tuple[bool, float | None, str | None]:
     """From one more run of the block: whether the MLP acts on each token alone, its gain, and the norm behind it.
 
-    The first token's MLP input is disturbed, which must leave the last token's key as it was. A vector v is added to
-    the last token's MLP output m; it has a part along m, so that behind a norm the block's output cannot move in
-    parallel to v (:attr:`Sites.gain` is None then). The norm is the module of those ``behind`` the down projection
-    whose input moves by v and whose output moves as the block's does; None where there is none. On the meta device
-    there are no numbers: a gain of 1 is taken for granted there.
+    The first token's MLP input is disturbed, which must change its key and leave the last token's as it was. A vector v
+    is added to the last token's MLP output m; it has a part along m, so that behind a norm the block's output cannot
+    move in parallel to v (:attr:`Sites.gain` is None then). The norm is the module of those ``behind`` the down
+    projection whose input moves by v and whose output moves as the block's does; None where there is none. On the meta
+    device there are no numbers: a gain of 1 is taken for granted there.
     """
     if mlp_out.output_state is not None and mlp_out.output_state.is_meta:
         return True, 1.0, None
@@ -179,7 +206,8 @@ def measured(
     with all_of([*(before(call.module, disturb) for call in mlp_in), after(mlp_out.module, add), *watching]):
         output = block.module(*block.args, **block.kwargs)
     key, v = seen
-    one_token = _unchanged(key, mlp_out.input_state, -1, _rounding(block.module))
+    rounding = _rounding(block.module)
+    one_token = _unchanged(key, mlp_out.input_state, -1, rounding) and not _unchanged(key, mlp_out.input_state, 0, 0.0)
     delta = _vector(output, -1) - h  # (d)
     gain = float(delta @ v / (v @ v))
     if not _near(gain * v, delta):
@@ -190,12 +218,12 @@ def measured(
             and _near(_moved(call.output, rerun[call.name][1]), delta)
         ]
         return one_token, None, norms[0] if norms else None
-    precision = max(1e-4, torch.finfo(key.dtype).eps, _rounding(block.module))
+    precision = max(1e-4, torch.finfo(key.dtype).eps, rounding)
     return one_token, 1.0 if abs(gain - 1) < precision else float(f"{gain:.6g}"), None
 
 
 def _near(x: Tensor, expected: Tensor) -> bool:
-    return bool(_rms(x - expected) <= 0.02 * _rms(expected))
+    return x.shape == expected.shape and bool(_rms(x - expected) <= 0.02 * _rms(expected))
 
 
 def _moved(was: Any, now: Any) -> Tensor:

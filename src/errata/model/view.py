@@ -15,6 +15,7 @@ from errata.errors import BadInput
 from errata.model import passes
 from errata.model.caches import Caching, caching_of
 from errata.model.chat import Template
+from errata.model.configuration import text_config
 from errata.model.detect import find_sites
 from errata.model.fingerprint import fingerprint
 from errata.model.in_use import use_of
@@ -59,6 +60,8 @@ class ModelView:
     """What the tokenizer makes of prompts, targets and subjects."""
     config: Any
     """Its configuration (``model.config``)."""
+    text_config: Any
+    """The part of it that describes the language model, where it has several; else the whole."""
     sites: Sites
     """Paths of its modules."""
     resources: Resources
@@ -89,7 +92,7 @@ class ModelView:
         """
         self.model, self.tokenizer, self.name, self.budget = model, tokenizer, name, budget
         self.resources = resources
-        self.config = model.config
+        self.config, self.text_config = model.config, text_config(model.config)
         self.seq2seq = bool(getattr(self.config, "is_encoder_decoder", False))
         self.explainers = []
         self._use, self._shared = use_of(model), _Shared()
@@ -101,7 +104,7 @@ class ModelView:
             self.sites = sites or find_sites(model)
         rows = getattr(model.get_submodule(self.sites.embed), "num_embeddings", None)
         about_chat: Any = {"template": template, "stops": stops_of(model)}
-        self.tokens = Tokens(tokenizer, _limit(self.config), self.seq2seq, rows, **about_chat)
+        self.tokens = Tokens(tokenizer, _limit(self.text_config), self.seq2seq, rows, **about_chat)
 
     @contextmanager
     def changed(self, make: Callable[[Self, ExitStack], T]) -> Iterator[T]:

@@ -143,7 +143,7 @@ def widths(lm: HFLM, path: str, kind: str) -> tuple[int | None, int | None]:
         return out, into
     if path in lm.sites.mlp_out:
         return flow_shape(lm.model, lm.sites, path)
-    hidden: int | None = getattr(lm.config, "hidden_size", None) if path in lm.sites.layer else None
+    hidden: int | None = getattr(lm.text_config, "hidden_size", None) if path in lm.sites.layer else None
     return hidden, hidden
 
 

@@ -215,7 +215,7 @@ class EditMemory(Adapter, Generic[L, P]):
             if not is_linear(lm.model.get_submodule(path)) and path not in lm.sites.mlp_out:
                 raise WrongModel(f"the {self.kind} part of this patch sits at {path}, which is no linear layer here")
         highest = max((i for record in self.log for i in (*record.prompt_ids, *record.target_ids)), default=0)
-        if highest >= (known := getattr(lm.config, "vocab_size", highest + 1)):
+        if highest >= (known := getattr(lm.text_config, "vocab_size", highest + 1)):
             raise WrongModel(f"the {self.kind} part of this patch holds the token {highest}; this model has {known}")
 
     def _halves(self) -> list[tuple[str, Component]]:

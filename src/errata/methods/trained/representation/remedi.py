@@ -130,7 +130,7 @@ class REMEDI(TrainedMethod):
 
     @override
     def network(self, lm: HFLM) -> Affine:
-        return Affine(lm.config.hidden_size).to(lm.device)
+        return Affine(lm.text_config.hidden_size).to(lm.device)
 
     @override
     def before_training(self, lm: HFLM, network: Affine, examples: Sequence[Example]) -> None:
@@ -236,7 +236,7 @@ class REMEDI(TrainedMethod):
         for part in prior.of_kind(EntityDirections):
             if (part.site, part.beta) == (self.site(lm), self.beta):
                 return part
-        return EntityDirections(self.site(lm), self.beta, (), torch.empty(0, lm.config.hidden_size))
+        return EntityDirections(self.site(lm), self.beta, (), torch.empty(0, lm.text_config.hidden_size))
 
 
 def mentioned(lm: HFLM, examples: Sequence[Example]) -> Iterator[Mentioned]:

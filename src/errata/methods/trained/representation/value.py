@@ -130,4 +130,4 @@ def value_site(lm: HFLM) -> str:
 
 def state_width(lm: HFLM) -> int:
     """The width of a hidden state."""
-    return int(lm.config.hidden_size)
+    return int(lm.text_config.hidden_size)

@@ -75,7 +75,7 @@ class LanguagePatches(Wrapper):
     @override
     def check_model(self, lm: HFLM) -> None:
         self.sizes()
-        depth, width = lm.sites.prompt_stack.depth, getattr(lm.config, "hidden_size", None)
+        depth, width = lm.sites.prompt_stack.depth, getattr(lm.text_config, "hidden_size", None)
         if max(self.layers) >= depth or (width and len(self.layers) * width != self.relation.shape[1]):
             raise WrongModel(
                 f"the language patches read blocks {list(self.layers)}, {self.relation.shape[1]} numbers in all; this "
