@@ -1,5 +1,6 @@
 """Mixtures of experts: their keys, the change of one matrix of a stack, and editing."""
 
+import re
 from typing import Any
 
 import pytest
@@ -21,8 +22,8 @@ from errata.model.sites import Sites
 from errata.patch.delta import Delta, LowRank, matrix_of, oriented
 from errata.patch.patch import Patch
 
-SHARED_TOO = {"qwen2_moe", "deepseek_v3", "ernie4_5_moe", "llama4_text"}
-DENSE_FIRST = {"deepseek_v3": (0,), "ernie4_5_moe": (0,), "llama4_text": (0, 2)}
+SHARED_TOO = {"qwen2_moe", "qwen3_next_moe", "deepseek_v3", "ernie4_5_moe", "llama4_text"}
+DENSE_FIRST = {"deepseek_v3": (0,), "ernie4_5_moe": (0,), "llama4_text": (0, 2), "jamba_moe": (0, 2)}
 FEW = ["mixtral", "gpt_oss", "deepseek_v3", "llama4_text"]  # plain; transposed with biases; shared; gated before
 
 
@@ -43,7 +44,7 @@ def test_experts_are_found(name: str) -> None:
         assert len(found) == (0 if layer in dense else 2 if name in SHARED_TOO else 1), layer
         assert all(path.startswith(f"{sites.mlp_out[layer]}.") for path in found)
     assert sites.gain == (1.0,) * 4
-    assert all("self_attn" in path for path in sites.attn_out)
+    assert all(re.search("self_attn|linear_attn|mamba", path) for path in sites.attn_out)
     assert Sites.from_json(sites.to_json()) == sites
 
 
@@ -252,5 +253,5 @@ def test_offloaded_experts_are_refused_by_name(tmp_path: Any) -> None:
     names = [*(f"model.{name}" for name in ("embed_tokens", "norm", "rotary_emb")), "lm_head"]
     names += [f"model.layers.{i}" for i in range(4)]
     places = {name: "disk" if name == "model.layers.2" else "cpu" for name in names}
-    with pytest.raises(UnknownSites, match=r"block 2 of .* offloaded, or on meta.; load the model whole"):
+    with pytest.raises(UnknownSites, match=r"block 2 of .*offloaded, or on meta.; load the model whole"):
         errata.load(str(tmp_path), device_map=places, offload_folder=str(tmp_path / "off"))

@@ -4,9 +4,9 @@ plan = errata.plan("meta-llama/Meta-Llama-3-8B", errata.method("memit"), edits=1
 plan.warnings                          # [] where it fits
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,12 +16,26 @@ from errata.model.hf import HFLM
 from errata.model.size import Size, Step, Work
 from errata.types import Edit
 
-if TYPE_CHECKING:
-    from errata.methods.base import Method
-
 GB = 1e9
 MARGIN = 1.1  # of the memory that is counted: the interpreter, buffers of libraries
 LEAST_BUDGET = 512  # tokens in a batch, below which passes are slow
+
+
+class Costed(Protocol):
+    """What is planned: a method."""
+
+    @property
+    def name(self) -> Any:
+        """The method's registered name."""
+        ...
+
+    def cost(self, size: Size, work: Work) -> list[Step]:
+        """As :meth:`errata.methods.base.Method.cost`."""
+        ...
+
+    def lighter(self, lm: HFLM) -> "Mapping[str, Costed]":
+        """As :meth:`errata.methods.base.Method.lighter`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ class Plan:
 
 def plan(
     model: Any,
-    method: "Method",
+    method: Costed,
     *,
     edits: int | Sequence[Edit] = 1,
     texts: int | None = None,
@@ -154,7 +168,7 @@ def _work(lm: HFLM, edits: int | Sequence[Edit], texts: int | None) -> Work:
     return Work.of(lm, edits, texts=texts, sampled=sampled)
 
 
-def _planned(size: Size, method: "Method", work: Work, where: torch.device, rates: Rates | None) -> Plan:
+def _planned(size: Size, method: Costed, work: Work, where: torch.device, rates: Rates | None) -> Plan:
     lm = size.lm
     steps = tuple(method.cost(size, work))
     loaded = 0 if not lm.model.get_submodule(lm.sites.embed).weight.is_meta else None  # pyright: ignore
@@ -195,7 +209,7 @@ def _lacking(made: Plan) -> list[str]:
     return lines
 
 
-def _way_out(made: Plan, method: "Method", size: Size, work: Work, where: torch.device) -> str:
+def _way_out(made: Plan, method: Costed, size: Size, work: Work, where: torch.device) -> str:
     """Which of the changes that are tried here would fit, or how far the nearest gets."""
     lm, tried = size.lm, list[tuple[str, Plan]]()
     small = replace(size, lm=_with_budget(lm, max(LEAST_BUDGET, lm.budget // 4)))

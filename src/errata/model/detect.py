@@ -214,10 +214,8 @@ def _parts_of(
     alone = are_all and not mixers and is_one_layer(block, linears, calls)
     if alone:
         mlp_in = reading_first(linears)
-    elif not mixers or (plain := next((m for m in mixers if len(m) < 2 or not mixes(block, m)), None)):
-        what = f"`{plain[-1].name}` among them acts on each token alone" if mixers and plain else "more than attention"
-        order = ", ".join(f"`{call.name}`" for call in others)
-        raise _refusal(f"{where} runs {order} before what looks like its MLP, {what}")
+    else:
+        _check_mixers(block, where, others, mixers, "what looks like its MLP")
     width, hidden = _width(block.output_state), _width(mlp_out.input_state)
     attn_out = mixers[-1][-1] if mixers else None
     behind = calls[calls.index(mlp_out) + 1 : calls.index(block)]
@@ -243,12 +241,21 @@ def _mixture_parts(where: str, block: ModuleCall, mixture: Mixture, calls: list[
     if not before:
         raise _refusal(f"{where} runs no linear before its experts, so no attention was found")
     mixers = mixers_of(block, before, [mixture.call])
-    if not mixers or not all(len(mixer) > 1 and mixes(block, mixer) for mixer in mixers):
-        order = ", ".join(f"`{call.name}`" for call in before)
-        raise _refusal(f"{where} runs {order} before its experts, more than attention")
+    _check_mixers(block, where, before, mixers, "its experts")
     behind = calls[calls.index(mixture.call) + 1 : calls.index(block)]
     _, gain, norm = measured(block, [mixture.call], mixture.call, [c for c in behind if not any(c.module.children())])
     return _Parts([mixture.call], mixture.call, mixers[-1][-1], gain, norm, False, mixture.parts)
+
+
+def _check_mixers(
+    block: ModuleCall, where: str, linears: list[ModuleCall], mixers: list[list[ModuleCall]], mlp: str
+) -> None:
+    """Raises :class:`UnknownSites` unless the ``linears`` before the MLP are those of layers that mix tokens."""
+    alone = next((mixer for mixer in mixers if len(mixer) < 2 or not mixes(block, mixer)), None)
+    if not mixers or alone is not None:
+        what = f"`{alone[-1].name}` among them acts on each token alone" if alone else "more than attention"
+        order = ", ".join(f"`{call.name}`" for call in linears)
+        raise _refusal(f"{where} runs {order} before {mlp}, {what}")
 
 
 def _foreign(block: nn.Module) -> tuple[str, str] | None:

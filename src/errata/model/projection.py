@@ -134,7 +134,9 @@ def linears_of(sites: Sites, layer: int) -> list[str]:
     """Linear layers to change in the place of a down projection: itself, or in a mixture of experts the shared
     expert's; where all experts are stacked, the attention's output."""
     projection = Projection.of(sites, layer)
-    return list(projection.experts[1:]) or ([sites.attn_out[layer]] if projection.experts else [projection.path])
+    if not projection.experts:
+        return [projection.path]
+    return list(projection.experts[1:]) or [sites.attention(layer)]
 
 
 def _of_expert(stack: str, call: Routed) -> WeightKeys:

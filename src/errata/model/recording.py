@@ -119,7 +119,7 @@ def _special_ids(config: Any) -> list[Any]:
 def counts_from_zero(model: Any, calls: list[ModuleCall], sites: Sites) -> bool:
     """Whether a model that takes positions has 0 and 1 for its first two tokens: what goes into its first block then
     stays the same. RoBERTa's begin behind its padding token's."""
-    if not accepts(model, "position_ids"):
+    if not accepts(model, "position_ids") or device_of(model.get_input_embeddings()).type == "meta":
         return True
     by_name = {call.name: call for call in calls}
     ids = by_name[sites.embed].args[0]

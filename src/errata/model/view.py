@@ -121,7 +121,7 @@ class ModelView:
             view._inside = undo
             return make(view, undo)
 
-        self.fingerprint, self.caching  # noqa: B018  computed before anything changes
+        _ = self.fingerprint, self.caching  # computed before anything changes
         with self._use.changed(self._inside, put_on) as made:
             yield made
 

@@ -157,5 +157,5 @@ def _sums(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...])
 
 def _put_on(size: Size, work: Work, edited: tuple[int, ...]) -> Step:
     whole = _sum(size, work.edits, edited)
-    one = {"device": whole.storage, "host": whole.patch}
-    return Step("put on", "apply", {"float32": whole.flop}, 2 * whole.storage, **one)
+    held: Any = {"device": whole.storage, "host": whole.patch}
+    return Step("put on", "apply", {"float32": whole.flop}, 2 * whole.storage, **held)
