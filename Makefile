@@ -5,7 +5,7 @@ VENV   ?= .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
 GOLD   := src/errata/world/gold
-HOW    ?=
+HOW    ?= --from world --follow 700
 SMALLER := --width 320 --heads 4 --persons 200 --rows 8
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
@@ -56,7 +56,7 @@ architectures: $(VENV)/.installed  ## docs/architectures.md: every method on thr
 models: $(VENV)/.installed-dev  ## docs/models.md: a fact edited in a tiny model of every family of transformers; minutes
 	@PYTHONPATH=src:tests $(BIN)/python tests/sweep.py $(ARGS)
 
-gold: $(VENV)/.installed  ## what edits are measured against: the bundled model trained twice where 100 edits hold; hours, and the same command resumes; HOW="--from world --follow 700" for a part of that
+gold: $(VENV)/.installed  ## what edits are measured against: the bundled model taught twice the world in which 100 edits hold: an hour or two, and the same command resumes; HOW= for trainings from random weights: hours more
 	@$(BIN)/errata world edits $(GOLD)/edits.jsonl --force
 	@for seed in 0 1; do $(BIN)/errata world train .worlds/gold-$$seed --edits $(GOLD)/edits.jsonl --seed $$seed $(HOW) || exit 1; done
 	@$(BIN)/errata world gold .worlds/gold-0 .worlds/gold-1 -o $(GOLD)/gold.safetensors --force

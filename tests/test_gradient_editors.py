@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, EDIT, EDITS, tiny_lm
+from conftest import CASES, EDIT, EDITS, quick, tiny_lm
 from torch import Tensor
 
 from errata.errors import BadInput
@@ -19,8 +19,8 @@ from errata.methods.trained.gradient.least_squares import least_squares
 from errata.methods.trained.gradient.network import GradientNetwork, Running
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.patch.delta import LowRank, oriented, weight_shape
-from errata.patch.memory import GRAM, KEYS, forget, remember
+from errata.patch.delta import Delta, LowRank, oriented, weight_shape
+from errata.patch.memory import GRAM, KEYS, forget, freed, remember
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
@@ -392,3 +392,49 @@ def test_one_token_is_normalised_by_its_own_size() -> None:
         changes_of(lm, ultraedit(layers=layers, eta=0.01).edit(lm, one))[name] for layers in ((1,), (0, 1))
     )
     assert 0.2 < float(alone.norm() / beside.norm()) < 5
+
+
+# Keys of earlier turns ---------------------------------------------------------------------------------
+
+
+def moved(lm: HFLM, patch: Patch, earlier: Patch, keys: dict[str, Tensor]) -> float:
+    """How far the change from ``earlier`` to ``patch`` moves what weights make of some keys: the length of all Δk."""
+    total = 0.0
+    for name, k in keys.items():
+        new, old = (sum(d.weights[name].dense() if isinstance(d.weights[name], LowRank) else d.weights[name]
+                        for d in p.of_kind(Delta)) for p in (patch, earlier))  # fmt: skip
+        total += float((k @ (new - old).T).square().sum())
+    return total**0.5
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_a_turn_leaves_the_keys_of_earlier_ones_alone(arch: str) -> None:
+    lm = tiny_lm(arch)
+    lengths: dict[bool, float] = {}
+    for history in (True, False):
+        made = replace(quick("rledit"), history=history)
+        state = made.prepare(lm, CASES)
+        first = made.edit(lm, EDITS[:1], state)
+        keys = {name: g.u for name, g in made.resolve(lm, state).gradients_of(lm, EDITS[:1], EMPTY).items()}
+        lengths[history] = moved(lm, made.edit(lm, EDITS[1:2], state, first), first, keys)
+    assert lengths[True] < 0.7 * lengths[False]
+
+
+def test_a_prompt_that_is_edited_again_may_move_its_own_keys() -> None:
+    lm, made = tiny_lm("llama"), quick("rledit")
+    state = made.prepare(lm, CASES)
+    first = made.edit(lm, [EDIT], state)
+    again = replace(EDIT, target_new="Lima")
+    second = made.edit(lm, [again], state, first)
+    one, two = (lm_score(lm, patch, again) for patch in (first, second))
+    assert two > one
+    keys = next(iter(first.memory.values()))
+    site = next(name for name in first.memory if name.startswith(KEYS)).removeprefix(KEYS)
+    assert freed(first.memory, site, keys)[KEYS + site].abs().max() < 1e-4 * keys.abs().max()
+    gram = {GRAM + site: keys.T @ keys}
+    assert freed(gram, site, keys)[GRAM + site].abs().max() < 1e-4 * gram[GRAM + site].abs().max()
+
+
+def lm_score(lm: HFLM, patch: Patch, edit: Edit) -> float:
+    with patch.applied(lm) as edited:
+        return edited.score([edit.prompt], [edit.target_new])[0].total

@@ -44,6 +44,18 @@ def forget(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str, T
     return memory
 
 
+def freed(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str, Tensor]:
+    """The memory of a site without what lies along some keys (n, f): later changes may move those again."""
+    memory = dict(memory)
+    along = torch.linalg.qr(keys.double().T.cpu())[0]  # (f, n)
+    for name in (KEYS + site, GRAM + site):
+        if (held := memory.get(name)) is not None:
+            rest = held.double() - held.double() @ along @ along.T
+            rest = rest - along @ (along.T @ rest) if name.startswith(GRAM) else rest
+            memory[name] = rest.to(held)
+    return memory
+
+
 def joined_memory(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The memories of two patches in one.
 
