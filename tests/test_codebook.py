@@ -17,7 +17,6 @@ from errata.methods.codebook.melo import Clusters
 from errata.methods.codebook.values import Values
 from errata.methods.memory.log import EditRecord
 from errata.methods.registry import method
-from errata.model import passes
 from errata.model.lm import Call
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -228,7 +227,7 @@ def test_generated_as_scored(how: Any, cache: bool, monkeypatch: pytest.MonkeyPa
     made = method("grace", replace=how, steps=150, layer=1)
     patch = made.edit(lm, TWO, made.prepare(lm, TEXTS))
     if not cache:
-        monkeypatch.setattr(passes, "new_cache", lambda model: None)
+        monkeypatch.setattr("errata.model.decoding.new_cache", lambda model: None)
     prompts, targets = [e.prompt for e in TWO], [e.target_new for e in TWO]
     assert max(len(lm.tokens.target(p, t)) for p, t in zip(prompts, targets, strict=True)) > 1
     with patch.applied(lm) as edited:

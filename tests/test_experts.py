@@ -16,7 +16,7 @@ from errata.model import experts
 from errata.model.detect import find_sites
 from errata.model.hf import HFLM
 from errata.model.hooks import after
-from errata.model.projection import KEYS, Projection
+from errata.model.projection import KEY, Projection
 from errata.model.second_moment import second_moments
 from errata.model.sites import Sites
 from errata.patch.delta import Delta, LowRank, matrix_of, oriented
@@ -54,11 +54,11 @@ def test_the_value_is_what_the_weights_make_of_the_keys(name: str) -> None:
     lm = lm_of(name)
     rows, columns = [lm.tokens.ids(text) for text in TEXTS[:3]], [[1, 2], [0, 3], [2]]
     one = projection(lm)
-    before = lm.read(rows, columns, [(one.path, KEYS), (one.path, "out")])
+    before = lm.read(rows, columns, [(one.path, KEY), (one.path, "out")])
     total = torch.zeros_like(before[one.path, "out"])
     changes: dict[str, LowRank] = {}
     for (weight, side), keys in before.items():
-        if side == KEYS:
+        if side == KEY:
             change = LowRank(torch.randn(32, 1), torch.randn(1, keys.shape[1]))
             changes[weight] = change
             total += change.product(keys)
@@ -73,7 +73,7 @@ def test_the_value_is_what_the_weights_make_of_the_keys(name: str) -> None:
 def test_only_routed_experts_have_keys(name: str) -> None:
     lm = lm_of(name)
     one = projection(lm)
-    (key,) = [lm.read([[5, 6, 7]], [[2]], [(one.path, KEYS)])]
+    (key,) = [lm.read([[5, 6, 7]], [[2]], [(one.path, KEY)])]
     routed = [weight for weight, side in key if "[" in weight and bool(key[weight, side].any())]
     assert len(routed) == lm.config.num_experts_per_tok
     assert len(one.weights(lm.model)) == 4 + (name in SHARED_TOO)
@@ -85,7 +85,7 @@ def test_second_moments_are_of_the_gated_keys(name: str) -> None:
     pieces = [lm.tokens.ids(text) for text in TEXTS[:4]]
     path = projection(lm).path
     moments, seen = second_moments(lm, pieces, [path])
-    read = lm.read(pieces, [range(len(piece)) for piece in pieces], [(path, KEYS)])
+    read = lm.read(pieces, [range(len(piece)) for piece in pieces], [(path, KEY)])
     tokens = sum(map(len, pieces))
     for (weight, _), keys in read.items():
         assert torch.allclose(moments[weight], keys.T @ keys / tokens, atol=1e-6)

@@ -14,13 +14,18 @@ from errata.patch.patch import Patch
 
 PROMPTS = [EDIT.prompt, "Bob Ray lives in", "Rome"]
 TARGETS = ["Oslo", "Rome", "New York"]
-EVERY = [(name, method, torch.float32) for name in [*HYBRID, *ONE_LAYER] for method in ("r-rome", "memit")]
+EVERY = [
+    (name, method, torch.float32)
+    for name in [*HYBRID, *ONE_LAYER]
+    for method in ("r-rome", "memit")
+    if (name, method) != ("nemotron_h", "memit")  # above its target nothing of so few blocks mixes tokens
+]
 # one of each kind: in half precision, and with the other families of methods
 HALF = [(name, "r-rome", dtype) for name in ("qwen3_next", "mamba2") for dtype in (torch.float16, torch.bfloat16)]
 OTHERS = [
     (name, method, torch.float32)
     for name in ("granitemoehybrid", "mamba")
-    for method in ("ft", "alphaedit", "grace", "wise", "t-patcher", "lora")
+    for method in ("ft", "alphaedit", "grace", "wise", "calinet", "lora")
 ]
 
 

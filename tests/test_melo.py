@@ -10,7 +10,7 @@ from errata.errors import BadInput, Unsupported
 from errata.methods.codebook.melo import Clusters, low_rank
 from errata.methods.memory.log import EditRecord
 from errata.methods.registry import method
-from errata.model import hooks, passes
+from errata.model import hooks
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -116,7 +116,7 @@ def test_generated_as_scored(cache: bool, monkeypatch: pytest.MonkeyPatch) -> No
     made = method("melo", steps=150, lr=0.2, halve=0, edits=1)
     patch = made.edit(lm, TWO, made.prepare(lm, TEXTS))
     if not cache:
-        monkeypatch.setattr(passes, "new_cache", lambda model: None)
+        monkeypatch.setattr("errata.model.decoding.new_cache", lambda model: None)
     prompts, targets = [e.prompt for e in TWO], [e.target_new for e in TWO]
     with patch.applied(lm) as edited:
         assert all(score.correct for score in edited.score(prompts, targets))

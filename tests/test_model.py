@@ -14,8 +14,8 @@ from torch import Tensor
 
 from errata.errors import BadInput, InForce
 from errata.methods.registry import method
+from errata.model import caches, passes, prefixes
 from errata.model import hf as model_file
-from errata.model import passes, prefixes
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.patch.parts import Adapter
@@ -355,7 +355,7 @@ def test_watch_shows_whole_rows_and_its_cache_is_the_past(name: str) -> None:
     site = (lm.sites.mlp_out[2], "out")
     with torch.no_grad():
         lm.watch(ids, torch.ones_like(ids), {site: kept.append})
-        cache = passes.new_cache(lm.model)
+        cache = caches.new_cache(lm.model)
         prefixes.extend(lm.model, lm.sites, cache, ids[:, :2], torch.ones(2, 2, dtype=torch.long))
         lm.watch(ids[:, 2:], torch.ones_like(ids), {site: kept.append}, cache)
     assert kept[0].shape == (2, 4, 32)

@@ -18,7 +18,6 @@ from errata.methods.side_memory.matrix import of_prompts
 from errata.methods.side_memory.memoir import MaskedMatrix, Masks, tophash
 from errata.methods.side_memory.training import SiteLosses
 from errata.methods.side_memory.wise import Distances, SideMatrices, WiseMemory, ties
-from errata.model import passes
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.patch.patch import Patch
@@ -89,7 +88,7 @@ def test_the_route_is_decided_at_the_prompt_and_kept(name: str, monkeypatch: pyt
                 logits = edited.target_logits([(edited.tokens.prompt(prompt), [*ids, edited.tokens.fill])])
                 ids.append(int(logits[-1].argmax()))
             assert edited.tokens.decode(ids) == text
-        monkeypatch.setattr(passes, "new_cache", lambda model: None)
+        monkeypatch.setattr("errata.model.decoding.new_cache", lambda model: None)
         assert edited.generate(prompts, 5) == texts
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from errata.errors import BadInput, Unsupported
 from errata.evaluation.baseline import baseline
-from errata.evaluation.drift import Spectrum, drift, drift_sites, spectra_of
+from errata.evaluation.drift import Spectrum, drift, drift_sites, spectra_of, weight_at
 from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import nll, perplexity
 from errata.inputs import read_text
@@ -161,7 +161,7 @@ class Checkup:
 
     def _ordinary(self, lm: HFLM, sites: Sequence[str]) -> Iterator[str]:
         """Ordinary texts, until there are enough for the widest of these sites."""
-        left = SPECTRUM * max(max(shape_of(lm.model, f"{site}.weight")) for site in sites)
+        left = SPECTRUM * max(max(shape_of(lm.model, weight_at(site))) for site in sites)
         for text in self.ability.ordinary:
             yield text
             left -= len(lm.tokens.pair("", text)[1])

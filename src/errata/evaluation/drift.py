@@ -16,9 +16,9 @@ from errata.errors import BadInput
 from errata.evaluation.metrics import change_of
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
-from errata.model.projection import Projection, stem
+from errata.model.projection import Projection
 from errata.model.second_moment import second_moments
-from errata.model.weights import indexed, plain
+from errata.model.weights import indexed, plain, stem
 from errata.patch.delta import Delta, LowRank, Weight, matrix_of, oriented
 from errata.patch.patch import Patch
 
@@ -95,9 +95,7 @@ def spectra_of(lm: HFLM, texts: Iterable[str], sites: Sequence[str]) -> dict[str
     Sites that are no linear layer (an embedding) are left out. The low-variance directions are reliable from several
     times as many tokens as the layer has inputs. Raises :class:`BadInput` where there are no texts.
     """
-    held = {
-        site: Projection.holding(lm.sites, site if indexed(site)[1] is not None else f"{site}.weight") for site in sites
-    }
+    held = {site: Projection.holding(lm.sites, weight_at(site)) for site in sites}
     linear = [
         site
         for site, held_by in held.items()
@@ -111,6 +109,11 @@ def spectra_of(lm: HFLM, texts: Iterable[str], sites: Sequence[str]) -> dict[str
     paths = list(dict.fromkeys(held[site].path for site in linear))
     moments = {stem(name): c for name, c in second_moments(lm, pieces, paths)[0].items()} if paths else {}
     return {site: Spectrum.of(moments[site]) for site in linear if site in moments}
+
+
+def weight_at(site: str) -> str:
+    """The name of a site's weight: a linear's, or that of a matrix of a stack itself."""
+    return site if indexed(site)[1] is not None else f"{site}.weight"
 
 
 def _matrices(patch: Patch) -> dict[str, Weight]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from errata.errors import Unsupported
 
+STACKED = ("down_proj", "gate_up_proj", "up_proj")  # parameters of a module of experts, one matrix of each
 DOWN = "down_proj"  # the stacked down projections of a module of experts, (E, out, in) or (E, in, out)
 
 
@@ -36,7 +37,7 @@ def stacked_transposed(module: Any) -> bool:
 
 def _into(module: Any) -> Any:
     """The stacked weights that read the hidden state, gate and up projection in one; None where there are none."""
-    named = (getattr(module, name, None) for name in ("gate_up_proj", "up_proj"))
+    named = (getattr(module, name, None) for name in STACKED[1:])
     return next((p for p in named if isinstance(p, nn.Parameter) and p.ndim == 3), None)
 
 
@@ -69,7 +70,7 @@ def routed(
     index = next((x for x in tensors[1:] if not x.is_floating_point()), None)
     gates = next((x for x in tensors[1:] if x.is_floating_point()), None)
     count = len(getattr(module, DOWN))
-    wanted = range(count) if only is None else sorted(only)
+    wanted = sorted(range(count) if only is None else only)
     if index is None or gates is None:
         each = len(hidden) // count
         for e in wanted:
@@ -78,7 +79,8 @@ def routed(
             if len(tokens):
                 yield Routed(e, tokens + e * each, tokens, _wide(_keys(module, states[tokens], e)))
         return
-    for e in wanted:
+    called = set(index.unique().tolist())
+    for e in (e for e in wanted if e in called):
         tokens, places = (index == e).nonzero(as_tuple=True)
         if len(tokens):
             gate = gates[tokens, places] if gates.shape == index.shape else gates[tokens, e]

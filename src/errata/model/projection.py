@@ -1,8 +1,8 @@
 """The down projection of a block as one linear map: a single layer's, or that of a mixture of experts.
 
 projection = Projection.of(lm.sites, 3)
-read = lm.read(rows, columns, [(projection.path, KEYS)])
-read["model.layers.3.mlp.experts.down_proj[17]", KEYS]      # (k, f): zero where expert 17 was not asked
+read = lm.read(rows, columns, [(projection.path, KEY)])
+read["model.layers.3.mlp.experts.down_proj[17]", KEY]      # (k, f): zero where expert 17 was not asked
 """
 
 from collections.abc import Callable
@@ -20,13 +20,7 @@ from errata.model.passes import hidden_of
 from errata.model.sites import Sites
 from errata.model.weights import indexed, shape_of
 
-
-def stem(weight: str) -> str:
-    """A weight's name as states and memories have it: a linear's own path, or a matrix of a stack."""
-    return weight.removesuffix(".weight")
-
-
-KEYS = "keys"  # the side of a site that stands for what goes into a down projection, weight by weight
+KEY = "key"  # the side of a site that stands for what goes into a down projection, weight by weight
 
 
 @dataclass(frozen=True)
@@ -68,9 +62,9 @@ class Projection:
 
     @classmethod
     def holding(cls, sites: Sites, weight: str) -> "Projection":
-        """The down projection that a weight belongs to: a mixture's, for a matrix of its stack."""
+        """The down projection that a weight belongs to: a mixture's, for those of its experts."""
         path = indexed(weight)[0].rpartition(".")[0]
-        layer = next((i for i, names in enumerate(sites.experts) if path in names[:1]), None)
+        layer = next((i for i, names in enumerate(sites.experts) if path in names), None)
         return cls.at(sites, path) if layer is None else cls.of(sites, layer)
 
     def parameters(self, model: nn.Module) -> list[str]:

@@ -12,14 +12,14 @@ from errata.model import hooks, passes
 from errata.model.intervention import FullPass, InterventionSite, Pass, SuffixPass
 from errata.model.lm import Call
 from errata.model.prefixes import PrefixGroup, shared_lengths, shared_prefixes
-from errata.model.projection import KEYS, Projection, WeightKeys
+from errata.model.projection import KEY, Projection, WeightKeys
 from errata.model.tokens import pad
 from errata.model.view import ModelView
 
 log = logging.getLogger(__name__)
 
 Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt and of a target
-Site = tuple[str, str]  # path of a module, and "in" (its input), "out" (its output) or KEYS (see projection.py)
+Site = tuple[str, str]  # path of a module, and "in" (its input), "out" (its output) or KEY (see projection.py)
 CHECKED = 16  # rows of a first batch on which the suffix pass is compared with the full one
 
 
@@ -73,8 +73,8 @@ class TensorPasses(ModelView):
     def read(self, rows: passes.Rows, columns: Sequence[Sequence[int]], sites: Sequence[Site]) -> dict[Site, Tensor]:
         """Inputs or outputs of modules at the given columns of each row of token ids: site -> (k, width).
 
-        A site is (module path, "in" or "out"), or a down projection's (path, KEYS), for which there is an entry (name,
-        KEYS) of each weight that saw a token: of several in a mixture of experts. Batched; beginnings that rows share
+        A site is (module path, "in" or "out"), or a down projection's (path, KEY), for which there is an entry (name,
+        KEY) of each weight that saw a token: of several in a mixture of experts. Batched; beginnings that rows share
         are run once, and a pass ends at the deepest site. float32 or more precise, on the CPU. Shared beginnings are
         compared with whole rows the first time (see :meth:`intervention`); where they differ, whole rows are read from
         then on, with a warning in the log.
@@ -93,7 +93,9 @@ class TensorPasses(ModelView):
             else:
                 t = max(len(rows[i]) - n for i, n in zip(batch, skipped, strict=True))
                 where = torch.tensor([j * t + c for j, c in flat], dtype=torch.long, device=read.keys.device)
-                site, chosen = (read.weight, KEYS), read.at(where, len(batch) * t)
+                if read.tokens is not None and not torch.isin(where, read.tokens).any():
+                    return
+                site, chosen = (read.weight, KEY), read.at(where, len(batch) * t)
             chosen = passes.at_least_float32(chosen).cpu()
             if site not in values:
                 values[site] = torch.zeros(starts[-1], chosen.shape[-1], dtype=chosen.dtype)
@@ -158,7 +160,7 @@ class TensorPasses(ModelView):
     ) -> None:
         """Runs one pass and calls ``callbacks[site]`` with the input or output (b, t, width) of each site.
 
-        For a site of KEYS, with the :class:`WeightKeys` of one weight after another. Ends as soon as every site has
+        For a site of KEY, with the :class:`WeightKeys` of one weight after another. Ends as soon as every site has
         run. ``ids`` are (b, t); ``mask`` covers what ``cache`` holds too.
         """
         left = set(callbacks)
@@ -174,7 +176,7 @@ class TensorPasses(ModelView):
 
         def hook(site: Site) -> Any:
             path, side = site
-            if side == KEYS:
+            if side == KEY:
                 return Projection.at(self.sites, path).watched(self.model, callbacks[site], partial(done, site))
             module = self.model.get_submodule(path)
             if side == "in":

@@ -113,7 +113,8 @@ def same(x: Tensor | None, y: Tensor | None) -> bool:
 def _special_ids(config: Any) -> list[Any]:
     """Ids of tokens that are no text: they begin, end or pad one, or stand for an image."""
     settings = {**config.to_dict(), **text_config(config).to_dict()}
-    return [value for key, value in settings.items() if key.endswith(("_token_id", "_token_index"))]
+    ids = [value for key, value in settings.items() if key.endswith(("_token_id", "_token_index"))]
+    return [one for value in ids for one in (value if isinstance(value, list) else [value])]
 
 
 def counts_from_zero(model: Any, calls: list[ModuleCall], sites: Sites) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from errata.model import passes
 from errata.model.hf import HFLM
 from errata.model.lm import Call
-from errata.model.projection import KEYS, WeightKeys
+from errata.model.projection import KEY, WeightKeys
 from errata.model.tokens import pad
 
 
@@ -38,6 +38,6 @@ def second_moments(
         for batch in passes.budgeted([len(piece) for piece in pieces], lm.budget):
             rows = pad([pieces[i] for i in batch], "right", lm.tokens.fill, lm.device)
             with lm.calling(Call(rows.mask)):
-                lm.watch(rows.ids, rows.mask, {(path, KEYS): partial(add, rows.mask.bool()) for path in paths})
+                lm.watch(rows.ids, rows.mask, {(path, KEY): partial(add, rows.mask.bool()) for path in paths})
     tokens = sum(map(len, pieces))
     return {name: totals.pop(name).div_(tokens).cpu() for name in list(totals)}, counts

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from errata.errors import Unsupported
-from errata.model.experts import DOWN, is_stack, stacked_transposed
+from errata.model.experts import STACKED, is_stack, stacked_transposed
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that sums are computed in
 
@@ -30,15 +30,20 @@ def transposed(module: nn.Module) -> bool:
 
 def swapped(module: nn.Module, leaf: str) -> bool:
     """Whether the matrices of a parameter of this module are stored as (in, out)."""
-    return (leaf == "weight" and transposed(module)) or (
-        leaf == DOWN and is_stack(module) and stacked_transposed(module)
-    )
+    if leaf in STACKED and is_stack(module):
+        return stacked_transposed(module)
+    return leaf == "weight" and transposed(module)
 
 
 def indexed(name: str) -> tuple[str, int | None]:
     """The name of a parameter, and which of its stacked matrices is meant: None where it is the whole."""
-    match = re.fullmatch(r"(.+)\[(\d+)\]", name)
+    match = re.fullmatch(r"(.+)\[(0|[1-9][0-9]{0,8})\]", name)
     return (match[1], int(match[2])) if match else (name, None)
+
+
+def stem(weight: str) -> str:
+    """A weight's name as states and memories have it: a linear's own path, or a matrix of a stack."""
+    return weight.removesuffix(".weight")
 
 
 def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -81,6 +86,8 @@ def shape_of(model: nn.Module, name: str) -> tuple[int, ...]:
                 raise AttributeError(f"the model has no matrix {name}")
             shape = shape[1:]
         return (*shape[:-2], shape[-1], shape[-2]) if swapped(module, leaf) else shape
+    if index is not None:
+        raise AttributeError(f"the model has no matrix {name}")
     if leaf == "weight" and hasattr(module, "in_features"):
         size: Any = module
         return size.out_features, size.in_features

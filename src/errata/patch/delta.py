@@ -148,6 +148,9 @@ class Delta(Part):
                     f"the change of {shown(name)} is of {found}, expected floating-point numbers of one type"
                 )
 
+        if twice := [name for name in self.weights if stored.indexed(name)[0] in self.weights.keys() - {name}]:
+            raise BadInput(f"{shown(twice[0])} is changed twice, by itself and with its whole stack")
+
     @override
     def check_model(self, lm: HFLM) -> None:
         self.check(lm.model)
@@ -190,7 +193,7 @@ class Delta(Part):
         self.check(model)
         with ExitStack() as stack:
             beside: dict[str, Weight] = {}
-            fresh: set[str] = set()
+            sums: dict[str, Tensor] = {}
             for name, w in self.weights.items():
                 summed = changed_weight(model, name, w) if stored.is_plain(model, name) else None
                 left = 0.0 if summed is None else left_by_rounding(model, name, w, summed)
@@ -199,9 +202,11 @@ class Delta(Part):
                     continue
                 if left < WHOLE:
                     log.warning(ROUNDED, 100 * left, name, "load the model in float32")
-                param = model.get_parameter(stored.indexed(name)[0])
+                sums[name] = summed
+            for name, storage in _storages(model, sums).items():
+                param = model.get_parameter(name)
                 stack.callback(setattr, param, "data", param.data)
-                _assign(model, name, summed, fresh)
+                param.data = storage
             for run_beside in _side_products(model, beside):
                 stack.enter_context(run_beside)
             yield
@@ -228,9 +233,8 @@ class Delta(Part):
         for name, summed in sums.items():
             if (left := left_by_rounding(model, name, self.weights[name], summed)) < WHOLE:
                 log.warning(ROUNDED, 100 * left, name, "merge into the model in float32, or keep the patch")
-        fresh: set[str] = set()
-        for name, summed in sums.items():
-            _assign(model, name, summed, fresh)
+        for name, storage in _storages(model, sums).items():
+            model.get_parameter(name).data = storage
 
     def check(self, model: nn.Module) -> None:
         """Raises :class:`WrongModel` unless the model has every parameter, in the right shape."""
@@ -243,20 +247,18 @@ class Delta(Part):
                 raise WrongModel(f"the patch changes {name} of shape {tuple(w.shape)}; here it has {shape}")
 
 
-def _assign(model: nn.Module, name: str, summed: Tensor, fresh: set[str]) -> None:
-    """Gives a parameter new storage that holds ``summed``, as the whole or as one of its matrices.
-
-    ``fresh`` are the names of those that have new storage already, of which other matrices were changed before.
-    """
-    whole, index = stored.indexed(name)
-    param = model.get_parameter(whole)
-    if index is None:
-        param.data = summed
-    else:
-        if whole not in fresh:
-            param.data = param.data.clone()
-        param.data[index] = summed
-    fresh.add(whole)
+def _storages(model: nn.Module, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameter name -> new storage for the whole of it, which holds the sums of its matrices."""
+    storages: dict[str, Tensor] = {}
+    for name, summed in sums.items():
+        whole, index = stored.indexed(name)
+        if index is None:
+            storages[whole] = summed
+            continue
+        if whole not in storages:
+            storages[whole] = model.get_parameter(whole).data.clone()
+        storages[whole][index] = summed
+    return storages
 
 
 def matrix_of(model: nn.Module, name: str) -> Tensor:
@@ -334,8 +336,8 @@ def left_by_rounding(model: nn.Module, name: str, w: Weight, summed: Tensor) -> 
 def _beside(model: nn.Module, name: str) -> bool:
     """Whether a change can run beside the parameter: a linear's own, which no other module reads, or a stack's."""
     module, leaf = stored.owner(model, name)
-    if is_stack(module):
-        return leaf == DOWN and stored.indexed(name)[1] is not None
+    if stored.indexed(name)[1] is not None:
+        return leaf == DOWN and is_stack(module)
     param = model.get_parameter(name)
     readers = [n for n, p in model.named_parameters(remove_duplicate=False) if p is param]
     return stored.is_linear(module) and leaf in ("weight", "bias") and len(readers) == 1
@@ -351,7 +353,7 @@ def _side_products(model: nn.Module, weights: Mapping[str, Weight]) -> list[Any]
     for name, w in weights.items():
         module, leaf = stored.owner(model, name)
         index = stored.indexed(name)[1]
-        if index is not None and leaf == DOWN and is_stack(module):
+        if index is not None and leaf == DOWN and is_stack(module) and not getattr(module, DOWN).is_meta:
             stacks.setdefault(module, {})[index] = w
         elif leaf == "bias" or (leaf == "weight" and stored.is_linear(module)):
             contexts.append(_beside_linear(module, leaf, w))
@@ -403,7 +405,7 @@ def difference(lm: HFLM, weights: Mapping[str, Tensor]) -> Delta:
     for name, value in weights.items():
         change = value.detach() - lm.model.get_parameter(name).detach().to(value)
         change = oriented(lm.model, name, change).cpu()
-        if change.ndim == 3:  # of a stack of experts, those that saw a token
+        if is_stack(stored.owner(lm.model, name)[0]):  # those experts that saw a token
             changes |= {f"{name}[{e}]": matrix.contiguous() for e, matrix in enumerate(change) if matrix.any()}
         else:
             changes[name] = change.contiguous()

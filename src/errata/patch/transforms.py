@@ -20,7 +20,7 @@ from errata.errors import BadInput, Unsupported, WrongModel, unknown
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.model.weights import plain
-from errata.patch.delta import Delta, LowRank, Weight, difference, oriented
+from errata.patch.delta import Delta, LowRank, Weight, difference, matrix_of, oriented
 from errata.patch.patch import EMPTY, Patch
 
 Step = Callable[[Patch, HFLM, Patch], Patch]  # (patch, lm, prior) -> patch
@@ -185,7 +185,8 @@ def _noted(patch: Patch, name: str, **how: Any) -> Patch:
 
 def _value(lm: HFLM, name: str) -> Tensor:
     """A parameter's values in float32 or more precise, in the module's own order."""
-    return at_least_float32(plain(lm.model, name, "its values are needed").detach())
+    plain(lm.model, name, "its values are needed")
+    return at_least_float32(matrix_of(lm.model, name))
 
 
 def _same_buffers(lm: HFLM, tuned: HFLM) -> None:

@@ -29,11 +29,11 @@ from errata.methods.texts import contexts_of, openings
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.passes import float64_device
-from errata.model.projection import KEYS, Projection, stem
+from errata.model.projection import KEY, Projection
 from errata.model.size import Size, Step, Work
+from errata.model.weights import stem
 from errata.patch.delta import Delta, LowRank, Weight
-from errata.patch.memory import GRAM, remember
-from errata.patch.memory import KEYS as REMEMBERED
+from errata.patch.memory import GRAM, KEYS, remember
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -246,8 +246,9 @@ class ClosedForm(TargetSettings):
             path, outlet = lm.sites.mlp_out[layer], outlets[layer]
             value = (path, "out")
             with context.edited() as edited:
-                read = self._read(edited, context, [(path, KEYS), value], [last.outside, last.inside, outlet.inside])
-            of_weight = {name: r for (name, side), r in read.items() if side == KEYS and r.mean.any()}
+                read = self._read(edited, context, [(path, KEY), value], [last.outside, last.inside, outlet.inside])
+            keys_read = {name: r for (name, side), r in read.items() if side == KEY}
+            of_weight = {name: r for name, r in keys_read.items() if r.mean.any()} or keys_read
             inside, lacking = read[outlet.inside].bare, wanted - read[last.outside].bare
             unmet, like = last.unmet(read[last.inside].bare, lacking / left), inside
             if layer == layers[-1]:
@@ -323,7 +324,7 @@ class ClosedForm(TargetSettings):
         def make() -> solve.RunningInverse:
             c = context.state.tensors[f"C/{stem(weight)}"]
             metric = self.metric(c.to(float64_device(context.lm.device)))
-            return solve.RunningInverse(metric.cpu())  # 8 f² bytes a layer: 1.6 GB in Llama 3 8B
+            return solve.RunningInverse(metric.cpu())  # 8 f² bytes a weight: 1.6 GB in Llama 3 8B
 
         return context.state.once(f"{self.metric_name}/{stem(weight)}", make)
 
@@ -334,14 +335,14 @@ class ClosedForm(TargetSettings):
         if not self.history:
             return running.initial
         memory = context.prior.memory
-        return running.after(memory.get(REMEMBERED + path), memory.get(GRAM + path), self.lam)
+        return running.after(memory.get(KEYS + path), memory.get(GRAM + path), self.lam)
 
     def _remember(self, context: EditContext, weight: str, keys: Tensor) -> None:
         """Adds the new keys (n, f) of a weight to the memory, and to the running inverse."""
         assert self.lam is not None
         path = stem(weight)
         context.memory = remember(context.memory, path, keys)
-        memory = context.memory[GRAM + path if GRAM + path in context.memory else REMEMBERED + path]
+        memory = context.memory[GRAM + path if GRAM + path in context.memory else KEYS + path]
         self._running(context, weight).add(keys, memory, self.lam)
 
 

@@ -12,6 +12,7 @@ that has float64.
 
 import logging
 from collections.abc import Sequence
+from math import nan
 
 import torch
 from torch import Tensor
@@ -102,7 +103,10 @@ class RunningInverse:
         self.memory: Tensor | None = None
 
     def after(self, keys: Tensor | None, gram: Tensor | None, lam: float) -> Tensor:
-        """The inverse with the keys that a patch remembers: themselves (m, f), or their second moment (f, f)."""
+        """The inverse with the keys that a patch remembers: themselves (m, f), or their second moment (f, f).
+
+        It is ``current``, which the next keys change.
+        """
         memory = keys if gram is None else gram
         if memory is None:
             self._reset(lam)
@@ -115,7 +119,7 @@ class RunningInverse:
             self.current = with_keys(self.initial, _root(gram), lam)
         elif gram is None and n < len(memory):
             self._take_in(memory[n:].T, lam)
-        self.memory = memory
+        self.memory, self.lam = memory, lam
         return self.current
 
     def add(self, keys: Tensor, memory: Tensor, lam: float) -> None:
@@ -124,7 +128,11 @@ class RunningInverse:
         self.memory, self.lam = memory, lam
 
     def _take_in(self, keys: Tensor, lam: float) -> None:
-        """Keys (f, n) into ``current``, in place unless that is ``initial``: no more than two inverses are held."""
+        """Keys (f, n) into ``current``, in place unless that is ``initial``: no more than two inverses are held.
+
+        Until ``memory`` says so too, λ is none: what is interrupted here is made anew.
+        """
+        self.lam = nan
         self.current = with_keys(self.current, keys, lam, in_place=self.current is not self.initial)
 
 
@@ -149,14 +157,15 @@ def least_squares(
     key, equation at the bare one).
     """
     r = residuals.to(inverses[0])
-    x = [inverse @ k.to(inverse) for inverse, k in zip(inverses, keys, strict=True)]  # (f, n) each
-    products = [part.T @ met.to(part) for part, met in zip(x, met_at or keys, strict=True)]
-    a = _divided(r, lam * torch.eye(r.shape[1]).to(r) + torch.stack(products).sum(0))  # (d, n)
-    seen = [part.any(0) for part in x]  # (n,) each
-    return [
-        LowRank(a[:, facts].contiguous().cpu(), part.T[facts].contiguous().cpu())
-        for part, facts in zip(x, seen, strict=True)
-    ]
+    inner = lam * torch.eye(r.shape[1]).to(r)  # (n, n)
+    found: list[tuple[Tensor, Tensor]] = []
+    for inverse, k, met in zip(inverses, keys, met_at or keys, strict=True):
+        facts = (k.any(0) | met.any(0)).nonzero()[:, 0]  # that the weight saw
+        x = inverse @ k[:, facts].to(inverse)  # (f, those)
+        inner[facts[:, None], facts] += x.T @ met[:, facts].to(x)
+        found.append((facts, x))
+    a = _divided(r, inner)  # (d, n)
+    return [LowRank(a[:, facts].contiguous().cpu(), x.T.contiguous().cpu()) for facts, x in found]
 
 
 def _divided(r: Tensor, inner: Tensor) -> Tensor:

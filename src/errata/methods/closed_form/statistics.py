@@ -10,9 +10,9 @@ from typing_extensions import TypedDict
 from errata.methods.base import State, cached_state
 from errata.methods.texts import pieces_of, sampled_texts
 from errata.model.hf import HFLM
-from errata.model.projection import KEYS, Projection, stem
+from errata.model.projection import KEY, Projection
 from errata.model.second_moment import second_moments
-from errata.model.weights import shape_of
+from errata.model.weights import shape_of, stem
 from errata.patch.delta import weight_shape
 from errata.patch.schema import Floats
 
@@ -72,7 +72,7 @@ def _tokens_needed(lm: HFLM, projection: Projection) -> int:
     width = max(shape_of(lm.model, name)[1] for name in names)
     if len(names) == 1:
         return PER_DIMENSION * width
-    reached = lm.read([[lm.tokens.fill]], [[0]], [(projection.path, KEYS)])
+    reached = lm.read([[lm.tokens.fill]], [[0]], [(projection.path, KEY)])
     return PER_DIMENSION * width * len(names) // len(reached)
 
 
@@ -102,8 +102,8 @@ def _completed(
     completed: dict[str, Tensor] = {}
     for name in few:
         f = widths[name]
-        known = moments.get(name, torch.zeros(f, f))
-        completed[name] = known + (1 - seen.get(name, 0) / f) * mean * torch.eye(f)
+        completed[name] = moments[name].clone() if name in moments else torch.zeros(f, f)
+        completed[name].diagonal().add_((1 - seen.get(name, 0) / f) * mean)
     return completed
 
 

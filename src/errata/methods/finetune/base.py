@@ -15,8 +15,10 @@ from errata.methods.finetune.descent import Descent, Logits, Penalty
 from errata.methods.settings import setting
 from errata.model import hooks
 from errata.model.hf import HFLM
+from errata.model.passes import at_least_float32
 from errata.model.projection import Projection
 from errata.model.size import Size, Step, Work
+from errata.model.weights import plain
 from errata.patch.delta import difference, trainable
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -47,8 +49,9 @@ class FineTuning(Descent):
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
         layer = self._layer(lm)
-        entries = torch.cat([w.detach().flatten() for w in trainable(lm, weights_of(lm, layer)).values()])
-        scale = float(entries.float().square().mean().sqrt())
+        params = [plain(lm.model, name, "cannot be trained").detach() for name in weights_of(lm, layer)]
+        squares = sum(float(at_least_float32(p).square().sum()) for p in params)
+        scale = (squares / sum(p.numel() for p in params)) ** 0.5
         return replace(
             self,
             layer=layer,

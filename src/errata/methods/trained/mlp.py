@@ -39,10 +39,7 @@ class MLPWeights(Method):
         """The blocks where the settings name none."""
 
     def linears(self, sites: Sites, layer: int) -> list[str]:
-        """Paths of the linears of a block that are changed: by default the down projection.
-
-        In a mixture of experts :func:`linears_of` says which, whatever a method takes elsewhere.
-        """
+        """Paths of the linears of a block that are changed: by default the down projection (:func:`linears_of`)."""
         return linears_of(sites, layer)
 
     def names(self, lm: HFLM) -> list[str]:
@@ -51,11 +48,7 @@ class MLPWeights(Method):
         stacks = [lm.sites, *([lm.sites.encoder] if lm.sites.encoder else [])]
         depth = lm.sites.depth  # the same blocks of an encoder, counted from its end
         chosen = [(s, s.depth - depth + i) for s in stacks for i in self.layers if s.depth - depth + i >= 0]
-        paths = [
-            path
-            for sites, i in chosen
-            for path in (linears_of(sites, i) if sites.experts_of(i) else self.linears(sites, i))
-        ]
+        paths = [path for sites, i in chosen for path in self.linears(sites, i)]
         return [f"{path}.weight" for path in paths]
 
     def pairs(self, lm: HFLM, edits: Sequence[Edit]) -> list[Pair]:
@@ -80,4 +73,4 @@ class MLPEditor(MLPWeights, TrainedMethod):
 
     @override
     def linears(self, sites: Sites, layer: int) -> list[str]:
-        return [*sites.mlp_in[layer], sites.mlp_out[layer]]
+        return linears_of(sites, layer) if sites.experts_of(layer) else [*sites.mlp_in[layer], sites.mlp_out[layer]]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from errata.model.passes import float64_device
-from errata.model.projection import stem
+from errata.model.weights import stem
 from errata.patch.delta import LowRank, Weight
 from errata.patch.memory import GRAM, KEYS
 

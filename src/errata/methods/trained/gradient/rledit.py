@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from errata.errors import BadInput
 from errata.methods.base import State
 from errata.methods.settings import setting
 from errata.methods.trained.examples import Example, compatible
@@ -18,8 +19,8 @@ from errata.methods.trained.gradient.malmen import LeastSquaresEditor
 from errata.methods.trained.objective import changed, mean_of, outcome, outer_gradient
 from errata.methods.trained.training import Losses
 from errata.model.hf import HFLM
-from errata.model.projection import stem
-from errata.patch.memory import freed, remember
+from errata.model.weights import stem
+from errata.patch.memory import freed, remember, sites_of
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -67,6 +68,8 @@ class RLEdit(LeastSquaresEditor):
     def _memory(self, gradients: Gradients, edits: Sequence[Edit], prior: Patch) -> dict[str, Tensor]:
         """Keys of earlier edits, without those of prompts that are edited again."""
         made = [record for record in prior.meta.get("made", ()) if record["method"] == self.name]
+        if any(record["resolved"]["history"] for record in made) and not sites_of(prior.memory):
+            raise BadInput("the patch was saved without its memory, which RLEdit goes on from; keep memory=True")
         asked = {Edit.from_json(edit).prompt for record in made for edit in record["edits"]}
         memory = dict(prior.memory)
         for i, edit in enumerate(edits):

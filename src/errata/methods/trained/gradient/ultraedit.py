@@ -19,7 +19,7 @@ from errata.methods.trained.gradient.network import FEW, Running
 from errata.methods.trained.mlp import MLPWeights
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.model.projection import stem
+from errata.model.weights import stem
 from errata.patch.delta import Delta, LowRank, Weight, weight_shape
 from errata.patch.memory import forget, remember
 from errata.patch.patch import EMPTY, Patch
