@@ -61,6 +61,7 @@ BY_KIND = {"full_attention": ROPE, "sliding_attention": ROPE}
 SAME_LAYERS: dict[str, Any] = {"per_layer_config": {}}
 HEAD = {"head_dim": 8}
 OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "blt": {"encoder_hash_byte_group_vocab": VOCABULARY},
     "chameleon": {"vocabulary_map": {"<image>": 300}},
     "cohere_compass": {"text_config": {"rope_parameters": BY_KIND}},
@@ -69,6 +70,10 @@ OWN: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4},
     "dots3_note_text": SAME_LAYERS,
     "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [16, 16]}},
+    "falcon_h1": {
+        "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1,
+        "mamba_chunk_size": 8,
+    },
     "florence2": {
         "vision_config": {
             "depths": [1, 1], "patch_size": [3, 3], "patch_stride": [2, 2], "patch_padding": [1, 1],
@@ -80,9 +85,11 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma4_unified": {"text_config": SAME_LAYERS},
     "gemma4_unified_text": SAME_LAYERS,
     "glm4v_moe": {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 0]}}},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "hunyuan_v1_dense": HEAD,
     "hunyuan_v1_moe": HEAD,
     "hunyuan_vl": {"text_config": HEAD},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "janus": {"vq_config": {"base_channels": 32, "channel_multiplier": [1], "num_embeddings": 8}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": {"zero_expert_num": 1},

@@ -203,8 +203,6 @@ def _table(outcomes: list[Outcome]) -> str:
 
 GENERAL = {
     "a mixture of experts": "a mixture of experts",
-    "carries a recurrent state": "carries a recurrent state (recurrent, state-space or linear attention)",
-    "holds a convolution over tokens": "holds a convolution over tokens",
     "requires the timm library": "its vision tower needs the package timm",
     "as in an encoder": "a token sees later ones, as in an encoder",
     "Unrecognized configuration class": "no class of transformers that makes text of text",

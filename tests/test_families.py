@@ -9,7 +9,7 @@ from families import DEPTH, VISION_DEPTH, text_families, tiny_config, tiny_famil
 from errata.model.configuration import text_config
 from errata.model.detect import find_sites
 
-SIGNS = ("mixture of experts", "recurrent state", "convolution", "as in an encoder", "text alone", "from 0")
+SIGNS = ("as in an encoder", "text alone", "from 0")
 
 
 @pytest.mark.slow
@@ -19,8 +19,8 @@ def test_all_families() -> None:
     outcomes = list(sweep.swept(text_families()))
     count = Counter(outcome.kind for outcome in outcomes)
     others = [one for one in outcomes if one.kind == "refused" and not any(sign in one.how for sign in SIGNS)]
-    assert count["failed"] <= 10, [one for one in outcomes if one.kind == "failed"]
-    assert count["edited"] >= 9 * (len(others) + count["failed"])
+    assert count["failed"] <= 10, [one for one in outcomes if one.kind == "failed"]  # most are too small to run
+    assert count["edited"] >= 9 * len(others), others
     assert count["not built"] <= len(outcomes) // 10
     written = sweep.page(outcomes)
     assert all(f"`{family}`" in written for family in text_families())

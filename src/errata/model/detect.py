@@ -234,17 +234,16 @@ def _parts_of(
 
 
 def _mixture_parts(where: str, block: ModuleCall, mixture: Mixture, calls: list[ModuleCall]) -> _Parts:
-    """Attention's output linear, and the mixture of experts in the MLP's place."""
+    """The token mixer's output linear where there is one, and the mixture of experts in the MLP's place."""
     inside, name = set(block.module.modules()), mixture.call.name
     first = next(i for i, call in enumerate(calls) if call.name == name or call.name.startswith(f"{name}."))
     before = [call for call in calls[:first] if call.module in inside and call.is_linear]
-    if not before:
-        raise _refusal(f"{where} runs no linear before its experts, so no attention was found")
     mixers = mixers_of(block, before, [mixture.call])
-    _check_mixers(block, where, before, mixers, "its experts")
+    if before:  # else a block of one layer, which is the mixture
+        _check_mixers(block, where, before, mixers, "its experts")
     behind = calls[calls.index(mixture.call) + 1 : calls.index(block)]
     _, gain, norm = measured(block, [mixture.call], mixture.call, [c for c in behind if not any(c.module.children())])
-    return _Parts([mixture.call], mixture.call, mixers[-1][-1], gain, norm, False, mixture.parts)
+    return _Parts([mixture.call], mixture.call, mixers[-1][-1] if mixers else None, gain, norm, False, mixture.parts)
 
 
 def _check_mixers(
