@@ -186,5 +186,5 @@ def test_a_bench_file_names_a_file_of_settings(tmp_path: Path) -> None:
 
 def test_the_command_wants_facts_and_a_method_with_layers(tmp_path: Path) -> None:
     assert "either --edits FILE or --cases NAME" in run("locate", "world").stderr
-    assert "no setting `layers`" in run("locate", "world", "--cases", "world", "--method", "grace").stderr
+    assert "layers are chosen for methods" in run("locate", "world", "--cases", "world", "--method", "grace").stderr
     assert run("locate", "world", "--edits", tmp_path / "none").exit_code == 2

@@ -125,7 +125,8 @@ def test_fine_tuning_is_counted_too() -> None:
 def test_a_family_that_does_not_count_says_so() -> None:
     lm = tiny_lm("gpt2")
     for name, words in (("grace", "no weight is copied"), ("mend", "at most"), ("ike", "not counted")):
-        (step,) = errata.plan(lm, quick(name), edits=3, measure=False).steps
+        prepare, step = errata.plan(lm, quick(name), edits=3, measure=False).steps
+        assert (prepare.verb, prepare.flop) == ("prepare", None)
         assert step.flop is None and words in step.note
     trains = errata.plan(lm, quick("mend"), edits=3, measure=False)
     assert trains.peak_device > trains.weights + 8 * trains.parameters

@@ -88,7 +88,9 @@ def locate_command(
         int | None,
         typer.Option(min=1, help="Layers to choose, side by side.", show_default="as many as --method has by default"),
     ] = None,
-    method: common.MethodName = "memit",
+    method: Annotated[
+        str, typer.Option(help="Whose layers they shall be: how many, where --count does not say.")
+    ] = "memit",
     samples: Annotated[int, typer.Option(min=1, help="Draws of noise of a trace.")] = 10,
     data: Annotated[Path | None, typer.Option(help="Texts to prepare with, one on each line.")] = None,
     output: Annotated[
@@ -97,6 +99,7 @@ def locate_command(
     force: common.Force = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
+    chat: common.Chat = None,
     trust_remote_code: common.TrustRemoteCode = False,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
@@ -108,13 +111,14 @@ def locate_command(
     chosen = common.make_method(method, None)
     default_layers: Any = getattr(chosen, "chosen_layers", None)
     if default_layers is None:
-        raise BadInput(f"{method} has no setting `layers` to find; name another method (memit, r-rome, pmet, …)")
+        raise BadInput(f"layers are chosen for methods that solve for weights (memit, r-rome, pmet, …), not {method}")
     asked = _read(model, edits, cases, limit or LIMIT, seed)
     texts = common.data_for(common.make_method(STATISTICS, None), data)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat=chat)
     usual = default_layers(lm)
-    ranking = locate(lm, asked, texts, quiet=quiet, tried=tried, samples=samples, seed=seed)
-    layers = ranking.best(count or len(usual))
+    together = count or len(usual)
+    ranking = locate(lm, asked, texts, quiet=quiet, tried=tried, together=together, samples=samples, seed=seed)
+    layers = ranking.best(together)
     record = {"layers": list(layers), "found": _found(lm, method, usual, ranking)}
     if output is not None:
         write_text(output, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -133,7 +137,10 @@ def _read(model: str, edits: Path | None, cases: str | None, limit: int, seed: i
     if (edits is None) == (cases is None):
         raise BadInput("errata locate needs either --edits FILE or --cases NAME, of facts that the model knows")
     if edits is not None:
-        return [Case(edit.id, (edit,)) for edit in read_edits(edits)[:limit]]
+        read = read_edits(edits)
+        if len(read) > limit:
+            common.say(f"the first {limit} of {len(read)} edits are looked at; --limit for more")
+        return [Case(edit.id, (edit,)) for edit in read[:limit]]
     import errata
 
     return errata.cases(known_to(model, cases or ""), limit=limit, seed=seed)

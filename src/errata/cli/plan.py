@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import common
+from errata.errors import BadInput
 
 if TYPE_CHECKING:
     from errata.cost.plan import Plan
@@ -24,6 +25,7 @@ def plan_command(
     budget: Annotated[int | None, typer.Option(min=1, help="Tokens in a batch.", show_default="4096")] = None,
     device: common.Device = None,
     dtype: common.Dtype = None,
+    chat: common.Chat = None,
     trust_remote_code: common.TrustRemoteCode = False,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -31,12 +33,15 @@ def plan_command(
     """Say what an edit will take, and whether it fits: only the model's configuration is read."""
     from errata.cli.edit import read_edits
 
-    asked = int(edits) if edits.isascii() and edits.isdigit() else read_edits(Path(edits))
+    number = edits.isascii() and edits.isdigit()
+    if not number and not Path(edits).exists():
+        raise BadInput(f"--edits is a number of edits (100) or a file of them; found {edits!r}, which is neither")
+    asked = int(edits) if number else read_edits(Path(edits))
     chosen = common.make_method(method, set_, file=settings)
     common.set_up_logs(quiet)
     import errata
 
-    about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    about: Any = {"device": device, "dtype": dtype, "chat": chat, "trust_remote_code": trust_remote_code}
     made = errata.plan(model, chosen, edits=asked, texts=texts, budget=budget, **about)
     if as_json:
         common.print_json(made.to_json())

@@ -122,6 +122,7 @@ def plan(
     budget: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    chat: bool | None = None,
     trust_remote_code: bool = False,
     measure: bool = True,
 ) -> Plan:
@@ -132,7 +133,7 @@ def plan(
     With ``measure`` the machine's rates are measured, in less than a second; else no seconds are told. Raises
     :class:`BadInput` for no edits, and :class:`UnknownSites` for an architecture that cannot be told without numbers.
     """
-    lm, where = _outlined(model, device, dtype, trust_remote_code)
+    lm, where = _outlined(model, device=device, dtype=dtype, chat=chat, trust_remote_code=trust_remote_code)
     work = _work(lm, edits, texts)
     if budget is not None and budget < 1:
         raise BadInput(f"a batch holds at least 1 token, found budget={budget}")
@@ -144,13 +145,13 @@ def plan(
     return made if made.fits else replace(made, warnings=(*_lacking(made), _way_out(made, method, size, work, where)))
 
 
-def _outlined(model: Any, device: str | None, dtype: str | None, trust_remote_code: bool) -> tuple[HFLM, torch.device]:
+def _outlined(model: Any, **about: Any) -> tuple[HFLM, torch.device]:
     from errata.world import bundled
 
     if not isinstance(model, HFLM):
-        return bundled.outline(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    if device is not None or dtype is not None:
-        raise BadInput("a loaded model is planned where and as it is; give its name to plan another device or dtype")
+        return bundled.outline(model, **about)
+    if given := [name for name in ("device", "dtype", "chat") if about[name] is not None]:
+        raise BadInput(f"a loaded model is planned where and as it is; give its name to plan another {given[0]}")
     model.check()
     return model, model.device
 

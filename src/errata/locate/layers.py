@@ -83,6 +83,7 @@ def rank_layers(
     prepare: Callable[[Sequence[int]], Editor],
     *,
     tried: int = 8,
+    together: int = 1,
     samples: int = 10,
     seed: int = 0,
     track: Track = lambda items, what: items,
@@ -90,16 +91,22 @@ def rank_layers(
     """The layers of a decoder, ranked by causal tracing and by trial edits of the cases' facts, each alone.
 
     Facts are traced that the model knows (``target_true``; its own answer where none is given). In the ``tried`` layers
-    of largest effect every fact that the model does not answer with ``target_new`` yet is edited by
-    ``prepare(layers)(layer, edit)``; its prompt, its paraphrases and questions about others are asked, generated.
-    Questions about others are the case's neighbours, or else the other edits' prompts. Raises :class:`BadInput` where
-    no fact is known, or every one is answered with its new target already.
+    of largest effect, among them the ``together`` neighbours that have most of it, every fact that the model does not
+    answer with ``target_new`` yet is edited by ``prepare(layers)(layer, edit)``; its prompt, its paraphrases and
+    questions about others are asked, generated. Questions about others are the case's neighbours, or else the other
+    edits' prompts. Raises :class:`BadInput` where no fact is known, or every one is answered with its new target
+    already, and for more ``together`` than there are layers.
     """
     if tried < 1:
         raise BadInput(f"at least 1 layer must be tried, found {tried}")
+    if not 1 <= together <= lm.sites.depth:
+        raise BadInput(f"{together} layers side by side cannot be found in a model of {lm.sites.depth}")
     pairs = _to_change(lm, [(case, edit) for case in cases for edit in case.edits])
     effects, traced = _effects(lm, [edit for _, edit in pairs], samples, seed, track)
-    order = sorted(range(lm.sites.depth), key=lambda n: -effects[n].effect)[:tried]
+    starts = range(lm.sites.depth - together + 1)
+    first = max(starts, key=lambda n: sum(one.effect for one in effects[n : n + together]))
+    order = sorted(range(lm.sites.depth), key=lambda n: (not first <= n < first + together, -effects[n].effect))
+    order = order[: max(tried, together)]
     editor = prepare(sorted(order))
     questions = [_questions(case, edit, pairs) for case, edit in pairs]
     before = [lm.generate([*q.others], WORDS, until_answer=True) for q in questions]

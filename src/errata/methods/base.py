@@ -265,13 +265,16 @@ class Method(ABC):
         """What the method takes, step by step. A method that does not say so gets bounds of its memory by its tags."""
         activations = size.kept * size.depth * max(size.lm.budget, work.prompt)
         counted: Any = {"flop": None, "verb": "edit"}
+        before = [Step("prepare", "prepare", None, note="not counted")] if self.needs_prepare else []
         if self.tags.reads_context or not self.tags.runs_model:
-            return [Step("edit", **counted, device=size.passing(size.lm.budget), note="operations are not counted")]
+            note = "operations are not counted"
+            return [*before, Step("edit", **counted, device=size.passing(size.lm.budget), note=note)]
         if self.tags.memory:
-            return [Step("edit", **counted, device=activations, note="operations are not counted; no weight is copied")]
+            note = "operations are not counted; no weight is copied"
+            return [*before, Step("edit", **counted, device=activations, note=note)]
         copies = 8.0 * size.parameters
         note = "operations are not counted; at most: a copy and a gradient of every weight, float32"
-        return [Step("edit", **counted, device=copies + activations, host=4.0 * size.parameters, note=note)]
+        return [*before, Step("edit", **counted, device=copies + activations, host=4.0 * size.parameters, note=note)]
 
     def lighter(self, lm: HFLM) -> Mapping[str, "Method"]:
         """The method with settings that take less memory, by what to set: tried where a plan does not fit."""

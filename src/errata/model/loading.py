@@ -83,15 +83,18 @@ def outline(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    chat: bool | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[HFLM, torch.device]:
     """The model without its numbers (on the meta device), and where :func:`load` would put it.
 
-    Of its files only the configuration and the tokenizer are read. Raises what :func:`load` raises, and
-    :class:`UnknownSites` where sites cannot be told without numbers.
+    Of its files only the configuration and the tokenizer are read. Raises what :func:`load` raises, also for a model
+    that is spread over several devices, and :class:`UnknownSites` where sites cannot be told without numbers.
     """
     chosen_dtype, chosen_device = _dtype(dtype), _device(device)
-    chosen_device = torch.device(_best_device() if str(chosen_device) == "auto" else chosen_device)
+    if str(chosen_device) == "auto":
+        raise BadInput("a plan is of one device, and auto spreads a model over several; name one (cuda, cpu)")
+    chosen_device = torch.device(chosen_device)
     name = str(model)
     options = _from_where(name, {"trust_remote_code": trust_remote_code})
     config = _config(name, options)
@@ -101,12 +104,13 @@ def outline(
     if getattr(config, "quantization_config", None):
         log.warning("%s is saved quantised; what follows is of its weights in %s", name, name_of(chosen_dtype))
     with folder.named(name, "cannot be made as its config.json says", options), torch.device("meta"):
-        auto = folder.auto_class(config)  # the plain attention: others look into the mask's numbers
+        auto = auto_class(config)  # the plain attention: others look into the mask's numbers
         making: Any = {"dtype": chosen_dtype, "attn_implementation": "eager", "trust_remote_code": trust_remote_code}
         network = auto.from_config(config, **making)
     tokenizer = _tokenizer(name, options)
     with folder.named(name, "cannot be run without its numbers", options):
-        return HFLM(network, tokenizer, name=name), chosen_device
+        template = _template(network, tokenizer, chat, None, name)
+        return HFLM(network, tokenizer, name=name, template=template), chosen_device
 
 
 def check(name: str, *, trust_remote_code: bool = False) -> None:

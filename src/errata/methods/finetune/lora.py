@@ -19,6 +19,8 @@ from errata.methods.settings import setting
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.projection import linears_of
+from errata.model.size import Size, Step, Work
+from errata.model.weights import shape_of
 from errata.patch.delta import Delta, LowRank, oriented
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -63,6 +65,18 @@ class LoRA(Descent):
         if wrong := [layer for layer in layers if layer >= lm.sites.depth]:
             raise BadInput(f"lora's layers must lie within 0 to {lm.sites.depth - 1}; found {wrong[0]}")
         return replace(self, layers=layers)
+
+    @override
+    def cost(self, size: Size, work: Work) -> list[Step]:
+        """Factors, their gradient and Adam's two moments, float32; each round is three passes over the edits."""
+        lm = size.lm
+        paths = self.resolve(lm, State()).paths(lm)
+        factors = 4.0 * self.rank * sum(sum(shape_of(lm.model, f"{path}.weight")) for path in paths)
+        passes = 3.0 * self.steps * work.edits
+        flop = passes * (work.prompt * size.whole(work.prompt) + work.target * size.head_flop)
+        activations = size.kept * size.depth * max(min(lm.budget, work.edits * work.prompt), work.prompt)
+        held: Any = {"device": 4 * factors + activations, "host": factors, "disk": factors}
+        return [Step("train", "edit", {"model": flop}, **held, note="every round to the last")]
 
     def paths(self, lm: HFLM) -> list[str]:
         """The linear layers that get factors; for the MLP of a mixture of experts see :func:`linears_of`."""
