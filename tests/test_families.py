@@ -61,5 +61,5 @@ def test_the_page_says_what_is_edited_and_why_others_are_not() -> None:
     assert "Of 4 that could be built, 2 were edited" in written
     assert "| `b` | `BForCausalLM` |  | r-rome |" in written
     assert "| `gemma3` | `G` | yes | r-rome |" in written
-    assert "| `x` `y` | carries a recurrent state" in written
+    assert "| `x` `y` | it carries a recurrent state" in written
     assert "| `z` | a &lt;class> \\| b |" in written

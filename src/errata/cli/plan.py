@@ -37,7 +37,7 @@ def plan_command(
     if not number and not Path(edits).exists():
         raise BadInput(f"--edits is a number of edits (100) or a file of them; found {edits!r}, which is neither")
     asked = int(edits) if number else read_edits(Path(edits))
-    chosen = common.make_method(method, set_, file=settings)
+    chosen: Any = common.make_method(method, set_, file=settings)
     common.set_up_logs(quiet)
     import errata
 

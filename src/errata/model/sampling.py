@@ -59,7 +59,7 @@ def is_drawn(sampling: Sampling) -> bool:
         raise BadInput(f"temperature is a number above 0 (0 or None: greedy), found {temperature!r}")
     if top_p is not None and (not _number(top_p) or not 0 < top_p <= 1):
         raise BadInput(f"top_p is a share above 0 and at most 1, found {top_p!r}")
-    if top_p is not None and not temperature:
+    if top_p is not None and temperature is None:
         raise BadInput("top_p says among what is drawn, and without a temperature nothing is; add temperature=1")
     return bool(temperature)
 
