@@ -19,7 +19,7 @@ import errata
 from errata.cli import app
 from errata.cost import plan as planning
 from errata.cost import room
-from errata.errors import BadInput
+from errata.errors import BadInput, Unsupported
 from errata.methods.closed_form import solve
 from errata.methods.texts import CONTEXT_TOKENS
 from errata.model.detect import find_sites
@@ -130,6 +130,15 @@ def test_a_family_that_does_not_count_says_so() -> None:
         assert step.flop is None and words in step.note
     trains = errata.plan(lm, quick("mend"), edits=3, measure=False)
     assert trains.peak_device > trains.weights + 8 * trains.parameters
+
+
+def test_a_mixture_of_experts_is_not_counted(tmp_path: Path) -> None:
+    lm = tiny_lm("mixtral")
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    for model in (lm, str(tmp_path)):
+        with pytest.raises(Unsupported, match="mixture of experts, whose operations and bytes are not counted yet"):
+            errata.plan(model, quick("memit"), measure=False)
 
 
 # Bytes -------------------------------------------------------------------------------------------

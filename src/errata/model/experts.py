@@ -26,6 +26,15 @@ def is_stack(module: Any) -> bool:
     return isinstance(down, nn.Parameter) and down.ndim == 3 and _into(module) is not None
 
 
+def check_counted(model: nn.Module, name: str) -> None:
+    """Raises :class:`Unsupported` for a mixture of experts, of which a plan does not know how many a token reaches."""
+    if any(map(is_stack, model.modules())):
+        raise Unsupported(
+            f"{name} is a mixture of experts, whose operations and bytes are not counted yet; plan a dense model of "
+            "its sizes, or edit it and watch"
+        )
+
+
 def stacked_transposed(module: Any) -> bool:
     """Whether a stack of experts keeps its matrices as (in, out)."""
     declared = getattr(module, "is_transposed", None)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.errors import Unsupported
 from errata.model import hooks, passes
+from errata.model.experts import check_counted
 from errata.model.hf import HFLM
 from errata.model.weights import transposed
 from errata.types import Edit
@@ -104,8 +104,7 @@ class Size:
 
         Raises :class:`Unsupported` for a mixture of experts: how many of them a token is sent to is not counted.
         """
-        if any(lm.sites.experts):
-            raise Unsupported(f"{lm.name} is a mixture of experts, whose operations and bytes are not counted yet")
+        check_counted(lm.model, lm.name)
         modules = dict(lm.model.named_modules())
         matrices = [_entries(modules[path]) for path in lm.sites.layer]
         last = [*lm.sites.mlp_in[-1], lm.sites.mlp_out[-1]]
