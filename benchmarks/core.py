@@ -18,6 +18,7 @@ import torch
 
 import errata
 from errata.methods.closed_form import solve
+from errata.methods.closed_form.symmetric import Symmetric
 from errata.model import passes
 from errata.model.second_moment import second_moments
 from errata.model.tokens import pad
@@ -48,7 +49,7 @@ def sequence(lm: Any, repeats: int) -> dict[str, Any]:
     factor = torch.linalg.cholesky(c + 1e-6 * c.diagonal().mean() * torch.eye(len(c)))
     found: list[list[float]] = []
     for _ in range(repeats):
-        running, memory, times = solve.RunningInverse(start), {}, []
+        running, memory, times = solve.RunningInverse(Symmetric.of(start)), {}, []
         for _ in range(BATCHES):
             keys = (factor @ torch.randn(len(c), FACTS, dtype=torch.float64)).float()  # (f, n), distributed as C says
             residuals = torch.randn(width, FACTS)
@@ -56,7 +57,7 @@ def sequence(lm: Any, repeats: int) -> dict[str, Any]:
             def one_batch(keys: Any = keys, residuals: Any = residuals, running: Any = running) -> None:
                 nonlocal memory
                 inverse = running.after(memory.get(KEYS + site), memory.get(GRAM + site), lam)
-                solve.least_squares(inverse, keys, residuals, lam)
+                solve.least_squares([inverse], [keys], residuals, lam)
                 memory = remember(memory, site, keys.T)
                 running.add(keys.T, memory.get(GRAM + site, memory.get(KEYS + site)), lam)
 

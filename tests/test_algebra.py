@@ -12,6 +12,7 @@ from errata.errors import BadInput
 from errata.methods.closed_form import base, solve
 from errata.methods.closed_form.objective import rows_of
 from errata.methods.closed_form.search import GroupSearch
+from errata.methods.closed_form.symmetric import Kept, Symmetric
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.registry import method
 from errata.methods.texts import contexts_of
@@ -34,8 +35,16 @@ def numbers() -> dict[str, Tensor]:
     return {"X": draw(F, 200), "K": draw(F, N), "R": draw(D, N), "past": draw(F, 7), "W": draw(D, F)}
 
 
+def whole(matrix: Symmetric) -> Tensor:
+    return matrix @ torch.eye(F)
+
+
+def with_keys(inverse: Tensor | Symmetric, keys: Tensor, lam: float) -> Symmetric:
+    return solve.with_keys(Symmetric.of(inverse) if isinstance(inverse, Tensor) else inverse, keys, lam)
+
+
 def least_squares(
-    inverse: Tensor, keys: Tensor, residuals: Tensor, lam: float, met_at: Tensor | None = None
+    inverse: solve.Metric, keys: Tensor, residuals: Tensor, lam: float, met_at: Tensor | None = None
 ) -> LowRank:
     """The change of a single weight."""
     (change,) = solve.least_squares([inverse], [keys], residuals, lam, None if met_at is None else [met_at])
@@ -53,9 +62,9 @@ def test_solution_is_the_dense_one(numbers: dict[str, Tensor]) -> None:
 def test_history_is_the_dense_one(numbers: dict[str, Tensor]) -> None:
     c = numbers["X"] @ numbers["X"].T / 200
     k, r, past, lam = numbers["K"], numbers["R"], numbers["past"], 3.0
-    inverse = solve.with_keys(solve.inverse_of(c), past, lam)
-    in_turn = solve.with_keys(solve.with_keys(solve.inverse_of(c), past[:, :3], lam), past[:, 3:], lam)
-    assert torch.allclose(inverse, in_turn, atol=1e-9)
+    inverse = with_keys(solve.inverse_of(c), past, lam)
+    in_turn = with_keys(with_keys(solve.inverse_of(c), past[:, :3], lam), past[:, 3:], lam)
+    assert torch.allclose(whole(inverse), whole(in_turn), atol=1e-9)
     got = least_squares(inverse, k, r, lam).dense()
     expected = r @ k.T @ torch.linalg.inv(lam * c + past @ past.T + k @ k.T)
     assert torch.allclose(got, expected, atol=1e-5)
@@ -110,32 +119,59 @@ def test_the_running_inverse_is_the_one_from_scratch(numbers: dict[str, Tensor])
     """Through a sequence that passes from keys to their Gram matrix, a rollback and another λ."""
     start = solve.inverse_of(numbers["X"] @ numbers["X"].T / 200)
     keys, lam = numbers["X"].T[:40].float(), 2.0
-    running, memory = solve.RunningInverse(start), {}
+    running, memory = solve.RunningInverse(Symmetric.of(start)), {}
     memories = [memory]
     for batch in keys.split(5):
         now = running.after(memory.get("keys/w"), memory.get("gram/w"), lam)
         past = keys[: 5 * (len(memories) - 1)].T
         if past.shape[1]:
-            assert torch.allclose(now, solve.with_keys(start, past, lam), atol=1e-5)
+            assert torch.allclose(whole(now), whole(with_keys(start, past, lam)), atol=1e-5)
         memory = remember(memory, "w", batch)
         memories.append(memory)
         running.add(batch, memory.get("gram/w", memory.get("keys/w")), lam)
     assert "gram/w" in memory
-    from_gram = solve.RunningInverse(start).after(None, memory["gram/w"], lam)
-    assert torch.allclose(running.after(None, memory["gram/w"], lam), from_gram, atol=1e-5)
+    from_gram = solve.RunningInverse(Symmetric.of(start)).after(None, memory["gram/w"], lam)
+    assert torch.allclose(whole(running.after(None, memory["gram/w"], lam)), whole(from_gram), atol=1e-5)
     back = running.after(memories[2]["keys/w"], None, lam)
-    assert torch.allclose(back, solve.with_keys(start, keys[:10].T, lam), atol=1e-9)
+    assert torch.allclose(whole(back), whole(with_keys(start, keys[:10].T, lam)), atol=1e-9)
     other = running.after(memories[3]["keys/w"], None, 5.0)
-    assert torch.allclose(other, solve.with_keys(start, keys[:15].T, 5.0), atol=1e-9)
-    assert torch.equal(running.after(None, None, lam), start)
+    assert torch.allclose(whole(other), whole(with_keys(start, keys[:15].T, 5.0)), atol=1e-9)
+    assert torch.equal(whole(running.after(None, None, lam)), start)
 
 
 def test_keys_that_coincide_join_the_history(numbers: dict[str, Tensor]) -> None:
     start = solve.inverse_of(numbers["X"] @ numbers["X"].T / 200)
     key = numbers["K"][:, :1]
-    twice, exactly = key.repeat(1, 2), solve.with_keys(start, key, 0.0)
+    twice, exactly = key.repeat(1, 2), with_keys(start, key, 0.0)
     assert (exactly @ key).abs().max() < 1e-9  # λ = 0: nothing may move an earlier key
-    assert torch.allclose(solve.with_keys(start, twice, 0.0), exactly, atol=1e-9)
+    assert torch.allclose(whole(with_keys(start, twice, 0.0)), whole(exactly), atol=1e-9)
+
+
+@pytest.mark.parametrize("f", [1, 5, 32, 33, 100])
+def test_half_of_a_symmetric_matrix_acts_as_the_whole(f: int) -> None:
+    g = torch.Generator().manual_seed(f)
+    x, k = (torch.randn(f, n, generator=g, dtype=torch.float64) for n in (f, 3))
+    full = x + x.T
+    half = Symmetric.of(full)
+    assert torch.allclose(half @ k.float(), full @ k.float().double(), atol=1e-12)
+    assert torch.allclose(half.less(k) @ k, (full - k @ k.T) @ k, atol=1e-12)
+    assert torch.allclose(half @ k, full @ k, atol=1e-12)  # it is what it was
+    assert half.less(k, in_place=True) is half
+    assert torch.allclose(half @ k, (full - k @ k.T) @ k, atol=1e-12)
+    assert half.nbytes <= 4 * f * f + 8 * f * (f / 64 + 1)
+
+
+def test_what_was_used_last_is_kept() -> None:
+    kept, made = Kept[str](), list[str]()
+
+    def ask(name: str, most: int = 2) -> str:
+        return kept.get(name, lambda: made.append(name) or name, most)
+
+    for name in ("a", "b", "a", "c", "a", "b"):
+        assert ask(name) == name
+    assert made == ["a", "b", "c", "b"]
+    assert kept.find("c") is None and kept.find("a") == "a"
+    assert ask("d", 1) == "d" and kept.find("b") is None
 
 
 def test_the_null_space_is_left_alone_by_what_is_known(numbers: dict[str, Tensor]) -> None:

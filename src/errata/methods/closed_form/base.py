@@ -21,11 +21,13 @@ from errata.methods.closed_form.keys import Site, SubjectReadings, check_reads_s
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.outlet import Outlet
 from errata.methods.closed_form.statistics import KeyStatistics, check_statistics, key_statistics
+from errata.methods.closed_form.symmetric import Kept, Symmetric
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.defaults import critical_layers
 from errata.methods.outcomes import report
 from errata.methods.settings import setting
 from errata.methods.texts import contexts_of, openings
+from errata.model.heap import give_back
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.passes import float64_device
@@ -38,6 +40,7 @@ from errata.patch.patch import Patch
 from errata.types import Edit
 
 ANCHOR = "anchor/"  # memory of the length that NAS gives to new values
+ROOM = 4_000_000_000  # bytes of inverses that are held between edits, or one for each layer that is edited
 ANCHOR_FACTS = 100  # facts that it is measured on; NAS takes 1,000 of CounterFact
 ANCHOR_KEPT = 0.95  # of them, without the longest
 
@@ -145,7 +148,7 @@ class ClosedForm(TargetSettings):
         return moved
 
     def change(
-        self, inverses: Sequence[Tensor], keys: Sequence[SubjectReadings], residual: Tensor
+        self, inverses: Iterable[solve.Metric], keys: Sequence[SubjectReadings], residual: Tensor
     ) -> Sequence[LowRank]:
         """ΔW (d, f) of each weight of a down projection: together they add the ``residual`` (n, d) to the values."""
         assert self.lam is not None
@@ -259,7 +262,7 @@ class ClosedForm(TargetSettings):
                 moved = unmet
             residual = self.residual(targets, outlet.change(inside, moved, like), read[value])
             residuals[layer] = residuals.get(layer, 0) + residual
-            inverses = [self._inverse(context, name) for name in of_weight]
+            inverses = (self._inverse(context, name) for name in of_weight)  # one at a time
             found = self.change(inverses, list(of_weight.values()), residuals[layer])
             for name, change in zip(of_weight, found, strict=True):
                 changes[name] = LowRank(change.a.float(), change.b.float()).compact()
@@ -286,6 +289,7 @@ class ClosedForm(TargetSettings):
         norms = context.state.info["norms"]
         settings = replace(self, lr=self.lr * norms[scale[0]] / norms[measured_at(lm, self.layers[-1])])
         result = find_deltas(lm, edits, site, context.contexts, settings, self.clamp * bound, unit, plain=self.plain)
+        give_back()  # before matrices (f, f) are made: what the steps of a search leave is in small pieces
         report([edit.id for edit in edits], result.final_loss.tolist(), result.met.tolist())
         width = bare[value].shape[1]  # what PMET's search has beside it, for the attention, is dropped
         delta = result.delta[:, :width] / (1.0 if site.mlp_output else outlet.gain)
@@ -321,14 +325,19 @@ class ClosedForm(TargetSettings):
         )
 
     def _running(self, context: EditContext, weight: str) -> solve.RunningInverse:
+        c = context.state.tensors[f"C/{stem(weight)}"]
+
         def make() -> solve.RunningInverse:
-            c = context.state.tensors[f"C/{stem(weight)}"]
-            metric = self.metric(c.to(float64_device(context.lm.device)))
-            return solve.RunningInverse(metric.cpu())  # 8 f² bytes a weight: 1.6 GB in Llama 3 8B
+            return solve.RunningInverse(Symmetric.of(self.metric(c.to(float64_device(context.lm.device)))))
 
-        return context.state.once(f"{self.metric_name}/{stem(weight)}", make)
+        assert self.layers is not None
+        room = ROOM // (4 * c.numel() * (2 if self.history else 1))
+        return _kept(context.state).get(self._metric_of(weight), make, max(len(self.layers), room))
 
-    def _inverse(self, context: EditContext, weight: str) -> Tensor:
+    def _metric_of(self, weight: str) -> str:
+        return f"{self.metric_name}/{stem(weight)}"
+
+    def _inverse(self, context: EditContext, weight: str) -> Symmetric:
         """(f, f): the metric, with the keys of earlier edits where they count."""
         assert self.lam is not None
         running, path = self._running(context, weight), stem(weight)
@@ -338,12 +347,18 @@ class ClosedForm(TargetSettings):
         return running.after(memory.get(KEYS + path), memory.get(GRAM + path), self.lam)
 
     def _remember(self, context: EditContext, weight: str, keys: Tensor) -> None:
-        """Adds the new keys (n, f) of a weight to the memory, and to the running inverse."""
+        """Adds the new keys (n, f) of a weight to the memory, and to its inverse where that is held."""
         assert self.lam is not None
         path = stem(weight)
         context.memory = remember(context.memory, path, keys)
         memory = context.memory[GRAM + path if GRAM + path in context.memory else KEYS + path]
-        self._running(context, weight).add(keys, memory, self.lam)
+        if running := _kept(context.state).find(self._metric_of(weight)):
+            running.add(keys, memory, self.lam)
+
+
+def _kept(state: State) -> Kept[solve.RunningInverse]:
+    """The inverses that go with a state."""
+    return state.once("inverses", Kept)
 
 
 def measured_at(lm: HFLM, layer: int) -> str:

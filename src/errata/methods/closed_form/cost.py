@@ -30,7 +30,7 @@ def steps(method: "ClosedForm", size: Size, work: Work) -> list[Step]:
         _solve(method, size, work, edited),
         *_sums(method, size, work, edited),
     ]
-    held = _held(size, layers, 4) + _held(size, edited, 16 if method.history else 8)  # C, inverses: all the time
+    held = _held(size, layers, 4) + _held(size, edited, 8 if method.history else 4)  # C, inverses: all the time
     editing = [replace(step, host=step.host + held) for step in editing]
     return [*_prepare(size, work, layers), *editing, _put_on(size, work, edited)]
 
@@ -69,7 +69,7 @@ def _prepare(size: Size, work: Work, layers: tuple[int, ...]) -> list[Step]:
 def _inverse(method: "ClosedForm", size: Size, edited: tuple[int, ...]) -> Step:
     widest = max(size.down(layer)[1] for layer in edited) ** 2
     flop = sum(method.METRIC_FLOP * float(size.down(layer)[1]) ** 3 for layer in edited)
-    beside = 8.0 * (method.METRIC_COPIES - 1) * widest
+    beside = 8.0 * method.METRIC_COPIES * widest
     there = beside if size.on_host else beside + 20.0 * widest  # C and, in float64, itself twice
     return Step("inverse", "edit", {"inverse": flop}, device=there)
 

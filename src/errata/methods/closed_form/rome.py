@@ -1,6 +1,6 @@
 """ROME and r-ROME: one fact at a time, exactly, in one layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -78,7 +78,7 @@ class ROME(ClosedForm):
 
     @override
     def change(
-        self, inverses: Sequence[Tensor], keys: Sequence[SubjectReadings], residual: Tensor
+        self, inverses: Iterable[solve.Metric], keys: Sequence[SubjectReadings], residual: Tensor
     ) -> Sequence[LowRank]:
         assert self.lam is not None
         direction = [(key.bare if self.keys == "bare" else key.mean).T for key in keys]

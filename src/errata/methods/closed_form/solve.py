@@ -11,16 +11,19 @@ that has float64.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import nan
 
 import torch
 from torch import Tensor
 
 from errata.errors import BadInput
+from errata.methods.closed_form.symmetric import Symmetric
 from errata.patch.delta import LowRank
 
 log = logging.getLogger(__name__)
+
+Metric = Tensor | Symmetric  # (f, f): what measures keys, an inverse of C or a projector
 
 MOST_RIDGE = 100.0  # times the mean eigenvalue: what rounding of sums leaves below zero is far nearer to it
 
@@ -77,15 +80,13 @@ def null_projector(c: Tensor, share: float) -> Tensor:
     return kept @ kept.T
 
 
-def with_keys(inverse: Tensor, keys: Tensor, lam: float, *, in_place: bool = False) -> Tensor:
+def with_keys(inverse: Symmetric, keys: Tensor, lam: float, *, in_place: bool = False) -> Symmetric:
     """(C + K Kᵀ / λ)⁻¹ (f, f) from C⁻¹ and more keys K (f, n); ``in_place`` C⁻¹ is overwritten by it."""
-    keys = keys.to(inverse)
     x = inverse @ keys  # (f, n)
-    inner = lam * torch.eye(keys.shape[1]).to(inverse) + keys.T @ x  # (n, n)
+    inner = lam * torch.eye(keys.shape[1]).to(x) + keys.to(x).T @ x  # (n, n)
     values, vectors = torch.linalg.eigh(inner)
     positive = values > values[-1].clamp(min=1e-300) * 1e-12  # not all are where keys coincide
-    half = x @ (vectors[:, positive] / values[positive].sqrt())
-    return torch.addmm(inverse, half, half.T, alpha=-1, out=inverse if in_place else None)
+    return inverse.less(x @ (vectors[:, positive] / values[positive].sqrt()), in_place=in_place)
 
 
 class RunningInverse:
@@ -94,7 +95,7 @@ class RunningInverse:
     ``initial`` is the one without keys, ``current`` the one with those that ``memory`` holds until the next come in.
     """
 
-    def __init__(self, initial: Tensor):
+    def __init__(self, initial: Symmetric):
         self.initial = initial
         self._reset(0.0)
 
@@ -102,7 +103,7 @@ class RunningInverse:
         self.current, self.lam = self.initial, lam
         self.memory: Tensor | None = None
 
-    def after(self, keys: Tensor | None, gram: Tensor | None, lam: float) -> Tensor:
+    def after(self, keys: Tensor | None, gram: Tensor | None, lam: float) -> Symmetric:
         """The inverse with the keys that a patch remembers: themselves (m, f), or their second moment (f, f).
 
         It is ``current``, which the next keys change.
@@ -143,7 +144,7 @@ def _root(gram: Tensor) -> Tensor:
 
 
 def least_squares(
-    inverses: Sequence[Tensor],
+    inverses: Iterable[Metric],
     keys: Sequence[Tensor],
     residuals: Tensor,
     lam: float,
@@ -154,14 +155,14 @@ def least_squares(
     A single linear has one weight. In a mixture of experts K is their keys one below the other, and C is taken as zero
     between two experts; a weight's rank is the number of facts that it saw. ``met_at`` are the keys at which Δ gives
     the residuals where they are others than those of the direction (ROME's released code: direction of the averaged
-    key, equation at the bare one).
+    key, equation at the bare one). The inverses are taken one at a time.
     """
-    r = residuals.to(inverses[0])
+    r = residuals.to("cpu", torch.float64)
     inner = lam * torch.eye(r.shape[1]).to(r)  # (n, n)
     found: list[tuple[Tensor, Tensor]] = []
     for inverse, k, met in zip(inverses, keys, met_at or keys, strict=True):
         facts = (k.any(0) | met.any(0)).nonzero()[:, 0]  # that the weight saw
-        x = inverse @ k[:, facts].to(inverse)  # (f, those)
+        x = inverse @ k[:, facts].to(r)  # (f, those)
         inner[facts[:, None], facts] += x.T @ met[:, facts].to(x)
         found.append((facts, x))
     a = _divided(r, inner)  # (d, n)
