@@ -88,7 +88,6 @@ def measured(folder: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in lm.model.parameters()),
         "model_mb": round(model),
         "statistics_mb": round(held),
-        "inverses_mb": round(2 * held),
         "patch_mb": round(patch.nbytes / 1e6, 1),
         "layers": list(memit.chosen_layers(lm)),
         "peak_above_model_mb": {name: round(peak - model) for name, peak in figures.items()},

@@ -21,7 +21,7 @@ import errata
 from errata.cli import app
 from errata.cost import plan as planning
 from errata.cost import room
-from errata.errors import BadInput, Unsupported
+from errata.errors import BadInput
 from errata.methods.closed_form import base, solve
 from errata.methods.closed_form.symmetric import Symmetric
 from errata.methods.texts import CONTEXT_TOKENS
@@ -40,6 +40,7 @@ MANY = [
 ]
 
 
+MOES = ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe"]
 CONTEXTS = ["The old king lives in Rome. ", "A baker went by night to Paris. "]
 
 
@@ -139,13 +140,31 @@ def test_a_family_that_does_not_count_says_so() -> None:
     assert trains.peak_device > trains.weights + 8 * trains.parameters
 
 
-def test_a_mixture_of_experts_is_not_counted(tmp_path: Path) -> None:
-    lm = tiny_lm("mixtral")
+@pytest.mark.parametrize("name", ["memit", "r-rome"])
+@pytest.mark.parametrize("arch", ["qwen2_moe", "qwen3_moe"])
+def test_of_a_mixture_the_experts_count_that_a_token_is_sent_to(
+    arch: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_lm(arch).model.config
+    monkeypatch.setattr(config, "_experts_implementation", "eager")  # products of groups are not counted
+    test_the_operations_are_those_that_a_run_counts(name, arch, tmp_path, monkeypatch)
+
+
+def test_a_mixture_holds_what_is_planned(tmp_path: Path) -> None:
+    lm, method = tiny_lm("qwen2_moe"), errata.method("memit", contexts=2, steps=2, layers=(1, 2))
+    state = method.prepare(lm, TEXTS)
+    patch = method.edit(lm, MANY, state)
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
     for model in (lm, str(tmp_path)):
-        with pytest.raises(Unsupported, match="mixture of experts, whose operations and bytes are not counted yet"):
-            errata.plan(model, quick("memit"), measure=False)
+        made = errata.plan(model, method, edits=MANY, texts=500, measure=False)
+        steps = {step.name: step for step in made.steps}
+        assert made.weights == sum(p.nbytes for p in lm.model.parameters())
+        assert steps["second moments"].disk == sum(c.nbytes for c in state.tensors.values())
+        inverses = sum(kept.initial.nbytes for kept in state._kept["inverses"]._held.values())
+        assert inverses / FACTOR < steps["inverse"].host - steps["second moments"].disk < FACTOR * inverses
+        saved = sum(t.nbytes for part in patch.parts for t in part.tensors().values())
+        assert saved / FACTOR < steps["sums"].disk < FACTOR * saved
 
 
 # Bytes -------------------------------------------------------------------------------------------
@@ -301,13 +320,13 @@ def test_a_state_is_written_without_a_copy(tmp_path: Path) -> None:
 # From the configuration alone --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "gpt_neox", "llama", "falcon", "opt", "gemma3_text", "phi3", "t5"])
+@pytest.mark.parametrize("arch", ["gpt2", "gpt_neox", "llama", "falcon", "opt", "gemma3_text", "phi3", "t5", *MOES])
 def test_a_model_without_numbers_has_the_sites_and_measures_of_the_real_one(arch: str) -> None:
     real = build(arch, vocab_size=320)
     with torch.device("meta"):
         bare = type(real)._from_config(real.config, attn_implementation="eager")
     outline, whole = find_sites(bare.eval()), find_sites(real)
-    for name in ("embed", "layer", "mlp_in", "mlp_out", "attn_out", "final_norm", "lm_head"):
+    for name in ("embed", "layer", "mlp_in", "mlp_out", "attn_out", "final_norm", "lm_head", "experts"):
         assert getattr(outline, name) == getattr(whole, name)
     a, b = (Size.of(HFLM(model, tokenizer()), True) for model in (bare, real))
     assert (a.weights, a.parameters, a.block_flop, a.head_flop) == (b.weights, b.parameters, b.block_flop, b.head_flop)

@@ -7,7 +7,8 @@ each expert, and zero where it was not sent. transformers keeps the Wₑ stacked
 its index: ``model.layers.3.mlp.experts.down_proj[17]``.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import Unsupported
+from errata.model import hooks
 
 STACKED = ("down_proj", "gate_up_proj", "up_proj")  # parameters of a module of experts, one matrix of each
 DOWN = "down_proj"  # the stacked down projections of a module of experts, (E, out, in) or (E, in, out)
@@ -26,13 +28,25 @@ def is_stack(module: Any) -> bool:
     return isinstance(down, nn.Parameter) and down.ndim == 3 and _into(module) is not None
 
 
-def check_counted(model: nn.Module, name: str) -> None:
-    """Raises :class:`Unsupported` for a mixture of experts, of which a plan does not know how many a token reaches."""
-    if any(map(is_stack, model.modules())):
-        raise Unsupported(
-            f"{name} is a mixture of experts, whose operations and bytes are not counted yet; plan a dense model of "
-            "its sizes, or edit it and watch"
-        )
+def stand_ins(model: nn.Module, show: Callable[[nn.Module, int], None]) -> AbstractContextManager[None]:
+    """Context manager: each stack of experts runs its first one in the place of those that a token is sent to.
+
+    The shapes and the operations are the same, and nothing depends on numbers: for models without them. ``show`` gets
+    each stack and how many rows its experts got.
+    """
+
+    def forward(module: nn.Module) -> Callable[..., Tensor]:
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            given, index, _ = _call(args, kwargs)
+            states = given.reshape(-1, given.shape[-1])
+            times = 1 if index is None else index.shape[-1]
+            out = _keys(module, states.repeat_interleave(times, 0), 0) @ down(module, 0).T
+            show(module, len(out))
+            return out.view(-1, times, out.shape[-1]).sum(1).view_as(given)
+
+        return run
+
+    return hooks.forward_replaced({module: forward(module) for module in model.modules() if is_stack(module)})
 
 
 def stacked_transposed(module: Any) -> bool:
@@ -74,10 +88,8 @@ def routed(
     """
     if getattr(module, DOWN).is_meta:
         raise Unsupported("the experts of this model are offloaded, and their keys cannot be read; load it whole")
-    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-    hidden = tensors[0].reshape(-1, tensors[0].shape[-1])
-    index = next((x for x in tensors[1:] if not x.is_floating_point()), None)
-    gates = next((x for x in tensors[1:] if x.is_floating_point()), None)
+    given, index, gates = _call(args, kwargs)
+    hidden = given.reshape(-1, given.shape[-1])
     count = len(getattr(module, DOWN))
     wanted = sorted(range(count) if only is None else only)
     if index is None or gates is None:
@@ -94,6 +106,13 @@ def routed(
         if len(tokens):
             gate = gates[tokens, places] if gates.shape == index.shape else gates[tokens, e]
             yield Routed(e, tokens, tokens, _wide(_keys(module, hidden[tokens], e)) * _wide(gate)[:, None])
+
+
+def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The hidden states, each token's experts and their gates in the call of a stack."""
+    hidden, *others = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    index = next((x for x in others if not x.is_floating_point()), None)
+    return hidden, index, next((x for x in others if x.is_floating_point()), None)
 
 
 def output_of(module: Any, calls: Iterator[Routed], like: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from errata.errors import BadInput, first_line
 from errata.model import folder, hub
 from errata.model.chat import Template, chosen
 from errata.model.configuration import auto_class
-from errata.model.experts import check_counted
 from errata.model.hf import HFLM
 from errata.model.sites import Sites
 from errata.model.view import stops_of
@@ -108,7 +107,6 @@ def outline(
         auto = auto_class(config)  # the plain attention: others look into the mask's numbers
         making: Any = {"dtype": chosen_dtype, "attn_implementation": "eager", "trust_remote_code": trust_remote_code}
         network = auto.from_config(config, **making)
-    check_counted(network, name)
     tokenizer = _tokenizer(name, options)
     with folder.named(name, "cannot be run without its numbers", options):
         template = _template(network, tokenizer, chat, None, name)

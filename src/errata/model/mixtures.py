@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from errata.model.experts import DOWN, is_stack, output_of, routed
-from errata.model.recording import ModuleCall, acts_on_tokens
+from errata.model.recording import ModuleCall, acts_on_tokens, same
 
 TOLERANCE = 0.02  # of a vector's length, within which it is what was computed
 
@@ -35,11 +35,13 @@ def mixture_of(block: ModuleCall, calls: list[ModuleCall]) -> Mixture | str | No
     if len(stacks) > 1:
         return f"holds {len(stacks)} stacks of experts"
     (stack,) = stacks
+    around = next((call for call in calls if call.name == stack.name.rpartition(".")[0]), None)
+    if block.output_state is not None and block.output_state.is_meta:
+        return _believed(block, around, stack, calls)
     if getattr(stack.module, DOWN).is_meta:
         return f"holds experts (`{stack.name}`) that hold no numbers here (offloaded, or on meta); load the model whole"
     if stack.output_state is None or block.output_state is None or not _is_sum(stack, stack.output_state):
         return f"holds experts (`{stack.name}`) whose output is not the sum of what their down projections give"
-    around = next((call for call in calls if call.name == stack.name.rpartition(".")[0]), None)
     if around is not None and around.module is not block.module:
         shared = [call for call in calls if _is_shared(call, around, stack)]
         if _adds_up(around, stack, shared) and acts_on_tokens(around):
@@ -47,6 +49,14 @@ def mixture_of(block: ModuleCall, calls: list[ModuleCall]) -> Mixture | str | No
     if stack.output_state.numel() == block.output_state.numel() and acts_on_tokens(stack):
         return Mixture(stack, (stack.name,))
     return f"holds experts (`{stack.name}`) and around them something else than an expert that all tokens share"
+
+
+def _believed(block: ModuleCall, around: ModuleCall | None, stack: ModuleCall, calls: list[ModuleCall]) -> Mixture:
+    """The mixture of a block without numbers: what is around a stack is believed to add one shared expert at most."""
+    if around is None or around.module is block.module:
+        return Mixture(stack, (stack.name,))
+    shared = [call.name for call in calls if _is_shared(call, around, stack)]
+    return Mixture(around, (stack.name, *shared)) if len(shared) < 2 else Mixture(stack, (stack.name,))
 
 
 def _is_sum(stack: ModuleCall, out: Tensor) -> bool:
@@ -64,7 +74,7 @@ def _is_shared(call: ModuleCall, around: ModuleCall, stack: ModuleCall) -> bool:
     if not (beside and call.is_linear) or read is None or state is None or given is None or out is None:
         return False
     return state.shape[-1] == out.shape[-1] and (
-        read.numel() != given.numel() or not torch.equal(read.flatten(), given.flatten())
+        read.numel() != given.numel() or not same(read.flatten(), given.flatten())
     )
 
 

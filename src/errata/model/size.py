@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from errata.model import hooks, passes
-from errata.model.experts import check_counted
+from errata.model.experts import DOWN, is_stack, stand_ins
 from errata.model.hf import HFLM
-from errata.model.weights import transposed
+from errata.model.projection import Projection
+from errata.model.weights import shape_of, transposed
 from errata.types import Edit
 
 PROBED = 16  # tokens of the run in which is measured what a gradient keeps
@@ -78,6 +79,25 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Down:
+    """``count`` matrices (out, into) of a down projection, of which a token reaches so many."""
+
+    out: int
+    into: int
+    count: int
+    reached: float
+
+    @property
+    def active(self) -> float:
+        """Entries that act on a token."""
+        return self.out * self.into * self.reached
+
+    def touched(self, tokens: float) -> float:
+        """How many of the matrices that many tokens reach, each wherever it likes."""
+        return self.count * (1 - (1 - min(1.0, self.reached / self.count)) ** tokens)
+
+
+@dataclass(frozen=True)
 class Size:
     """The measures of a model. Operations are those of products of matrices: 2 for a weight and token."""
 
@@ -97,29 +117,28 @@ class Size:
     itemsize: int
     on_host: bool
     """Whether the model runs in main memory."""
+    reached: Mapping[nn.Module, float]
+    """Of each stack of experts, how many a token is sent to."""
 
     @classmethod
     def of(cls, lm: HFLM, on_host: bool) -> "Size":
-        """The measures of a model, which may be on the meta device.
-
-        Raises :class:`Unsupported` for a mixture of experts: how many of them a token is sent to is not counted.
-        """
-        check_counted(lm.model, lm.name)
+        """The measures of a model, which may be on the meta device."""
+        kept, reached = _probed(lm)
         modules = dict(lm.model.named_modules())
-        matrices = [_entries(modules[path]) for path in lm.sites.layer]
-        last = [*lm.sites.mlp_in[-1], lm.sites.mlp_out[-1]]
+        last = dict.fromkeys([*lm.sites.mlp_in[-1], lm.sites.mlp_out[-1]])
         tensors = {id(p): p for p in lm.model.parameters()}.values()
         return cls(
             lm,
-            tuple(2.0 * n for n in matrices),
+            tuple(2.0 * _entries(modules[path], reached) for path in lm.sites.layer),
             tuple(_widths(modules[path])[1] if path else 0 for path in lm.sites.attn_out),
-            2.0 * sum(_entries(modules[path]) for path in last),
-            2.0 * _entries(modules[lm.sites.lm_head]),
-            _kept(lm) / PROBED / lm.sites.depth,
+            2.0 * sum(_entries(modules[path], reached) for path in last),
+            2.0 * _entries(modules[lm.sites.lm_head], reached),
+            kept / PROBED / lm.sites.depth,
             sum(p.numel() for p in tensors),
             sum(p.numel() * p.element_size() for p in tensors),
             lm.dtype.itemsize,
             on_host,
+            reached,
         )
 
     @property
@@ -133,8 +152,25 @@ class Size:
         return min(WINDOW, self.lm.tokens.limit or WINDOW)
 
     def down(self, layer: int) -> tuple[int, int]:
-        """(d, f): the sides of a layer's down projection."""
-        return _widths(self.lm.model.get_submodule(self.lm.sites.mlp_out[layer]))
+        """(d, f): the sides of a layer's down projection, of all experts' together."""
+        return Projection.of(self.lm.sites, layer).shape(self.lm.model)
+
+    def downs(self, layer: int) -> "list[Down]":
+        """The matrices of a layer's down projection: one, or those of a stack of experts and a shared expert's."""
+        model, found = self.lm.model, list[Down]()
+        for name in Projection.of(self.lm.sites, layer).parameters(model):
+            *count, d, f = shape_of(model, name)
+            reached = self.reached[model.get_submodule(name.rpartition(".")[0])] if count else 1.0
+            found.append(Down(d, f, count[0] if count else 1, reached))
+        return found
+
+    def keys_again(self, layer: int) -> float:
+        """Operations for a token by which the keys of experts, which the model does not show, are computed again."""
+        if not (experts := self.lm.sites.experts_of(layer)):
+            return 0.0
+        stack = self.lm.model.get_submodule(experts[0])
+        entries = _entries(stack, self.reached) - sum(down.active for down in self.downs(layer)[:1])
+        return 2.0 * entries
 
     def blocks(self, start: int, end: int, seen: float) -> float:
         """Operations for a token in the blocks from ``start`` up to ``end``, in rows of ``seen`` tokens."""
@@ -146,13 +182,17 @@ class Size:
 
     def passing(self, tokens: float) -> float:
         """Bytes that a pass over so many tokens holds at a time, without gradients."""
-        d, f = self.down(0)
-        return tokens * LIVE * (d + f) * self.itemsize
+        widest = max(sum(down.reached * down.into for down in self.downs(i)) for i in range(self.depth))
+        return tokens * LIVE * (self.down(0)[0] + widest) * self.itemsize
 
 
-def _entries(module: Any) -> int:
-    """Entries of all matrices in a module."""
-    return sum(p.numel() for p in module.parameters() if p.ndim > 1)
+def _entries(module: nn.Module, reached: Mapping[nn.Module, float]) -> float:
+    """Entries of all matrices in a module that act on a token."""
+    total = 0.0
+    for part in module.modules():
+        entries = sum(p.numel() for p in part.parameters(recurse=False) if p.ndim > 1)
+        total += entries * reached[part] / len(getattr(part, DOWN)) if is_stack(part) else entries
+    return total
 
 
 def _widths(module: Any) -> tuple[int, int]:
@@ -161,8 +201,9 @@ def _widths(module: Any) -> tuple[int, int]:
     return (columns, rows) if transposed(module) else (rows, columns)
 
 
-def _kept(lm: HFLM) -> float:
-    """Bytes that autograd keeps of one run of PROBED tokens, parameters apart: measured."""
+def _probed(lm: HFLM) -> tuple[float, dict[nn.Module, float]]:
+    """Measured in a run of PROBED tokens: bytes that autograd keeps, parameters apart; experts that a token reaches."""
+    reached: dict[nn.Module, float] = {}
     known = {p.untyped_storage()._cdata for p in lm.model.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -174,6 +215,7 @@ def _kept(lm: HFLM) -> float:
     ids = torch.zeros(1, PROBED, dtype=torch.long, device=lm.device)
     embed = lm.model.get_submodule(lm.sites.embed)
     with (
+        stand_ins(lm.model, lambda stack, rows: reached.update({stack: rows / PROBED})),
         hooks.frozen(lm.model),
         torch.enable_grad(),
         hooks.after(embed, lambda args, kwargs, out: out.detach().requires_grad_() * 1),  # no leaf: some add in place
@@ -184,4 +226,4 @@ def _kept(lm: HFLM) -> float:
         if lm.seq2seq:
             inputs = {"input_ids": ids, "decoder_input_ids": ids, "decoder_attention_mask": mask, "use_cache": False}
         lm.model(**inputs)
-    return float(sum(x.untyped_storage().nbytes() for x in kept.values()))
+    return float(sum(x.untyped_storage().nbytes() for x in kept.values())), reached

@@ -21,7 +21,7 @@ from errata.methods.closed_form.keys import Site, SubjectReadings, check_reads_s
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.outlet import Outlet
 from errata.methods.closed_form.statistics import KeyStatistics, check_statistics, key_statistics
-from errata.methods.closed_form.symmetric import Kept, Symmetric
+from errata.methods.closed_form.symmetric import ROOM, Kept, Symmetric
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.defaults import critical_layers
 from errata.methods.outcomes import report
@@ -40,7 +40,6 @@ from errata.patch.patch import Patch
 from errata.types import Edit
 
 ANCHOR = "anchor/"  # memory of the length that NAS gives to new values
-ROOM = 4_000_000_000  # bytes of inverses that are held between edits, or one for each layer that is edited
 ANCHOR_FACTS = 100  # facts that it is measured on; NAS takes 1,000 of CounterFact
 ANCHOR_KEPT = 0.95  # of them, without the longest
 

@@ -1,6 +1,7 @@
 """What the closed forms take: operations and bytes of each step, from the shapes of a model.
 
-n facts, d and f the sides of a down projection, t tokens of text. The tests count the operations of real runs.
+n facts, d and f the sides of a down projection, t tokens of text. In a mixture d and f are each expert's, and to which
+experts a token is sent is taken to be drawn for each token anew. The tests count the operations of real runs.
 """
 
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.methods.closed_form.keys import CHUNK
 from errata.methods.closed_form.statistics import NORM_PIECES, PER_DIMENSION
+from errata.methods.closed_form.symmetric import ROOM
 from errata.methods.texts import CONTEXT_TOKENS
 from errata.model.size import Size, Step, Work
 
@@ -24,29 +26,53 @@ def steps(method: "ClosedForm", size: Size, work: Work) -> list[Step]:
     edited = tuple(sorted({layers[0], layers[-1]})) if method.blue else layers
     turns = [(layer,) for layer in edited] if method.blue else [edited]
     editing = [
-        _inverse(method, size, edited),
+        _inverse(method, size, work, edited),
         *(_search(method, size, work, turn[-1]) for turn in turns),
         _keys(method, size, work, turns),
         _solve(method, size, work, edited),
         *_sums(method, size, work, edited),
     ]
-    held = _held(size, layers, 4) + _held(size, edited, 8 if method.history else 4)  # C, inverses: all the time
+    held = _held(size, layers, 4) + _inverses(method, size, work, edited)  # C, inverses: all the time
     editing = [replace(step, host=step.host + held) for step in editing]
-    return [*_prepare(size, work, layers), *editing, _put_on(size, work, edited)]
+    return [*_prepare(size, work, layers), *editing, _put_on(method, size, work, edited)]
 
 
 def _held(size: Size, layers: tuple[int, ...], bytes_of_entry: float) -> float:
-    """Bytes of a matrix (f, f) for each layer."""
-    return sum(bytes_of_entry * size.down(layer)[1] ** 2 for layer in layers)
+    """Bytes of a matrix (f, f) for each weight of the layers."""
+    return sum(bytes_of_entry * down.count * down.into**2 for layer in layers for down in size.downs(layer))
+
+
+def _inverses(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> float:
+    """Bytes of the inverses that are held: of all weights that the facts reach, or of as many as there is room for."""
+    downs = [down for layer in edited for down in size.downs(layer)]
+    entry = 8 if method.history else 4
+    all_of_them = sum(entry * down.touched(_readings(method, work.edits)) * down.into**2 for down in downs)
+    return min(all_of_them, max(ROOM, entry * len(edited) * _widest(size, edited) ** 2))
+
+
+def _readings(method: "ClosedForm", edits: float) -> float:
+    """How often subjects' last tokens are read: each in all its contexts."""
+    return edits * (method.contexts + 1)
+
+
+def _widest(size: Size, layers: tuple[int, ...]) -> int:
+    """The largest f."""
+    return max(down.into for layer in layers for down in size.downs(layer))
 
 
 def _tokens(size: Size, work: Work, layers: tuple[int, ...]) -> float:
-    return work.texts or PER_DIMENSION * max(size.down(layer)[1] for layer in layers)
+    """As many as :func:`errata.methods.closed_form.statistics.key_statistics` reads."""
+    if work.texts:
+        return work.texts
+    wanted: list[float] = []
+    for downs in map(size.downs, layers):
+        count, reached = sum(down.count for down in downs), sum(down.reached for down in downs)
+        wanted.append(PER_DIMENSION * max(down.into for down in downs) * count / reached)
+    return max(wanted)
 
 
 def _prepare(size: Size, work: Work, layers: tuple[int, ...]) -> list[Step]:
     t, last, w = _tokens(size, work, layers), layers[-1], size.window
-    d, f = size.down(last)
     budget = size.lm.budget
     c = _held(size, layers, 4)
     made: list[Step] = []
@@ -58,20 +84,24 @@ def _prepare(size: Size, work: Work, layers: tuple[int, ...]) -> list[Step]:
         made.append(Step("sample texts", "prepare", {"model": flop}, moved, device=size.passing(budget), note=note))
     pieces = ceil(t / w)
     of_norms = ceil(pieces / max(1, pieces // NORM_PIECES)) * min(w, t)
-    reading = t * (size.blocks(0, last + 1, w) - 2 * d * f) + of_norms * size.blocks(0, last + 1, w)
-    moments = sum(2.0 * size.down(layer)[1] ** 2 * t for layer in layers)
-    device = size.passing(budget) + 4 * budget * f + c
+    spared = 0.0 if size.lm.sites.experts_of(last) else 2 * size.downs(last)[0].active  # it ends at the key
+    again = sum(map(size.keys_again, layers))
+    reading = t * (size.blocks(0, last + 1, w) - spared + again) + of_norms * size.blocks(0, last + 1, w)
+    downs = [down for layer in layers for down in size.downs(layer)]
+    moments = sum(2.0 * down.reached * down.into**2 * t for down in downs)
+    device = size.passing(budget) + 4 * budget * max(down.reached * down.into for down in downs) + c
     made.append(Step("read texts", "prepare", {"model": reading}, device=device, note=f"{t:,.0f} tokens"))
     made.append(Step("second moments", "prepare", {"float32": moments}, device=device, host=c, disk=c))
     return made
 
 
-def _inverse(method: "ClosedForm", size: Size, edited: tuple[int, ...]) -> Step:
-    widest = max(size.down(layer)[1] for layer in edited) ** 2
-    flop = sum(method.METRIC_FLOP * float(size.down(layer)[1]) ** 3 for layer in edited)
+def _inverse(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> Step:
+    widest = _widest(size, edited) ** 2
+    downs = [down for layer in edited for down in size.downs(layer)]
+    made = sum(down.touched(_readings(method, work.edits)) * float(down.into) ** 3 for down in downs)
     beside = 8.0 * method.METRIC_COPIES * widest
     there = beside if size.on_host else beside + 20.0 * widest  # C and, in float64, itself twice
-    return Step("inverse", "edit", {"inverse": flop}, device=there)
+    return Step("inverse", "edit", {"inverse": method.METRIC_FLOP * made}, device=there)
 
 
 def _search(method: "ClosedForm", size: Size, work: Work, last: int) -> Step:
@@ -81,7 +111,8 @@ def _search(method: "ClosedForm", size: Size, work: Work, last: int) -> Step:
     suffix, before = rows * work.suffix, rows * (work.subject_end - 1)
     once = before * size.whole(lengths) + suffix * size.blocks(0, last + 1, lengths)
     written = method.contexts * CONTEXT_TOKENS * (size.whole(CONTEXT_TOKENS) + size.head_flop)
-    spared = (suffix - min(suffix, entries)) * size.mlp_flop * (last < size.depth - 1)
+    whole = last == size.depth - 1 or size.lm.sites.mlp_out[-1] in size.lm.sites.experts_of(-1)
+    spared = 0.0 if whole else (suffix - min(suffix, entries)) * size.mlp_flop
     forward = suffix * size.blocks(last + 1, size.depth, lengths) - spared + entries * size.head_flop
     flop = written + n * (once + (2 * method.steps - 1) * forward)
     most = n * rows * lengths
@@ -102,20 +133,27 @@ def _keys(method: "ClosedForm", size: Size, work: Work, turns: list[tuple[int, .
         flop += bare * (1 + len(turn))
         for layer in turn:
             flop += n * method.contexts * at * size.blocks(0, layer + 1, at + context)
+            flop += _readings(method, n) * at * size.keys_again(layer)
             flop += beginnings * size.whole(context) if method.contexts else 0.0
-    d, f = size.down(turns[-1][-1])
-    return Step("keys", "edit", {"model": flop}, device=size.passing(size.lm.budget), host=8.0 * n * (f + 4 * d))
+    downs = size.downs(turns[-1][-1])
+    read = n * (sum(down.touched(_readings(method, 1)) * down.into for down in downs) + 4 * downs[0].out)
+    return Step("keys", "edit", {"model": flop}, device=size.passing(size.lm.budget), host=8.0 * read)
 
 
 def _solve(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> Step:
     n, flop, host = float(work.edits), 0.0, 0.0
-    for layer in edited:
-        d, f = size.down(layer)
-        flop += 2 * f * f * n + (2 * f * n if method.one_by_one else 2 * f * n * n + 2 * n**3 / 3 + 2 * d * n * n)
-        if method.history:
-            flop += 4 * f * f * n + 2 * f * n * n + 9 * n**3
-        together = 1.0 if method.one_by_one else n
-        host = max(host, 8 * (together * (2 * f + 2 * d) + 2 * together**2))
+    for downs in map(size.downs, edited):
+        d, together = downs[0].out, 1.0 if method.one_by_one else n
+        flop += 0.0 if method.one_by_one else 2 * n**3 / 3 + 2 * d * n * n
+        keys = 0.0
+        for down in downs:
+            f, reached = down.into, down.touched(_readings(method, 1))  # of one fact
+            seen = together * reached / down.count  # by each, of those that are solved for together
+            flop += n * reached * (2 * f * f + 2 * f * seen)
+            keys += 2 * f * together * reached
+            if method.history:
+                flop += n * reached * (4 * f * f + 2 * f * seen) + 9 * down.count * seen**3
+        host = max(host, 8 * (keys + 2 * d * together + 2 * together**2))
     return Step("solve", "edit", {"float64": flop}, host=host)
 
 
@@ -128,24 +166,29 @@ class _Sum:
     patch: float
 
 
-def _sum(size: Size, edits: int, edited: tuple[int, ...]) -> _Sum:
+def _sum(method: "ClosedForm", size: Size, edits: int, edited: tuple[int, ...]) -> _Sum:
     flop = storage = patch = 0.0
-    for d, f in map(size.down, edited):
-        low = edits <= min(d, f) // 2
-        flop += 2.0 * d * f * edits * (2 if size.itemsize < 4 else 1) if low else 0.0  # half precision looks twice
-        storage += size.itemsize * d * f
-        patch += 4.0 * edits * (d + f) if low else 4.0 * d * f
+    for down in (down for layer in edited for down in size.downs(layer)):
+        d, f, changed = down.out, down.into, down.touched(_readings(method, edits))
+        rank = edits * down.touched(_readings(method, 1)) / changed
+        low = rank <= min(d, f) // 2
+        flop += 2.0 * d * f * rank * changed * (2 if size.itemsize < 4 else 1) if low else 0.0  # halves: looks twice
+        storage += size.itemsize * d * f * down.count
+        patch += changed * (4.0 * rank * (d + f) if low else 4.0 * d * f)
     return _Sum(flop, storage, patch)
 
 
 def _sums(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> list[Step]:
     """The model with the changes so far, which the next layer or fact is read with; and asked, when all are made."""
-    n, whole, again = work.edits, _sum(size, work.edits, edited), (len(edited) - 1) / 2
-    flop = whole.flop * again + sum(2.0 * d * f * n for d, f in map(size.down, edited) if n > min(d, f) // 2)
+    n, whole, again = work.edits, _sum(method, size, work.edits, edited), (len(edited) - 1) / 2
+    downs = [down for layer in edited for down in size.downs(layer)]
+    seen = [(down, n * down.touched(_readings(method, 1)) / down.touched(_readings(method, n))) for down in downs]
+    dense = sum(2.0 * d.out * d.into * rank * d.count for d, rank in seen if rank > min(d.out, d.into) // 2)
+    flop = whole.flop * again + dense
     if method.one_by_one:  # for each fact twice, with those before
-        most = min(n, min(size.down(edited[-1])) // 2)
-        flop, again = _sum(size, most, edited).flop * most, 2.0 * n
-    keys = sum(4.0 * f * min(n, f) for _, f in map(size.down, edited)) if method.history else 0.0
+        most = min(n, min(downs[-1].out, downs[-1].into) // 2)
+        flop, again = _sum(method, size, most, edited).flop * most, 2.0 * n
+    keys = sum(4.0 * d.into * min(rank, d.into) * d.count for d, rank in seen) if method.history else 0.0
     asked = n * (work.prompt * size.whole(work.prompt) + work.target * size.head_flop)
     kept: Any = {"host": whole.patch + keys, "disk": whole.patch + keys}
     device = whole.storage + size.passing(size.lm.budget)
@@ -155,7 +198,7 @@ def _sums(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...])
     ]
 
 
-def _put_on(size: Size, work: Work, edited: tuple[int, ...]) -> Step:
-    whole = _sum(size, work.edits, edited)
+def _put_on(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> Step:
+    whole = _sum(method, size, work.edits, edited)
     held: Any = {"device": whole.storage, "host": whole.patch}
     return Step("put on", "apply", {"float32": whole.flop}, 2 * whole.storage, **held)

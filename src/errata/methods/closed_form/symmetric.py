@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 STRIPS = 32  # that a matrix is cut into: half of it is held, and half of a strip's width more
+ROOM = 4_000_000_000  # bytes of inverses that are held between edits; or one for each layer that is edited
 
 T = TypeVar("T")
 

@@ -64,7 +64,8 @@ class FineTuning(Descent):
         d, f = size.down(self._layer(size.lm))
         forward = work.prompt * size.whole(work.prompt) + work.target * size.head_flop
         above = forward - work.prompt * size.blocks(0, self._layer(size.lm), work.prompt)
-        flop = self.steps * work.edits * (forward + above + 2.0 * d * f * work.prompt)
+        active = sum(down.active for down in size.downs(self._layer(size.lm)))
+        flop = self.steps * work.edits * (forward + above + 2.0 * active * work.prompt)
         activations = size.kept * (size.depth - self._layer(size.lm)) * max(size.lm.budget, work.prompt)
         trained = 20.0 * d * f  # the copy, its start, its gradient, Adam's two moments
         note = "every round, without what a penalty adds"
