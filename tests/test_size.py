@@ -245,10 +245,21 @@ def test_of_many_experts_few_inverses_are_held(monkeypatch: pytest.MonkeyPatch) 
     patches = [method.edit(lm, MANY[4:], state, method.edit(lm, MANY[:4], state))]
     assert len(state._kept["inverses"]._held) > 2
     monkeypatch.setattr(base, "ROOM", 0)
+    made, alive = list[weakref.ref[Symmetric]](), list[int]()
+    pack = Symmetric.of
+
+    def watched(matrix: torch.Tensor) -> Symmetric:
+        alive.append(1 + sum(one() is not None for one in made))
+        made.append(weakref.ref(half := pack(matrix)))
+        return half
+
+    monkeypatch.setattr(Symmetric, "of", watched)
     fresh = method.prepare(lm, TEXTS)
     patches.append(method.edit(lm, MANY[4:], fresh, method.edit(lm, MANY[:4], fresh)))
     assert len(fresh._kept["inverses"]._held) == 2  # as many as layers
-    one, other = (patch.parts[0].weights for patch in patches)
+    assert len(alive) > 8 and max(alive) <= 3  # and the one that is in use
+    changes: list[Any] = [patch.parts[0] for patch in patches]
+    one, other = (change.weights for change in changes)
     assert set(one) == set(other)
     for name, change in one.items():
         assert torch.allclose(change.dense(), other[name].dense(), atol=1e-6)
