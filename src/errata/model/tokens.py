@@ -269,6 +269,31 @@ class Tokens:
         before = self._prompt(prompt)
         return before, self._target(before, prompt, answer)
 
+    def exchange_within(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """:meth:`exchange`, of a prompt that is too long only its end.
+
+        In a chat the template stays whole, its system message too, and the beginning of what the user says is left out.
+        Raises :class:`BadInput` for an answer that is too long by itself, or with the template.
+        """
+        before, ids = self.exchange(prompt, answer)
+        if self.limit is None:
+            return before, ids
+        if len(ids) > self.limit:
+            raise BadInput(f"a task's answer has {len(ids)} tokens; the model reads at most {self.limit}")
+        if self.template is None or not prompt:
+            return before[-(self.limit if self.seq2seq else self.limit + 1 - len(ids)) :], ids
+        said, room = prompt, len(self._plain(prompt))
+        while not self.fits(before, ids):
+            room -= len(before) + len(ids) - 1 - self.limit
+            said = self.tail(prompt, room) if room > 0 else ""
+            if not said:
+                raise BadInput(
+                    f"the chat template and a task's answer have {self.frame + len(ids)} tokens; the model reads at "
+                    f"most {self.limit}: shorten system (--system), or load with chat=False (--no-chat)"
+                )
+            before, ids = self.exchange(said, answer)
+        return before, ids
+
     def tail(self, text: str, room: int) -> str:
         """The end of a text, of at most ``room`` tokens."""
         ids, keep = self._plain(text), room
