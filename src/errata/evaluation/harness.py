@@ -81,8 +81,8 @@ class Verbs:
         tokens = self.base.tokens
         if tokens.limit is not None and not tokens.seq2seq:
             most = min(most, tokens.limit // 2)
-            room = max(1, tokens.limit - most - tokens.frame)
-            prompts = [tokens.tail(prompt, room) for prompt in prompts]
+            cut = tokens.tail if tokens.template is None else tokens.shortened
+            prompts = [cut(prompt, max(1, tokens.limit - most)) for prompt in prompts]
         return self.lm.generate(prompts, most, until=until)
 
 
