@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from conftest import EDIT, quick, tiny_lm
 from test_bench import FTM, cases, go, plan
 from test_chat import BEGUN, CHATML, chat, chatml, model, with_template
@@ -15,6 +16,7 @@ from test_cli import run
 
 import errata
 from errata.bench.units import units_of
+from errata.cli import app
 from errata.errors import BadInput
 from errata.model.asked import Asked, label_of
 from errata.model.chat import Template, chosen, digest_of
@@ -189,6 +191,15 @@ def test_a_system_message_on_the_command_line(folder: Path, tmp_path: Path, monk
     assert "a system message stands in a chat" in refused and "leave system (--system) out" in refused
 
 
+def test_every_command_with_a_chat_takes_a_system_message() -> None:
+    group: Any = typer.main.get_command(app)
+    options = {name: {option.name for option in command.params} for name, command in group.commands.items()}
+    with_chat = {name for name, names in options.items() if "chat" in names}
+    assert {"ask", "bench", "edit", "eval", "locate", "plan", "tasks", "trace"} <= with_chat
+    assert with_chat == {name for name, names in options.items() if "system" in names}
+    assert "a system message stands in a chat" in run("plan", "world", "--system", "Be brief.", code=2).stderr
+
+
 def test_a_bench_takes_a_system_message(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     edits = tmp_path / "cases.json"
     record = {"prompt": EDIT.prompt, "subject": EDIT.subject, "target_new": "Oslo", "target_true": "Rome"}
@@ -201,4 +212,7 @@ def test_a_bench_takes_a_system_message(folder: Path, tmp_path: Path, caplog: py
         for words in (("--no-chat",), ("--system", "Be brief."), ("--system", "Be brief.")):
             result = run("bench", tmp_path / "run.toml", "-o", output, "-q", *words)
     assert "holds all of it already" in result.stderr  # pyright: ignore[reportPossiblyUnboundVariable]
+    (tmp_path / "plain.toml").write_text((tmp_path / "run.toml").read_text().replace(str(folder), "world"))
+    refused = run("bench", tmp_path / "plain.toml", "-o", tmp_path / "none", "--system", "Be brief.", code=2).stderr
+    assert "a system message stands in a chat" in refused and not (tmp_path / "none").exists()
     assert of_kind(read_rows(output)) == {"plain", f"template {DIGEST}, system 'Be brief.'"}

@@ -199,6 +199,19 @@ def test_an_interrupted_search_goes_on(
             Kept.at(file, of)
 
 
+def test_a_search_in_which_nothing_could_be_tried_is_not_kept(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Any:
+        raise Refused("no")
+
+    monkeypatch.setattr("errata.cli.locate._trials", lambda *_: lambda layers: never)
+    file = tmp_path / "found.json.part"
+    with pytest.raises(Refused, match="none of the 1 trial edits"):
+        locate(tiny_lm("llama"), cases[:1], TEXTS, samples=1, tried=1, kept_in=file)
+    assert not file.exists()
+
+
 def test_trials_are_drawn_by_the_seed(cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[tuple[str, int]] = []
     real = errata.method

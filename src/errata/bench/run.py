@@ -18,7 +18,7 @@ from typing import Any, Literal
 from errata.bench.plan import Plan
 from errata.bench.store import RowFile, UnitCheckpoint, UnitProgress
 from errata.bench.units import LAST_METRIC, SPEED, Editor, Unit, units_of
-from errata.errors import ErrataError
+from errata.errors import BadInput, ErrataError
 from errata.evaluation.ability import Checkup, ability_of
 from errata.evaluation.baseline import Baseline, baseline
 from errata.evaluation.evaluate import evaluate
@@ -61,7 +61,7 @@ def run(
     units, gold_of = units_of(plan, method, cases, golds), _GoldOf(golds, load)
     file = RowFile(Path(output))
     with file.locked():
-        chats = {model: asked(model) for model in plan.models}
+        chats = {model: _chat_of(model, asked, check) for model in plan.models}
         left = _left([unit.asked(chats[unit.labels["model"]]) for unit in units], file, retry, gold_of)
         for model in left:
             check(model)
@@ -75,6 +75,18 @@ def run(
             done += len(of_model)
             del lm  # before the next is loaded
     return done
+
+
+def _chat_of(model: str, asked: Callable[[str], str], check: Callable[[str], Any]) -> str:
+    """How a model is asked. One that is gone counts as one without a chat template: it may be done all the same."""
+    try:
+        return asked(model)
+    except BadInput:
+        try:
+            check(model)
+        except BadInput:
+            return ""
+        raise
 
 
 def _left(units: Sequence[Unit], file: RowFile, retry: bool, gold_of: "_GoldOf") -> dict[str, list[Unit]]:
