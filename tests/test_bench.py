@@ -193,6 +193,7 @@ class Known(Table):
 
     name: str = "table"
     device: Any = field(default_factory=lambda: SimpleNamespace(type="cpu"))
+    asked_label: str = ""
 
 
 @dataclass(frozen=True)

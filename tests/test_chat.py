@@ -198,12 +198,12 @@ def test_a_space_before_an_answer_is_the_answers() -> None:
     """As Mistral's older models, and Vicuna."""
     said = "{{ '[I] ' + m['content'] + ' [/I]' if m['role'] == 'user' else ' ' + m['content'] + eos_token }}"
     spaced = "{% for m in messages %}" + said + "{% endfor %}"
-    assert made_of(spaced) == Template("[I] ", " [/I]", " ", end=1)
+    assert replace(made_of(spaced), digest="") == Template("[I] ", " [/I]", " ", end=1)
     tokens = Tokens(with_template(tokenizer(), spaced), template=made_of(spaced))
     assert tokens.continuation([5], tokens.target("Ann Lee", "Rome")) == " Rome"
     told = "{% for m in messages %}{{ 'USER: ' + m['content'] + ' ' }}{% endfor %}"
     told += "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-    assert made_of(told) == Template("USER: ", " ASSISTANT:", " ")  # which its answers do not tell
+    assert replace(made_of(told), digest="") == Template("USER: ", " ASSISTANT:", " ")  # which its answers do not tell
     assert made_of(BEGUN.replace("[assistant]", "[assistant]<|x|>"), "<|x|>").gap == ""
 
 
@@ -319,8 +319,33 @@ def test_tasks_are_asked_in_turns() -> None:
     harness = Verbs(lm, lm)
     ((total, _),) = harness.loglikelihood([SimpleNamespace(args=("Ann Lee was born in", " Oslo"))])
     assert total == pytest.approx(lm.score(["Ann Lee was born in"], ["Oslo"])[0].total, abs=1e-4)
-    long = "Ann Lee was born in Rome. " * 60
-    assert harness._generate([long], 8, ()) != [""]  # cut to what the model reads, the template included
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_what_is_too_long_for_a_task_the_beginning_of_the_users_words_is_left_out(kind: str) -> None:
+    lm = chat(kind, system="Be brief.")
+    long, limit = "Ann Lee was born in Rome. " * 60 + "Bob Ray lives in", lm.tokens.limit or 0
+    before, after = lm.tokens._frame
+    ids, target = lm.tokens.exchange_within(long, " Oslo")
+    assert limit - 8 < len(ids) + len(target) - 1 <= limit
+    assert ids[: len(before)] == before and ids[-len(after) :] == after and before and after
+    said = lm.tokens.decode(ids[len(before) : -len(after)])
+    assert "Rome. Bob Ray lives in" in said and len(said) < len(long)
+    assert target == lm.tokens.target("Bob Ray lives in", "Oslo")
+    assert lm.tokens.exchange_within("Bob Ray lives in", " Oslo") == lm.tokens.exchange("Bob Ray lives in", " Oslo")
+    ((total, _),) = Verbs(lm, lm).loglikelihood([SimpleNamespace(args=(long, " Oslo"))])
+    assert total == pytest.approx(lm.score_ids([(ids, target)])[0].total, abs=1e-4)
+    asked: list[str] = []
+    talker: Any = SimpleNamespace(generate=lambda prompts, *_, **__: asked.extend(prompts) or [""] * len(prompts))
+    Verbs(talker, lm)._generate([long], 8, ())
+    (ids,) = (lm.tokens.prompt(prompt) for prompt in asked)
+    assert limit - 16 <= len(ids) <= limit - 8 and ids[: len(before)] == before
+
+
+def test_a_template_that_leaves_no_room_for_a_task_is_refused() -> None:
+    lm = chat(system="Ann Lee was born in Rome. " * 60)
+    with pytest.raises(BadInput, match=r"the chat template has .* tokens, and there is room for 25\d; shorten system"):
+        lm.tokens.exchange_within("Bob Ray lives in", " Oslo")
 
 
 def test_a_trace_disturbs_the_subject_of_the_user() -> None:
@@ -353,10 +378,10 @@ def test_an_edit_in_a_chat(name: str, kind: str, caplog: pytest.LogCaptureFixtur
     assert same_weights(lm.model, before) and lm.score([EDIT.prompt], [EDIT.target_new])[0] == was
     caplog.clear()
     with patch.applied(lm):
-        assert "made otherwise" not in caplog.text
-    plain = chat(kind, chat=False)
-    with patch.applied(plain):
-        assert "asked in plain text, and edits of this patch were made otherwise; load with chat=True" in caplog.text
+        assert "edits of this patch were made" not in caplog.text
+    with patch.applied(chat(kind, chat=False)):
+        made = f"made under the chat template {lm.asked.template}; load with chat=True (--chat)"
+        assert f"asked in plain text, and edits of this patch were {made}" in caplog.text
 
 
 def test_continuations_of_a_subject_are_held_where_it_stands() -> None:
@@ -447,4 +472,7 @@ def test_the_commands_ask_in_a_chat(folder: Path, tmp_path: Path, monkeypatch: p
 
     assert accuracy() == accuracy("--chat") == accuracy("--mode", "forced") == 1
     assert accuracy("--no-chat") == 0
-    assert "made otherwise" in run("ask", folder, EDIT.prompt, "--patch", "p.safetensors", "--no-chat").stderr
+    for words, told in (((), False), (("--no-chat",), True), (("--system", "Be brief."), True)):
+        asked_so = " ".join(run("ask", folder, EDIT.prompt, "--patch", "p.safetensors", *words).stderr.split())
+        assert ("edits of this patch were made under the chat template" in asked_so) is told
+    assert "with the system message 'Be brief.', and edits" in asked_so  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -9,15 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import TEXTS, tiny_lm, tokenizer
+from test_bench import go, plan
 from tiny import build
 from typer.testing import CliRunner
 
+import errata
 from errata.cli import app
 from errata.cli.locate import locate
-from errata.errors import BadInput
+from errata.errors import BadInput, Refused
 from errata.inputs import read_settings
 from errata.locate import Ranking, rank_layers
+from errata.locate import layers as layers_module
+from errata.locate.found import found_for, warn_of_origin
+from errata.locate.kept import Kept
 from errata.locate.layers import Layer
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Edit, Probe
@@ -125,6 +131,100 @@ def test_trials_are_edits_of_the_layer(cases: list[Case], caplog: pytest.LogCapt
     assert all((a == b).all() for a, b in zip(before, lm.model.parameters(), strict=True))
 
 
+class Failing(Editing):
+    """Edits of Bob Ray cannot be made in layer 1."""
+
+    def edit(self, layer: int, edit: Edit) -> Any:
+        if layer == 1 and edit.subject == "Bob Ray":
+            raise Refused("an entry of the patch is no finite number")
+        return super().edit(layer, edit)
+
+
+def test_a_trial_that_fails_counts_as_an_edit_that_did_not_take(cases: list[Case]) -> None:
+    lm = tiny_lm("llama")
+    ranking = rank_layers(lm, cases, Failing(lm, good=1), samples=1)
+    (one,) = [one for one in ranking.layers if one.layer == 1]
+    assert one.failed == ("'Bob Ray lives in': Refused: an entry of the patch is no finite number",)
+    assert one.reliability == 0.5 and ranking.best() == (1,)
+    assert all(not other.failed for other in ranking.layers if other.layer != 1)
+    assert next(x for x in ranking.to_json()["layers"] if x["layer"] == 1)["failed"] == one.failed
+
+    def never(layer: int, edit: Edit) -> Any:
+        raise torch.linalg.LinAlgError("not positive-definite")  # pyright: ignore[reportPrivateImportUsage]
+
+    with pytest.raises(Refused, match=r"none of the 8 trial edits could be made; the first: .*not positive-definite"):
+        rank_layers(lm, cases, lambda layers: never, samples=1)
+
+
+@pytest.mark.parametrize("stop", [1, 5], ids=["in a trace", "in a trial"])
+def test_an_interrupted_search_goes_on(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """What it had found is not looked for again, and the ranking is that of an undisturbed search."""
+    lm, file = tiny_lm("llama"), tmp_path / "found.json.part"
+    done: list[str] = []
+    real_trace, real_edit = layers_module.trace, Editing.edit
+
+    def noted(what: str, make: Any) -> Any:
+        if len(done) == limit[0]:
+            raise KeyboardInterrupt
+        done.append(what)
+        return make()
+
+    monkeypatch.setattr(
+        layers_module, "trace", lambda lm, *a, **b: noted(f"trace {a[1]}", lambda: real_trace(lm, *a, **b))
+    )
+    monkeypatch.setattr(
+        Editing, "edit", lambda self, layer, e: noted(f"{layer} {e.subject}", lambda: real_edit(self, layer, e))
+    )
+    limit, of = [99], {"seed": 0}
+    whole = rank_layers(lm, cases, Editing(lm, good=2), samples=1)
+    everything = list(done)
+    done.clear()
+    limit[0] = stop
+    with pytest.raises(KeyboardInterrupt):
+        rank_layers(lm, cases, Editing(lm, good=2), samples=1, kept=Kept.at(file, of))
+    assert len(done) == stop and file.is_file()
+    limit[0] = 99
+    assert rank_layers(lm, cases, Editing(lm, good=2), samples=1, kept=Kept.at(file, of)) == whole
+    assert done == everything
+    again = Editing(lm, good=2)
+    assert rank_layers(lm, cases, again, samples=1, kept=Kept.at(file, of)) == whole
+    assert done == everything and not again.prepared
+    with pytest.raises(BadInput, match=r"another kind \(seed 0, not 1\): give the same command again"):
+        Kept.at(file, {"seed": 1})
+    for text in ("", "{}", "[]", file.read_text().replace('"took"', '"taken"')):
+        file.write_text(text)
+        with pytest.raises(BadInput, match="holds nothing that errata locate kept; remove it"):
+            Kept.at(file, of)
+
+
+def test_a_search_in_which_nothing_could_be_tried_is_not_kept(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Any:
+        raise Refused("no")
+
+    monkeypatch.setattr("errata.cli.locate._trials", lambda *_: lambda layers: never)
+    file = tmp_path / "found.json.part"
+    with pytest.raises(Refused, match="none of the 1 trial edits"):
+        locate(tiny_lm("llama"), cases[:1], TEXTS, samples=1, tried=1, kept_in=file)
+    assert not file.exists()
+
+
+def test_trials_are_drawn_by_the_seed(cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[tuple[str, int]] = []
+    real = errata.method
+
+    def method(name: str, **settings: Any) -> Any:
+        seeds.append((name, settings["seed"]))
+        return real(name, **settings)
+
+    monkeypatch.setattr(errata, "method", method)
+    locate(tiny_lm("llama"), cases[:1], TEXTS, samples=1, tried=1, seed=3)
+    assert set(seeds) == {("memit", 3), ("r-rome", 3)}
+
+
 # The file and the command ------------------------------------------------------------------------
 
 
@@ -159,6 +259,95 @@ def test_what_is_found_is_used_by_other_commands(folder: Path, cases: list[Case]
     assert Patch.load(patch).meta["made"][0]["resolved"]["layers"] == layers
     result = run("plan", folder / "model", "--settings", found, "--json")
     assert json.loads(result.stdout)["layers"] == layers
+    assert not Path(f"{found}.part").exists()
+
+
+def test_the_command_goes_on_where_it_was_interrupted(
+    folder: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits, found, part = folder / "edits.jsonl", folder / "found.json", folder / "found.json.part"
+    edits.write_text("\n".join(json.dumps(case.edits[0].to_json()) for case in cases))
+    words = ("locate", folder / "model", "--edits", edits, "--samples", 1, "--try", 1, "--count", 1, "-o", found)
+    words = (*words, "--data", folder / "texts.txt", "--quiet")
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("errata.cli.locate._trials", lambda *_: interrupted)
+        result = run(*words)
+    assert result.exit_code == 130 and f"kept in {part}; the same command goes on from there" in result.stderr
+    assert not found.exists() and len(json.loads(part.read_text())["traces"]) == 2
+    result = run(*words, "--seed", 1)
+    assert result.exit_code == 2 and "seed 0, not 1" in result.stderr
+    with monkeypatch.context() as patched:
+        patched.setattr(layers_module, "trace", interrupted)  # both are kept
+        result = run(*words)
+    assert result.exit_code == 0 and found.is_file() and not part.exists(), result.stderr
+
+
+def test_a_file_of_settings_for_something_else_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm("llama")
+    file = folder / "found.json"
+
+    def told(name: str, model: str = "mine", print_: str | None = lm.fingerprint) -> str:
+        caplog.clear()
+        warn_of_origin(file, name, model, print_)
+        return caplog.text
+
+    record = {"layers": [1, 2], "found": found_for("memit", "models/mine", lm.fingerprint)}
+    file.write_text(json.dumps(record))
+    assert not told("memit") and not told("memit", "other name") and not told("memit", "/tmp/mine", None)
+    assert "made for the method memit, and this is pmet; `errata locate mine --method pmet -o FILE`" in told("pmet")
+    assert f"for the model models/mine ({lm.fingerprint}), and this is mine (abc)" in told("memit", print_="abc")
+    assert "and this is yours (not loaded); `errata locate yours" in told("memit", "yours", None)
+    for hand_made in ({"by": "hand"}, "x", {"model": "m"}):
+        file.write_text(json.dumps({"layers": [1], "found": hand_made}))
+        assert not told("memit")
+    record["found"]["model"]["fingerprint"] = "0" * 16
+    file.write_text(json.dumps(record))
+    words = ("--prompt", KNOWN, "--subject", "Ann Lee", "--target", "Lima", "--data", folder / "texts.txt")
+    words = ("edit", folder / "model", *words, "--settings", file, "--set", "steps=1", "-o", folder / "p.safetensors")
+    assert "was made for the model models/mine (0000000000000000)" in " ".join(run(*words).stderr.split())
+    assert "this is other (not loaded)" in _plan_of(folder, file)
+    result = run("edit", "world", *words[2:8], "--method", "grace", "--settings", file)
+    assert result.exit_code == 2 and "the file was made for the method memit: give --method memit" in result.stderr
+
+
+def _plan_of(folder: Path, settings: Path) -> str:
+    """What is said of a plan of the same model under another name."""
+    (folder / "model").rename(folder / "other")
+    return " ".join(run("plan", folder / "other", "--settings", settings).stderr.split()).replace(f"{folder}/", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.json", ""), ("a.json", "{}"), ("a.toml", "\n"), ("a.json", '{"found": {}}')]
+)
+def test_a_file_without_settings_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=r"holds no settings; --settings wants some .*errata locate MODEL"):
+        read_settings(tmp_path / name)
+
+
+def test_a_bench_tells_of_settings_for_another_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps({"lr": 0.01, "found": found_for("ft", "other", "0" * 16)}))
+    planned = plan(methods=[{"name": "ft", "settings_file": str(file), "steps": 1}], data=[{"name": "x", "limit": 1}])
+    planned = planned.model_copy(update={"settings": plan(settings=["single"]).settings})
+    go(planned, tmp_path / "rows.jsonl")
+    assert "was made for the model other (0000000000000000)" in caplog.text
+
+
+def test_a_plan_that_does_not_fit_ends_with_code_3(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("plan", folder / "model", "--method", "ft", "--json")
+    assert run(*words).exit_code == 0
+    monkeypatch.setattr("errata.cost.plan.free_host", lambda: 1000)
+    result = run(*words)
+    assert result.exit_code == 3 and json.loads(result.stdout)["fits"] is False
+    result = run(*words[:-1])
+    assert result.exit_code == 3 and "does not fit" in result.stdout
 
 
 def test_settings_come_from_json_and_toml_and_a_word_goes_before_them(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import stat
 import tomllib
 from collections import Counter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from errata.errors import BadInput
 from errata.files import NO_FILES
 from errata.printable import shown
 
+FOUND = "found"  # in a file of settings: how they were found
 MOST = 2**30  # bytes of a file that is read as a whole
 ENDLESS = (stat.S_IFIFO, stat.S_IFCHR)
 SIGNATURES = {  # what a file begins with that is no text
@@ -71,11 +72,30 @@ def read_text(path: Path, what: str, most: int = MOST) -> str:
 def read_settings(path: Path, what: str = "--settings") -> dict[str, Any]:
     """The settings in a file of JSON, or of TOML where its name ends so; ``found``, how they were found, is left out.
 
+    Raises :class:`BadInput`, also for a file without any.
+    """
+    settings = {name: value for name, value in _table_of_settings(path, what).items() if name != FOUND}
+    if not settings:
+        raise BadInput(
+            f'{path} holds no settings; {what} wants some as JSON or TOML, such as {{"layers": [3, 4]}}, as '
+            f"`errata locate MODEL --cases FILE -o {path}` writes them"
+        )
+    return settings
+
+
+def read_found(path: Path) -> dict[str, Any]:
+    """How the settings in a file were found, as ``errata locate`` says it there; empty where nothing is said.
+
     Raises :class:`BadInput`.
     """
+    found = _table_of_settings(path, "--settings").get(FOUND)
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _table_of_settings(path: Path, what: str) -> dict[str, Any]:
     text = read_text(path, what)
     try:
-        table = tomllib.loads(text) if path.suffix.lower() == ".toml" else parsed(text)
+        table = tomllib.loads(text) if path.suffix.lower() == ".toml" else parsed(text if text.strip() else "{}")
     except (tomllib.TOMLDecodeError, RecursionError, BadInput) as error:
         raise BadInput(
             f'{path}: {error}; {what} wants settings as JSON or TOML, such as {{"layers": [3, 4]}}'
@@ -84,7 +104,7 @@ def read_settings(path: Path, what: str = "--settings") -> dict[str, Any]:
         raise BadInput(
             f'{path} holds a {type(table).__name__}; {what} wants an object of settings: {{"layers": [3, 4]}}'
         )
-    return {name: value for name, value in table.items() if name != "found"}
+    return cast("dict[str, Any]", table)
 
 
 # JSON --------------------------------------------------------------------------------------------

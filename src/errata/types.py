@@ -222,9 +222,10 @@ class Score:
 class Row:
     """One measurement. ``before`` and ``after`` are the metric's values without and with the patch.
 
-    ``protocol`` names the rules by which it was asked and scored, ``label`` is the probe's. ``match`` is how an answer
-    was compared with the accepted ones, ``after_edits`` the number of edits made before. ``error`` stands in the place
-    of ``after`` where a verb was unsupported.
+    ``chat`` says under which chat template the model was asked; ``plain`` where it was not, nothing where its tokenizer
+    has none. ``protocol`` names the rules by which it was asked and scored, ``label`` is the probe's. ``match`` is how
+    an answer was compared with the accepted ones, ``after_edits`` the number of edits made before. ``error`` stands in
+    the place of ``after`` where a verb was unsupported.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
@@ -235,6 +236,7 @@ class Row:
     data: str = ""
     seed: int = 0
     setting: str = ""
+    chat: str = ""
     protocol: str = "errata"
     case: str = ""
     probe: str = ""

@@ -18,13 +18,14 @@ from typing import Any, Literal
 from errata.bench.plan import Plan
 from errata.bench.store import RowFile, UnitCheckpoint, UnitProgress
 from errata.bench.units import LAST_METRIC, SPEED, Editor, Unit, units_of
-from errata.errors import ErrataError
+from errata.errors import BadInput, ErrataError
 from errata.evaluation.ability import Checkup, ability_of
 from errata.evaluation.baseline import Baseline, baseline
 from errata.evaluation.evaluate import evaluate
 from errata.evaluation.gold import Gold
 from errata.evaluation.golds import Golds, Named
 from errata.evaluation.nearness import Nearness
+from errata.locate.found import warn_of_origin
 from errata.model.hf import HFLM
 from errata.model.peak import PeakMemory
 from errata.patch.patch import EMPTY, Patch
@@ -44,30 +45,58 @@ def run(
     method: Callable[..., Any],
     cases: Callable[..., list[Case]],
     check: Callable[[str], Any] = lambda model: None,
+    asked: Callable[[str], str] = lambda model: "",
     on_progress: OnProgress = lambda done, total, text: None,
     retry: bool = False,
 ) -> int:
     """Measures what is not yet in ``output``, unit by unit; returns the number of these units.
 
     An error of Errata's own becomes a row with ``error``, and the run continues; ``retry`` does such units again.
-    ``check`` raises :class:`BadInput` for a model that ``load`` would not find. Raises that for a plan that cannot be
-    carried out, and where another run writes ``output``, before anything is done.
+    ``check`` raises :class:`BadInput` for a model that ``load`` would not find. ``asked`` says how one will be asked,
+    as ``HFLM.asked_label`` does; where it is not given, that shows when a model is loaded. What was measured under
+    another chat template stays in ``output`` and counts for nothing here. Raises :class:`BadInput` for a plan that
+    cannot be carried out, and where another run writes ``output``, before anything is done.
     """
     golds = Golds()
     units, gold_of = units_of(plan, method, cases, golds), _GoldOf(golds, load)
     file = RowFile(Path(output))
     with file.locked():
-        finished = file.finished(units, retry, gold_of.lacked)
-        left: dict[str, list[Unit]] = {}
-        for unit in units:
-            if unit.key not in finished:
-                left.setdefault(unit.labels["model"], []).append(unit)
+        chats = {model: _chat_of(model, asked, check) for model in plan.models}
+        left = _left([unit.asked(chats[unit.labels["model"]]) for unit in units], file, retry, gold_of)
         for model in left:
             check(model)
         reporter = _Reporter(on_progress, sum(len(unit.cases) for of_model in left.values() for unit in of_model))
+        done = 0
         for model, of_model in left.items():
-            _run_model(load(model), of_model, gold_of, file, reporter)
-    return sum(map(len, left.values()))
+            lm = load(model)
+            if lm.asked_label != chats[model]:
+                of_model = _left([unit.asked(lm.asked_label) for unit in of_model], file, retry, gold_of).get(model, [])
+            _run_model(lm, of_model, gold_of, file, reporter)
+            done += len(of_model)
+            del lm  # before the next is loaded
+    return done
+
+
+def _chat_of(model: str, asked: Callable[[str], str], check: Callable[[str], Any]) -> str:
+    """How a model is asked. One that is gone counts as one without a chat template: it may be done all the same."""
+    try:
+        return asked(model)
+    except BadInput:
+        try:
+            check(model)
+        except BadInput:
+            return ""
+        raise
+
+
+def _left(units: Sequence[Unit], file: RowFile, retry: bool, gold_of: "_GoldOf") -> dict[str, list[Unit]]:
+    """Model -> those of its units that the file does not hold."""
+    finished = file.finished(units, retry, gold_of.lacked)
+    left: dict[str, list[Unit]] = {}
+    for unit in units:
+        if unit.key not in finished:
+            left.setdefault(unit.labels["model"], []).append(unit)
+    return left
 
 
 def _run_model(lm: HFLM, units: Sequence[Unit], gold_of: "_GoldOf", file: RowFile, reporter: "_Reporter") -> None:
@@ -92,6 +121,8 @@ def _run_model(lm: HFLM, units: Sequence[Unit], gold_of: "_GoldOf", file: RowFil
             nearnesses[gold, unit.modes] = Nearness.of(gold, lm, unit.modes)
         if unit.method is not method:
             method, prepared = unit.method, _Prepared(lm)  # one state is held at a time
+            if unit.spec.settings_file is not None:
+                warn_of_origin(Path(unit.spec.settings_file), unit.spec.name, lm.name, lm.fingerprint)
         checkpoint, checkup = file.checkpoint(unit), checkups.get((unit.ability, unit.modes))
         nearness = None if gold is None else nearnesses[gold, unit.modes]
         asked = (baselines[unit.questions_key], checkup, nearness)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from errata.bench.units import COST, LAST_METRIC, Unit
+from errata.bench.units import COST, LABELS, LAST_METRIC, Unit, key_of
 from errata.errors import BadInput, ErrataError
 from errata.files import check_writable, write_text
 from errata.inputs import parsed
@@ -129,7 +129,7 @@ class RowFile:
 
     def _check_rest(self, rows: Sequence[Row], units: Iterable[Unit]) -> None:
         """Raises :class:`BadInput` where rows without an end are of no unit of this plan."""
-        labels = {tuple(unit.labels.values()) for unit in units}
+        labels = {tuple(unit.labels[name] for name in LABELS) for unit in units}
         if strange := [row for row in rows if _labels(row) not in labels]:
             raise BadInput(
                 f"the last {len(rows)} rows of {self.path} are of a unit that was broken off or of another command "
@@ -139,12 +139,12 @@ class RowFile:
 
 
 def _labels(row: Row) -> tuple[Any, ...]:
-    return (row.model, row.method, row.settings, row.data, row.seed, row.setting)
+    return tuple(getattr(row, name) for name in LABELS)
 
 
 def _key(row: Row) -> tuple[Any, ...]:
     """The key of the unit that a cost row is of."""
-    return (*_labels(row), row.protocol, row.case)
+    return key_of(vars(row), row.protocol, row.case)
 
 
 def _ends_unit(row: Row) -> bool:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
@@ -26,6 +26,15 @@ from errata.world.named import known_to
 COST = "cost"  # the kind of rows that end a unit
 SPEED = "seconds_per_edit"  # the metric of one of them, which each checkpoint has
 LAST_METRIC = "peak_mib"  # the metric of the very last of them
+
+
+LABELS = ("model", "method", "settings", "data", "seed", "setting")  # of a row, by which units are told apart
+
+
+def key_of(labels: Mapping[str, Any], protocol: str, name: str) -> tuple[Any, ...]:
+    """The key of a unit with these labels. Without ``chat`` it is what it was before rows had that."""
+    chat = filter(None, [labels.get("chat")])
+    return (*(labels[label] for label in LABELS), protocol, name, *chat)
 
 
 class Editor(Protocol):
@@ -66,7 +75,11 @@ class Unit:
     @property
     def key(self) -> tuple[Any, ...]:
         """What no other unit of a plan has."""
-        return (*self.labels.values(), self.protocol.name, self.name)
+        return key_of(self.labels, self.protocol.name, self.name)
+
+    def asked(self, chat: str) -> "Unit":
+        """The same of a model that is asked so: ``Row.chat``."""
+        return replace(self, labels={**self.labels, "chat": chat})
 
     @property
     def questions_key(self) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from errata.errors import ErrataError
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a fault of Errata (a traceback; a demo that was not undone), or a pipe that nobody reads; "
-    "2 bad input, nothing written; 3 refused by a guard; 130 interrupted."
+    "2 bad input, nothing written; 3 refused by a guard, or a plan that does not fit; 130 interrupted."
 )
 
 

@@ -30,6 +30,7 @@ def bench(
     dtype: str | None = None,
     trust_remote_code: bool = False,
     chat: bool | None = None,
+    system: str | None = None,
     retry: bool = False,
     quiet: bool = True,
 ) -> int:
@@ -42,14 +43,16 @@ def bench(
     from errata.bench.run import run
     from errata.world import bundled
 
+    about_chat: Any = {"chat": chat, "system": system}
     chosen = Plan.read(plan, every=list(errata.methods()))
 
     def load(name: str) -> "HFLM":
-        return errata.load(name, device=device, dtype=dtype, chat=chat, trust_remote_code=trust_remote_code)
+        return errata.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, **about_chat)
 
     with _progress_bar(quiet) as on_progress:
         check = partial(bundled.check, trust_remote_code=trust_remote_code)
-        made = {"load": load, "method": errata.method, "cases": errata.cases, "check": check}
+        asked = partial(bundled.asked_label, trust_remote_code=trust_remote_code, **about_chat)
+        made = {"load": load, "method": errata.method, "cases": errata.cases, "check": check, "asked": asked}
         return run(chosen, output, **made, on_progress=on_progress, retry=retry)
 
 
@@ -80,6 +83,7 @@ def bench_command(
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
     chat: common.Chat = None,
+    system: common.System = None,
     quiet: common.Quiet = False,
 ) -> None:
     """Measure methods on data in settings. Interrupted, the same command resumes."""
@@ -87,7 +91,8 @@ def bench_command(
         raise BadInput(f"the rows would go to {output}, a TOML file; name another file with -o")
     common.check_output(output, force=True)
     common.set_up_logs(quiet)
-    about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "chat": chat}
+    about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    about |= {"chat": chat, "system": system}
     done = bench(plan, output, **about, retry=retry, quiet=quiet)
     outcome = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
     common.say(f"{outcome}; see `errata report {output}`")

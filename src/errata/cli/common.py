@@ -54,6 +54,15 @@ Chat = Annotated[
         show_default="as the model was trained",
     ),
 ]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        metavar="TEXT",
+        help="The system message of the chat, which it implies.",
+        show_default="the template's own, if any",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything that is drawn.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no logs.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
@@ -297,13 +306,15 @@ def load_model(
     quiet: bool,
     trust_remote_code: bool = False,
     chat: bool | None = None,
+    system: str | None = None,
 ) -> "HFLM":
     """``errata.load``, with progress on stderr."""
     import errata
 
     set_up_logs(quiet)
+    about_chat: Any = {"chat": chat, "system": system}
     with step(f"loading {name}", quiet):
-        return errata.load(name, device=device, dtype=dtype, chat=chat, trust_remote_code=trust_remote_code)
+        return errata.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, **about_chat)
 
 
 def make_method(name: str, settings: Sequence[str] | None, seed: int = 0, file: Path | None = None) -> "Method":
@@ -327,7 +338,17 @@ def make_method(name: str, settings: Sequence[str] | None, seed: int = 0, file: 
     try:
         return errata.method(name, **(read | given))
     except BadInput as error:
-        raise type(error)(f"{file}: {error}") from error
+        other = inputs.read_found(file).get("for", name)
+        way = "" if other == name else f"; the file was made for the method {other}: give --method {other}"
+        raise type(error)(f"{file}: {error}{way}") from error
+
+
+def check_settings_file(file: Path | None, method: "Method", name: str, fingerprint: str | None = None) -> None:
+    """Warns where a file of settings was made for another method or model; a plan's model has no fingerprint."""
+    if file is not None:
+        from errata.locate.found import warn_of_origin
+
+        warn_of_origin(file, method.name, name, fingerprint)
 
 
 def size(count: int) -> str:

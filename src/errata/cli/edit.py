@@ -112,6 +112,7 @@ def edit_command(
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
     chat: common.Chat = None,
+    system: common.System = None,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -123,7 +124,8 @@ def edit_command(
     earlier = load_patch(prior)
     path = output or default_name(requested)
     common.check_output(path, force)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
+    common.check_settings_file(settings, chosen, lm.name, lm.fingerprint)
     result = edit(lm, requested, chosen, prepared_with, earlier, quiet)
     if strict and (failed := result.missed):
         named = ", ".join(f"{one.prompt!r} -> {one.target_new!r}" for one in failed[:ROWS])
@@ -272,6 +274,7 @@ def ask_command(
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
     chat: common.Chat = None,
+    system: common.System = None,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
 ) -> None:
@@ -281,7 +284,7 @@ def ask_command(
     sampling: Sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
     sampling = sampling if is_drawn(sampling) else {}
     loaded = load_patch(patch)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
     if why and loaded is None:
         raise BadInput("--why asks what in a patch fired; give one with --patch")
     texts = ask(lm, prompts, loaded, max_new_tokens, force, **sampling)
@@ -331,6 +334,8 @@ def show_command(
     as_json: common.Json = False,
 ) -> None:
     """Look into a patch: who made it, what it changes, where and how much."""
+    from errata.model.asked import Asked
+
     content = show(file)
     if as_json:
         common.print_json(content)
@@ -339,7 +344,7 @@ def show_command(
     of = f"{model.get('name')} ({model.get('fingerprint')})"
     _print_line(f"{file}: {common.size(content['bytes'])}, of the model {of}")
     for made in content["made"]:
-        how = ", under the chat template" * bool(made.get("chat"))
+        how = f", {Asked.said_by(made).words}" if made.get("chat") else ""
         _print_line(f"{made['method']}: {_facts(made['edits'])} on {made['time']}, {made['seconds']} s{how}")
         _print_line("  " + "  ".join(f"{k}={v}" for k, v in made["resolved"].items()), style="dim")
         for line in _told(made):

@@ -4,6 +4,8 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,37 +27,79 @@ LIMIT = 10  # facts, without --limit
 
 
 def locate(
-    lm: "HFLM", cases: Sequence[Case], data: Sequence[str] | None = None, *, quiet: bool = True, **settings: Any
+    lm: "HFLM",
+    cases: Sequence[Case],
+    data: Sequence[str] | None = None,
+    *,
+    samples: int = 10,
+    seed: int = 0,
+    kept_in: Path | None = None,
+    quiet: bool = True,
+    **settings: Any,
 ) -> "Ranking":
     """The layers of a model, ranked by tracing and by trial edits (:func:`errata.locate.rank_layers`).
 
-    ``data`` are texts for key statistics, by default what goes with the model.
+    ``data`` are texts for key statistics, by default what goes with the model. What is found goes into the file
+    ``kept_in`` as soon as it is found, and the same call goes on from there; in the end that file is removed. Raises
+    :class:`BadInput` where it is of another search.
     """
+    from errata.errors import Refused
+    from errata.locate.kept import Kept
     from errata.locate.layers import rank_layers
 
     def track(items: Sequence[Any], what: str) -> Iterator[Any]:
         return common.track(items, what, quiet)
 
-    with _without_misses():
-        return rank_layers(lm, cases, _trials(lm, data, quiet), track=track, **settings)
+    search: Any = {"samples": samples, "seed": seed}
+    kept = Kept() if kept_in is None else Kept.at(kept_in, {**_search(lm, cases, data), **search})
+    try:
+        with _without_misses():
+            ranking = rank_layers(
+                lm, cases, _trials(lm, data, seed, quiet), track=track, kept=kept, **search, **settings
+            )
+    except Refused:
+        kept.remove()
+        raise
+    kept.remove()
+    return ranking
+
+
+def _search(lm: "HFLM", cases: Sequence[Case], data: Sequence[str] | None) -> dict[str, Any]:
+    """What decides what is found, but for what is drawn: texts by their digests."""
+    from errata.methods.base import versions
+
+    return {
+        "model": lm.fingerprint,
+        "asked": lm.asked_label,
+        "dtype": str(lm.dtype),
+        "facts": _digest([asdict(case) for case in cases]),
+        "texts": None if data is None else _digest(data),
+        "trials": f"{TRIAL} contexts={CONTEXTS}, {STATISTICS}",
+        "errata": versions()["errata"],
+    }
+
+
+def _digest(value: Any) -> str:
+    return sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
 def _trials(
-    lm: "HFLM", data: Sequence[str] | None, quiet: bool
+    lm: "HFLM", data: Sequence[str] | None, seed: int, quiet: bool
 ) -> "Callable[[Sequence[int]], Callable[[int, Edit], Patch]]":
     import errata
     from errata.methods.base import State
 
     def prepare(layers: Sequence[int]) -> "Callable[[int, Edit], Patch]":
         with common.step(f"reading texts for {len(layers)} layers", quiet):
-            whole = errata.method(STATISTICS, layers=tuple(layers)).prepare(lm, data)
+            whole = errata.method(STATISTICS, layers=tuple(layers), seed=seed).prepare(lm, data)
         of_layer: dict[int, State] = {}
 
         def edit(layer: int, one: Edit) -> "Patch":
             if layer not in of_layer:
                 of_layer.clear()  # with the inverse of the layer before
                 of_layer[layer] = State(whole.tensors, whole.info)
-            return errata.method(TRIAL, layers=(layer,), contexts=CONTEXTS).edit(lm, [one], of_layer[layer])
+            trial = errata.method(TRIAL, layers=(layer,), contexts=CONTEXTS, seed=seed)
+            return trial.edit(lm, [one], of_layer[layer])
 
         return edit
 
@@ -100,6 +144,7 @@ def locate_command(
     device: common.Device = None,
     dtype: common.Dtype = None,
     chat: common.Chat = None,
+    system: common.System = None,
     trust_remote_code: common.TrustRemoteCode = False,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
@@ -114,10 +159,17 @@ def locate_command(
         raise BadInput(f"layers are chosen for methods that solve for weights (memit, r-rome, pmet, …), not {method}")
     asked = _read(model, edits, cases, limit or LIMIT, seed)
     texts = common.data_for(common.make_method(STATISTICS, None), data)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat=chat)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
     usual = default_layers(lm)
     together = count or len(usual)
-    ranking = locate(lm, asked, texts, quiet=quiet, tried=tried, together=together, samples=samples, seed=seed)
+    kept_in = None if output is None else Path(f"{output}.part")
+    search: Any = {"tried": tried, "together": together, "samples": samples, "seed": seed}
+    try:
+        ranking = locate(lm, asked, texts, kept_in=kept_in, quiet=quiet, **search)
+    except KeyboardInterrupt:
+        if kept_in is not None and kept_in.exists():
+            common.say(f"what was found so far is kept in {kept_in}; the same command goes on from there")
+        raise
     layers = ranking.best(together)
     record = {"layers": list(layers), "found": _found(lm, method, usual, ranking)}
     if output is not None:
@@ -148,8 +200,10 @@ def _read(model: str, edits: Path | None, cases: str | None, limit: int, seed: i
 
 def _found(lm: "HFLM", method: str, usual: Sequence[int], ranking: "Ranking") -> dict[str, Any]:
     """How the layers were found, for the file."""
-    of = {"name": lm.name, "fingerprint": lm.fingerprint}
-    return {"by": "errata locate", "model": of, "for": method, "default": list(usual), **ranking.to_json()}
+    from errata.locate.found import found_for
+
+    whose = found_for(method, lm.name, lm.fingerprint)
+    return {"by": "errata locate", **whose, "default": list(usual), **ranking.to_json()}
 
 
 def _print(ranking: "Ranking", layers: Sequence[int], usual: Sequence[int]) -> None:
@@ -166,6 +220,9 @@ def _print(ranking: "Ranking", layers: Sequence[int], usual: Sequence[int]) -> N
     title = f"{ranking.edits} trial edits of each layer (generated), {ranking.traced} facts traced (points)"
     console = common.stdout()
     console.print(common.make_table(title, columns, rows, right=columns[:-1]))
+    for one in ranking.layers:
+        for reason in one.failed:
+            console.print(f"layer {one.layer}, not edited: {reason}", soft_wrap=True)
     console.print(f"layers={','.join(map(str, layers))} (by default {','.join(map(str, usual))})", soft_wrap=True)
 
 

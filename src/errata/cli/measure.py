@@ -62,7 +62,7 @@ def eval_(
         raise BadInput("a method is measured on cases; give some")
     with common.step(f"asking {lm.name} about {len(cases)} case{'s' * (len(cases) != 1)}", quiet):
         before = baseline(lm, cases, modes, protocol=protocol)
-    how: Any = {"judge": judge, "model": lm.name, **labels}
+    how: Any = {"judge": judge, "model": lm.name, "chat": lm.asked_label, **labels}
     if isinstance(subject, Patch):
         return _eval_patch(lm, subject, cases, before, how, quiet)
     return _eval_method(lm, subject, cases, before, setting, prepare_with, how, quiet)
@@ -252,6 +252,7 @@ def eval_command(
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
     chat: common.Chat = None,
+    system: common.System = None,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -278,8 +279,10 @@ def eval_command(
         raise BadInput("--read goes with --cases; name a file of cases, or leave it out")
     measured_on = None if name is None else _read_cases(known_to(model, name), limit, seed, setting, options)
     given = None if isinstance(subject, Patch) else common.data_for(subject, data)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
-    if isinstance(subject, Patch) and measured_on is None:
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
+    if not isinstance(subject, Patch):
+        common.check_settings_file(settings, subject, lm.name, lm.fingerprint)
+    elif measured_on is None:
         measured_on = own_cases(lm, subject, seed)[:limit]
     label = " ".join([name or "its own edits", *(f"{key}={value}" for key, value in options.items())])
     how: Any = {"modes": None if mode is None else (mode,), "protocol": rules, "judge": judging, "prepare_with": given}

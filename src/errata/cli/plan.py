@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import common
-from errata.errors import BadInput
+from errata.errors import BadInput, Refused
 
 if TYPE_CHECKING:
     from errata.cost.plan import Plan
@@ -26,11 +26,15 @@ def plan_command(
     device: common.Device = None,
     dtype: common.Dtype = None,
     chat: common.Chat = None,
+    system: common.System = None,
     trust_remote_code: common.TrustRemoteCode = False,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
 ) -> None:
-    """Say what an edit will take, and whether it fits: only the model's configuration is read."""
+    """Say what an edit will take, and whether it fits: only the model's configuration is read.
+
+    Ends with exit code 3 where it does not fit.
+    """
     from errata.cli.edit import read_edits
 
     number = edits.isascii() and edits.isdigit()
@@ -41,12 +45,15 @@ def plan_command(
     common.set_up_logs(quiet)
     import errata
 
-    about: Any = {"device": device, "dtype": dtype, "chat": chat, "trust_remote_code": trust_remote_code}
-    made = errata.plan(model, chosen, edits=asked, texts=texts, budget=budget, **about)
+    about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    made = errata.plan(model, chosen, edits=asked, texts=texts, budget=budget, chat=chat, system=system, **about)
+    common.check_settings_file(settings, chosen, made.model)
     if as_json:
         common.print_json(made.to_json())
-        return
-    _print(made)
+    else:
+        _print(made)
+    if not made.fits:
+        raise typer.Exit(Refused.exit_code)
 
 
 def _print(made: "Plan") -> None:

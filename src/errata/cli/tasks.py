@@ -78,7 +78,8 @@ def ability(lm: "HFLM", patch: "Patch | None" = None, limit: int | None = None, 
     """
     from errata.evaluation.ability import Checkup, ability_of
 
-    labels |= {"model": lm.name, "setting": ABILITY, "after_edits": len(patch.edits) if patch else 0}
+    labels |= {"model": lm.name, "chat": lm.asked_label, "setting": ABILITY}
+    labels |= {"after_edits": len(patch.edits) if patch else 0}
     every = ability_of(lm)
     check = Checkup(lm, replace(every, cases=every.cases[:limit], texts=every.texts[:limit]))
     if patch is None:
@@ -112,6 +113,7 @@ def tasks_command(
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
     chat: common.Chat = None,
+    system: common.System = None,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -126,7 +128,7 @@ def tasks_command(
     common.show_logs(quiet)
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     loaded, held = _find(chosen, folder, trust_remote_code), load_patch(patch)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
     if held is not None:
         held.check(lm)
     rows = _tasks(lm, loaded, ABILITY in chosen, held, limit, seed, quiet)

@@ -154,6 +154,7 @@ def trace_command(
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
     chat: common.Chat = None,
+    system: common.System = None,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -169,7 +170,7 @@ def trace_command(
     settings: dict[str, Any] = {"kinds": kinds, "samples": samples, "noise": noise, "window": window, "seed": seed}
     if facts is not None:
         chosen = read_facts(known_to(model, facts), limit, seed)
-        lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
+        lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
         traces, unknown = trace_facts(lm, chosen, quiet=quiet, **settings)
         result, one = average(traces), traces[0]
         record = {**result.to_json(), "unknown": len(unknown), "window": one.window, "sigma": one.sigma}
@@ -178,7 +179,7 @@ def trace_command(
         labels, closing = _roles(result), ["", *_largest(result)]
     else:
         filled, *_ = tracing.filled_prompt(prompt or "", subject or "")
-        lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat)
+        lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
         with common.step("tracing", quiet):
             result = one = trace(lm, prompt or "", subject or "", target, **settings)
         record, title, labels = result.to_json(), printable(f"{filled} → {result.answer.strip()}"), _tokens(result)

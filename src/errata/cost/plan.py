@@ -123,6 +123,7 @@ def plan(
     device: str | None = None,
     dtype: str | None = None,
     chat: bool | None = None,
+    system: str | None = None,
     trust_remote_code: bool = False,
     measure: bool = True,
 ) -> Plan:
@@ -133,7 +134,8 @@ def plan(
     With ``measure`` the machine's rates are measured, in less than a second; else no seconds are told. Raises
     :class:`BadInput` for no edits, and :class:`UnknownSites` for an architecture that cannot be told without numbers.
     """
-    lm, where = _outlined(model, device=device, dtype=dtype, chat=chat, trust_remote_code=trust_remote_code)
+    about_chat: Any = {"chat": chat, "system": system}
+    lm, where = _outlined(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, **about_chat)
     work = _work(lm, edits, texts)
     if budget is not None and budget < 1:
         raise BadInput(f"a batch holds at least 1 token, found budget={budget}")
@@ -150,7 +152,7 @@ def _outlined(model: Any, **about: Any) -> tuple[HFLM, torch.device]:
 
     if not isinstance(model, HFLM):
         return bundled.outline(model, **about)
-    if given := [name for name in ("device", "dtype", "chat") if about[name] is not None]:
+    if given := [name for name in ("device", "dtype", "chat", "system") if about[name] is not None]:
         raise BadInput(f"a loaded model is planned where and as it is; give its name to plan another {given[0]}")
     model.check()
     return model, model.device

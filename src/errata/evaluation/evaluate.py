@@ -21,7 +21,7 @@ from errata.types import Case, Probe, Row
 if TYPE_CHECKING:
     from errata.model.lm import LM
 
-LABELS = ("model", "method", "settings", "data", "seed", "setting")
+LABELS = ("model", "method", "settings", "data", "seed", "setting", "chat")
 
 
 class Judge(Protocol):
@@ -48,7 +48,7 @@ def evaluate(
 ) -> list[Row]:
     """A row for each case, probe (or group of probes), metric and mode of the baseline, by the baseline's protocol.
 
-    ``labels`` (model, method, settings, data, seed, setting) are copied into the rows; ``after_edits`` is the
+    ``labels`` (model, method, settings, data, seed, setting, chat) are copied into the rows; ``after_edits`` is the
     number of edits in force, by default the cases' own. Each distinct prompt is asked once. A ``judge`` takes the place
     of the protocol's match on generated answers. Where a model does not support a verb, rows say so in ``error``.
     Raises :class:`BadInput` where ``before`` is a baseline of other cases.

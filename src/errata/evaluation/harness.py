@@ -72,7 +72,7 @@ class Verbs:
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         if isinstance(self.lm, HFLM):
-            return self.lm.score_ids([_within(self.lm, *self.lm.tokens.exchange(*pair)) for pair in pairs])
+            return self.lm.score_ids([self.lm.tokens.exchange_within(*pair) for pair in pairs])
         if odd := [pair for pair in pairs if not fed_unchanged(*pair)]:
             raise Unsupported(f"behind a wrapper an answer begins with one space; this task asks {odd[0][1]!r}")
         return self.lm.score([context for context, _ in pairs], [continuation for _, continuation in pairs])
@@ -81,8 +81,8 @@ class Verbs:
         tokens = self.base.tokens
         if tokens.limit is not None and not tokens.seq2seq:
             most = min(most, tokens.limit // 2)
-            room = max(1, tokens.limit - most - tokens.frame)
-            prompts = [tokens.tail(prompt, room) for prompt in prompts]
+            cut = tokens.tail if tokens.template is None else tokens.shortened
+            prompts = [cut(prompt, max(1, tokens.limit - most)) for prompt in prompts]
         return self.lm.generate(prompts, most, until=until)
 
 
@@ -93,17 +93,6 @@ def _limits(how: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
     until = how.get("until") or ()
     most = next((how[name] for name in ("max_gen_toks", "max_new_tokens") if name in how), MAX_TOKENS)
     return int(most), (until,) if isinstance(until, str) else tuple(until)
-
-
-def _within(lm: HFLM, prompt: list[int], target: list[int]) -> tuple[list[int], list[int]]:
-    """The pair with no more context than the model reads; the beginning is cut."""
-    limit = lm.tokens.limit
-    if limit is None:
-        return prompt, target
-    if len(target) > limit:
-        raise BadInput(f"a task's answer has {len(target)} tokens; the model reads at most {limit}")
-    room = limit if lm.seq2seq else limit + 1 - len(target)
-    return prompt[-room:], target
 
 
 def _windows(lm: HFLM, text: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -254,7 +243,7 @@ def run_tasks(
         raise BadInput(f"limit is a number of documents from 1; found {limit}")
     some = min(limit or UNDONE, UNDONE)
     shared: Any = {"model": lm.name, "data": "lm-eval", "setting": "tasks", "protocol": "lm-eval", **labels}
-    shared["after_edits"] = len(patch.edits) if patch else 0
+    shared |= {"chat": lm.asked_label, "after_edits": len(patch.edits) if patch else 0}
     rows: list[Row] = []
     for loaded in tasks.values():
         before = ask(lm, lm, loaded, limit)

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from errata.answers import answer_of, begins_with_answer
-from errata.errors import BadInput, Unsupported
+from errata.errors import BadInput, ErrataError, Refused, Unsupported, first_line
 from errata.locate.averages import ROLES, average
+from errata.locate.kept import Kept, Trial
 from errata.locate.tracing import embedding_std, trace
 from errata.model.hf import HFLM
 from errata.patch.patch import Patch
@@ -40,6 +43,8 @@ class Layer:
     """Of other phrasings of them."""
     kept: float | None = None
     """Answers about other subjects that are what they were."""
+    failed: tuple[str, ...] = ()
+    """Trial edits that could not be made, and why. They count as edits that did not take."""
 
     @property
     def score(self) -> float | None:
@@ -87,6 +92,7 @@ def rank_layers(
     samples: int = 10,
     seed: int = 0,
     track: Track = lambda items, what: items,
+    kept: Kept | None = None,
 ) -> Ranking:
     """The layers of a decoder, ranked by causal tracing and by trial edits of the cases' facts, each alone.
 
@@ -94,24 +100,27 @@ def rank_layers(
     of largest effect, among them the ``together`` neighbours that have most of it, every fact that the model does not
     answer with ``target_new`` yet is edited by ``prepare(layers)(layer, edit)``; its prompt, its paraphrases and
     questions about others are asked, generated. Questions about others are the case's neighbours, or else the other
-    edits' prompts. Raises :class:`BadInput` where no fact is known, or every one is answered with its new target
-    already, and for more ``together`` than there are layers.
+    edits' prompts. What is ``kept`` is not done again, and what is done is put there. Raises :class:`BadInput` where no
+    fact is known, or every one is answered with its new target already, and for more ``together`` than there are
+    layers; :class:`Refused` where no trial edit could be made.
     """
     if tried < 1:
         raise BadInput(f"at least 1 layer must be tried, found {tried}")
     if not 1 <= together <= lm.sites.depth:
         raise BadInput(f"{together} layers side by side cannot be found in a model of {lm.sites.depth}")
     pairs = _to_change(lm, [(case, edit) for case in cases for edit in case.edits])
-    effects, traced = _effects(lm, [edit for _, edit in pairs], samples, seed, track)
+    kept = kept or Kept()
+    effects, traced = _effects(lm, [edit for _, edit in pairs], samples, seed, track, kept)
     starts = range(lm.sites.depth - together + 1)
     first = max(starts, key=lambda n: sum(one.effect for one in effects[n : n + together]))
     order = sorted(range(lm.sites.depth), key=lambda n: (not first <= n < first + together, -effects[n].effect))
     order = order[: max(tried, together)]
-    editor = prepare(sorted(order))
-    questions = [_questions(case, edit, pairs) for case, edit in pairs]
-    before = [lm.generate([*q.others], WORDS, until_answer=True) for q in questions]
+    trials = _Trials(lm, pairs, prepare, kept)
     for layer in track(sorted(order), "trying layers"):
-        effects[layer] = _tried(lm, effects[layer], editor, pairs, questions, before)
+        effects[layer] = trials.of(effects[layer], sorted(order))
+    reasons = [reason for one in effects for reason in one.failed]
+    if len(reasons) == len(order) * len(pairs):
+        raise Refused(f"none of the {len(reasons)} trial edits could be made; the first: {reasons[0]}")
     ranked = sorted(effects, key=lambda one: (-1.0 if one.score is None else one.score, one.effect), reverse=True)
     return Ranking(tuple(ranked), len(pairs), traced)
 
@@ -134,7 +143,9 @@ def _to_change(lm: HFLM, pairs: list[tuple[Case, Edit]]) -> list[tuple[Case, Edi
     return left
 
 
-def _effects(lm: HFLM, edits: Sequence[Edit], samples: int, seed: int, track: Track) -> tuple[list[Layer], int]:
+def _effects(
+    lm: HFLM, edits: Sequence[Edit], samples: int, seed: int, track: Track, kept: Kept
+) -> tuple[list[Layer], int]:
     """Each layer with its mean effect, and the number of facts traced."""
     with_answer = [edit for edit in edits if edit.target_true]
     scores = lm.score([e.prompt for e in with_answer], [e.target_true or "" for e in with_answer])
@@ -147,7 +158,10 @@ def _effects(lm: HFLM, edits: Sequence[Edit], samples: int, seed: int, track: Tr
         )
     std = embedding_std(lm, [(edit.template, edit.subject) for edit in known])
     settings: Any = {"kinds": ("mlp",), "samples": samples, "std": std, "seed": seed}
-    traces = [trace(lm, e.template, e.subject, e.target_true, **settings) for e in track(known, "tracing")]
+    traces = [
+        kept.trace(e.id, lambda e=e: trace(lm, e.template, e.subject, e.target_true, **settings))
+        for e in track(known, "tracing")
+    ]
     mean = average(traces)
     rows, errors = mean.effects["mlp"], mean.errors["mlp"]
     row = LAST if mean.counts[ROLES[LAST]] else len(ROLES) - 1  # a prompt that ends with its subject has the last alone
@@ -158,6 +172,9 @@ def _effects(lm: HFLM, edits: Sequence[Edit], samples: int, seed: int, track: Tr
     return made, len(known)
 
 
+# Trials --------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What is asked with one trial edit in force."""
@@ -165,34 +182,60 @@ class _Asked:
     paraphrases: tuple[tuple[str, tuple[str, ...]], ...]
     others: tuple[str, ...]
 
+    @classmethod
+    def of(cls, case: Case, edit: Edit, pairs: Sequence[tuple[Case, Edit]]) -> "_Asked":
+        alone = len(case.edits) == 1
+        like = [(p.prompt, p.answers) for p in case.probes if p.kind == "paraphrase" and alone]
+        others = [p.prompt for p in case.probes if p.kind == "neighborhood"]
+        others = others or [e.prompt for _, e in pairs if e.subject != edit.subject]
+        return cls(tuple(like), tuple(others))
 
-def _questions(case: Case, edit: Edit, pairs: Sequence[tuple[Case, Edit]]) -> _Asked:
-    alone = len(case.edits) == 1
-    like = [(p.prompt, p.answers) for p in case.probes if p.kind == "paraphrase" and alone]
-    others = [p.prompt for p in case.probes if p.kind == "neighborhood"]
-    others = others or [e.prompt for _, e in pairs if e.subject != edit.subject]
-    return _Asked(tuple(like), tuple(others))
 
+class _Trials:
+    """Edits of each fact alone, layer by layer."""
 
-def _tried(
-    lm: HFLM,
-    layer: Layer,
-    editor: Editor,
-    pairs: Sequence[tuple[Case, Edit]],
-    questions: Sequence[_Asked],
-    before: Sequence[Sequence[str]],
-) -> Layer:
-    """The layer with what its trial edits did: the mean over facts."""
-    took: list[bool] = []
-    like: list[bool] = []
-    kept: list[bool] = []
-    for (_, edit), asked, was in zip(pairs, questions, before, strict=True):
+    def __init__(
+        self,
+        lm: HFLM,
+        pairs: Sequence[tuple[Case, Edit]],
+        prepare: Callable[[Sequence[int]], Editor],
+        kept: Kept,
+    ) -> None:
+        self.lm, self.kept, self.prepare = lm, kept, prepare
+        self.edits = [edit for _, edit in pairs]
+        self.asked = [_Asked.of(case, edit, pairs) for case, edit in pairs]
+        self.editor: Editor | None = None
+        self.before: dict[str, list[str]] = {}  # what is said of others without an edit
+
+    def of(self, layer: Layer, order: Sequence[int]) -> Layer:
+        """The layer with what its trial edits did: the mean over facts. ``order`` are all layers that are tried."""
+
+        def tried(edit: Edit, asked: _Asked) -> Trial:
+            self.editor = self.editor or self.prepare(order)
+            return self._tried(layer.layer, edit, asked)
+
+        trials = [
+            self.kept.trial(f"{layer.layer} {edit.id}", lambda edit=edit, asked=asked: tried(edit, asked))
+            for edit, asked in zip(self.edits, self.asked, strict=True)
+        ]
+        took = [trial.took for trial in trials]
+        like = [x for trial in trials for x in trial.like]
+        kept = [x for trial in trials for x in trial.kept]
+        rates = (sum(some) / len(some) if some else None for some in (took, like, kept))
+        failed = [f"{e.prompt!r}: {t.failed}" for e, t in zip(self.edits, trials, strict=True) if t.failed is not None]
+        return Layer(layer.layer, layer.effect, layer.error, *rates, failed=tuple(failed))
+
+    def _tried(self, layer: int, edit: Edit, asked: _Asked) -> Trial:
+        assert self.editor is not None
+        if edit.id not in self.before:
+            self.before[edit.id] = self.lm.generate([*asked.others], WORDS, until_answer=True)
         prompts = [edit.prompt, *(prompt for prompt, _ in asked.paraphrases), *asked.others]
-        with editor(layer.layer, edit).applied(lm) as edited:
-            said = edited.generate(prompts, WORDS, until_answer=True)
+        try:
+            with self.editor(layer, edit).applied(self.lm) as edited:
+                said = edited.generate(prompts, WORDS, until_answer=True)
+        except (ErrataError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
+            return Trial(like=(False,) * len(asked.paraphrases), failed=first_line(error))
         n = 1 + len(asked.paraphrases)
-        took.append(begins_with_answer(said[0], [edit.target_new]))
-        like += [begins_with_answer(text, answers) for text, (_, answers) in zip(said[1:n], asked.paraphrases)]
-        kept += [answer_of(text) == answer_of(old) for text, old in zip(said[n:], was, strict=True)]
-    rates = (sum(some) / len(some) if some else None for some in (took, like, kept))
-    return Layer(layer.layer, layer.effect, layer.error, *rates)
+        like = [begins_with_answer(text, answers) for text, (_, answers) in zip(said[1:n], asked.paraphrases)]
+        kept = [answer_of(text) == answer_of(old) for text, old in zip(said[n:], self.before[edit.id], strict=True)]
+        return Trial(begins_with_answer(said[0], [edit.target_new]), tuple(like), tuple(kept))

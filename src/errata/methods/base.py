@@ -304,7 +304,7 @@ class Method(ABC):
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(seconds, 3),
             "dtype": str(lm.dtype).removeprefix("torch."),
-            "chat": lm.chat,
+            **lm.asked.record,
         }
         if rounded := patch.rounded_away(lm):
             record["rounded"] = {name: round(share, 4) for name, share in rounded.items()}

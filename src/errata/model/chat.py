@@ -4,9 +4,11 @@ import logging
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Self
 
 from errata.errors import BadInput, first_line
+from errata.types import as_text
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,10 @@ class Template:
     """Whether those behind it are."""
     end: int | None = None
     """The id that ends the assistant's turn; None where the template has no such token."""
+    system: str | None = None
+    """The system message that was put in front; None where that is left to the template."""
+    digest: str = ""
+    """Twelve hexadecimal digits of the template's source, which tell it from others."""
 
     @classmethod
     def of(cls, tokenizer: Any, system: str | None = None) -> Self:
@@ -39,8 +45,9 @@ class Template:
 
         Raises :class:`BadInput` where there is none, and for one that cannot be rendered or alters what users say.
         """
-        render = _renderer(tokenizer)
-        first = [{"role": "system", "content": system}] if system else []
+        source = _source(tokenizer)
+        render = _renderer(tokenizer, source)
+        first = [] if system is None else [_turn("system", system)]
         asked = render([*first, _turn("user", USER)], True)
         before, found, after = asked.partition(USER)
         if not found or USER in after:
@@ -48,7 +55,7 @@ class Template:
         padded = render([*first, _turn("user", f" {USER} ")], True)
         said = padded[len(before) : len(padded) - len(after)]
         after, gap, end = _answered(tokenizer, render, [*first, _turn("user", USER)], asked, after)
-        return cls(before, after, gap, not said.startswith(" "), not said.endswith(" "), end)
+        return cls(before, after, gap, not said.startswith(" "), not said.endswith(" "), end, system, digest_of(source))
 
     def around(self, text: str) -> tuple[str, int]:
         """The prompt in which a user says ``text``, and where that begins in it."""
@@ -67,15 +74,22 @@ def chosen(
     Raises :class:`BadInput`.
     """
     has_one = bool(getattr(tokenizer, "chat_template", None))
+    if system is not None:
+        as_text(system, "a system message")
     if system is not None and chat is False:
-        raise BadInput("a system message stands in a chat, and chat=False asks without one; leave one of the two out")
+        raise BadInput(
+            "a system message (system, --system) stands in a chat, and chat=False (--no-chat) asks without one; leave "
+            "one of the two out"
+        )
     if chat or system is not None:
         if seq2seq:
             raise BadInput(f"{name} is an encoder-decoder, which is asked in plain text; leave chat and system out")
         if not has_one:
+            wanted = "" if system is None else ", and a system message stands in a chat"
+            plain = "load with chat=False (--no-chat)" if system is None else "leave system (--system) out"
             raise BadInput(
-                f"the tokenizer of {name} has no chat template; set tokenizer.chat_template, save chat_template.jinja "
-                "beside the model, or load with chat=False (--no-chat)"
+                f"the tokenizer of {name} has no chat template{wanted}; set tokenizer.chat_template, save "
+                f"chat_template.jinja beside the model, or {plain}"
             )
         return Template.of(tokenizer, system)
     if chat is False or seq2seq or not has_one:
@@ -97,6 +111,11 @@ def chosen(
     return template
 
 
+def digest_of(text: str) -> str:
+    """Twelve hexadecimal digits of a text."""
+    return sha256(text.encode()).hexdigest()[:12]
+
+
 Render = Callable[[list[dict[str, str]], bool], str]  # (messages, whether an answer is to begin) -> text
 
 
@@ -104,12 +123,16 @@ def _turn(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
-def _renderer(tokenizer: Any) -> Render:
-    """Renders messages. What it returns raises :class:`BadInput` where that fails."""
+def _source(tokenizer: Any) -> str:
+    """The template as it is written. Raises :class:`BadInput` where it cannot be had."""
     try:
-        template: str = tokenizer.get_chat_template()
+        return str(tokenizer.get_chat_template())
     except Exception as error:  # no template of that name, or none at all
         raise BadInput(f"the chat template cannot be read: {first_line(error)}; load with chat=False") from error
+
+
+def _renderer(tokenizer: Any, template: str) -> Render:
+    """Renders messages. What it returns raises :class:`BadInput` where that fails."""
     if "strftime_now" in template:
         replaced = "".join(f" | replace('{sign}', '{text}')" for sign, text in TODAY.items())
         template = "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}" + template

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from errata.errors import BadInput, first_line
 from errata.model import folder, hub
+from errata.model.asked import label_of
 from errata.model.chat import Template, chosen
 from errata.model.configuration import auto_class
 from errata.model.hf import HFLM
@@ -84,6 +86,7 @@ def outline(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     chat: bool | None = None,
+    system: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[HFLM, torch.device]:
     """The model without its numbers (on the meta device), and where :func:`load` would put it.
@@ -109,8 +112,21 @@ def outline(
         network = auto.from_config(config, **making)
     tokenizer = _tokenizer(name, options)
     with folder.named(name, "cannot be run without its numbers", options):
-        template = _template(network, tokenizer, chat, None, name)
+        template = _planned_template(name, config, tokenizer, options, chat, system)
         return HFLM(network, tokenizer, name=name, template=template), chosen_device
+
+
+def asked_label(
+    name: str, *, chat: bool | None = None, system: str | None = None, trust_remote_code: bool = False
+) -> str:
+    """How :func:`load` would ask a folder's or hub id's model, as ``HFLM.asked_label`` says it; weights are not read.
+
+    Raises :class:`BadInput`, as :func:`load` does.
+    """
+    options = _from_where(name, {"trust_remote_code": trust_remote_code})
+    config, tokenizer = _config(name, options), _tokenizer(name, options)
+    template = _planned_template(name, config, tokenizer, options, chat, system)
+    return label_of(tokenizer, template, _is_seq2seq(config))
 
 
 def check(name: str, *, trust_remote_code: bool = False) -> None:
@@ -207,8 +223,23 @@ def _with_gradients(model: Any) -> Any:
 
 
 def _template(model: Any, tokenizer: Any, chat: bool | None, system: str | None, name: str) -> Template | None:
-    seq2seq = bool(getattr(model.config, "is_encoder_decoder", False))
-    return chosen(tokenizer, chat, system, stops_of(model), name, seq2seq)
+    return chosen(tokenizer, chat, system, stops_of(model), name, _is_seq2seq(model.config))
+
+
+def _planned_template(
+    name: str, config: Any, tokenizer: Any, options: dict[str, Any], chat: bool | None, system: str | None
+) -> Template | None:
+    """That of a model which is not loaded: it will stop where its files of configuration say."""
+    from transformers import GenerationConfig
+
+    said = folder.read_json(name, "generation_config.json", options)
+    generation = GenerationConfig.from_model_config(config) if said is None else SimpleNamespace(**said)
+    stops = stops_of(SimpleNamespace(generation_config=generation, config=config))
+    return chosen(tokenizer, chat, system, stops, name, _is_seq2seq(config))
+
+
+def _is_seq2seq(config: Any) -> bool:
+    return bool(getattr(config, "is_encoder_decoder", False))
 
 
 def _tokenizer(name: str, options: dict[str, Any]) -> Any:

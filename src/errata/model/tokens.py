@@ -269,6 +269,39 @@ class Tokens:
         before = self._prompt(prompt)
         return before, self._target(before, prompt, answer)
 
+    def exchange_within(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """:meth:`exchange`, of a prompt that is too long only its end.
+
+        In a chat the template stays whole, its system message too, and the beginning of what the user says is left out.
+        Raises :class:`BadInput` for an answer that is too long, by itself or with the template.
+        """
+        before, ids = self.exchange(prompt, answer)
+        if self.limit is None:
+            return before, ids
+        if len(ids) > self.limit:
+            raise BadInput(f"a task's answer has {len(ids)} tokens; the model reads at most {self.limit}")
+        if self.template is None or not prompt:
+            return before[-(self.limit if self.seq2seq else self.limit + 1 - len(ids)) :], ids
+        if self.fits(before, ids):
+            return before, ids
+        return self.exchange(self.shortened(prompt, self.limit + 1 - len(ids)), answer)
+
+    def shortened(self, prompt: str, most: int) -> str:
+        """The prompt, or the end of it, so that with the template around it there are ``most`` tokens at most.
+
+        Raises :class:`BadInput` where the template leaves no room.
+        """
+        said, room = prompt, len(self._plain(prompt))
+        while (over := self.count(said) - most) > 0:
+            room -= over
+            said = self.tail(prompt, room) if room > 0 else ""
+            if not said:
+                raise BadInput(
+                    f"the chat template has {self.frame} tokens, and there is room for {most}; shorten system "
+                    "(--system), or load with chat=False (--no-chat)"
+                )
+        return said
+
     def tail(self, text: str, room: int) -> str:
         """The end of a text, of at most ``room`` tokens."""
         ids, keep = self._plain(text), room

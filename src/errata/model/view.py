@@ -13,6 +13,7 @@ from torch import nn
 
 from errata.errors import BadInput
 from errata.model import passes
+from errata.model.asked import Asked, label_of
 from errata.model.caches import Caching, caching_of
 from errata.model.chat import Template
 from errata.model.configuration import text_config
@@ -147,6 +148,16 @@ class ModelView:
     def chat(self) -> bool:
         """Whether prompts are asked under the tokenizer's chat template."""
         return self.tokens.template is not None
+
+    @property
+    def asked(self) -> Asked:
+        """Under which chat template and system message prompts are asked, if any."""
+        return Asked.under(self.tokens.template)
+
+    @property
+    def asked_label(self) -> str:
+        """The same for rows (:func:`errata.model.asked.label_of`): empty where the tokenizer has no chat template."""
+        return label_of(self.tokenizer, self.tokens.template, self.seq2seq)
 
     @property
     def quantised(self) -> bool:

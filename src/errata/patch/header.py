@@ -73,6 +73,8 @@ class Made(Record):
     seconds: float = Field(default=0.0, ge=0)
     dtype: str = ""
     chat: bool | None = None
+    template: str | None = None
+    system: str | None = None
     rounded: dict[str, float] = {}
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput, Unsupported, WrongModel
+from errata.model.asked import Asked
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.model.weights import FLOATS
@@ -112,7 +113,8 @@ class Patch:
     def check(self, lm: HFLM, *, force: bool = False) -> None:
         """Raises :class:`WrongModel` or :class:`Unsupported` unless the patch can be applied to ``lm``.
 
-        Edits that were made in a chat and are now asked in plain text, or the other way round, are warned of.
+        Edits that are asked otherwise now than when they were made are warned of: in a chat or in plain text, under
+        another template or system message.
         """
         if not isinstance(cast(Any, lm), HFLM):
             raise Unsupported(
@@ -128,18 +130,23 @@ class Patch:
             if not force:
                 raise WrongModel(f"{message}{_rounded(lm)}; load the patch's own model, or pass force=True")
             log.warning("%s; applied all the same", message)
-        if {made.get("chat") for made in self.meta.get("made", ())} & {not lm.chat}:
-            now, then = (
-                ("under its chat template", "False (--no-chat)") if lm.chat else ("in plain text", "True (--chat)")
-            )
-            log.warning(
-                "the model is asked %s, and edits of this patch were made otherwise; load with chat=%s", now, then
-            )
+        self._check_asked(lm)
         for part in self.parts:
             part.check_model(lm)
         for site, width in sites_of(self.memory).items():
             if widths(lm, site, "memory")[1] != width:
                 raise WrongModel(f"the patch remembers keys of {site} that are {width} wide; here they are not")
+
+    def _check_asked(self, lm: HFLM) -> None:
+        """Warns of edits that were made under another chat template or system message than ``lm`` is asked under."""
+        ways = dict.fromkeys(Asked.said_by(made) for made in self.meta.get("made", ()))
+        if others := [way for way in ways if way.differs(lm.asked)]:
+            log.warning(
+                "the model is asked %s, and edits of this patch were made %s; %s",
+                lm.asked.words,
+                " and ".join(way.words for way in others),
+                others[0].way_from(lm.asked),
+            )
 
     def rounded_away(self, lm: HFLM) -> dict[str, float]:
         """Parameter name -> the share of its change that the model's type leaves, where that is below 99 %.

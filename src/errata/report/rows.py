@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,19 @@ WORDS = {  # for pydantic's types of errors: what is expected
     "literal_error": " or ".join(MODES),
 }
 _ROW = TypeAdapter(Row)
+
+
+def told_apart(rows: Iterable[Row]) -> list[Row]:
+    """The rows, with how a model was asked behind its name where rows of it differ in that."""
+    rows = list(rows)
+    ways: dict[str, set[str]] = {}
+    for row in rows:
+        ways.setdefault(row.model, set()).add(row.chat)
+    return [replace(row, model=_name(row)) if len(ways[row.model]) > 1 else row for row in rows]
+
+
+def _name(row: Row) -> str:
+    return f"{row.model} ({row.chat or 'plain, or not said'})"
 
 
 # Writing -----------------------------------------------------------------------------------------

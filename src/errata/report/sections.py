@@ -9,6 +9,7 @@ from errata.evaluation.protocols import PROTOCOLS
 from errata.report.changes import DERIVED, derived
 from errata.report.folds import case_key, edit_metric, published
 from errata.report.headings import COLUMNS, COURSE, EDIT_CURVES, PLAIN, TO_GOLD, kind_of
+from errata.report.rows import told_apart
 from errata.types import Row
 
 EXPLANATION = "Mean over cases ± standard error (cases); a dash where nothing could be measured."
@@ -104,7 +105,7 @@ def report_sections(rows: Iterable[Row]) -> list[Section | PublishedSection]:
     Costs are shown once, with the first mode; one in which nothing of a table's columns was measured is left out where
     there is another.
     """
-    rows = list(rows)
+    rows = told_apart(rows)
     alone = _made_alone(rows)
     shown: list[Section | PublishedSection] = []
     for group in _grouped(rows, "setting", "model", "data", "protocol"):
@@ -124,7 +125,7 @@ def _is_shown(row: Row, of_edits: str) -> bool:
 
 def sections(rows: Iterable[Row]) -> list[Section]:
     """A section for each setting, model, data set, protocol and mode, in the order of the rows."""
-    rows = list(rows)
+    rows = told_apart(rows)
     alone = _made_alone(rows)
     return [_section(group, alone) for group in _grouped(rows, "setting", "model", "data", "protocol", "mode")]
 

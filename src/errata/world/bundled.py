@@ -49,6 +49,11 @@ def check(model: str, *, trust_remote_code: bool = False) -> None:
     world_named(model)
 
 
+def asked_label(model: str, **options: Any) -> str:
+    """As :func:`errata.model.loading.asked_label`, which also knows the name ``"world"``."""
+    return loading.asked_label(str(_place(model)), **options)
+
+
 def _place(model: Any) -> Any:
     """The model, or the bundled one's folder. Raises :class:`BadInput` where that is missing."""
     if model == BUNDLED and not (FOLDER / "config.json").is_file():
