@@ -94,13 +94,16 @@ def bench_command(
 
 
 def report(path: str | Path, form: str = ".md", picture: str = "") -> str:
-    """The tables of a file of rows, as markdown or (``form=".html"``) as HTML; ``picture`` is a file's path, or SVG."""
+    """The tables of a file of rows, as markdown or (``form=".html"``) as a page of HTML with pictures of its own.
+
+    ``picture`` is the path of a file that a page of markdown shows.
+    """
     from errata.report.html import page
     from errata.report.markdown import markdown
 
     rows = _rows(Path(path))
     note = common.PREPARED[1:-1] if any(row.model == "world" for row in rows) else ""
-    return (page if form == ".html" else markdown)(rows, note=note, picture=picture)
+    return page(rows, note=note) if form == ".html" else markdown(rows, note=note, picture=picture)
 
 
 def _rows(path: Path) -> list[Row]:
@@ -111,8 +114,8 @@ def _rows(path: Path) -> list[Row]:
     return rows
 
 
-def _picture(rows: Path, page: Path, form: str, force: bool) -> str:
-    """The curves as SVG for a page of HTML, or the name of a file of them beside one of markdown; "" without curves."""
+def _picture(rows: Path, page: Path, force: bool) -> str:
+    """The name of a file of the curves, as SVG beside a page of markdown; "" without curves."""
     from errata.report.pictures import svg
 
     beside = page.with_suffix(".svg")
@@ -121,8 +124,8 @@ def _picture(rows: Path, page: Path, form: str, force: bool) -> str:
     except BadInput as error:  # no matplotlib
         common.say(f"no picture: {error}")
         return ""
-    if not drawn or form == ".html":
-        return drawn
+    if not drawn:
+        return ""
     common.check_output(beside, force)
     write_text(beside, drawn)
     return beside.name
@@ -151,5 +154,6 @@ def report_command(
         curves(_rows(rows), drawn, form=form[1:])
         write_bytes(output, drawn.getvalue())
     else:
-        write_text(output, report(rows, form, _picture(rows, output, form, force)))
+        picture = _picture(rows, output, force) if form == ".md" else ""
+        write_text(output, report(rows, form, picture))
     common.say(f"wrote {output}")
