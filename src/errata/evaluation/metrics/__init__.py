@@ -37,7 +37,7 @@ from errata.evaluation.metrics.texts import (
 )
 
 __all__ = [
-    "Mean", "mean", "mean_over_cases", "harmonic_mean", "score",
+    "Mean", "mean", "mean_over_cases", "case_means", "harmonic_mean", "score",
     "generated_agreement", "forced_accuracy", "forced_agreement",
     "token_accuracy", "token_agreement", "token_f1",
     "nll", "success", "magnitude", "choice", "ranks_first",
