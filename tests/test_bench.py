@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -1087,44 +1086,6 @@ def test_the_retention_of_a_sequence_is_in_the_report() -> None:
     assert table.head == ("method", "backward transfer", "retainability")
     assert table.body == (("a", "-1.00 (1)", "-0.50 (2)"),)
     assert "retainability" not in sections(rows[:1])[0].changes["a"]
-
-
-class Read(HTMLParser):
-    """The tags and texts of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data.strip())
-
-
-def test_a_page_of_html_is_whole_and_shows_texts_as_they_are() -> None:
-    rows = [
-        row(method="a", setting="<b>one</b>", case="1", after=1.0),
-        row(method="a", setting="two", case="1", error="<script>x</script>"),
-    ]
-    text = page(rows, title="T & U", note="a < b", picture="<svg><g></g></svg>")
-    read = Read(text)
-    assert text.startswith("<!doctype html>") and not read.open
-    assert not {"script", "b", "link", "img"} & set(read.tags)  # nothing is run, nothing is fetched
-    tables = sum(len(section.tables()) for section in report_sections(rows))
-    assert (read.tags.count("svg"), read.tags.count("style"), read.tags.count("table")) == (1, 1, tables)
-    for shown in ("T & U", "a < b", "<b>one</b> · m · d · generated", "a: <script>x</script>"):
-        assert shown in read.texts
-    assert "svg" not in Read(page(rows)).tags
 
 
 def test_curves_are_drawn_as_pictures(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictB
 from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
+from errata.bench.recipes import filled, recipes
 from errata.bench.validation import Count, NamedTable, Number, Seed, Table, Text, expected
 from errata.errors import BadInput, unknown
 from errata.evaluation import protocols
@@ -32,7 +33,9 @@ def _mode(value: Any) -> Any:
 
 
 def _protocol(name: str) -> str:
-    return protocols.protocol(name).name
+    if name not in protocols.PROTOCOLS:
+        raise unknown("protocol", name, [*protocols.PROTOCOLS, *recipes()])
+    return name
 
 
 def _kind_of_probe(kind: str) -> str:
@@ -312,7 +315,8 @@ SETTINGS: Mapping[str, type[Setting]] = {"single": Single, "batch": Batch, "sequ
 class Plan(Table):
     """What is crossed with what, and by whose rules it is asked.
 
-    ``modes`` are each protocol's own where they are not given (of ``errata``: generated alone).
+    ``modes`` are each protocol's own where they are not given (of ``errata``: generated alone). ``protocol`` may
+    also be a paper's settings (:mod:`errata.bench.recipes`), which keys of the file's own replace.
     """
 
     title: ClassVar[str] = "a bench file"
@@ -342,7 +346,9 @@ class Plan(Table):
     @classmethod
     @override
     def of(cls, value: Any, every: Sequence[str] = ()) -> Self:
-        """The plan of what a TOML file holds."""
+        """The plan of what a TOML file holds; one whose ``protocol`` is a paper's is filled with what it leaves out."""
+        if isinstance(value, dict) and value.get("protocol") in recipes():
+            value = filled(value["protocol"], cast("dict[str, Any]", value))
         methods = value.get("methods") if isinstance(value, dict) else None
         if every and (methods == "all" or (isinstance(methods, list) and "all" in methods)):
             more = [spec for spec in methods if spec != "all"] if isinstance(methods, list) else []

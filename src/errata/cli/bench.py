@@ -1,6 +1,6 @@
 """``errata bench`` and ``errata report``: many runs from one file, and tables and curves of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -16,6 +16,7 @@ from errata.files import write_bytes, write_text
 from errata.types import Row
 
 if TYPE_CHECKING:
+    from errata.bench.plan import Plan
     from errata.bench.run import OnProgress
     from errata.model.hf import HFLM
 
@@ -23,7 +24,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def bench(
-    plan: str | Path,
+    plan: "str | Path | Plan",
     output: str | Path,
     *,
     device: str | None = None,
@@ -34,7 +35,7 @@ def bench(
     retry: bool = False,
     quiet: bool = True,
 ) -> int:
-    """Measures what a TOML file crosses and ``output`` does not hold yet; returns the number of units measured.
+    """Measures what a plan, or a TOML file of one, crosses and ``output`` lacks; returns the number of units measured.
 
     Code that comes with a model runs with ``trust_remote_code`` alone: a file of models never says so itself.
     """
@@ -44,7 +45,7 @@ def bench(
     from errata.world import bundled
 
     about_chat: Any = {"chat": chat, "system": system}
-    chosen = Plan.read(plan, every=list(errata.methods()))
+    chosen = plan if isinstance(plan, Plan) else Plan.read(plan, every=list(errata.methods()))
 
     def load(name: str) -> "HFLM":
         return errata.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, **about_chat)
@@ -73,8 +74,48 @@ def _progress_bar(quiet: bool) -> Iterator["OnProgress"]:
         yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
 
 
+def paper_plan(protocol: str, models: Sequence[str], data: Sequence[str], limit: int | None = None) -> "Plan":
+    """The plan of a paper's settings on these models; ``data`` are texts as ``counterfact=FILE``."""
+    from errata.bench.plan import Plan
+    from errata.bench.recipes import filled
+
+    files: Any = dict(entry.split("=", 1) for entry in data if "=" in entry)
+    plain = [entry for entry in data if "=" not in entry]
+    if len(files) + len(plain) < len(data) or (plain and len(data) > 1):
+        raise BadInput(f"each file of data has a name of its own, as counterfact=FILE; found {' '.join(data)}")
+    return Plan.of(filled(protocol, {"models": list(models), "data": plain[0] if plain else files}, limit))
+
+
+def _plan(
+    file: Path | None, protocol: str | None, models: Sequence[str], data: Sequence[str], limit: int | None
+) -> "Path | Plan":
+    """What to measure: a file's plan, or a paper's."""
+    if protocol is not None and file is None:
+        return paper_plan(protocol, models, data, limit)
+    if file is None:
+        raise BadInput("nothing to measure: name a TOML file, or --protocol with --model and --data")
+    if protocol is not None or models or data or limit is not None:
+        raise BadInput(
+            f"--protocol, --model, --data and --limit go without a file; write protocol, models and data in {file}"
+        )
+    return file
+
+
 def bench_command(
-    plan: Annotated[Path, typer.Argument(help="A TOML file: models, methods, data, settings.", show_default=False)],
+    plan: Annotated[
+        Path | None, typer.Argument(help="A TOML file: models, methods, data, settings.", show_default=False)
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option("--protocol", help="A paper's settings in the place of a file: yao2023, memit2023, …"),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="The model, with --protocol; repeatable.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="With --protocol: counterfact=FILE; repeatable.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="With --protocol: try it on so many cases of each data set.")
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the rows go; the same command resumes.")] = Path(
         "rows.jsonl"
     ),
@@ -93,19 +134,23 @@ def bench_command(
     common.set_up_logs(quiet)
     about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     about |= {"chat": chat, "system": system}
-    done = bench(plan, output, **about, retry=retry, quiet=quiet)
+    chosen = _plan(plan, protocol, model or (), data or (), limit)
+    done = bench(chosen, output, **about, retry=retry, quiet=quiet)
     outcome = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
     common.say(f"{outcome}; see `errata report {output}`")
 
 
 def report(path: str | Path, form: str = ".md", picture: str = "") -> str:
-    """The tables of a file of rows, as markdown or (``form=".html"``) as HTML; ``picture`` is a file's path, or SVG."""
+    """The tables of a file of rows, as markdown or (``form=".html"``) as a page of HTML with pictures of its own.
+
+    ``picture`` is the path of a file that a page of markdown shows.
+    """
     from errata.report.html import page
     from errata.report.markdown import markdown
 
     rows = _rows(Path(path))
     note = common.PREPARED[1:-1] if any(row.model == "world" for row in rows) else ""
-    return (page if form == ".html" else markdown)(rows, note=note, picture=picture)
+    return page(rows, note=note) if form == ".html" else markdown(rows, note=note, picture=picture)
 
 
 def _rows(path: Path) -> list[Row]:
@@ -116,8 +161,8 @@ def _rows(path: Path) -> list[Row]:
     return rows
 
 
-def _picture(rows: Path, page: Path, form: str, force: bool) -> str:
-    """The curves as SVG for a page of HTML, or the name of a file of them beside one of markdown; "" without curves."""
+def _picture(rows: Path, page: Path, force: bool) -> str:
+    """The name of a file of the curves, as SVG beside a page of markdown; "" without curves."""
     from errata.report.pictures import svg
 
     beside = page.with_suffix(".svg")
@@ -126,8 +171,8 @@ def _picture(rows: Path, page: Path, form: str, force: bool) -> str:
     except BadInput as error:  # no matplotlib
         common.say(f"no picture: {error}")
         return ""
-    if not drawn or form == ".html":
-        return drawn
+    if not drawn:
+        return ""
     common.check_output(beside, force)
     write_text(beside, drawn)
     return beside.name
@@ -156,5 +201,6 @@ def report_command(
         curves(_rows(rows), drawn, form=form[1:])
         write_bytes(output, drawn.getvalue())
     else:
-        write_text(output, report(rows, form, _picture(rows, output, form, force)))
+        picture = _picture(rows, output, force) if form == ".md" else ""
+        write_text(output, report(rows, form, picture))
     common.say(f"wrote {output}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from errata.errors import BadInput
-from errata.evaluation.metrics import Mean, hop_wise, instance_wise, mean, mean_over_cases, score
+from errata.evaluation.metrics import Mean, case_means, hop_wise, instance_wise, mean, mean_over_cases, score
 from errata.evaluation.protocols import PROTOCOLS, Line, Protocol
 from errata.report.headings import NAMES, heading, kind_of
 from errata.report.rows import FIELDS
@@ -74,7 +74,12 @@ def _summary(of: tuple[str, ...], kind: str, metric: str, mode: str, rows: list[
 
 def mean_of(rows: Iterable[Row], field: str) -> Mean | None:
     """The mean over cases of a field of rows (``before`` or ``after``), where it is known."""
-    return mean_over_cases((case_key(row), value) for row in rows if (value := getattr(row, field)) is not None)
+    return mean(values_of(rows, field).values())
+
+
+def values_of(rows: Iterable[Row], field: str = "after") -> dict[CaseKey, float]:
+    """Case -> the mean of a field of its rows, where it is known."""
+    return case_means((case_key(row), value) for row in rows if (value := getattr(row, field)) is not None)
 
 
 # A protocol's numbers ----------------------------------------------------------------------------
@@ -112,6 +117,19 @@ def _published(protocol: Protocol, rows: Sequence[Row]) -> list[Published]:
         before, after_score = (_score(side) for side in zip(*parts, strict=True))
         numbers.append(Published(protocol.name, "S", before, after_score))
     return numbers
+
+
+def line_values(name: str, rows: Sequence[Row]) -> dict[str, dict[CaseKey, float]]:
+    """The values of each case after the edits, of those numbers of a protocol that are means over cases."""
+    chosen = PROTOCOLS[name]
+    after = _of_answered_edits(rows) if chosen.if_edited else rows
+    return {
+        line.name: {
+            case: value * line.scale for case, value in values_of(row for row in after if _counts(line, row)).items()
+        }
+        for line in chosen.lines
+        if line.fold == "mean"
+    }
 
 
 def _of_answered_edits(rows: Sequence[Row]) -> list[Row]:

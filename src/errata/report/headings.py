@@ -56,6 +56,10 @@ COLUMNS: Mapping[tuple[str, str], str] = {  # of a table of methods: (kind, metr
     ("cost", "peak_mib"): "peak MiB",
 }
 
+COMPARED = tuple(key for key in COLUMNS if key[1] in ("accuracy", "agreement"))  # methods, case by case
+GENERALITY = (COLUMNS["paraphrase", "accuracy"], COLUMNS["question", "accuracy"])  # the first that was asked
+LOCALITY = (COLUMNS["neighborhood", "agreement"], COLUMNS["unrelated", "agreement"])
+
 # Of a table of its own: how far each kind is from the gold.
 TO_GOLD: Mapping[tuple[str, str], str] = {(kind, "to_gold"): words for kind, words in NAMES.items()}
 

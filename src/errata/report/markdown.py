@@ -15,6 +15,8 @@ def markdown(rows: Iterable[Row], title: str = "Methods, before and after", note
     for section in report_sections(rows):
         blocks.append(f"## {plain(section.title)}")
         for table in section.tables():
+            if table.aside:
+                continue
             blocks += [f"{plain(table.caption)}:" if table.caption else "", _table(table)]
         blocks.append("\n".join(f"- {plain(error)}" for error in section.errors))
     return "\n\n".join(filter(None, blocks)) + "\n"

@@ -10,10 +10,12 @@ from typing import IO, Any
 from errata.errors import BadInput
 from errata.printable import printable
 from errata.report.headings import EDIT_CURVES, MODEL_CURVES, SHARES
+from errata.report.names import short_names
 from errata.report.sections import Section, sections
 from errata.types import Row
 
-LABEL = 48  # characters on a line of a label
+TITLE = 150  # characters on a line of a title
+LEGEND = 6  # methods on a line of the legend
 
 
 def curves(rows: Iterable[Row], path: "str | Path | IO[Any]", form: str | None = None) -> None:
@@ -47,23 +49,23 @@ def curves(rows: Iterable[Row], path: "str | Path | IO[Any]", form: str | None =
 def _figure(Figure: Any, sequences: Iterable[Section], grid_rows: Sequence[tuple[Section, tuple[str, ...]]]) -> Any:
     names = list(dict.fromkeys(name for section in sequences for name, _ in section.course))
     looks = {name: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]} for i, name in enumerate(names)}
-    figure = Figure(figsize=(4 * len(EDIT_CURVES) + 3, 3.2 * len(grid_rows)), layout="constrained")
-    grid: Any = figure.subplots(len(grid_rows), len(EDIT_CURVES), squeeze=False)
+    height, lines = 3.2 * len(grid_rows), -(-len(names) // LEGEND) if names else 0
+    figure = Figure(figsize=(4 * len(EDIT_CURVES) + 1, height + 0.22 * lines + 0.3), layout="constrained")
     handles: dict[str, Any] = {}
-    for axes, (section, columns) in zip(grid, grid_rows, strict=True):
-        for axis, column in zip(axes, columns, strict=True):
+    parts: Any = figure.subfigures(len(grid_rows), 1, squeeze=False)
+    for (part,), (section, columns) in zip(parts, grid_rows, strict=True):
+        part.suptitle(_title(section.title), fontsize="medium")
+        for axis, column in zip(part.subplots(1, len(EDIT_CURVES)), columns, strict=True):
             handles |= _draw(axis, section, column, looks)
-        pieces = section.title.replace(", ", ",\n").replace(" · ", "\n").split("\n")
-        axes[0].set_ylabel("\n".join(map(_label, pieces)), fontsize="small")
-    drawn = [name for name in names if name in handles]
-    labels = [_label(name) for name in drawn]
-    figure.legend([handles[name] for name in drawn], labels, loc="outside right upper", fontsize="small")
+    drawn, short = [name for name in names if name in handles], short_names(names)
+    labels = [printable(short[name]) for name in drawn]
+    figure.legend([handles[name] for name in drawn], labels, loc="outside lower center", ncols=LEGEND, fontsize="small")
     return figure
 
 
-def _label(text: str) -> str:
-    """A text that leaves room for the curves."""
-    return fill(printable(text), LABEL, max_lines=4, placeholder="…")
+def _title(text: str) -> str:
+    """A title on lines of its own width, above the pictures that it is of."""
+    return fill(printable(text), TITLE, max_lines=3, placeholder="…")
 
 
 def svg(rows: Iterable[Row]) -> str:

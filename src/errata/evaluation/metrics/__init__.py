@@ -14,7 +14,7 @@ from errata.evaluation.metrics.accuracy import (
 from errata.evaluation.metrics.change import Change, change_of
 from errata.evaluation.metrics.choice import choice, magnitude, nll, ranks_first, success
 from errata.evaluation.metrics.hops import any_or_all, hop_wise, instance_wise
-from errata.evaluation.metrics.means import Mean, harmonic_mean, mean, mean_over_cases, score
+from errata.evaluation.metrics.means import Mean, case_means, harmonic_mean, mean, mean_over_cases, score
 from errata.evaluation.metrics.outlook import Outlook, answer_kl
 from errata.evaluation.metrics.sequence import (
     backward_transfer,
@@ -37,7 +37,7 @@ from errata.evaluation.metrics.texts import (
 )
 
 __all__ = [
-    "Mean", "mean", "mean_over_cases", "harmonic_mean", "score",
+    "Mean", "mean", "mean_over_cases", "case_means", "harmonic_mean", "score",
     "generated_agreement", "forced_accuracy", "forced_agreement",
     "token_accuracy", "token_agreement", "token_f1",
     "nll", "success", "magnitude", "choice", "ranks_first",

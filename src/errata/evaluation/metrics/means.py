@@ -3,6 +3,9 @@
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from math import sqrt
+from typing import TypeVar
+
+Case = TypeVar("Case", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,15 @@ def mean_over_cases(pairs: Iterable[tuple[Hashable, float]]) -> Mean | None:
     ROME's order (https://arxiv.org/abs/2202.05262, experiments/summarize.py): a case with ten neighbours
     weighs as much as one with two. The error is over cases: values within a case depend on each other.
     """
-    of_case: dict[Hashable, list[float]] = {}
+    return mean(case_means(pairs).values())
+
+
+def case_means(pairs: Iterable[tuple[Case, float]]) -> dict[Case, float]:
+    """Case -> the mean of its values; ``pairs`` are a case and a value."""
+    of_case: dict[Case, list[float]] = {}
     for case, value in pairs:
         of_case.setdefault(case, []).append(value)
-    return mean(sum(values) / len(values) for values in of_case.values())
+    return {case: sum(values) / len(values) for case, values in of_case.items()}
 
 
 def harmonic_mean(values: Iterable[float]) -> float:

@@ -1,0 +1,87 @@
+"""Whether methods differ: paired by case, Wilcoxon's signed-rank test, corrected by Holm for the number of pairs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from errata.evaluation.metrics import Mean, mean
+
+LEVEL = 0.05
+Values = Mapping[str, Mapping[Any, float]]  # method -> case -> value
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods by one measure: their means, the best first, and what tells each pair apart.
+
+    ``p`` maps a pair of methods, in either order, to the probability of a difference as large or larger if there were
+    none, corrected over all pairs.
+    """
+
+    values: Values
+    order: tuple[str, ...]
+    p: Mapping[tuple[str, str], float]
+
+    @property
+    def best(self) -> str:
+        """The method with the largest mean."""
+        return self.order[0]
+
+    def difference(self, one: str, other: str) -> Mean | None:
+        """The mean over cases that both have of one's value less the other's; None without such a case."""
+        of_one, of_other = self.values[one], self.values[other]
+        return mean(value - of_other[case] for case, value in of_one.items() if case in of_other)
+
+    def sign(self, one: str, other: str) -> str:
+        """``+`` where one is better than the other, ``−`` where it is worse; "" where they cannot be told apart."""
+        difference = self.difference(one, other)
+        if difference is None or self.p[one, other] >= LEVEL:
+            return ""
+        return "+" if difference.mean > 0 else "−"
+
+
+def compare(values: Values) -> Comparison | None:
+    """The comparison of two methods or more that have values; None of fewer."""
+    known = {name: of for name, of in values.items() if of}
+    if len(known) < 2:
+        return None
+    means = {name: sum(of.values()) / len(of) for name, of in known.items()}
+    pairs = list(combinations(known, 2))
+    p = holm(_signed_rank(known, pairs))
+    both = {pair: value for (a, b), value in zip(pairs, p) for pair in ((a, b), (b, a))}
+    return Comparison(known, tuple(sorted(known, key=means.__getitem__, reverse=True)), both)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values that hold together: the i-th smallest of m times (m - i + 1), never below an earlier one, at most 1.
+
+    S. Holm, A simple sequentially rejective multiple test procedure, 1979.
+    """
+    corrected, least = list(p), 0.0
+    for place, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        least = max(least, min(1.0, p[i] * (len(p) - place)))
+        corrected[i] = least
+    return corrected
+
+
+def _signed_rank(values: Values, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """p of each pair: the normal approximation with its correction for continuity, as ties are many; 1 of equals."""
+    import numpy as np
+    from scipy.stats import wilcoxon
+
+    cases = list(dict.fromkeys(case for of in values.values() for case in of))
+    table = {name: np.array([of.get(case, np.nan) for case in cases]) for name, of in values.items()}
+    together: dict[bytes, list[int]] = {}  # pairs that share the same cases are tested in one call
+    for i, (a, b) in enumerate(pairs):
+        together.setdefault((~np.isnan(table[a] - table[b])).tobytes(), []).append(i)
+    p: Any = np.ones(len(pairs))
+    for mask, members in together.items():
+        shared = np.frombuffer(mask, dtype=bool)
+        differences = np.stack([(table[pairs[i][0]] - table[pairs[i][1]])[shared] for i in members], axis=1)
+        members = [i for i, differ in zip(members, (differences != 0).any(axis=0)) if differ]
+        differences = differences[:, (differences != 0).any(axis=0)]
+        if members:
+            tested: Any = wilcoxon(differences, axis=0, correction=True, method="asymptotic")
+            p[members] = tested.pvalue
+    return p.tolist()
