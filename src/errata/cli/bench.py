@@ -17,7 +17,6 @@ from errata.types import Row
 
 if TYPE_CHECKING:
     from errata.bench.run import OnProgress
-    from errata.model.hf import HFLM
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -31,11 +30,15 @@ def bench(
     trust_remote_code: bool = False,
     chat: bool | None = None,
     retry: bool = False,
+    workers: int = 0,
+    threads: int = 1,
+    ray_address: str | None = None,
     quiet: bool = True,
 ) -> int:
     """Measures what a TOML file crosses and ``output`` does not hold yet; returns the number of units measured.
 
-    Code that comes with a model runs with ``trust_remote_code`` alone: a file of models never says so itself.
+    Code that comes with a model runs with ``trust_remote_code`` alone: a file of models never says so itself. With
+    ``workers`` as many processes measure, with ``threads`` each: here, or in the Ray cluster at ``ray_address``.
     """
     import errata
     from errata.bench.plan import Plan
@@ -44,13 +47,14 @@ def bench(
 
     chosen = Plan.read(plan, every=list(errata.methods()))
 
-    def load(name: str) -> "HFLM":
-        return errata.load(name, device=device, dtype=dtype, chat=chat, trust_remote_code=trust_remote_code)
-
-    with _progress_bar(quiet) as on_progress:
+    load = partial(errata.load, device=device, dtype=dtype, chat=chat, trust_remote_code=trust_remote_code)
+    with (
+        common.worker_pool(workers, threads, ray_address, device) as pool,
+        _progress_bar(quiet) as on_progress,
+    ):
         check = partial(bundled.check, trust_remote_code=trust_remote_code)
         made = {"load": load, "method": errata.method, "cases": errata.cases, "check": check}
-        return run(chosen, output, **made, on_progress=on_progress, retry=retry)
+        return run(chosen, output, **made, on_progress=on_progress, retry=retry, workers=pool)
 
 
 @contextmanager
@@ -80,6 +84,9 @@ def bench_command(
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
     chat: common.Chat = None,
+    workers: common.Workers = 0,
+    threads: common.Threads = 1,
+    ray_address: common.RayAddress = None,
     quiet: common.Quiet = False,
 ) -> None:
     """Measure methods on data in settings. Interrupted, the same command resumes."""
@@ -88,6 +95,7 @@ def bench_command(
     common.check_output(output, force=True)
     common.set_up_logs(quiet)
     about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "chat": chat}
+    about |= {"workers": workers, "threads": threads, "ray_address": ray_address}
     done = bench(plan, output, **about, retry=retry, quiet=quiet)
     outcome = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
     common.say(f"{outcome}; see `errata report {output}`")
