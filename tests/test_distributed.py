@@ -1,16 +1,22 @@
 """Workers: what is shared out among them is what one process gives, and those that die are replaced."""
 
+import json
 import logging
 import os
+import random
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import TEXTS, tiny_lm, tiny_model, tokenizer
@@ -35,7 +41,7 @@ from errata.model.hf import HFLM
 from errata.model.second_moment import second_moments
 from errata.report.markdown import markdown
 from errata.report.rows import from_jsonl
-from errata.types import Row
+from errata.types import Case, Row
 
 MIXED = {"methods": [FTM, {"name": "ft-m", "steps": 3}], "settings": ["single", SEQUENCE]}
 MADE: Any = {"method": errata.method, "cases": cases}
@@ -45,14 +51,16 @@ def load(name: str = "tiny") -> Any:
     return tiny_lm("gpt2")
 
 
+@cache
 def load_copy(dtype: torch.dtype = torch.float32) -> Any:
-    """Another model of the same weights, as another process has."""
+    """Another model of the same weights, as another process has; made before a patch is in force here."""
     return HFLM(deepcopy(tiny_model("gpt2", dtype)), tokenizer(), name="tiny gpt2")
 
 
 @contextmanager
 def with_workers(lm: Any, pool: Pool, make: Any = load_copy) -> Iterator[Any]:
     """The model, which has the workers of a pool."""
+    make()
     pool.load(make)
     lm.workers = pool
     try:
@@ -356,8 +364,6 @@ def test_a_worker_stays_with_a_method_and_helps_out_where_most_is_left() -> None
 
 
 def test_ray_measures_and_replaces_what_was_killed_and_nothing_is_left(tmp_path: Path) -> None:
-    psutil = pytest.importorskip("psutil")
-    pytest.importorskip("ray")
     me, killed = psutil.Process(), list[int]()
 
     def on_progress(done: int, total: int, text: str) -> None:
@@ -373,3 +379,58 @@ def test_ray_measures_and_replaces_what_was_killed_and_nothing_is_left(tmp_path:
     left = [one for one in me.children(recursive=True) if one.pid not in before]
     assert [one.name() for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
     assert "RAY_worker_niceness" not in os.environ
+
+
+def started(folder: Path, output: Path, *more: str) -> subprocess.Popen[bytes]:
+    """The command, in a process group of its own."""
+    command = [sys.executable, "-m", "errata", "bench", "run.toml", "-o", str(output), *more]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def workers_of(process: "subprocess.Popen[bytes]") -> list[Any]:
+    """The worker processes of a command that runs."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [one for one in children if one.name().startswith("ray::Worker")]
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_whatever_is_killed_and_whenever_the_rows_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
+    """Five times a worker or the driver (kill -9), or Ctrl-C for all; the same command goes on each time."""
+    lm, rng = load(), random.Random(0)
+    lm.model.save_pretrained(tmp_path / "tiny")
+    lm.tokenizer.save_pretrained(tmp_path / "tiny")
+    one_each = [json.dumps(Case.to_json(one)) for one in cases()]
+    (tmp_path / "people.jsonl").write_text("\n".join(one_each))
+    (tmp_path / "run.toml").write_text(
+        'models = ["tiny"]\n'
+        'methods = [{ name = "ft-m", steps = 2 }, { name = "ft-m", steps = 40 }]\n'
+        'data = ["people.jsonl"]\nseeds = [0, 1, 2]\nmodes = ["generated", "forced"]\n'
+        'settings = ["single", { kind = "sequential", batch = 2, checkpoints = [2, 4, 6, 8, 10, 12] }]\n'
+    )
+    alone = started(tmp_path, tmp_path / "a.jsonl")
+    assert alone.wait() == 0
+    seen, output = set[int](), tmp_path / "b.jsonl"
+    for what in ("worker", "driver", "worker", "Ctrl-C", "driver"):
+        process = started(tmp_path, output, "--workers", "2")
+        began = output.stat().st_size if output.exists() else 0
+        while process.poll() is None and (output.stat().st_size if output.exists() else 0) <= began:
+            time.sleep(0.1)  # until it has begun to measure
+        time.sleep(rng.random() * 3)
+        seen |= {one.pid for one in workers_of(process)}
+        if what == "worker" and (chosen := workers_of(process)):
+            rng.choice(chosen).kill()
+            time.sleep(rng.random() * 5)
+            os.killpg(process.pid, signal.SIGINT)
+        elif process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT) if what == "Ctrl-C" else process.kill()
+        process.wait()
+    assert started(tmp_path, output, "--workers", "2").wait() == 0
+    rows = [from_jsonl((tmp_path / name).read_text()) for name in ("a.jsonl", "b.jsonl")]
+    assert timeless(rows[0]) == timeless(rows[1]) and seen
+    time.sleep(5)
+    assert not [pid for pid in seen if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    assert not (tmp_path / "b.jsonl.parts").exists()
