@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from errata.bench.run import run
 from errata.bench.store import RowFile
 from errata.bench.units import units_of
 from errata.cli import app
+from errata.cli.measure import eval_
 from errata.distributed.asked import SharedOut
 from errata.distributed.attach import asking, workers
 from errata.distributed.pool import Pool
@@ -37,7 +39,9 @@ from errata.distributed.tasks import ATTEMPTS, Task, WorkerDied, WorkerFailed
 from errata.distributed.worker import Held, Worker
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.evaluation.baseline import baseline
+from errata.model import loading
 from errata.model.hf import HFLM
+from errata.model.loading import accelerators
 from errata.model.second_moment import second_moments
 from errata.report.markdown import markdown
 from errata.report.rows import from_jsonl
@@ -170,6 +174,17 @@ def test_workers_have_room_or_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pool, pytest.raises(BadInput, match="3 workers need 3 CPUs, and Ray has 2 here"):
         pool.load(load)
     assert not ray.running
+    with Pool(2, accelerators=1) as pool, pytest.raises(BadInput, match="2 workers need 2 GPUs, and Ray has 0 here"):
+        pool.load(load)
+
+
+def test_each_worker_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [accelerators(device) for device in ("cpu", "cpu:0", "cuda", torch.device("cuda"))] == [0, 0, 1, 1]
+    for best, needed in (("cpu", 0), ("cuda", 1)):
+        monkeypatch.setattr(loading, "_best_device", lambda best=best: best)
+        assert accelerators(None) == accelerators("auto") == needed
+    with pytest.raises(BadInput, match="names number 1; say cuda"):
+        accelerators("cuda:1")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -251,6 +266,29 @@ def test_targets_are_searched_in_shares_also_upon_a_prior_patch(name: str, monke
     assert [len(shards) for shards in asked] == [2]
     for mine, theirs in zip(alone.parts[0].tensors().values(), shared.parts[0].tensors().values(), strict=True):
         torch.testing.assert_close(theirs, mine, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("setting", ["single", "batch"])
+def test_a_method_is_measured_alike_with_workers(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, ray = fake_pool(monkeypatch)
+    lm, how = tiny_lm("gpt2"), {"modes": ("generated", "forced"), "setting": setting}
+    method, asked = errata.method("ft-m", steps=2), cases(limit=5)
+    alone = eval_(lm, method, asked, **how)
+    with pool, with_workers(lm, pool):
+        shared = eval_(lm, method, asked, **how)
+        edits = [edit for one in asked for edit in one.edits]
+        patched = eval_(lm, method.edit(lm, edits), asked, modes=("forced",))
+    assert len(ray.actors) == 2
+    assert [about_of(row) for row in shared] == [about_of(row) for row in alone]
+    assert [row.after for row in shared] == pytest.approx([row.after for row in alone], abs=1e-5)
+    assert [row.before for row in shared] == pytest.approx([row.before for row in alone], abs=1e-5)
+    by_patch = eval_(lm, method.edit(lm, edits), asked, modes=("forced",))
+    assert [row.after for row in patched] == pytest.approx([row.after for row in by_patch], abs=1e-5)
+
+
+def about_of(row: Row) -> Row:
+    """All of a row but its numbers."""
+    return replace(row, before=None, after=None)
 
 
 def test_only_a_model_that_can_be_loaded_again_has_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -387,6 +425,12 @@ def started(folder: Path, output: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, start_new_session=True)
 
 
+def record_of(one: Case) -> dict[str, Any]:
+    """A case as it stands in a file."""
+    probes = [{"kind": probe.kind, "prompt": probe.prompt, "answers": list(probe.answers)} for probe in one.probes]
+    return {"id": one.id, "edits": [edit.to_json() for edit in one.edits], "probes": probes}
+
+
 def workers_of(process: "subprocess.Popen[bytes]") -> list[Any]:
     """The worker processes of a command that runs."""
     try:
@@ -403,12 +447,11 @@ def test_whatever_is_killed_and_whenever_the_rows_are_those_of_an_undisturbed_ru
     lm, rng = load(), random.Random(0)
     lm.model.save_pretrained(tmp_path / "tiny")
     lm.tokenizer.save_pretrained(tmp_path / "tiny")
-    one_each = [json.dumps(Case.to_json(one)) for one in cases()]
-    (tmp_path / "people.jsonl").write_text("\n".join(one_each))
+    (tmp_path / "people.jsonl").write_text("\n".join(map(json.dumps, map(record_of, cases()))))
     (tmp_path / "run.toml").write_text(
         'models = ["tiny"]\n'
         'methods = [{ name = "ft-m", steps = 2 }, { name = "ft-m", steps = 40 }]\n'
-        'data = ["people.jsonl"]\nseeds = [0, 1, 2]\nmodes = ["generated", "forced"]\n'
+        'data = ["people.jsonl"]\nseeds = [0, 1]\nmodes = ["generated", "forced"]\n'
         'settings = ["single", { kind = "sequential", batch = 2, checkpoints = [2, 4, 6, 8, 10, 12] }]\n'
     )
     alone = started(tmp_path, tmp_path / "a.jsonl")
