@@ -422,13 +422,17 @@ def test_ray_measures_and_replaces_what_was_killed_and_nothing_is_left(tmp_path:
 def started(folder: Path, output: Path, *more: str) -> subprocess.Popen[bytes]:
     """The command, in a process group of its own."""
     command = [sys.executable, "-m", "errata", "bench", "run.toml", "-o", str(output), *more]
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def record_of(one: Case) -> dict[str, Any]:
     """A case as it stands in a file."""
     probes = [{"kind": probe.kind, "prompt": probe.prompt, "answers": list(probe.answers)} for probe in one.probes]
     return {"id": one.id, "edits": [edit.to_json() for edit in one.edits], "probes": probes}
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def workers_of(process: "subprocess.Popen[bytes]") -> list[Any]:
@@ -451,26 +455,34 @@ def test_whatever_is_killed_and_whenever_the_rows_are_those_of_an_undisturbed_ru
     (tmp_path / "run.toml").write_text(
         'models = ["tiny"]\n'
         'methods = [{ name = "ft-m", steps = 2 }, { name = "ft-m", steps = 40 }]\n'
-        'data = ["people.jsonl"]\nseeds = [0, 1]\nmodes = ["generated", "forced"]\n'
+        'data = ["people.jsonl"]\nseeds = [0, 1, 2, 3]\nmodes = ["generated", "forced"]\n'
         'settings = ["single", { kind = "sequential", batch = 2, checkpoints = [2, 4, 6, 8, 10, 12] }]\n'
     )
     alone = started(tmp_path, tmp_path / "a.jsonl")
     assert alone.wait() == 0
     seen, output = set[int](), tmp_path / "b.jsonl"
+    some = (tmp_path / "a.jsonl").stat().st_size // 16
+
+    def grown(process: "subprocess.Popen[bytes]") -> None:
+        """Waits until a few more units are measured, or one at least."""
+        more = size_of(output) + rng.randrange(some)
+        while process.poll() is None and size_of(output) <= more:
+            time.sleep(0.05)
+        assert process.poll() is None, "it was through before it could be disturbed"
+
     for what in ("worker", "driver", "worker", "Ctrl-C", "driver"):
         process = started(tmp_path, output, "--workers", "2")
-        began = output.stat().st_size if output.exists() else 0
-        while process.poll() is None and (output.stat().st_size if output.exists() else 0) <= began:
-            time.sleep(0.1)  # until it has begun to measure
-        time.sleep(rng.random() * 3)
+        grown(process)
+        time.sleep(rng.random() / 10)
         seen |= {one.pid for one in workers_of(process)}
-        if what == "worker" and (chosen := workers_of(process)):
-            rng.choice(chosen).kill()
-            time.sleep(rng.random() * 5)
+        if what == "worker":
+            rng.choice(workers_of(process)).kill()
+            grown(process)
+        if what == "driver":
+            process.kill()
+        else:
             os.killpg(process.pid, signal.SIGINT)
-        elif process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT) if what == "Ctrl-C" else process.kill()
-        process.wait()
+        assert process.wait() == (-signal.SIGKILL if what == "driver" else 130)
     assert started(tmp_path, output, "--workers", "2").wait() == 0
     rows = [from_jsonl((tmp_path / name).read_text()) for name in ("a.jsonl", "b.jsonl")]
     assert timeless(rows[0]) == timeless(rows[1]) and seen
