@@ -178,6 +178,19 @@ def test_workers_have_room_or_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         pool.load(load)
 
 
+def test_a_ray_that_does_not_come_up_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, ray = fake_pool(monkeypatch)
+
+    def init(*args: Any, **options: Any) -> None:
+        ray.running = True
+        raise Exception("The current node timed out.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pool, pytest.raises(BadInput, match=r"Ray cannot be started here: .*The current node timed out"):
+        pool.load(load)
+    assert not ray.running
+
+
 def test_each_worker_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [accelerators(device) for device in ("cpu", "cpu:0", "cuda", torch.device("cuda"))] == [0, 0, 1, 1]
     for best, needed in (("cpu", 0), ("cuda", 1)):

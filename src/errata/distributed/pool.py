@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from errata.distributed.tasks import ATTEMPTS, Shards, Task, Tasks, WorkerDied, WorkerFailed, of_model
 from errata.distributed.worker import Reply, Worker
-from errata.errors import BadInput
+from errata.errors import BadInput, first_line
 from errata.model.hf import HFLM
 
 log = logging.getLogger(__name__)
@@ -188,9 +188,10 @@ class Pool:
                     else:
                         room: Any = {"num_cpus": self.count * self.threads, "object_store_memory": STORE}
                         self.ray.init("local", include_dashboard=False, **room, **quiet)
-                except (OSError, ValueError, RuntimeError) as error:  # ConnectionError among them
+                except Exception as error:  # Ray raises those too, where its processes do not come up in time
+                    self.ray.shutdown()
                     where = "Ray cannot be started here" if self.address is None else f"no Ray at {self.address}"
-                    raise BadInput(f"{where}: {str(error).strip().splitlines()[0]}") from error
+                    raise BadInput(f"{where}: {first_line(error)}") from error
             self.started = True
         there = self.ray.cluster_resources()
         for what, needed in (("CPU", self.count * self.threads), ("GPU", self.count * self.accelerators)):
