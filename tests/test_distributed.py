@@ -433,9 +433,14 @@ def test_ray_measures_and_replaces_what_was_killed_and_nothing_is_left(tmp_path:
 
 
 def started(folder: Path, output: Path, *more: str) -> subprocess.Popen[bytes]:
-    """The command, in a process group of its own."""
+    """The command, in a process group of its own, which Ctrl-C reaches also where it does not reach the tests."""
+
+    def hear() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     command = [sys.executable, "-m", "errata", "bench", "run.toml", "-o", str(output), *more]
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True)
+    how: Any = {"start_new_session": True, "preexec_fn": hear}
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, **how)
 
 
 def record_of(one: Case) -> dict[str, Any]:
