@@ -16,6 +16,7 @@ LAYERS = (
     *PLAIN,
     "model",
     "patch",
+    "distributed",
     "locate",
     "methods",
     "world",

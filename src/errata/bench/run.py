@@ -12,12 +12,18 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from errata.bench.parallel import UnitTasks
 from errata.bench.plan import Plan
 from errata.bench.store import RowFile, UnitCheckpoint, UnitProgress
 from errata.bench.units import LAST_METRIC, SPEED, Editor, Unit, units_of
+from errata.distributed.asked import SharedOut
+from errata.distributed.pool import Pool
+from errata.distributed.tasks import WorkerDied
+from errata.distributed.worker import Held
 from errata.errors import BadInput, ErrataError
 from errata.evaluation.ability import Checkup, ability_of
 from errata.evaluation.baseline import Baseline, baseline
@@ -27,6 +33,7 @@ from errata.evaluation.golds import Golds, Named
 from errata.evaluation.nearness import Nearness
 from errata.locate.found import warn_of_origin
 from errata.model.hf import HFLM
+from errata.model.lm import LM
 from errata.model.peak import PeakMemory
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Row
@@ -48,10 +55,12 @@ def run(
     asked: Callable[[str], str] = lambda model: "",
     on_progress: OnProgress = lambda done, total, text: None,
     retry: bool = False,
+    workers: Pool | None = None,
 ) -> int:
     """Measures what is not yet in ``output``, unit by unit; returns the number of these units.
 
     An error of Errata's own becomes a row with ``error``, and the run continues; ``retry`` does such units again.
+    With ``workers`` units are measured there, and written here as they end. In the end they are in the plan's order.
     ``check`` raises :class:`BadInput` for a model that ``load`` would not find. ``asked`` says how one will be asked,
     as ``HFLM.asked_label`` does; where it is not given, that shows when a model is loaded. What was measured under
     another chat template stays in ``output`` and counts for nothing here. Raises :class:`BadInput` for a plan that
@@ -62,18 +71,28 @@ def run(
     file = RowFile(Path(output))
     with file.locked():
         chats = {model: _chat_of(model, asked, check) for model in plan.models}
-        left = _left([unit.asked(chats[unit.labels["model"]]) for unit in units], file, retry, gold_of)
+        units = [unit.asked(chats[unit.labels["model"]]) for unit in units]
+        left = _left(units, file, retry, gold_of)
         for model in left:
             check(model)
         reporter = _Reporter(on_progress, sum(len(unit.cases) for of_model in left.values() for unit in of_model))
         done = 0
         for model, of_model in left.items():
+            if workers is not None:
+                _share_out(workers, partial(load, model), of_model, file, reporter)
+                done += len(of_model)
+                continue
             lm = load(model)
             if lm.asked_label != chats[model]:
+                units = [unit.asked(lm.asked_label) if unit.labels["model"] == model else unit for unit in units]
                 of_model = _left([unit.asked(lm.asked_label) for unit in of_model], file, retry, gold_of).get(model, [])
-            _run_model(lm, of_model, gold_of, file, reporter)
+            measurer = _Measurer(lm, of_model, gold_of, file)
+            for unit in of_model:
+                file.keep(unit, measurer.rows(unit, reporter))
             done += len(of_model)
-            del lm  # before the next is loaded
+            del lm, measurer  # before the next is loaded
+        if workers is not None or 0 < sum(map(len, left.values())) < len(units):
+            file.sort(units)
     return done
 
 
@@ -99,36 +118,98 @@ def _left(units: Sequence[Unit], file: RowFile, retry: bool, gold_of: "_GoldOf")
     return left
 
 
-def _run_model(lm: HFLM, units: Sequence[Unit], gold_of: "_GoldOf", file: RowFile, reporter: "_Reporter") -> None:
-    """Measures the units of one model. What the unedited model answers is asked once for units that ask the same."""
-    baselines: dict[Any, Baseline] = {}
-    checkups: dict[Any, Checkup] = {}
-    nearnesses: dict[Any, Nearness] = {}
-    method, prepared = None, _Prepared(lm)
-    for unit in units:
-        gold = gold_of.of(unit, lm)
-        if unit.questions_key not in baselines:
+class _Measurer:
+    """Measures units of one model. What the unedited model answers is asked once for units that ask the same."""
+
+    def __init__(self, lm: HFLM, units: Sequence[Unit], gold_of: "_GoldOf", file: RowFile) -> None:
+        self.lm, self.units, self.gold_of, self.file = lm, units, gold_of, file
+        self.baselines: dict[Any, Baseline] = {}
+        self.checkups: dict[Any, Checkup] = {}
+        self.nearnesses: dict[Any, Nearness] = {}
+        self.prepared = _Prepared(lm)
+
+    def rows(self, unit: Unit, reporter: "_Reporter") -> list[Row]:
+        """All rows of a unit."""
+        lm, gold, key = self.lm, self.gold_of.of(unit, self.lm), unit.questions_key
+        if key not in self.baselines:
             reporter.report(f"asking {lm.name} before the edits")
-            same = [other for other in units if other.questions_key == unit.questions_key]
-            asked = {id(case): case for other in same for case in (*other.ever_asked(), *other.untouched)}
-            baselines[unit.questions_key] = baseline(lm, list(asked.values()), unit.modes, protocol=unit.protocol)
-        if unit.ability and (unit.ability, unit.modes) not in checkups:
+            self.baselines[key] = _baseline(lm, unit, self.units)
+        if unit.ability and (unit.ability, unit.modes) not in self.checkups:
             reporter.report(f"asking {lm.name} what it can do")
             texts = None if unit.ability is True else unit.ability
-            checkups[unit.ability, unit.modes] = Checkup(lm, ability_of(lm, texts), unit.modes)
-        if gold is not None and (gold, unit.modes) not in nearnesses:
+            self.checkups[unit.ability, unit.modes] = Checkup(lm, ability_of(lm, texts), unit.modes)
+        if gold is not None and (gold, unit.modes) not in self.nearnesses:
             reporter.report(f"asking {lm.name} what the gold asks")
-            nearnesses[gold, unit.modes] = Nearness.of(gold, lm, unit.modes)
-        if unit.method is not method:
-            method, prepared = unit.method, _Prepared(lm)  # one state is held at a time
+            self.nearnesses[gold, unit.modes] = Nearness.of(gold, lm, unit.modes)
+        if unit.method is not self.prepared.method:
+            self.prepared = _Prepared(lm, unit.method)  # one state is held at a time
             if unit.spec.settings_file is not None:
                 warn_of_origin(Path(unit.spec.settings_file), unit.spec.name, lm.name, lm.fingerprint)
-        checkpoint, checkup = file.checkpoint(unit), checkups.get((unit.ability, unit.modes))
-        nearness = None if gold is None else nearnesses[gold, unit.modes]
-        asked = (baselines[unit.questions_key], checkup, nearness)
-        rows = _Fold(unit, lm, prepared, *asked, checkpoint, reporter).rows()
-        file.append(rows)
-        checkpoint.remove()
+        checkup = self.checkups.get((unit.ability, unit.modes))
+        asked = (self.baselines[key], checkup, None if gold is None else self.nearnesses[gold, unit.modes])
+        return _Fold(unit, lm, self.prepared, *asked, self.file.checkpoint(unit), reporter).rows()
+
+
+def _baseline(lm: LM, unit: Unit, units: Sequence[Unit]) -> Baseline:
+    """What the unedited model replies to all that this unit asks, and others that share its questions."""
+    same = [other for other in units if other.questions_key == unit.questions_key]
+    asked = {id(case): case for other in same for case in (*other.ever_asked(), *other.untouched)}
+    return baseline(lm, list(asked.values()), unit.modes, protocol=unit.protocol)
+
+
+# With workers ------------------------------------------------------------------------------------
+
+
+def _share_out(
+    pool: Pool, load: Callable[[], HFLM], units: Sequence[Unit], file: RowFile, reporter: "_Reporter"
+) -> None:
+    """Measures the units of one model in the workers of a pool."""
+    pool.load(load)
+    before: dict[Any, Baseline] = {}
+    for unit in units:
+        if unit.questions_key not in before:
+            reporter.report(f"asking {unit.labels['model']} before the edits, {pool.count} workers")
+            before[unit.questions_key] = _baseline(SharedOut(pool), unit, units)
+    pool.every(_set_up, list(units), before, file)
+    done = reporter.done
+
+    def progress(more: int, text: str) -> None:
+        reporter.done = done + more
+        reporter.report(text)
+
+    pool.run(UnitTasks(units, _measured, file.keep, _gave_up, progress))
+
+
+def _set_up(held: Held, units: list[Unit], before: dict[Any, Baseline], file: RowFile) -> None:
+    """In a worker: it is ready to measure the units."""
+    measurer = _Measurer(held.lm, units, _GoldOf(Golds(), lambda name: held.lm), file)
+    measurer.baselines = before
+    held.kept["measurer"] = measurer
+
+
+def _measured(held: Held, number: int) -> list[Row]:
+    """In a worker: the rows of a unit."""
+    measurer: _Measurer = held.kept["measurer"]
+
+    def on_progress(done: int, total: int, text: str) -> None:
+        held.activity = (done, text)
+
+    try:
+        return measurer.rows(measurer.units[number], _Reporter(on_progress, 0))
+    finally:
+        held.activity = (0, "")
+
+
+def _gave_up(unit: Unit, why: str) -> list[Row]:
+    """The rows of a unit at which workers died."""
+    error = f"{WorkerDied.__name__}: {why}"
+    log.warning("%s %s: %s", unit.labels["method"], unit.name, error)
+    figures = {"edits_endured": 0, LAST_METRIC: None} if unit.stops else {LAST_METRIC: None}
+    rows = unit.rows(kind="edit", metric="accuracy", error=error, after_edits=0)
+    return rows + unit.cost_rows(0, figures, error)
+
+
+# Golds and states --------------------------------------------------------------------------------
 
 
 class _GoldOf:
@@ -168,8 +249,8 @@ class _GoldOf:
 class _Prepared:
     """A method's state for a model, computed once; an error of that is raised each time."""
 
-    def __init__(self, lm: HFLM) -> None:
-        self.lm = lm
+    def __init__(self, lm: HFLM, method: Editor | None = None) -> None:
+        self.lm, self.method = lm, method
         self.state: Any = None
         self.error: ErrataError | None = None
         self.tried = False

@@ -85,6 +85,20 @@ class RowFile:
                 "give the same command again"
             ) from error
 
+    def keep(self, unit: Unit, rows: Sequence[Row]) -> None:
+        """Appends the rows of a unit that is through; of its checkpoint nothing is left."""
+        self.append(rows)
+        self.checkpoint(unit).remove()
+
+    def sort(self, units: Sequence[Unit]) -> None:
+        """Puts the rows of these units in their order, behind those of other plans. Raises :class:`BadInput`."""
+        *blocks, _ = _blocks(from_bytes(self.path.read_bytes()))
+        place = {unit.key: i for i, unit in enumerate(units)}
+        places = [place.get(_key(block[-1]), -1) for block in blocks]
+        if places != sorted(places):
+            ordered = sorted(range(len(blocks)), key=places.__getitem__)
+            write_text(self.path, to_jsonl((row for i in ordered for row in blocks[i]), compact=True))
+
     def checkpoint(self, unit: Unit) -> "UnitCheckpoint":
         """The folder in which the unit's progress is kept."""
         name = hashlib.sha256(repr((unit.key, unit.modes)).encode()).hexdigest()[:16]

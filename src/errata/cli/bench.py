@@ -18,7 +18,6 @@ from errata.types import Row
 if TYPE_CHECKING:
     from errata.bench.plan import Plan
     from errata.bench.run import OnProgress
-    from errata.model.hf import HFLM
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -33,11 +32,15 @@ def bench(
     chat: bool | None = None,
     system: str | None = None,
     retry: bool = False,
+    workers: int = 0,
+    threads: int = 1,
+    ray_address: str | None = None,
     quiet: bool = True,
 ) -> int:
     """Measures what a plan, or a TOML file of one, crosses and ``output`` lacks; returns the number of units measured.
 
-    Code that comes with a model runs with ``trust_remote_code`` alone: a file of models never says so itself.
+    Code that comes with a model runs with ``trust_remote_code`` alone: a file of models never says so itself. With
+    ``workers`` as many processes measure, with ``threads`` each: here, or in the Ray cluster at ``ray_address``.
     """
     import errata
     from errata.bench.plan import Plan
@@ -47,14 +50,15 @@ def bench(
     about_chat: Any = {"chat": chat, "system": system}
     chosen = plan if isinstance(plan, Plan) else Plan.read(plan, every=list(errata.methods()))
 
-    def load(name: str) -> "HFLM":
-        return errata.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, **about_chat)
-
-    with _progress_bar(quiet) as on_progress:
+    load = partial(errata.load, device=device, dtype=dtype, trust_remote_code=trust_remote_code, **about_chat)
+    with (
+        common.worker_pool(workers, threads, ray_address, device) as pool,
+        _progress_bar(quiet) as on_progress,
+    ):
         check = partial(bundled.check, trust_remote_code=trust_remote_code)
         asked = partial(bundled.asked_label, trust_remote_code=trust_remote_code, **about_chat)
         made = {"load": load, "method": errata.method, "cases": errata.cases, "check": check, "asked": asked}
-        return run(chosen, output, **made, on_progress=on_progress, retry=retry)
+        return run(chosen, output, **made, on_progress=on_progress, retry=retry, workers=pool)
 
 
 @contextmanager
@@ -125,6 +129,9 @@ def bench_command(
     trust_remote_code: common.TrustRemoteCode = False,
     chat: common.Chat = None,
     system: common.System = None,
+    workers: common.Workers = 0,
+    threads: common.Threads = 1,
+    ray_address: common.RayAddress = None,
     quiet: common.Quiet = False,
 ) -> None:
     """Measure methods on data in settings. Interrupted, the same command resumes."""
@@ -134,6 +141,7 @@ def bench_command(
     common.set_up_logs(quiet)
     about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     about |= {"chat": chat, "system": system}
+    about |= {"workers": workers, "threads": threads, "ray_address": ray_address}
     chosen = _plan(plan, protocol, model or (), data or (), limit)
     done = bench(chosen, output, **about, retry=retry, quiet=quiet)
     outcome = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"

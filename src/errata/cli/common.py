@@ -30,6 +30,7 @@ from errata.files import check_writable
 from errata.printable import STEERING, printable
 
 if TYPE_CHECKING:
+    from errata.distributed.pool import Pool
     from errata.methods.base import Method
     from errata.model.hf import HFLM
 
@@ -66,6 +67,14 @@ System = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything that is drawn.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no logs.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Share the work out among so many processes, each with a copy of the model.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Of each of the --workers.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="The Ray cluster that has the --workers.", show_default="this machine"),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
 MethodName = Annotated[str, typer.Option("--method", help="See `errata methods`.")]
 Settings = Annotated[
@@ -315,6 +324,42 @@ def load_model(
     about_chat: Any = {"chat": chat, "system": system}
     with step(f"loading {name}", quiet):
         return errata.load(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, **about_chat)
+
+
+def check_workers(count: int, threads: int, address: str | None) -> None:
+    """Raises :class:`BadInput` where options of workers are given without them, and where Ray is not installed."""
+    if count:
+        from errata.distributed.pool import import_ray
+
+        import_ray()
+    elif threads != 1 or address is not None:
+        raise BadInput("--threads and --ray-address are of workers; say how many with --workers")
+
+
+@contextmanager
+def worker_pool(count: int, threads: int, address: str | None, device: str | None) -> "Iterator[Pool | None]":
+    """Context manager: the worker processes that were asked for, to load what they are told; None for none of them."""
+    check_workers(count, threads, address)
+    if not count:
+        yield None
+        return
+    from errata.distributed.pool import Pool
+    from errata.model.loading import accelerators
+
+    with Pool(count, threads=threads, address=address, accelerators=accelerators(device)) as pool:
+        yield pool
+
+
+@contextmanager
+def attached(lm: "HFLM", count: int, threads: int, address: str | None) -> Iterator[None]:
+    """Context manager: the model has the workers that were asked for."""
+    if not count:
+        yield
+        return
+    from errata.distributed.attach import workers
+
+    with workers(lm, count, threads=threads, address=address):
+        yield
 
 
 def make_method(name: str, settings: Sequence[str] | None, seed: int = 0, file: Path | None = None) -> "Method":

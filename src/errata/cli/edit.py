@@ -113,6 +113,9 @@ def edit_command(
     trust_remote_code: common.TrustRemoteCode = False,
     chat: common.Chat = None,
     system: common.System = None,
+    workers: common.Workers = 0,
+    threads: common.Threads = 1,
+    ray_address: common.RayAddress = None,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -124,9 +127,11 @@ def edit_command(
     earlier = load_patch(prior)
     path = output or default_name(requested)
     common.check_output(path, force)
+    common.check_workers(workers, threads, ray_address)
     lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
     common.check_settings_file(settings, chosen, lm.name, lm.fingerprint)
-    result = edit(lm, requested, chosen, prepared_with, earlier, quiet)
+    with common.attached(lm, workers, threads, ray_address):
+        result = edit(lm, requested, chosen, prepared_with, earlier, quiet)
     if strict and (failed := result.missed):
         named = ", ".join(f"{one.prompt!r} -> {one.target_new!r}" for one in failed[:ROWS])
         raise Refused(

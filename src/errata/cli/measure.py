@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from errata.evaluation.golds import Golds
     from errata.evaluation.nearness import Nearness
     from errata.evaluation.protocols import Protocol
-    from errata.methods.base import Method
+    from errata.methods.base import Method, State
     from errata.model.hf import HFLM
     from errata.model.lm import LM
     from errata.patch.patch import Patch
@@ -51,6 +51,7 @@ def eval_(
     protocol's match. ``labels`` (data, seed) go into the rows, with the model, the method and its settings. Raises
     :class:`BadInput` for a method without cases.
     """
+    from errata.distributed.attach import asking
     from errata.evaluation.baseline import baseline
     from errata.patch.patch import Patch
 
@@ -60,8 +61,11 @@ def eval_(
         _say_what_it_does_not_hold(subject, cases)
     if cases is None:
         raise BadInput("a method is measured on cases; give some")
-    with common.step(f"asking {lm.name} about {len(cases)} case{'s' * (len(cases) != 1)}", quiet):
-        before = baseline(lm, cases, modes, protocol=protocol)
+    with (
+        common.step(f"asking {lm.name} about {len(cases)} case{'s' * (len(cases) != 1)}", quiet),
+        asking(lm) as unedited,
+    ):
+        before = baseline(unedited, cases, modes, protocol=protocol)
     how: Any = {"judge": judge, "model": lm.name, "chat": lm.asked_label, **labels}
     if isinstance(subject, Patch):
         return _eval_patch(lm, subject, cases, before, how, quiet)
@@ -71,11 +75,12 @@ def eval_(
 def _eval_patch(
     lm: "HFLM", patch: "Patch", cases: Sequence[Case], before: "Baseline", how: Any, quiet: bool
 ) -> list[Row]:
+    from errata.distributed.attach import asking
     from errata.evaluation.evaluate import evaluate
     from errata.evaluation.golds import Golds
 
     nearness = _nearness(lm, patch.edits, before, Golds())
-    with common.step("asking again with the patch", quiet), patch.applied(lm) as edited:
+    with common.step("asking again with the patch", quiet), asking(lm, patch) as edited:
         labels: Any = {"method": makers(patch), "setting": "patch"}
         rows = evaluate(before, edited, cases, after_edits=len(patch.edits), **how, **labels)
         return rows + _to_gold(nearness, edited, patch.edits, {**how, **labels})
@@ -116,22 +121,40 @@ def _eval_method(
     how: Any,
     quiet: bool,
 ) -> list[Row]:
+    with common.step(f"preparing {method.name}", quiet):
+        state = method.prepare(lm, prepare_with)
+    labels: Any = {**how, "method": method.name, "settings": _settings(method), "setting": setting}
+    if setting == "single" and lm.workers is not None:
+        from errata.model.workers import in_shares
+
+        with common.step("editing and asking again", quiet):
+            shares = in_shares(lm, _alone, list(enumerate(cases)), method, state, before, labels)
+        return [row for _, rows in sorted(pair for share in shares for pair in share) for row in rows]
+    batches = [[case] for case in cases] if setting == "single" else [list(cases)]
+    tracked = common.track(batches, "editing and asking again", quiet)
+    return [row for batch in tracked for row in _edited_rows(lm, batch, method, state, before, labels)]
+
+
+def _alone(
+    lm: "HFLM", cases: Sequence[tuple[int, Case]], method: "Method", state: "State", before: "Baseline", labels: Any
+) -> list[tuple[int, list[Row]]]:
+    """In a worker: the rows of numbered cases, each edited alone."""
+    return [(number, _edited_rows(lm, [case], method, state, before, labels)) for number, case in cases]
+
+
+def _edited_rows(
+    lm: "HFLM", cases: Sequence[Case], method: "Method", state: "State", before: "Baseline", labels: dict[str, Any]
+) -> list[Row]:
+    """The rows of cases that are edited together."""
+    from errata.distributed.attach import asking
     from errata.evaluation.evaluate import evaluate
     from errata.evaluation.golds import Golds
 
-    with common.step(f"preparing {method.name}", quiet):
-        state = method.prepare(lm, prepare_with)
-    labels: Any = {"method": method.name, "settings": _settings(method), "setting": setting}
-    batches = [[case] for case in cases] if setting == "single" else [list(cases)]
-    rows, golds = list[Row](), Golds()
-    for batch in common.track(batches, "editing and asking again", quiet):
-        edits = [edit for case in batch for edit in case.edits]
-        nearness = _nearness(lm, edits, before, golds)
-        patch = method.edit(lm, edits, state)
-        with patch.applied(lm) as edited:
-            rows += evaluate(before, edited, batch, **how, **labels)
-            rows += _to_gold(nearness, edited, edits, {**how, **labels})
-    return rows
+    edits = [edit for case in cases for edit in case.edits]
+    nearness = _nearness(lm, edits, before, Golds())
+    patch = method.edit(lm, edits, state)
+    with asking(lm, patch) as edited:
+        return evaluate(before, edited, cases, **labels) + _to_gold(nearness, edited, edits, labels)
 
 
 def own_cases(lm: "HFLM", patch: "Patch", seed: int = 0) -> list[Case]:
@@ -253,6 +276,9 @@ def eval_command(
     trust_remote_code: common.TrustRemoteCode = False,
     chat: common.Chat = None,
     system: common.System = None,
+    workers: common.Workers = 0,
+    threads: common.Threads = 1,
+    ray_address: common.RayAddress = None,
     seed: common.Seed = 0,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -266,6 +292,7 @@ def eval_command(
 
     if output is not None:
         common.check_output(output, force)
+    common.check_workers(workers, threads, ray_address)
     given = {"--method": method, "--set": set_, "--settings": settings, "--setting": setting, "--data": data}
     if patch is not None and (extra := [option for option, value in given.items() if value]):
         raise BadInput(f"--patch and {extra[0]} were given; a patch is measured as it is, so leave out one of them")
@@ -286,7 +313,9 @@ def eval_command(
         measured_on = own_cases(lm, subject, seed)[:limit]
     label = " ".join([name or "its own edits", *(f"{key}={value}" for key, value in options.items())])
     how: Any = {"modes": None if mode is None else (mode,), "protocol": rules, "judge": judging, "prepare_with": given}
-    rows = eval_(lm, subject, measured_on, **how, setting=setting or "batch", quiet=quiet, data=label, seed=seed)
+    how |= {"setting": setting or "batch", "quiet": quiet, "data": label, "seed": seed}
+    with common.attached(lm, workers, threads, ray_address):
+        rows = eval_(lm, subject, measured_on, **how)
     if as_json:
         common.print_json([asdict(line) for line in (published(rows) if rules.lines else summary(rows))])
     else:

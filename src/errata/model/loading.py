@@ -290,6 +290,17 @@ def _best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def accelerators(device: str | torch.device | None) -> int:
+    """How many accelerators a worker needs to have a model on this device: one, or none on the CPU.
+
+    Raises :class:`BadInput` for a device with a number: each worker is given its own.
+    """
+    kind, colon, number = str(_best_device() if device in (None, "auto") else device).partition(":")
+    if colon and kind != "cpu":
+        raise BadInput(f"each worker has an accelerator of its own, and the device names number {number}; say {kind}")
+    return int(kind == "cuda")
+
+
 def _need_accelerate() -> None:
     try:
         import accelerate  # noqa: F401

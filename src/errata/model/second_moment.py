@@ -11,6 +11,7 @@ from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.projection import KEY, WeightKeys
 from errata.model.tokens import pad
+from errata.model.workers import in_shares
 
 
 def second_moments(
@@ -21,6 +22,19 @@ def second_moments(
     ``pieces`` are token ids, ``paths`` those of down projections. In a mixture of experts k is zero for a token that an
     expert did not see; the mean counts it all the same. float32, on the CPU.
     """
+    lm.check()
+    totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    for sums, seen in in_shares(lm, _sums, pieces, list(paths)):
+        for name, count in seen.items():
+            counts[name] = counts.get(name, 0) + count
+            totals[name] = totals[name].add_(sums[name]) if name in totals else sums[name]
+    tokens = sum(map(len, pieces))
+    return {name: totals.pop(name).div_(tokens).cpu() for name in list(totals)}, counts
+
+
+def _sums(lm: HFLM, pieces: Sequence[Sequence[int]], paths: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Sum of k kᵀ over every token of the pieces, by weight; and the tokens that it saw."""
     totals: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
@@ -33,11 +47,9 @@ def second_moments(
         else:
             totals[read.weight] = k.T @ k
 
-    lm.check()
     with torch.no_grad():
         for batch in passes.budgeted([len(piece) for piece in pieces], lm.budget):
             rows = pad([pieces[i] for i in batch], "right", lm.tokens.fill, lm.device)
             with lm.calling(Call(rows.mask)):
                 lm.watch(rows.ids, rows.mask, {(path, KEY): partial(add, rows.mask.bool()) for path in paths})
-    tokens = sum(map(len, pieces))
-    return {name: totals.pop(name).div_(tokens).cpu() for name in list(totals)}, counts
+    return totals, counts

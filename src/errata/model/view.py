@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +27,10 @@ from errata.model.resources import Resources
 from errata.model.sites import Sites
 from errata.model.tokens import Tokens
 from errata.model.weights import packed
+from errata.model.workers import Workers
+
+if TYPE_CHECKING:
+    from errata.model.hf import HFLM
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,10 @@ class ModelView:
     """Tokens that a batch may hold, padding included. Bounds the memory of every pass."""
     seq2seq: bool
     """Whether it is an encoder-decoder."""
+    workers: Workers | None = None
+    """Processes that hold a copy of it each, where there are some (:mod:`errata.distributed.attach`)."""
+    origin: "Callable[[], HFLM] | None" = None
+    """Loads it once more, in another process; None for a model that was given in memory."""
     explainers: list[Callable[[Call], Sequence[str | None]]]
     """``Adapter.explain`` of each adapter in force here; empty where none is."""
 

@@ -28,6 +28,8 @@ def load(model: Any, **options: Any) -> HFLM:
     """
     folder = _place(model)
     lm = loading.load(folder, **options)
+    if isinstance(folder, str | Path):
+        lm.origin = partial(load, model, **options)
     if isinstance(folder, str | Path) and (world := world_named(folder)) is not None:
         lm.name = str(model)
         lm.resources = Resources(partial(_texts, world), partial(_cases, world), partial(_draw, world), TEMPLATES)

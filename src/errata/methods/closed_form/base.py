@@ -36,7 +36,7 @@ from errata.model.size import Size, Step, Work
 from errata.model.weights import stem
 from errata.patch.delta import Delta, LowRank, Weight
 from errata.patch.memory import GRAM, KEYS, remember
-from errata.patch.patch import Patch
+from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
 ANCHOR = "anchor/"  # memory of the length that NAS gives to new values
@@ -56,9 +56,13 @@ class EditContext:
     memory: Mapping[str, Tensor]
     changes: Delta = field(default_factory=lambda: Delta({}))
 
+    def in_force(self) -> Patch:
+        """The prior patch and the changes so far."""
+        return self.prior.without_wrappers() + Patch((self.changes,))
+
     def edited(self) -> Any:
         """Context manager: the model with the prior patch and the changes so far in force."""
-        return (self.prior.without_wrappers() + Patch((self.changes,))).applied(self.lm)
+        return self.in_force().applied(self.lm)
 
 
 @dataclass(frozen=True)
@@ -287,7 +291,9 @@ class ClosedForm(TargetSettings):
         bound, unit = self.measures(hidden, own)
         norms = context.state.info["norms"]
         settings = replace(self, lr=self.lr * norms[scale[0]] / norms[measured_at(lm, self.layers[-1])])
-        result = find_deltas(lm, edits, site, context.contexts, settings, self.clamp * bound, unit, plain=self.plain)
+        under = EMPTY if lm.unedited else context.in_force()
+        about: Any = {"plain": self.plain, "under": under}
+        result = find_deltas(lm, edits, site, context.contexts, settings, self.clamp * bound, unit, **about)
         give_back()  # before matrices (f, f) are made: what the steps of a search leave is in small pieces
         report([edit.id for edit in edits], result.final_loss.tolist(), result.met.tolist())
         width = bare[value].shape[1]  # what PMET's search has beside it, for the attention, is dropped

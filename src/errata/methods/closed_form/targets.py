@@ -1,6 +1,7 @@
 """The hidden states with which a model gives the new answers, searched for many facts at once."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.projection import Projection
+from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
 LAST_PART = 4  # a group is left when only a quarter of it still runs; the rest of all groups is searched together
@@ -25,12 +27,23 @@ def find_deltas(
     units: Tensor,
     *,
     plain: bool = False,
+    under: Patch = EMPTY,
 ) -> SearchResult:
     """δ for every edit at ``site``, a part for each path, no longer than its entry of ``limits`` (n, paths).
 
-    ``units`` (n, paths) are the decay's ‖v‖.
+    ``units`` (n, paths) are the decay's ‖v‖. ``under`` is the patch that is in force on ``lm``: its workers, where it
+    has some, search a share of the facts each.
     ``plain`` is the reference: a fact at a time, full passes.
     """
+    if lm.workers is not None and len(edits) > 1:
+        count = min(lm.workers.count, len(edits))
+        shares = [list(range(n, len(edits), count)) for n in range(count)]
+        shards = [(under, [edits[i] for i in share], limits[share].cpu(), units[share].cpu()) for share in shares]
+        found = lm.workers.map(_share_of_deltas, [(*shard, site, contexts, settings, plain) for shard in shards])
+        result = SearchResult.start(len(edits), _hidden_width(lm) * len(site.paths(lm.sites)), lm.dtype)
+        for share, part in zip(shares, found, strict=True):
+            result.put(share, part)
+        return result
     rows = [rows_of(lm, edit, contexts, settings) for edit in edits]
     result = SearchResult.start(len(edits), _hidden_width(lm) * len(site.paths(lm.sites)), lm.dtype)
 
@@ -50,6 +63,15 @@ def find_deltas(
         for group in _groups(rows, unfinished, lm.budget):  # those that groups were left with, together
             search(group, 0)
     return result
+
+
+def _share_of_deltas(
+    lm: HFLM, under: Patch, edits: Sequence[Edit], limits: Tensor, units: Tensor, *how: Any
+) -> SearchResult:
+    """In a worker: δ of some of the edits."""
+    site, contexts, settings, plain = how
+    with under.applied(lm) as edited:
+        return find_deltas(edited, edits, site, contexts, settings, limits, units, plain=plain)
 
 
 def _groups(rows: Sequence[FactRows], facts: Iterable[int], budget: int) -> Iterator[list[int]]:
