@@ -26,7 +26,7 @@ class PMET(ClosedForm):
     name: ClassVar[str] = "pmet"
     paper: ClassVar[str] = "Li et al. 2024, PMET: Precise Model Editing in a Transformer, arXiv:2308.08742"
     LAM: ClassVar[float] = 0.37
-    RATE: ClassVar[float] = 0.076
+    ADAM_RATE: ClassVar[float] = 0.076
     argmax_weight: ClassVar[float] = 0.1
     kl_stop: ClassVar[float | None] = 0.01
     own_output: ClassVar[bool] = True

@@ -31,12 +31,12 @@ def find_deltas(
     ``units`` (n, paths) are the decay's ‖v‖.
     ``plain`` is the reference: a fact at a time, full passes.
     """
+    contexts = contexts[: settings.search_contexts + 1]
     rows = [rows_of(lm, edit, contexts, settings) for edit in edits]
-    result = SearchResult.start(len(edits), _hidden_width(lm) * len(site.paths(lm.sites)), lm.dtype)
+    result = SearchResult.start(len(edits), _hidden_width(lm) * len(site.paths(lm.sites)), lm.dtype, settings.optimizer)
 
     def search(facts: list[int], leave: int) -> None:
-        resumed = bool(result.steps[facts].any())
-        group = GroupSearch(lm, [rows[i] for i in facts], site, settings, plain, resumed=resumed)
+        group = GroupSearch(lm, [rows[i] for i in facts], site, settings, plain)
         result.put(facts, group.run(result.of(facts, lm.device), limits[facts], units[facts], leave))
 
     with hooks.frozen(lm.model):
