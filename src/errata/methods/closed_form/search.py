@@ -151,9 +151,10 @@ class GroupSearch:
             if not running.all():
                 facts, gradient, missed = facts[running], gradient[running], missed[running]
                 self._keep(running)
-            moving = facts[missed]
-            state.step(moving, gradient[missed], settings)
-            state.delta[moving] = self._within(state.delta[moving], limits[moving])
+            if missed.any():
+                moving = facts[missed]
+                state.step(moving, gradient[missed], settings)
+                state.delta[moving] = self._within(state.delta[moving], limits[moving])
             if len(facts) <= leave:
                 break
         return state
