@@ -11,7 +11,7 @@ from torch import Tensor
 from errata.errors import BadInput
 from errata.methods.closed_form import base, solve
 from errata.methods.closed_form.objective import rows_of
-from errata.methods.closed_form.search import GroupSearch
+from errata.methods.closed_form.search import FALL, GroupSearch
 from errata.methods.closed_form.symmetric import Kept, Symmetric
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.registry import method
@@ -218,7 +218,7 @@ def test_the_new_value_is_met(name: str, arch: str) -> None:
 def test_emmet_is_memit_in_one_layer_with_alpha_for_lambda(arch: str) -> None:
     """R (KᵀC⁻¹K + αI)⁻¹ KᵀC⁻¹ (equation 5) for a whole batch, with MEMIT's targets, contexts and residual."""
     lm = tiny_lm(arch)
-    emmet, memit = method("emmet", lam=0.3), method("memit", layers=(1,), lam=0.3)
+    emmet, memit = method("emmet", lam=0.3, lr=0.1), method("memit", layers=(1,), lam=0.3, lr=0.1)
     state = memit.prepare(lm, TEXTS)
     one, two = (made.edit(lm, EDITS, state).parts[0] for made in (emmet, memit))
     assert isinstance(one, Delta) and isinstance(two, Delta) and one.weights.keys() == two.weights.keys()
@@ -312,11 +312,13 @@ def resolved_for(lm: Any, name: str = "memit", **settings: Any) -> Any:
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox"])
 @pytest.mark.parametrize("kind", ["memit", "preserve", "pmet"])
-def test_fast_targets_are_the_plain_ones(arch: str, kind: str) -> None:
+@pytest.mark.parametrize(("optimizer", "lr"), [("adam", 0.3), ("normalised", 0.8)])
+def test_fast_targets_are_the_plain_ones(arch: str, kind: str, optimizer: str, lr: float) -> None:
     """Float64: the whole optimisation agrees, facts leaving on their own included."""
     lm = tiny_lm(arch, torch.float64)
     name = "pmet" if kind == "pmet" else "memit"
-    settings = resolved_for(lm, name, preserve=2.0 if kind == "preserve" else 0.0, steps=20, lr=0.3)
+    preserve = 2.0 if kind == "preserve" else 0.0
+    settings = resolved_for(lm, name, preserve=preserve, steps=20, optimizer=optimizer, lr=lr)
     site, contexts = settings.target_site(lm, 1), ["", "The king was in Rome. "]
     paths = len(site.paths(lm.sites))
     assert paths == (2 if kind == "pmet" else 1)
@@ -353,7 +355,7 @@ def test_first_gradient_agrees_in_float32(arch: str) -> None:
 def test_the_search_is_adam_with_a_projection() -> None:
     """Against torch's own Adam, written out for one fact."""
     lm = tiny_lm("gpt2", torch.float64)
-    settings = resolved_for(lm, steps=8, stop=0.0)
+    settings = resolved_for(lm, steps=8, stop=0.0, optimizer="adam")
     site, limit = InterventionSite(1), 3.0
     rows = [rows_of(lm, EDITS[0], [""], settings)]
     search = GroupSearch(lm, rows, site, settings, True)
@@ -369,6 +371,33 @@ def test_the_search_is_adam_with_a_projection() -> None:
     limits, units = torch.tensor([[limit]]), torch.ones(1, 1)
     result = find_deltas(lm, EDITS[:1], site, [""], settings, limits, units, plain=True)
     assert torch.allclose(result.delta, delta.detach(), atol=1e-10)
+
+
+def test_normalised_steps_fall_and_the_first_looks_at_the_bare_prompt() -> None:
+    """Steps of lr √d, lr √d FALL … along the gradient: first of the bare prompt's loss, then of all rows."""
+    lm = tiny_lm("llama", torch.float64)
+    settings = replace(resolved_for(lm, steps=4, stop=0.0, lr=0.2), search_contexts=1)
+    site, contexts = InterventionSite(1), ["", "The king was in Rome. ", "She saw Paris. "]
+    bare, both = (
+        GroupSearch(lm, [rows_of(lm, EDITS[0], some, settings)], site, settings, True)
+        for some in (contexts[:1], contexts[:2])
+    )
+    delta = torch.zeros(1, 32, dtype=torch.float64)
+    for step, search in enumerate((bare, both, both)):
+        moved = delta.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(search.losses(moved, torch.ones(1, 1)).sum(), moved)
+        delta = delta - 0.2 * 32**0.5 * FALL**step * gradient / gradient.norm()
+    result = find_deltas(lm, EDITS[:1], site, contexts, settings, torch.full((1, 1), 1e9), torch.ones(1, 1))
+    assert torch.allclose(result.delta, delta, atol=1e-8)
+
+
+def test_an_answer_that_the_model_gives_already_is_no_reason_to_move() -> None:
+    """Not even where only the bare prompt was asked so far: a second look, at all rows, ends the search at δ = 0."""
+    lm = tiny_lm("gpt2", torch.float64)
+    settings = resolved_for(lm, steps=5, stop=1e9)
+    limits, units = torch.ones(3, 1), torch.ones(3, 1)
+    result = find_deltas(lm, EDITS, InterventionSite(1), ["", "She saw Paris. "], settings, limits, units)
+    assert result.steps.tolist() == [2.0] * 3 and result.met.all() and not result.delta.any()
 
 
 def test_losses_by_hand() -> None:

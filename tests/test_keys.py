@@ -376,12 +376,22 @@ def test_lambda_and_layers_are_the_papers(
     assert resolved.layers == layers
 
 
-@pytest.mark.parametrize(("name", "rate"), [("memit", 0.19), ("pmet", 0.076), ("alphaedit", 0.19), ("rome", 0.4)])
-def test_a_step_moves_a_share_of_the_hidden_states_length(name: str, rate: float) -> None:
-    """Adam moves every coordinate by the learning rate at first: √d of them are ``rate`` of a length of 1."""
+RATES = {
+    "memit": (0.4, 0.19),
+    "pmet": (0.2, 0.076),
+    "alphaedit": (0.4, 0.19),
+    "rome": (0.4, 0.4),
+    "emmet": (0.35, 0.19),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_step_moves_a_share_of_the_hidden_states_length(name: str) -> None:
+    """Of √d coordinates that move by ``lr`` each: by the optimizer's rate x a length of 1, at first."""
     lm, state = shape_of("GPT-2 XL")
-    made: Any = method(name)
-    assert made.resolve(lm, state).lr == pytest.approx(rate / 40)  # √1600
+    for optimizer, rate in zip(("normalised", "adam"), RATES[name], strict=True):
+        made: Any = method(name, optimizer=optimizer)
+        assert made.resolve(lm, state).lr == pytest.approx(rate / 40)  # √1600
 
 
 PUBLISHED = {  # what does not depend on the model

@@ -54,7 +54,7 @@ def test_a_search_says_where_it_ended() -> None:
 
 def test_a_search_whose_loss_is_no_number_did_not_get_there(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, made = tiny_lm("gpt2"), method("memit", contexts=0, layers=(1,), steps=2)
-    monkeypatch.setattr(GroupSearch, "losses", lambda self, delta, units: delta.sum(-1) * float("nan"))
+    monkeypatch.setattr(GroupSearch, "losses", lambda self, delta, units, batch=None: delta.sum(-1) * float("nan"))
     patch = made.edit(lm, [EDIT], made.prepare(lm, TEXTS))
     outcome = outcomes(patch)[EDIT.id]
     assert outcome["search_loss"] is None and outcome["search_met"] is False

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errata.model import hooks
 from errata.model.caches import cache_rows, new_cache
 from errata.model.passes import Rows, gathered, input_device, inputs_of
 from errata.model.sites import Sites
@@ -26,17 +27,17 @@ class PrefixGroup:
     ids: Tensor
 
 
-def shared_prefixes(model: nn.Module, sites: Sites, rows: Rows, lengths: Sequence[int]) -> list[PrefixGroup] | None:
+def shared_prefixes(
+    model: nn.Module, sites: Sites, rows: Rows, lengths: Sequence[int], last: int = -1
+) -> list[PrefixGroup] | None:
     """The rows in groups, after the beginnings that several of them share have been run once, into a cache.
 
     ``lengths`` are the tokens of each row's beginning (:func:`shared_lengths`). The rests of a group's rows have the
     same length, so there is no padding inside a row. None where nothing is shared, or where the model's cache is not
-    made of plain layers.
+    made of plain layers. Blocks behind the ``last`` are not run.
     """
     base = new_cache(model)
-    if not any(lengths) or base is None or not base.layers:
-        return None
-    if any(type(layer).__name__ != "DynamicLayer" for layer in base.layers):
+    if not any(lengths) or base is None or not _plain(base):
         return None
     device = input_device(model, sites)
     prefixes: dict[tuple[int, ...], int] = {}
@@ -46,7 +47,7 @@ def shared_prefixes(model: nn.Module, sites: Sites, rows: Rows, lengths: Sequenc
             prefixes.setdefault(tuple(row[:n]), len(prefixes))
         by_rest.setdefault((n > 0, len(row) - n), []).append(i)
     prefix = pad([list(ids) for ids in prefixes], "left", 0, device)
-    extend(model, sites, base, prefix.ids, prefix.mask)
+    extend(model, sites, base, prefix.ids, prefix.mask, last)
     groups: list[PrefixGroup] = []
     for (has_prefix, rest), members in by_rest.items():
         cache, mask = new_cache(model), torch.zeros(len(members), 0, dtype=torch.long, device=device)
@@ -60,10 +61,32 @@ def shared_prefixes(model: nn.Module, sites: Sites, rows: Rows, lengths: Sequenc
     return groups
 
 
-def extend(model: nn.Module, sites: Sites, cache: Any, ids: Tensor, mask: Tensor) -> None:
-    """Runs more tokens into a cache; ``mask`` covers the tokens that it holds already too."""
-    with torch.no_grad(), gathered(model, sites, torch.tensor([0]), torch.tensor([0])):
-        model(**inputs_of(model, ids, mask, cache))
+def extend(model: nn.Module, sites: Sites, cache: Any, ids: Tensor, mask: Tensor, last: int = -1) -> None:
+    """Runs more tokens into a cache; ``mask`` covers the tokens that it holds already too.
+
+    A cache of plain layers is filled up to block ``last``: its MLP, which no key depends on, is left out.
+    """
+    last %= sites.depth
+    held = cache.get_seq_length() if _plain(cache) else 0
+
+    def stop(args: hooks.Args, kwargs: hooks.Kwargs) -> None:
+        if len(cache.layers) > last and cache.get_seq_length(last) == held + ids.shape[1]:
+            raise hooks.Stop
+
+    inputs = sites.mlp_in[last][:1] if _plain(cache) else ()
+    try:
+        with (
+            torch.no_grad(),
+            gathered(model, sites, torch.tensor([0]), torch.tensor([0])),
+            hooks.all_of(hooks.before(model.get_submodule(path), stop) for path in inputs),
+        ):
+            model(**inputs_of(model, ids, mask, cache))
+    except hooks.Stop:
+        pass
+
+
+def _plain(cache: Any) -> bool:
+    return bool(cache.layers) and all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
 
 
 def shared_lengths(rows: Rows, most: Sequence[int] | None = None) -> list[int]:

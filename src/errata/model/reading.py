@@ -84,6 +84,7 @@ class TensorPasses(ModelView):
         for some in columns:
             starts.append(starts[-1] + len(some))
         values: dict[Site, Tensor] = {}
+        last = max((self._block_of(path) for path, _ in sites), default=-1)
 
         def keep(site: Site, batch: list[int], skipped: list[int], read: Tensor | WeightKeys) -> None:
             flat = [(j, c - skipped[j]) for j, i in enumerate(batch) for c in columns[i]]
@@ -103,19 +104,27 @@ class TensorPasses(ModelView):
 
         for batch in passes.budgeted([len(row) for row in rows], self.budget):
             some, first = [rows[i] for i in batch], [min(columns[i], default=0) for i in batch]
-            for group in self._groups(some, first):
+            for group in self._groups(some, first, last):
                 members = [batch[j] for j in group.rows]
                 with self.calling(Call(group.mask)):
                     callbacks = {site: partial(keep, site, members, group.skipped) for site in sites}
                     self.watch(group.ids, group.mask, callbacks, group.cache)
         return values
 
-    def _groups(self, rows: passes.Rows, first: Sequence[int]) -> list[PrefixGroup]:
-        """The rows of a batch in groups that each need one pass; nothing before ``first`` will be read."""
+    def _block_of(self, path: str) -> int:
+        """The block that a module belongs to; the last one for any other module."""
+        within = (i for i, block in enumerate(self.sites.layer) if f"{path}.".startswith(f"{block}."))
+        return next(within, self.sites.depth - 1)
+
+    def _groups(self, rows: passes.Rows, first: Sequence[int], last: int) -> list[PrefixGroup]:
+        """The rows of a batch in groups that each need one pass; nothing before ``first`` will be read.
+
+        Nor anything behind block ``last``.
+        """
         lengths = [0] * len(rows) if self.seq2seq else shared_lengths(rows, first)  # an encoder reads both ways
         groups = None
         if any(lengths) and self.caching.spans and self._sharing_holds(rows, lengths):
-            groups = shared_prefixes(self.model, self.sites, rows, lengths)
+            groups = shared_prefixes(self.model, self.sites, rows, lengths, last)
         return self._whole(rows) if groups is None else groups
 
     def _whole(self, rows: passes.Rows) -> list[PrefixGroup]:

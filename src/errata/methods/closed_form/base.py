@@ -7,6 +7,7 @@ choice of settings.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -17,7 +18,7 @@ from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.cost import steps
-from errata.methods.closed_form.keys import Site, SubjectReadings, check_reads_subjects, read_at_subjects
+from errata.methods.closed_form.keys import Site, SubjectReadings, SubjectRows, check_reads_subjects, read_at_subjects
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.outlet import Outlet
 from errata.methods.closed_form.statistics import KeyStatistics, check_statistics, key_statistics
@@ -55,6 +56,11 @@ class EditContext:
     prior: Patch
     memory: Mapping[str, Tensor]
     changes: Delta = field(default_factory=lambda: Delta({}))
+
+    @cached_property
+    def rows(self) -> SubjectRows:
+        """The edits behind each context, up to their subjects."""
+        return SubjectRows.of(self.lm, self.edits, self.contexts)
 
     def in_force(self) -> Patch:
         """The prior patch and the changes so far."""
@@ -98,7 +104,8 @@ class ClosedForm(TargetSettings):
     LAM: ClassVar[float] = 0.92  # λ in units of the key's width: MEMIT's for GPT-J
     METRIC_FLOP: ClassVar[float] = 1.0  # f³: a Cholesky factor takes a third, the inverse from it two
     METRIC_COPIES: ClassVar[float] = 1.0  # matrices (f, f) of float64 that making the metric holds at its peak
-    RATE: ClassVar[float] = 0.19  # one step of δ, of all its coordinates, in lengths of what it is added to
+    RATE: ClassVar[float] = 0.4  # the first step of δ, in lengths of what it is added to
+    ADAM_RATE: ClassVar[float] = 0.19  # the same by Adam, whose steps do not fall
 
     layers: tuple[int, ...] | None = setting(None, "defaults.critical_layers")
     contexts: int = setting(5, "MEMIT's released code: 1 of 0 and 5 of 10 tokens", key="context_template_length_params")
@@ -210,16 +217,19 @@ class ClosedForm(TargetSettings):
             )
         width, key_width = Projection.of(lm.sites, layers[-1]).shape(lm.model)
         length = state.info["norms"][measured_at(lm, layers[-1])]
+        rate = self.ADAM_RATE if self.optimizer == "adam" else self.RATE
         return replace(
             self,
             layers=layers,
-            lr=self.RATE * length / width**0.5 if self.lr is None else self.lr,
+            lr=rate * length / width**0.5 if self.lr is None else self.lr,
             lam=self.default_lam(lm, state, key_width) if self.lam is None else self.lam,
         )
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         assert self.layers is not None
-        contexts = contexts_of(lm, self.contexts, self.seed)
+        contexts = state.once(
+            f"contexts/{self.contexts}/{self.seed}", lambda: contexts_of(lm, self.contexts, self.seed)
+        )
         turns = sorted({self.layers[:1], self.layers[-1:]}) if self.blue else [self.layers]
         for batch in [[edit] for edit in edits] if self.one_by_one else [list(edits)]:
             context = EditContext(lm, batch, contexts, state, prior, prior.memory)
@@ -325,9 +335,7 @@ class ClosedForm(TargetSettings):
     # Keys and what measures them ----------------------------------------------------------------------
 
     def _read(self, lm: HFLM, context: EditContext, sites: list[Site], bare: list[Site]) -> dict[Site, SubjectReadings]:
-        return read_at_subjects(
-            lm, context.edits, context.contexts, sites, bare=bare, by_context_type=self.by_context_type
-        )
+        return context.rows.read(lm, sites, bare=bare, by_context_type=self.by_context_type)
 
     def _running(self, context: EditContext, weight: str) -> solve.RunningInverse:
         c = context.state.tensors[f"C/{stem(weight)}"]

@@ -23,6 +23,7 @@ class EMMET(ClosedForm):
 
     name: ClassVar[str] = "emmet"
     paper: ClassVar[str] = "Gupta et al. 2024, A Unified Framework for Model Editing, arXiv:2403.14236"
+    RATE: ClassVar[float] = 0.35
     LAM: ClassVar[float] = 100 / 6400  # released hparams for GPT-2 XL, whose keys are 6,400 wide
 
     layers: tuple[int, ...] | None = setting(None, "defaults.critical_layer")

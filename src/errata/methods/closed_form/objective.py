@@ -10,7 +10,7 @@ behind the subject. Of 40 edits by MEMIT on the bundled model's validation cases
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,11 @@ class TargetSettings(Method):
     kl_stop: ClassVar[float | None] = None  # the KL below which the search then ends (PMET)
 
     steps: int = setting(25, "MEMIT, appendix B", key="v_num_grad_steps", above=0)
-    lr: float | None = setting(None, "RATE x length / √d", key="v_lr", above=0)
+    lr: float | None = setting(None, "RATE x length / √d: the first step, of each coordinate", key="v_lr", above=0)
+    optimizer: Literal["normalised", "adam"] = setting(
+        "normalised", "steps along the gradient that fall in length; the papers take Adam"
+    )
+    search_contexts: int = setting(2, "of the contexts, beside none, that δ is searched in; the papers search in all")
     clamp: float = setting(0.75, "x length of the hidden state; MEMIT, released code", key="clamp_norm_factor")
     kl: float = setting(0.0625, "ROME, released code", key="kl_factor")
     decay: float = setting(0.5, "ROME, released code", key="v_weight_decay")
@@ -124,18 +128,21 @@ class Entries:
     """The entries of a group's facts (see :class:`FactRows`), each (entries,): whose they are, and what they count."""
 
     fact: Tensor
+    row: Tensor
     target: Tensor
     weight: Tensor
     forward: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[FactRows], device: torch.device) -> "Entries":
+    def of(cls, facts: Sequence[FactRows], device: torch.device) -> "Entries":
         """All entries of the facts, in the order of their rows."""
+        columns = [columns for fact in facts for columns in fact.columns]
         return cls(
-            torch.tensor([fact for fact, row in enumerate(rows) for _ in row.targets], device=device),
-            torch.tensor([target for row in rows for target in row.targets], device=device),
-            torch.tensor([weight for row in rows for weight in row.weights], device=device),
-            torch.tensor([forward for row in rows for forward in row.forward], device=device),
+            torch.tensor([i for i, fact in enumerate(facts) for _ in fact.targets], device=device),
+            torch.tensor([row for row, some in enumerate(columns) for _ in some], device=device),
+            torch.tensor([target for fact in facts for target in fact.targets], device=device),
+            torch.tensor([weight for fact in facts for weight in fact.weights], device=device),
+            torch.tensor([forward for fact in facts for forward in fact.forward], device=device),
         )
 
     @property
@@ -148,10 +155,11 @@ class Entries:
         sums = torch.zeros(n, dtype=values.dtype, device=values.device)
         return sums.index_add(0, self.fact[chosen], values * self.weight[chosen])
 
-    def keep(self, facts: Tensor) -> Tensor:
-        """Drops the entries of facts that are False in ``facts`` (n,), numbers the others anew; which were kept."""
-        kept = facts[self.fact]
-        number = facts.cumsum(0) - 1
-        self.fact, self.target = number[self.fact[kept]], self.target[kept]
-        self.weight, self.forward = self.weight[kept], self.forward[kept]
-        return kept
+    def of_rows(self, rows: Sequence[int]) -> "Entries":
+        """The entries of some rows, in their order, which are then numbered from 0."""
+        number = torch.full((int(self.row.max()) + 1,), -1, device=self.row.device)
+        number[list(rows)] = torch.arange(len(rows), device=self.row.device)
+        kept = number[self.row] >= 0
+        return Entries(
+            self.fact[kept], number[self.row[kept]], self.target[kept], self.weight[kept], self.forward[kept]
+        )

@@ -18,15 +18,16 @@ class PMET(ClosedForm):
 
     What attention could contribute does not end up in the weights. A layer takes 1 / √(layers left) of the residual.
     Once the answer is the arg-max its loss weighs a tenth, and the search ends where the KL is small. λ is the paper's
-    6,000 for GPT-J in units of the key's width; the rate stands to MEMIT's as the paper's 0.2 to 0.5. Each δ decays by
-    its own path's output, as released, but is bounded by the hidden state: bounded by that output, too, it answers 0.38
-    of 40 validation edits of the bundled model (here 1.00), where the outputs are a seventh and a fifth of it.
+    6,000 for GPT-J in units of the key's width; Adam's rate stands to MEMIT's as the paper's 0.2 to 0.5. Each δ decays
+    by its own path's output, as released, but is bounded by the hidden state: bounded by that output, too, it answers
+    0.38 of 40 validation edits of the bundled model (here 1.00), where the outputs are a seventh and a fifth of it.
     """
 
     name: ClassVar[str] = "pmet"
     paper: ClassVar[str] = "Li et al. 2024, PMET: Precise Model Editing in a Transformer, arXiv:2308.08742"
     LAM: ClassVar[float] = 0.37
-    RATE: ClassVar[float] = 0.076
+    RATE: ClassVar[float] = 0.2
+    ADAM_RATE: ClassVar[float] = 0.076
     argmax_weight: ClassVar[float] = 0.1
     kl_stop: ClassVar[float | None] = 0.01
     own_output: ClassVar[bool] = True

@@ -38,7 +38,7 @@ class ROME(ClosedForm):
     paper: ClassVar[str] = "Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262"
     one_by_one: ClassVar[bool] = True
     by_context_type: ClassVar[bool] = False
-    RATE: ClassVar[float] = 0.4  # found on the bundled model; the paper's 0.5 depends on lengths that it does not give
+    ADAM_RATE: ClassVar[float] = 0.4  # found on the bundled model; the paper's 0.5 is of lengths that it does not give
 
     layers: tuple[int, ...] | None = setting(None, "defaults.critical_layer")
     contexts: int = setting(

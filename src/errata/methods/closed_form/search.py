@@ -1,4 +1,4 @@
-"""The search for the δ of a group of facts: Adam on each, a projection after each step.
+"""The search for the δ of a group of facts: a step against each one's gradient, a projection after it.
 
 Each fact has its own loss, its own stop and its own projection; finished facts leave the batch. A target site of two
 paths (PMET: down projection and attention) has a δ for each, side by side.
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from errata.methods.closed_form.objective import Entries, FactRows, TargetSettings
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
+from errata.model.intervention import InterventionSite, Pass
 from errata.model.passes import at_least_float32
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980
+FALL = 0.7  # a normalised step, in lengths of the one before
+LEAST = 1 / 7  # the shortest, in lengths of the first
 
 
 @dataclass
@@ -23,7 +25,8 @@ class SearchResult:
     """For each fact ``delta`` (n, d), float32 or better, ``final_loss``, ``steps`` taken, and if it is ``finished``:
     because what is searched for was ``met``, or for want of steps.
 
-    ``adam_mean`` and ``adam_square`` (n, d) are Adam's moments, so that a search can be left and taken up again.
+    ``adam_mean`` and ``adam_square`` (n, d) are Adam's moments, so that a search can be left and taken up again; (n, 0)
+    where another optimizer steps.
     """
 
     delta: Tensor
@@ -35,11 +38,12 @@ class SearchResult:
     met: Tensor
 
     @classmethod
-    def start(cls, n: int, width: int, like: torch.dtype) -> "SearchResult":
+    def start(cls, n: int, width: int, like: torch.dtype, optimizer: str = "adam") -> "SearchResult":
         """δ = 0 for ``n`` facts, in ``like`` or float32 where that is finer."""
         dtype = torch.promote_types(like, torch.float32)
-        zeros, counts = torch.zeros(n, width, dtype=dtype), torch.zeros(n, dtype=dtype)
-        return cls(zeros, zeros.clone(), zeros.clone(), counts, counts.clone(), counts.bool(), counts.bool())
+        counts, moments = torch.zeros(n, dtype=dtype), torch.zeros(n, width if optimizer == "adam" else 0, dtype=dtype)
+        zeros = torch.zeros(n, width, dtype=dtype)
+        return cls(zeros, moments, moments.clone(), counts, counts.clone(), counts.bool(), counts.bool())
 
     def of(self, facts: Sequence[int], device: torch.device) -> "SearchResult":
         """A copy of some facts' entries, on a device."""
@@ -51,94 +55,147 @@ class SearchResult:
         for values, others in zip(vars(self).values(), vars(result).values(), strict=True):
             values[list(facts)] = others.to(values.device)
 
-    def adam_step(self, facts: Tensor, gradient: Tensor, lr: float) -> None:
+    def step(self, facts: Tensor, gradient: Tensor, settings: TargetSettings) -> None:
         """Moves δ of ``facts`` against their ``gradient`` (k, d); ``steps`` have been counted already."""
+        assert settings.lr is not None
+        if settings.optimizer == "adam":
+            direction, length = self._adam(facts, gradient), 1.0
+        else:
+            direction = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+            length = gradient.shape[1] ** 0.5 * (FALL ** (self.steps[facts, None] - 1)).clamp(min=LEAST)
+        self.delta[facts] = self.delta[facts] - settings.lr * length * direction
+
+    def _adam(self, facts: Tensor, gradient: Tensor) -> Tensor:
         m, v, t = self.adam_mean, self.adam_square, self.steps[facts, None]
         m[facts] = BETAS[0] * m[facts] + (1 - BETAS[0]) * gradient
         v[facts] = BETAS[1] * v[facts] + (1 - BETAS[1]) * gradient**2
         m_hat, v_hat = m[facts] / (1 - BETAS[0] ** t), v[facts] / (1 - BETAS[1] ** t)
-        self.delta[facts] = self.delta[facts] - lr * m_hat / (v_hat.sqrt() + EPS)
+        return m_hat / (v_hat.sqrt() + EPS)
+
+
+@dataclass
+class Batch:
+    """Rows of a group's facts: the ``pass_`` over them, their ``columns``, whose each is, and their entries."""
+
+    pass_: Pass
+    columns: list[list[int]]
+    row_fact: list[int]
+    entries: Entries
+
+    def logp(self, delta: Tensor | None) -> Tensor:
+        """(entries, V): log-probabilities, with each row's δ of ``delta`` (n, d)."""
+        logits = self.pass_.logits(None if delta is None else delta[self.row_fact], self.columns)
+        return at_least_float32(logits).log_softmax(-1)
+
+    def select(self, rows: Sequence[int]) -> "Batch":
+        """Some of the rows, in their order; facts keep their numbers."""
+        columns, row_fact = [self.columns[row] for row in rows], [self.row_fact[row] for row in rows]
+        return Batch(self.pass_.select(rows), columns, row_fact, self.entries.of_rows(rows))
+
+    def of_facts(self, facts: Tensor) -> "Batch":
+        """The rows of facts that are True in ``facts`` (n,), which are then numbered from 0."""
+        kept, number = facts.tolist(), (facts.cumsum(0) - 1).tolist()
+        batch = self.select([row for row, fact in enumerate(self.row_fact) if kept[fact]])
+        batch.row_fact = [number[fact] for fact in batch.row_fact]
+        batch.entries.fact = (facts.cumsum(0) - 1)[batch.entries.fact]
+        return batch
+
+    @property
+    def anchored(self) -> list[bool]:
+        """Of each row, if it is held to the unedited model."""
+        held = set(self.entries.row[self.entries.anchored].tolist())
+        return [row in held for row in range(len(self.columns))]
 
 
 class GroupSearch:
-    """The search for one group of facts: Adam on each δ, a projection after each step.
+    """The search for one group of facts: steps on each δ, a projection after each.
 
-    The first loss must be asked for at δ = 0, where the unedited model is seen, unless the search is ``resumed``.
+    At δ = 0 nothing has moved yet, so that the answers alone count. A first step need not be exact either: normalised
+    ones look there at the bare prompts (each fact's first row), and no search ends before all rows were asked.
     """
 
     def __init__(
-        self,
-        lm: HFLM,
-        rows: Sequence[FactRows],
-        site: InterventionSite,
-        settings: TargetSettings,
-        plain: bool,
-        resumed: bool = False,
+        self, lm: HFLM, rows: Sequence[FactRows], site: InterventionSite, settings: TargetSettings, plain: bool
     ) -> None:
         self.settings, self.paths = settings, len(site.paths(lm.sites))
-        self.row_fact = [fact for fact, row in enumerate(rows) for _ in row.ids]
-        self.columns = [columns for row in rows for columns in row.columns]
-        self.entries = Entries.of(rows, lm.device)
+        columns = [columns for row in rows for columns in row.columns]
         ids, positions = [i for row in rows for i in row.ids], [p for row in rows for p in row.positions]
-        self.pass_ = lm.intervention(ids, positions, site, self.columns, plain=plain)
+        pass_ = lm.intervention(ids, positions, site, columns, plain=plain)
+        self.batch = Batch(
+            pass_, columns, [fact for fact, row in enumerate(rows) for _ in row.ids], Entries.of(rows, lm.device)
+        )
         self.reached: Tensor | None = None  # (n,): whose answer is the arg-max and whose KL is small (PMET)
-        self.base: Tensor | None = None  # (anchored entries, V): log-probabilities of the unedited model
-        if resumed:
-            with torch.no_grad():
-                logits = self.pass_.logits(None, self.columns)
-            self.base = at_least_float32(logits[self.entries.anchored]).log_softmax(-1)
+        held = [row for row, anchored in enumerate(self.batch.anchored) if anchored]
+        with torch.no_grad():  # (anchored entries, V): log-probabilities of the unedited model
+            self.base = self.batch.select(held).logp(None) if held else None
 
     def run(self, state: SearchResult, limits: Tensor, units: Tensor, leave: int) -> SearchResult:
         """Goes on with ``state``, until all facts are finished or no more than ``leave`` of them run."""
         settings = self.settings
-        assert settings.lr is not None
         limits, units = limits.to(state.delta), units.to(state.delta)
         facts = torch.arange(len(state.delta), device=state.delta.device)  # that still run
         while True:
+            batch = self.batch if state.steps.any() else self._first()
+            some = batch is not self.batch and len(batch.columns) < self.batch.anchored.count(False)
             delta = state.delta[facts].requires_grad_()
-            losses = self.losses(delta, units[facts])
+            losses = self.losses(delta, units[facts], batch)
             state.steps[facts] += 1
             missed = self._missed(losses.detach())
-            running = missed & (state.steps[facts] < settings.steps)
+            last = state.steps[facts] >= settings.steps
+            running = ~last & (missed | some)
             state.final_loss[facts], state.finished[facts] = losses.detach().to(state.final_loss), ~running
             state.met[facts] = ~missed & losses.detach().isfinite()
             if not running.any():
                 break
             (gradient,) = torch.autograd.grad(losses.sum(), delta)
             if not running.all():
-                facts, gradient = facts[running], gradient[running]
+                facts, gradient, missed = facts[running], gradient[running], missed[running]
                 self._keep(running)
-            state.adam_step(facts, gradient, settings.lr)
-            state.delta[facts] = self._within(state.delta[facts], limits[facts])
+            if missed.any():
+                moving = facts[missed]
+                state.step(moving, gradient[missed], settings)
+                state.delta[moving] = self._within(state.delta[moving], limits[moving])
             if len(facts) <= leave:
                 break
         return state
 
-    def losses(self, delta: Tensor, units: Tensor) -> Tensor:
-        """(n,): each fact's loss at its δ; ``units`` (n, paths) are the decay's ‖v‖."""
-        logits = self.pass_.logits(delta[self.row_fact], self.columns)
-        logp, anchored = at_least_float32(logits).log_softmax(-1), self.entries.anchored  # (entries, V)
-        kl = self.entries.per_fact(anchored, self._divergence(logp[anchored]), len(delta))
-        nll = self._answer_loss(logp[~anchored], kl.detach())
+    def _first(self) -> Batch:
+        """The rows that the first step looks at: of answers, and of those the bare prompts where that is enough."""
+        answers = [row for row, anchored in enumerate(self.batch.anchored) if not anchored]
+        if self.settings.optimizer == "adam":
+            return self.batch.select(answers)
+        firsts = {self.batch.row_fact[row]: row for row in reversed(answers)}
+        batch = self.batch.select(sorted(firsts.values()))
+        entries = batch.entries
+        whole = entries.per_fact(~entries.anchored, torch.ones_like(entries.weight), max(firsts) + 1)
+        entries.weight = entries.weight / whole[entries.fact]
+        return batch
+
+    def losses(self, delta: Tensor, units: Tensor, batch: Batch | None = None) -> Tensor:
+        """(n,): each fact's loss at its δ, by all rows or a ``batch``; ``units`` (n, paths) are the decay's ‖v‖."""
+        batch = batch or self.batch
+        logp, anchored = batch.logp(delta), batch.entries.anchored  # (entries, V)
+        kl = batch.entries.per_fact(anchored, self._divergence(logp[anchored], batch.entries), len(delta))
+        nll = self._answer_loss(logp[~anchored], kl.detach(), batch.entries)
         return nll + kl + self.settings.decay * (self._parts(delta).norm(dim=-1) / units**2).sum(-1)
 
-    def _answer_loss(self, logp: Tensor, kl: Tensor) -> Tensor:
+    def _answer_loss(self, logp: Tensor, kl: Tensor, entries: Entries) -> Tensor:
         """(n,): −log P of the answers; ``logp`` (entries with a target, V). PMET's weight and stop are decided here."""
-        with_target, n = ~self.entries.anchored, len(kl)
-        target = self.entries.target[with_target, None]
-        nll = self.entries.per_fact(with_target, -logp.gather(1, target)[:, 0], n)
+        with_target, n = ~entries.anchored, len(kl)
+        target = entries.target[with_target, None]
+        nll = entries.per_fact(with_target, -logp.gather(1, target)[:, 0], n)
         if self.settings.kl_stop is None:
             return nll
         wrong = (logp.detach().argmax(-1) != target[:, 0]).to(logp)
-        is_argmax = self.entries.per_fact(with_target, wrong, n) == 0
+        is_argmax = entries.per_fact(with_target, wrong, n) == 0
         self.reached = is_argmax & (kl <= self.settings.kl_stop)
         return torch.where(is_argmax, self.settings.argmax_weight * nll, nll)
 
-    def _divergence(self, logp: Tensor) -> Tensor:
+    def _divergence(self, logp: Tensor, entries: Entries) -> Tensor:
         """(k,): the KL between the anchored entries and the unedited model."""
-        if self.base is None:
-            self.base = logp.detach()
-        forward = self.entries.forward[self.entries.anchored, None]
+        if self.base is None or not len(logp):
+            return logp.new_zeros(len(logp))
+        forward = entries.forward[entries.anchored, None]
         p, q = torch.where(forward, self.base, logp), torch.where(forward, logp, self.base)
         return (p.exp() * (p - q)).sum(-1)
 
@@ -159,11 +216,6 @@ class GroupSearch:
 
     def _keep(self, facts: Tensor) -> None:
         """Keeps the rows and entries of the facts that are True in ``facts`` (n,)."""
-        assert self.base is not None
-        kept, number = facts.tolist(), (facts.cumsum(0) - 1).tolist()
-        rows = [row for row, fact in enumerate(self.row_fact) if kept[fact]]
-        anchored = self.entries.anchored
-        self.base = self.base[self.entries.keep(facts)[anchored]]
-        self.columns = [self.columns[row] for row in rows]
-        self.row_fact = [number[self.row_fact[row]] for row in rows]
-        self.pass_ = self.pass_.select(rows)
+        if self.base is not None:
+            self.base = self.base[facts[self.batch.entries.fact[self.batch.entries.anchored]]]
+        self.batch = self.batch.of_facts(facts)

@@ -40,16 +40,18 @@ def find_deltas(
         shares = [list(range(n, len(edits), count)) for n in range(count)]
         shards = [(under, [edits[i] for i in share], limits[share].cpu(), units[share].cpu()) for share in shares]
         found = lm.workers.map(_share_of_deltas, [(*shard, site, contexts, settings, plain) for shard in shards])
-        result = SearchResult.start(len(edits), _hidden_width(lm) * len(site.paths(lm.sites)), lm.dtype)
+        result = SearchResult.start(
+            len(edits), _hidden_width(lm) * len(site.paths(lm.sites)), lm.dtype, settings.optimizer
+        )
         for share, part in zip(shares, found, strict=True):
             result.put(share, part)
         return result
+    contexts = contexts[: settings.search_contexts + 1]
     rows = [rows_of(lm, edit, contexts, settings) for edit in edits]
-    result = SearchResult.start(len(edits), _hidden_width(lm) * len(site.paths(lm.sites)), lm.dtype)
+    result = SearchResult.start(len(edits), _hidden_width(lm) * len(site.paths(lm.sites)), lm.dtype, settings.optimizer)
 
     def search(facts: list[int], leave: int) -> None:
-        resumed = bool(result.steps[facts].any())
-        group = GroupSearch(lm, [rows[i] for i in facts], site, settings, plain, resumed=resumed)
+        group = GroupSearch(lm, [rows[i] for i in facts], site, settings, plain)
         result.put(facts, group.run(result.of(facts, lm.device), limits[facts], units[facts], leave))
 
     with hooks.frozen(lm.model):
