@@ -106,15 +106,18 @@ def _inverse(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ..
 
 def _search(method: "ClosedForm", size: Size, work: Work, last: int) -> Step:
     """The target vectors at one layer: the beginnings once, then only what lies behind and above."""
-    n, rows, lengths = work.edits, method.contexts + 1 + bool(method.kl), work.prompt + work.context
-    entries = (method.contexts + 1) * work.target + bool(method.kl)
+    searched = min(method.contexts, method.search_contexts) + 1
+    n, rows, lengths = work.edits, searched + bool(method.kl), work.prompt + work.context
+    entries = searched * work.target + bool(method.kl)
     suffix, before = rows * work.suffix, rows * (work.subject_end - 1)
     once = before * size.whole(lengths) + suffix * size.blocks(0, last + 1, lengths)
     written = method.contexts * CONTEXT_TOKENS * (size.whole(CONTEXT_TOKENS) + size.head_flop)
     whole = last == size.depth - 1 or size.lm.sites.mlp_out[-1] in size.lm.sites.experts_of(-1)
     spared = 0.0 if whole else (suffix - min(suffix, entries)) * size.mlp_flop
     forward = suffix * size.blocks(last + 1, size.depth, lengths) - spared + entries * size.head_flop
-    flop = written + n * (once + (2 * method.steps - 1) * forward)
+    asked = (searched if method.optimizer == "adam" else 1) / rows  # of the rows, by the first step
+    first = (bool(method.kl) / rows + (2 if method.steps > 1 else 1) * asked) * forward
+    flop = written + n * (once + first + max(0, 2 * method.steps - 3) * forward)
     most = n * rows * lengths
     tokens = rows * lengths if method.one_by_one else min(most, max(size.lm.budget, rows * lengths))
     share = tokens / (rows * lengths)  # facts in a batch

@@ -35,6 +35,7 @@ def find_deltas(
     has some, search a share of the facts each.
     ``plain`` is the reference: a fact at a time, full passes.
     """
+    width = _hidden_width(lm) * len(site.paths(lm.sites))
     if lm.workers is not None and len(edits) > 1:
         count = min(lm.workers.count, len(edits))
         shares = [list(range(n, len(edits), count)) for n in range(count)]
@@ -48,7 +49,7 @@ def find_deltas(
         return result
     contexts = contexts[: settings.search_contexts + 1]
     rows = [rows_of(lm, edit, contexts, settings) for edit in edits]
-    result = SearchResult.start(len(edits), _hidden_width(lm) * len(site.paths(lm.sites)), lm.dtype, settings.optimizer)
+    result = SearchResult.start(len(edits), width, lm.dtype, settings.optimizer)
 
     def search(facts: list[int], leave: int) -> None:
         group = GroupSearch(lm, [rows[i] for i in facts], site, settings, plain)
