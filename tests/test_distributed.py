@@ -414,7 +414,10 @@ def test_a_worker_stays_with_a_method_and_helps_out_where_most_is_left() -> None
 # Ray itself --------------------------------------------------------------------------------------
 
 
-def test_ray_measures_and_replaces_what_was_killed_and_nothing_is_left(tmp_path: Path) -> None:
+def test_ray_measures_and_replaces_what_was_killed_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # this file's functions run in the workers
     me, killed = psutil.Process(), list[int]()
 
     def on_progress(done: int, total: int, text: str) -> None:
