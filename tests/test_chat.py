@@ -21,7 +21,7 @@ from errata.errors import BadInput
 from errata.evaluation.harness import Verbs
 from errata.locate import trace
 from errata.methods.base import State
-from errata.methods.closed_form.objective import rows_of
+from errata.methods.closed_form.objective import continuations_of, rows_of
 from errata.methods.neurons import kn
 from errata.methods.prompting.prompted import fitting
 from errata.methods.trained import method as trained
@@ -387,7 +387,7 @@ def test_an_edit_in_a_chat(name: str, kind: str, caplog: pytest.LogCaptureFixtur
 def test_continuations_of_a_subject_are_held_where_it_stands() -> None:
     lm = chat()
     settings: Any = errata.method("rome", preserve=8.0, kl=0.0)
-    rows = rows_of(lm, EDIT, [""], settings)
+    rows = rows_of(lm, EDIT, [""], settings, *continuations_of(lm, [EDIT], settings))
     assert len(rows.ids) > 1
     last = lm.tokens.last_of_subject(EDIT.subject, EDIT.subject)
     for position, columns in zip(rows.positions[1:], rows.columns[1:], strict=True):

@@ -17,7 +17,7 @@ from errata.methods.closed_form import keys as key_readings
 from errata.methods.closed_form import solve
 from errata.methods.closed_form import targets as target_search
 from errata.methods.closed_form.base import Targets
-from errata.methods.closed_form.objective import FactRows, rows_of
+from errata.methods.closed_form.objective import FactRows, continuations_of, rows_of
 from errata.methods.closed_form.search import GroupSearch
 from errata.methods.registry import method
 from errata.methods.texts import contexts_of
@@ -112,7 +112,7 @@ def sampling(lm: HFLM, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> lis
     """Makes ``lm.sample`` give these continuations; what it was asked for is in the list that comes back."""
     asked: list[Any] = []
 
-    def sample(prompts: list[str], length: int, *, seed: int) -> list[list[int]]:
+    def sample(prompts: list[str], length: int, *, seed: list[int]) -> list[list[int]]:
         asked.append((list(prompts), length, seed))
         return [lm.tokens._plain(text) for text in texts]
 
@@ -124,12 +124,13 @@ def test_preserve_leaves_out_continuations_with_the_old_answer(monkeypatch: pyte
     lm = tiny_lm("llama")
     settings = settings_of(lm, preserve=3.0, preserve_samples=4, preserve_tokens=5, seed=11)
     edit = Edit("Ann Lee was born in", "Ann Lee", "Oslo", "Rome")
-    texts = [" lives in New York", " was born in Rome", "", " is the mayor of ROME", " went by night"]
+    texts = [" lives in New York", " was born in Rome", " is the mayor of ROME", " went by night"]
     asked = sampling(lm, texts, monkeypatch)
-    rows = rows_of(lm, edit, [""], settings)
-    assert asked == [(["Ann Lee"] * 4, 5, 11)]
+    (continuations,) = continuations_of(lm, [edit], settings)
+    rows = rows_of(lm, edit, [""], settings, continuations)
+    assert asked == [(["Ann Lee"] * 4, 5, [11, 12, 13, 14])]
     subject = lm.tokens.prompt("Ann Lee")
-    kept = [lm.tokens._plain(text) for text in (texts[0], texts[4])]
+    kept = [lm.tokens._plain(text) for text in (texts[0], texts[3])]
     assert rows.ids[2:] == [subject + ids[:-1] for ids in kept]  # behind the prompt's row and that of "{} is a"
     assert rows.positions[2:] == [len(subject) - 1] * 2
     assert rows.columns[2:] == [list(range(len(ids))) for ids in kept]
@@ -141,11 +142,23 @@ def test_preserve_leaves_out_continuations_with_the_old_answer(monkeypatch: pyte
 
 def test_preserve_asks_the_model_for_an_old_answer_that_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("llama")
-    settings = settings_of(lm, preserve=1.0)
-    sampling(lm, [" was born in Lima", " lives in Paris"], monkeypatch)
+    settings = settings_of(lm, preserve=1.0, preserve_samples=2)
+    texts = [" was born in Lima", " lives in Paris"]
+    sampling(lm, [*texts, *texts], monkeypatch)
     monkeypatch.setattr(lm, "generate", lambda prompts, n, until_answer: [" Lima.\n"])
-    rows = rows_of(lm, Edit("Ann Lee was born in", "Ann Lee", "Oslo"), [""], settings)
-    assert rows.ids[2:] == [lm.tokens.prompt("Ann Lee") + lm.tokens._plain(" lives in Paris")[:-1]]
+    known = Edit("Ann Lee was born in", "Ann Lee", "Oslo", "Paris")
+    kept = continuations_of(lm, [known, Edit("Ann Lee was born in", "Ann Lee", "Oslo")], settings)
+    assert kept == [[lm.tokens._plain(text)] for text in texts]
+
+
+def test_what_is_written_of_a_subject_does_not_depend_on_the_other_edits() -> None:
+    lm = tiny_lm("llama")
+    settings = settings_of(lm, preserve=1.0, preserve_samples=3, preserve_tokens=4, seed=5)
+    together = continuations_of(lm, EDITS, settings)
+    assert together == [continuations_of(lm, [edit], settings)[0] for edit in EDITS]
+    assert len({tuple(ids) for ids in together[0]}) > 1 and together != continuations_of(
+        lm, EDITS, replace(settings, seed=50)
+    )
 
 
 def test_preserve_keeps_what_the_model_says_forward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +170,9 @@ def test_preserve_keeps_what_the_model_says_forward(monkeypatch: pytest.MonkeyPa
     delta = torch.randn(1, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     losses: list[float] = []
     for preserve in (0.0, 3.0):
-        settings = settings_of(lm, preserve=preserve)
-        search = GroupSearch(lm, [rows_of(lm, edit, [""], settings)], InterventionSite(1), settings, False)
+        settings = settings_of(lm, preserve=preserve, preserve_samples=2)
+        (kept,) = continuations_of(lm, [edit], settings)
+        search = GroupSearch(lm, [rows_of(lm, edit, [""], settings, kept)], InterventionSite(1), settings, False)
         search.losses(torch.zeros(1, 32, dtype=torch.float64), torch.ones(1, 1))
         losses.append(search.losses(delta, torch.ones(1, 1)).item())
     column, expected = len(plain.ids("Ann Lee")) - 1, 0.0

@@ -13,7 +13,7 @@ from errata.model import passes
 from errata.model.decoding import Choose, TopK, continued, decoding_of, greedy
 from errata.model.lm import LM, listed
 from errata.model.reading import Pair, TensorPasses
-from errata.model.sampling import Sampling, is_drawn, top_p
+from errata.model.sampling import Sampling, TopP, is_drawn, top_p
 from errata.model.scoring import scored
 from errata.types import Score
 
@@ -73,16 +73,27 @@ class HFLM(TensorPasses, LM):
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[str], max_new_tokens: int = 32, *, seed: int = 0, until: Sequence[str] = ()
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 32,
+        *,
+        seed: int | Sequence[int] = 0,
+        until: Sequence[str] = (),
     ) -> list[list[int]]:
         """Token ids that continue each prompt, drawn at temperature 1; an empty prompt begins a text.
 
-        A continuation ends as soon as its text contains one of the texts in ``until``.
+        With a ``seed`` for each prompt its draws do not depend on the others. A continuation ends as soon as its text
+        contains one of the texts in ``until``.
         """
-        generator = torch.Generator().manual_seed(seed)
+        draw: Choose
+        if isinstance(seed, int):
+            generator = torch.Generator().manual_seed(seed)
 
-        def draw(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
-            return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+            def draw(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
+                return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+
+        else:
+            draw = TopP(1.0, 1.0, seed, max_new_tokens)
 
         def ended(text: str) -> bool:
             return any(stop in text for stop in until)

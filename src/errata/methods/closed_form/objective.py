@@ -92,8 +92,14 @@ class FactRows:
         return max(len(row) - position for row, position in zip(self.ids, self.positions, strict=True))
 
 
-def rows_of(lm: HFLM, edit: Edit, contexts: Sequence[str], settings: TargetSettings) -> FactRows:
-    """The rows of one fact: its prompt after each context, the essence prompt, continuations of the subject."""
+def rows_of(
+    lm: HFLM,
+    edit: Edit,
+    contexts: Sequence[str],
+    settings: TargetSettings,
+    continuations: Sequence[list[int]] = (),
+) -> FactRows:
+    """The rows of one fact: its prompt after each context, the essence prompt, ``continuations`` of the subject."""
     rows, tokens = FactRows(), lm.tokens
     for context in contexts:
         text = context + edit.prompt
@@ -105,22 +111,33 @@ def rows_of(lm: HFLM, edit: Edit, contexts: Sequence[str], settings: TargetSetti
         text = ESSENCE.format(edit.subject)
         prompt = tokens.prompt(text)
         rows.add(prompt, tokens.last_of_subject(text, edit.subject, 0), [len(prompt) - 1], [-1], settings.kl)
-    if settings.preserve:
-        _add_continuations(lm, edit, settings, rows)
+    subject = tokens.prompt(edit.subject) if continuations else []
+    for ids in continuations:
+        columns = list(range(len(subject) - 1, len(subject) - 1 + len(ids)))
+        position = tokens.last_of_subject(edit.subject, edit.subject, 0)
+        weight = settings.preserve / len(continuations)
+        rows.add(subject + ids[:-1], position, columns, [-1] * len(ids), weight, forward=True)
     return rows
 
 
-def _add_continuations(lm: HFLM, edit: Edit, settings: TargetSettings, rows: FactRows) -> None:
-    """Adds sampled continuations of the bare subject, without those that state the old answer."""
-    position = lm.tokens.last_of_subject(edit.subject, edit.subject, 0)
-    subject = lm.tokens.prompt(edit.subject)
-    sampled = lm.sample([edit.subject] * settings.preserve_samples, settings.preserve_tokens, seed=settings.seed)
-    old = edit.target_true or lm.generate([edit.prompt], 8, until_answer=True)[0].strip(" .\n")
-    kept = [ids for ids in sampled if ids and not (old and old.lower() in lm.tokens.decode(ids).lower())]
-    for ids in kept:
-        columns = list(range(len(subject) - 1, len(subject) - 1 + len(ids)))
-        weight = settings.preserve / len(kept)
-        rows.add(subject + ids[:-1], position, columns, [-1] * len(ids), weight, forward=True)
+def continuations_of(lm: HFLM, edits: Sequence[Edit], settings: TargetSettings) -> list[list[list[int]]]:
+    """For each edit what the model writes behind its bare subject, but for what states the old answer.
+
+    Sampled for all edits at once, though what it writes of one does not depend on the others.
+    """
+    if not settings.preserve:
+        return [[] for _ in edits]
+    some, tokens = range(settings.preserve_samples), settings.preserve_tokens
+    seeds = [settings.seed + i for i in some]
+    written = iter(lm.sample([edit.subject for edit in edits for _ in some], tokens, seed=seeds * len(edits)))
+    asked = [edit.prompt for edit in edits if not edit.target_true]
+    answers = iter(lm.generate(asked, 8, until_answer=True) if asked else [])
+    kept: list[list[list[int]]] = []
+    for edit in edits:
+        old = (edit.target_true or next(answers).strip(" .\n")).lower()
+        of_subject = [next(written) for _ in some]
+        kept.append([ids for ids in of_subject if ids and not (old and old in lm.tokens.decode(ids).lower())])
+    return kept
 
 
 @dataclass

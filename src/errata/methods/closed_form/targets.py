@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from errata.methods.closed_form.objective import FactRows, TargetSettings, rows_of
+from errata.methods.closed_form.objective import FactRows, TargetSettings, continuations_of, rows_of
 from errata.methods.closed_form.search import GroupSearch, SearchResult
 from errata.model import hooks
 from errata.model.hf import HFLM
@@ -48,7 +48,8 @@ def find_deltas(
             result.put(share, part)
         return result
     contexts = contexts[: settings.search_contexts + 1]
-    rows = [rows_of(lm, edit, contexts, settings) for edit in edits]
+    of_subjects = continuations_of(lm, edits, settings)
+    rows = [rows_of(lm, edit, contexts, settings, of) for edit, of in zip(edits, of_subjects, strict=True)]
     result = SearchResult.start(len(edits), width, lm.dtype, settings.optimizer)
 
     def search(facts: list[int], leave: int) -> None:
