@@ -16,6 +16,7 @@ CONTEXTS = ["", "The king was in Rome. ", "Paris is a town by night. "]
 LAYERS = (0, 1, 2)
 BATCHES = (EDITS[:2], EDITS[2:])
 SETTINGS: dict[str, Any] = {"layers": LAYERS, "contexts": 2, "steps": 8, "lr": 0.4, "clamp": 0.6, "ridge": 1e-3}
+SETTINGS |= {"optimizer": "adam", "search_contexts": 2}  # the papers' search
 
 
 def shipped_and_plain(

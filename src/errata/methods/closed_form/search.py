@@ -26,12 +26,13 @@ class SearchResult:
     because what is searched for was ``met``, or for want of steps.
 
     ``adam_mean`` and ``adam_square`` (n, d) are Adam's moments, so that a search can be left and taken up again; (n, 0)
-    where another optimizer steps.
+    where another optimizer steps. ``length`` is of the next normalised step, in lengths of the first.
     """
 
     delta: Tensor
     adam_mean: Tensor
     adam_square: Tensor
+    length: Tensor
     final_loss: Tensor
     steps: Tensor
     finished: Tensor
@@ -43,7 +44,8 @@ class SearchResult:
         dtype = torch.promote_types(like, torch.float32)
         counts, moments = torch.zeros(n, dtype=dtype), torch.zeros(n, width if optimizer == "adam" else 0, dtype=dtype)
         zeros = torch.zeros(n, width, dtype=dtype)
-        return cls(zeros, moments, moments.clone(), counts, counts.clone(), counts.bool(), counts.bool())
+        nothing = counts.bool()
+        return cls(zeros, moments, moments.clone(), counts + 1, counts, counts.clone(), nothing, nothing.clone())
 
     def of(self, facts: Sequence[int], device: torch.device) -> "SearchResult":
         """A copy of some facts' entries, on a device."""
@@ -55,15 +57,19 @@ class SearchResult:
         for values, others in zip(vars(self).values(), vars(result).values(), strict=True):
             values[list(facts)] = others.to(values.device)
 
-    def step(self, facts: Tensor, gradient: Tensor, settings: TargetSettings) -> None:
-        """Moves δ of ``facts`` against their ``gradient`` (k, d); ``steps`` have been counted already."""
+    def step(self, facts: Tensor, gradient: Tensor, rose: Tensor, settings: TargetSettings) -> None:
+        """Moves δ of ``facts`` against their ``gradient`` (k, d): a shorter way where their loss ``rose`` (k,).
+
+        ``steps`` have been counted already.
+        """
         assert settings.lr is not None
         if settings.optimizer == "adam":
-            direction, length = self._adam(facts, gradient), 1.0
+            moved = settings.lr * self._adam(facts, gradient)
         else:
-            direction = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
-            length = gradient.shape[1] ** 0.5 * (FALL ** (self.steps[facts, None] - 1)).clamp(min=LEAST)
-        self.delta[facts] = self.delta[facts] - settings.lr * length * direction
+            length = torch.where(rose, self.length[facts] / 2, self.length[facts])
+            moved = settings.lr * gradient.shape[1] ** 0.5 * length[:, None] * _unit(gradient)
+            self.length[facts] = torch.minimum(length, (length * FALL).clamp(min=LEAST))
+        self.delta[facts] = self.delta[facts] - moved
 
     def _adam(self, facts: Tensor, gradient: Tensor) -> Tensor:
         m, v, t = self.adam_mean, self.adam_square, self.steps[facts, None]
@@ -71,6 +77,11 @@ class SearchResult:
         v[facts] = BETAS[1] * v[facts] + (1 - BETAS[1]) * gradient**2
         m_hat, v_hat = m[facts] / (1 - BETAS[0] ** t), v[facts] / (1 - BETAS[1] ** t)
         return m_hat / (v_hat.sqrt() + EPS)
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """(k, d), each of length 1, or 0 where the gradient is."""
+    return gradient / gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
 
 
 @dataclass
@@ -143,17 +154,18 @@ class GroupSearch:
             missed = self._missed(losses.detach())
             last = state.steps[facts] >= settings.steps
             running = ~last & (missed | some)
+            rose = (losses.detach() > state.final_loss[facts]) & (state.steps[facts] > 2)  # the first is of fewer rows
             state.final_loss[facts], state.finished[facts] = losses.detach().to(state.final_loss), ~running
             state.met[facts] = ~missed & losses.detach().isfinite()
             if not running.any():
                 break
             (gradient,) = torch.autograd.grad(losses.sum(), delta)
             if not running.all():
-                facts, gradient, missed = facts[running], gradient[running], missed[running]
+                facts, gradient, missed, rose = (x[running] for x in (facts, gradient, missed, rose))
                 self._keep(running)
             if missed.any():
                 moving = facts[missed]
-                state.step(moving, gradient[missed], settings)
+                state.step(moving, gradient[missed], rose[missed], settings)
                 state.delta[moving] = self._within(state.delta[moving], limits[moving])
             if len(facts) <= leave:
                 break
