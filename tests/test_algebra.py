@@ -12,7 +12,7 @@ from errata.errors import BadInput
 from errata.methods.closed_form import base, solve
 from errata.methods.closed_form.objective import rows_of
 from errata.methods.closed_form.search import FALL, GroupSearch
-from errata.methods.closed_form.symmetric import Kept, Symmetric
+from errata.methods.closed_form.symmetric import ROOM, Kept, Symmetric
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.registry import method
 from errata.methods.texts import contexts_of
@@ -164,14 +164,16 @@ def test_half_of_a_symmetric_matrix_acts_as_the_whole(f: int) -> None:
 def test_what_was_used_last_is_kept() -> None:
     kept, made = Kept[str](), list[str]()
 
-    def ask(name: str, most: int = 2) -> str:
-        return kept.get(name, lambda: made.append(name) or name, most)
+    def ask(name: str, share: float = 0.4, least: int = 1) -> str:
+        return kept.get(name, lambda: made.append(name) or name, int(share * ROOM), least)
 
     for name in ("a", "b", "a", "c", "a", "b"):
         assert ask(name) == name
     assert made == ["a", "b", "c", "b"]
     assert kept.find("c") is None and kept.find("a") == "a"
-    assert ask("d", 1) == "d" and kept.find("b") is None
+    assert ask("small", 0.1) == "small" and kept.find("a") and kept.find("b")  # beside large ones
+    assert ask("large", 2.0) == "large" and not any(map(kept.find, ("a", "b", "small")))
+    assert ask("another", 2.0, 2) == "another" and kept.find("large")  # two may be held, whatever they take
 
 
 def test_the_null_space_is_left_alone_by_what_is_known(numbers: dict[str, Tensor]) -> None:

@@ -94,11 +94,14 @@ def test_a_papers_own_model_has_its_published_settings() -> None:
     (gptj,) = {
         u.labels["settings"] for u in expanded("memit2023", "EleutherAI/gpt-j-6B") if u.labels["method"] == "memit"
     }
-    assert gptj == "layers=[3, 4, 5, 6, 7, 8] steps=25 lr=0.5 clamp=0.75 kl=0.0625 decay=0.5 lam=15000.0"
+    adam = "optimizer=adam search_contexts=5 steps=25"
+    assert gptj == f"layers=[3, 4, 5, 6, 7, 8] {adam} lr=0.5 clamp=0.75 kl=0.0625 decay=0.5 lam=15000.0"
     llama = expanded("alphaedit2025", "meta-llama/Meta-Llama-3-8B-Instruct")
-    assert "alphaedit layers=[4, 5, 6, 7, 8] steps=25 lr=0.1 clamp=0.75 kl=0.0625 decay=0.5" in methods(llama)
+    assert f"alphaedit layers=[4, 5, 6, 7, 8] {adam} lr=0.1 clamp=0.75 kl=0.0625 decay=0.5" in methods(llama)
     rect = next(u.labels["settings"] for u in llama if "rect" in u.labels["settings"])
     assert rect.startswith("layers=[4, 5, 6, 7, 8]") and rect.endswith("lam=15000.0 + rect keep=0.4")
+    with pytest.raises(BadInput, match="models"):
+        Plan.of(filled("memit2023", {"models": 5, "data": {"zsre": "z"}}))
     with pytest.raises(BadInput, match="run one model at a time"):
         filled("memit2023", {"models": ["m", "EleutherAI/gpt-j-6b"], "data": {"zsre": "z"}})
 

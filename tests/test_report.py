@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from math import sqrt
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 
 from errata.evaluation.metrics import Mean
+from errata.evaluation.protocols import PROTOCOLS
 from errata.report.charts import Axis, Chart, figures
 from errata.report.html import page
 from errata.report.markdown import markdown
 from errata.report.names import short_names
-from errata.report.sections import Section, report_sections
+from errata.report.sections import Section, _falling, report_sections
 from errata.report.significance import compare, holm
 from errata.types import Row
 
@@ -287,3 +289,20 @@ def test_the_report_says_how_far_each_is_behind_the_best() -> None:
     assert lines["a"] == ("best",) * 3 and lines["c"][0] == "0.00 ± 0.00 (12), p = 1"
     assert lines["b"][0].startswith("-1.00 ± 0.00 (12), p = 0.00")
     assert signs[0].body == (("1 a", "·", "", "+"), ("2 c", "", "·", "+"), ("3 b", "−", "−", "·"))
+
+
+def test_where_less_is_better_the_best_has_least() -> None:
+    values = {"good": {("a", str(i)): 0.0 for i in range(30)}, "bad": {("a", str(i)): 1.0 for i in range(30)}}
+    for less, best in ((True, "good"), (False, "bad")):
+        found = compare(values, less)
+        assert found is not None and found.best == best and found.sign(best, found.order[1]) == "+"
+    assert "old answer first: edit" in _falling(PROTOCOLS["belief"])
+    assert _falling(PROTOCOLS["errata"]) == frozenset()
+
+
+def test_a_course_of_what_was_measured_before_alone_is_not_drawn() -> None:
+    rows = sequence(a=("10", "1101"))
+    lost = [replace(row, kind="text", metric="loss", before=2.0, after=None, error="Unsupported: x") for row in rows]
+    (section,) = report_sections([*rows, *lost])
+    assert section.course_of("loss on text") and {n for _, n in section.course_of("loss on text")} == {0}
+    assert [chart.title for figure in figures(section) if figure.legend for chart in figure.charts] == ["reliability"]

@@ -22,7 +22,7 @@ from errata.cli import app
 from errata.cost import plan as planning
 from errata.cost import room
 from errata.errors import BadInput
-from errata.methods.closed_form import base, solve
+from errata.methods.closed_form import base, solve, symmetric
 from errata.methods.closed_form.symmetric import Symmetric
 from errata.methods.texts import CONTEXT_TOKENS
 from errata.model.detect import find_sites
@@ -244,7 +244,7 @@ def test_of_many_experts_few_inverses_are_held(monkeypatch: pytest.MonkeyPatch) 
     state = method.prepare(lm, TEXTS)
     patches = [method.edit(lm, MANY[4:], state, method.edit(lm, MANY[:4], state))]
     assert len(state._kept["inverses"]._held) > 2
-    monkeypatch.setattr(base, "ROOM", 0)
+    monkeypatch.setattr(symmetric, "ROOM", 0)
     made, alive = list[weakref.ref[Symmetric]](), list[int]()
     pack = Symmetric.of
 

@@ -54,6 +54,8 @@ def filled(name: str, given: Mapping[str, Any], limit: int | None = None) -> Rec
 
 def _published(paper: Record, models: Any) -> list[Any]:
     """The paper's methods, those set for these models as they are published; of several that differ, refused."""
+    if not isinstance(models, list):
+        return paper["methods"]  # what models are is checked with the whole plan
     tables = [table["methods"] for model in models if isinstance(model, str) for table in _tables_of(paper, model)]
     if not tables:
         return paper["methods"]

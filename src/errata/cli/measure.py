@@ -121,6 +121,8 @@ def _eval_method(
     how: Any,
     quiet: bool,
 ) -> list[Row]:
+    from errata.evaluation.golds import Golds
+
     with common.step(f"preparing {method.name}", quiet):
         state = method.prepare(lm, prepare_with)
     labels: Any = {**how, "method": method.name, "settings": _settings(method), "setting": setting}
@@ -131,27 +133,35 @@ def _eval_method(
             shares = in_shares(lm, _alone, list(enumerate(cases)), method, state, before, labels)
         return [row for _, rows in sorted(pair for share in shares for pair in share) for row in rows]
     batches = [[case] for case in cases] if setting == "single" else [list(cases)]
-    tracked = common.track(batches, "editing and asking again", quiet)
-    return [row for batch in tracked for row in _edited_rows(lm, batch, method, state, before, labels)]
+    tracked, golds = common.track(batches, "editing and asking again", quiet), Golds()
+    return [row for batch in tracked for row in _edited_rows(lm, batch, method, state, before, labels, golds)]
 
 
 def _alone(
     lm: "HFLM", cases: Sequence[tuple[int, Case]], method: "Method", state: "State", before: "Baseline", labels: Any
 ) -> list[tuple[int, list[Row]]]:
     """In a worker: the rows of numbered cases, each edited alone."""
-    return [(number, _edited_rows(lm, [case], method, state, before, labels)) for number, case in cases]
+    from errata.evaluation.golds import Golds
+
+    golds = Golds()
+    return [(number, _edited_rows(lm, [case], method, state, before, labels, golds)) for number, case in cases]
 
 
 def _edited_rows(
-    lm: "HFLM", cases: Sequence[Case], method: "Method", state: "State", before: "Baseline", labels: dict[str, Any]
+    lm: "HFLM",
+    cases: Sequence[Case],
+    method: "Method",
+    state: "State",
+    before: "Baseline",
+    labels: dict[str, Any],
+    golds: "Golds",
 ) -> list[Row]:
     """The rows of cases that are edited together."""
     from errata.distributed.attach import asking
     from errata.evaluation.evaluate import evaluate
-    from errata.evaluation.golds import Golds
 
     edits = [edit for case in cases for edit in case.edits]
-    nearness = _nearness(lm, edits, before, Golds())
+    nearness = _nearness(lm, edits, before, golds)
     patch = method.edit(lm, edits, state)
     with asking(lm, patch) as edited:
         return evaluate(before, edited, cases, **labels) + _to_gold(nearness, edited, edits, labels)

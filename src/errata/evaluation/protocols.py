@@ -36,6 +36,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {  # kind of probe -> metrics of the pr
 }
 CHANGED = tuple(kind for kind, scorers in METRICS.items() if scorers is NEW)
 STAYING = tuple(kind for kind, scorers in METRICS.items() if scorers is KEPT)
+DISTANCES = ("kl",)  # of what should stay from what it was: less is better, and there is no most
 LESS_IS_BETTER = ("old_first",)  # metrics of edits that fall where an edit holds; all lie between 0 and 1
 IMPLIED = ("alias", "inverse", "logical", "one_hop", "multi_hop")  # portability
 

@@ -4,6 +4,7 @@ ranking = rank_layers(lm, cases, prepare)   # prepare(layers) returns edit(layer
 ranking.best(3)                             # three neighbouring layers
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -159,7 +160,7 @@ def _effects(
     std = embedding_std(lm, [(edit.template, edit.subject) for edit in known])
     settings: Any = {"kinds": ("mlp",), "samples": samples, "std": std, "seed": seed}
     traces = [
-        kept.trace(e.id, lambda e=e: trace(lm, e.template, e.subject, e.target_true, **settings))
+        kept.trace(_key(e), lambda e=e: trace(lm, e.template, e.subject, e.target_true, **settings))
         for e in track(known, "tracing")
     ]
     mean = average(traces)
@@ -170,6 +171,12 @@ def _effects(
         error = float(errors[row, n])
         made.append(Layer(n, float(rows[row, n]), None if error != error else error))
     return made, len(known)
+
+
+def _key(edit: Edit) -> str:
+    """What an edit's traces and trials are kept under: what it says, as two may have one id."""
+    said = (edit.prompt, edit.subject, edit.target_new, edit.target_true)
+    return f"{edit.id} {hashlib.sha256(repr(said).encode()).hexdigest()[:16]}"
 
 
 # Trials --------------------------------------------------------------------------------------------
@@ -215,7 +222,7 @@ class _Trials:
             return self._tried(layer.layer, edit, asked)
 
         trials = [
-            self.kept.trial(f"{layer.layer} {edit.id}", lambda edit=edit, asked=asked: tried(edit, asked))
+            self.kept.trial(f"{layer.layer} {_key(edit)}", lambda edit=edit, asked=asked: tried(edit, asked))
             for edit, asked in zip(self.edits, self.asked, strict=True)
         ]
         took = [trial.took for trial in trials]
@@ -227,8 +234,8 @@ class _Trials:
 
     def _tried(self, layer: int, edit: Edit, asked: _Asked) -> Trial:
         assert self.editor is not None
-        if edit.id not in self.before:
-            self.before[edit.id] = self.lm.generate([*asked.others], WORDS, until_answer=True)
+        if (key := _key(edit)) not in self.before:
+            self.before[key] = self.lm.generate([*asked.others], WORDS, until_answer=True)
         prompts = [edit.prompt, *(prompt for prompt, _ in asked.paraphrases), *asked.others]
         try:
             with self.editor(layer, edit).applied(self.lm) as edited:
@@ -237,5 +244,5 @@ class _Trials:
             return Trial(like=(False,) * len(asked.paraphrases), failed=first_line(error))
         n = 1 + len(asked.paraphrases)
         like = [begins_with_answer(text, answers) for text, (_, answers) in zip(said[1:n], asked.paraphrases)]
-        kept = [answer_of(text) == answer_of(old) for text, old in zip(said[n:], self.before[edit.id], strict=True)]
+        kept = [answer_of(text) == answer_of(old) for text, old in zip(said[n:], self.before[key], strict=True)]
         return Trial(begins_with_answer(said[0], [edit.target_new]), tuple(like), tuple(kept))

@@ -199,7 +199,8 @@ def _overlap(a: Box, b: Box) -> bool:
 def _curves(section: Section | PublishedSection) -> Figure:
     published = isinstance(section, PublishedSection)
     columns = section.axes.names if published else [*dict.fromkeys((*section.axes.names, *SHARES, *MODEL_CURVES))]
-    of_column = {column: means for column in columns if (means := section.course_of(column))}
+    courses = {column: section.course_of(column) for column in columns}
+    of_column = {column: means for column, means in courses.items() if any(n for _, n in means)}  # 0: before alone
     names = list(dict.fromkeys(name for means in of_column.values() for name, _ in means))
     series, short = {name: i for i, name in enumerate(names)}, short_names(names)
     charts = tuple(_curve_chart(column, means, series) for column, means in of_column.items())

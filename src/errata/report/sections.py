@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from errata.evaluation.metrics import Mean
-from errata.evaluation.protocols import PROTOCOLS, STAYING, Protocol
+from errata.evaluation.protocols import DISTANCES, LESS_IS_BETTER, PROTOCOLS, STAYING, Protocol
 from errata.report.changes import DERIVED, derived
 from errata.report.folds import CaseKey, edit_metric, line_values, published, values_of
 from errata.report.grouping import (
@@ -168,6 +168,7 @@ class PublishedSection:
     seconds: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
     axes: Axes = Axes()
     compared: Values = field(default_factory=dict[str, dict[str, dict[CaseKey, float]]])
+    falling: frozenset[str] = frozenset()  # columns in which less is better
 
     def tables(self) -> list[TextTable]:
         """All the numbers, and how methods compare by them."""
@@ -183,7 +184,7 @@ class PublishedSection:
     @cached_property
     def comparisons(self) -> dict[str, Comparison]:
         """As :attr:`Section.comparisons`."""
-        return _compare(self.compared)
+        return _compare(self.compared, self.falling)
 
     def ends(self, column: str) -> dict[str, Mean]:
         """Method -> the mean of a column (or of the seconds of an edit) after the last edit, where it was measured."""
@@ -300,15 +301,21 @@ def _published_section(by_method: ByMethod) -> PublishedSection | None:
         seconds={name: mean for name, mean in seconds.items() if mean is not None},
         axes=_axes(protocol, before),
         compared=_by_line({name: line_values(protocol.name, rows) for name, rows in last.items()}),
+        falling=_falling(protocol),
     )
 
 
 def _axes(protocol: Protocol, measured: Iterable[str]) -> Axes:
     """The first numbers of a protocol for edits, for paraphrases, and for what stays, of those that were measured."""
     known = set(measured)
-    lines = [line for line in protocol.lines if line.name in known]
+    lines = [line for line in protocol.lines if line.name in known - _falling(protocol)]
     wanted = (("edit",), ("paraphrase",), STAYING)
     return Axes(*(next((line.name for line in lines if set(line.kinds) <= set(kinds)), "") for kinds in wanted))
+
+
+def _falling(protocol: Protocol) -> frozenset[str]:
+    """The numbers of a protocol in which less is better."""
+    return frozenset(line.name for line in protocol.lines if line.metric in (*LESS_IS_BETTER, *DISTANCES))
 
 
 def _by_line(values: Mapping[str, Mapping[str, Mapping[CaseKey, float]]]) -> Values:
@@ -320,8 +327,8 @@ def _by_line(values: Mapping[str, Mapping[str, Mapping[CaseKey, float]]]) -> Val
 # Comparisons -------------------------------------------------------------------------------------
 
 
-def _compare(compared: Values) -> dict[str, Comparison]:
-    made = {column: compare(of_method) for column, of_method in compared.items()}
+def _compare(compared: Values, falling: frozenset[str] = frozenset()) -> dict[str, Comparison]:
+    made = {column: compare(of_method, column in falling) for column, of_method in compared.items()}
     return {column: comparison for column, comparison in made.items() if comparison is not None}
 
 

@@ -22,10 +22,11 @@ class Comparison:
     values: Values
     order: tuple[str, ...]
     p: Mapping[tuple[str, str], float]
+    less: bool = False  # is better
 
     @property
     def best(self) -> str:
-        """The method with the largest mean."""
+        """The method with the best mean."""
         return self.order[0]
 
     def difference(self, one: str, other: str) -> Mean | None:
@@ -38,11 +39,11 @@ class Comparison:
         difference = self.difference(one, other)
         if difference is None or self.p[one, other] >= LEVEL:
             return ""
-        return "+" if difference.mean > 0 else "−"
+        return "+" if (difference.mean < 0) is self.less else "−"
 
 
-def compare(values: Values) -> Comparison | None:
-    """The comparison of two methods or more that have values; None of fewer."""
+def compare(values: Values, less: bool = False) -> Comparison | None:
+    """The comparison of two methods or more that have values; None of fewer. ``less`` says that less is better."""
     known = {name: of for name, of in values.items() if of}
     if len(known) < 2:
         return None
@@ -50,7 +51,7 @@ def compare(values: Values) -> Comparison | None:
     pairs = list(combinations(known, 2))
     p = holm(_signed_rank(known, pairs))
     both = {pair: value for (a, b), value in zip(pairs, p) for pair in ((a, b), (b, a))}
-    return Comparison(known, tuple(sorted(known, key=means.__getitem__, reverse=True)), both)
+    return Comparison(known, tuple(sorted(known, key=means.__getitem__, reverse=not less)), both, less)
 
 
 def holm(p: Sequence[float]) -> list[float]:

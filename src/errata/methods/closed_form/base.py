@@ -22,7 +22,7 @@ from errata.methods.closed_form.keys import Site, SubjectReadings, SubjectRows, 
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.outlet import Outlet
 from errata.methods.closed_form.statistics import KeyStatistics, check_statistics, key_statistics
-from errata.methods.closed_form.symmetric import ROOM, Kept, Symmetric
+from errata.methods.closed_form.symmetric import Kept, Symmetric
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.defaults import critical_layers
 from errata.methods.outcomes import report
@@ -227,9 +227,8 @@ class ClosedForm(TargetSettings):
 
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         assert self.layers is not None
-        contexts = state.once(
-            f"contexts/{self.contexts}/{self.seed}", lambda: contexts_of(lm, self.contexts, self.seed)
-        )
+        drawn = (self.contexts, self.seed, sorted(lm.tokens.ends), str(lm.dtype), lm.budget)  # what contexts depend on
+        contexts = state.once(f"contexts/{drawn}", lambda: contexts_of(lm, self.contexts, self.seed))
         turns = sorted({self.layers[:1], self.layers[-1:]}) if self.blue else [self.layers]
         for batch in [[edit] for edit in edits] if self.one_by_one else [list(edits)]:
             context = EditContext(lm, batch, contexts, state, prior, prior.memory)
@@ -344,8 +343,8 @@ class ClosedForm(TargetSettings):
             return solve.RunningInverse(Symmetric.of(self.metric(c.to(float64_device(context.lm.device)))))
 
         assert self.layers is not None
-        room = ROOM // (4 * c.numel() * (2 if self.history else 1))
-        return _kept(context.state).get(self._metric_of(weight), make, max(len(self.layers), room))
+        nbytes = 4 * c.numel() * (2 if self.history else 1)
+        return _kept(context.state).get(self._metric_of(weight), make, nbytes, len(self.layers))
 
     def _metric_of(self, weight: str) -> str:
         return f"{self.metric_name}/{stem(weight)}"

@@ -137,7 +137,7 @@ def _keys(method: "ClosedForm", size: Size, work: Work, turns: list[tuple[int, .
         for layer in turn:
             flop += n * method.contexts * at * size.blocks(0, layer + 1, at + context)
             flop += _readings(method, n) * at * size.keys_again(layer)
-            flop += beginnings * size.whole(context) if method.contexts else 0.0
+            flop += beginnings * size.blocks(0, layer + 1, context) if method.contexts else 0.0
     downs = size.downs(turns[-1][-1])
     read = n * (sum(down.touched(_readings(method, 1)) * down.into for down in downs) + 4 * downs[0].out)
     return Step("keys", "edit", {"model": flop}, device=size.passing(size.lm.budget), host=8.0 * read)

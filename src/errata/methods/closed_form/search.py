@@ -17,7 +17,7 @@ from errata.model.passes import at_least_float32
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980
 FALL = 0.7  # a normalised step, in lengths of the one before
-LEAST = 1 / 7  # the shortest, in lengths of the first
+LEAST = 1 / 7  # the shortest, in lengths of the first, but for those behind a loss that rose
 
 
 @dataclass
@@ -81,7 +81,9 @@ class SearchResult:
 
 def _unit(gradient: Tensor) -> Tensor:
     """(k, d), each of length 1, or 0 where the gradient is."""
-    return gradient / gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+    tiny = torch.finfo(gradient.dtype).tiny
+    scaled = gradient / gradient.abs().amax(1, keepdim=True).clamp(min=tiny)  # squares of small numbers vanish
+    return scaled / scaled.norm(dim=1, keepdim=True).clamp(min=tiny)
 
 
 @dataclass
@@ -146,7 +148,7 @@ class GroupSearch:
         limits, units = limits.to(state.delta), units.to(state.delta)
         facts = torch.arange(len(state.delta), device=state.delta.device)  # that still run
         while True:
-            batch = self.batch if state.steps.any() else self._first()
+            batch = self.batch if state.steps.any() or settings.steps == 1 else self._first()
             some = batch is not self.batch and len(batch.columns) < self.batch.anchored.count(False)
             delta = state.delta[facts].requires_grad_()
             losses = self.losses(delta, units[facts], batch)

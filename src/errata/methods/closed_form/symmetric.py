@@ -64,15 +64,22 @@ class Kept(Generic[T]):
 
     def __init__(self) -> None:
         self._held: OrderedDict[str, T] = OrderedDict()
+        self._nbytes: dict[str, int] = {}
 
-    def get(self, name: str, make: Callable[[], T], most: int) -> T:
-        """What ``make()`` gave, or gives now; of all names ``most`` are held, room being made before."""
-        while name not in self._held and self._held and len(self._held) >= most:
-            self._held.popitem(last=False)
+    def get(self, name: str, make: Callable[[], T], nbytes: int, least: int) -> T:
+        """What ``make()`` gave, or gives now; what was used longest ago makes room for its ``nbytes`` before.
+
+        That is, for more than ROOM of all together, while ``least`` others are held or more.
+        """
+        while name not in self._held and len(self._held) >= least and self._full(nbytes):
+            self._nbytes.pop(self._held.popitem(last=False)[0])
         if name not in self._held:
-            self._held[name] = make()
+            self._held[name], self._nbytes[name] = make(), nbytes
         self._held.move_to_end(name)
         return self._held[name]
+
+    def _full(self, nbytes: int) -> bool:
+        return bool(self._held) and sum(self._nbytes.values()) + nbytes > ROOM
 
     def find(self, name: str) -> T | None:
         """What is held under a name."""
