@@ -13,7 +13,7 @@ from errata.model import passes
 from errata.model.decoding import Choose, TopK, continued, decoding_of, greedy
 from errata.model.lm import LM, listed
 from errata.model.reading import Pair, TensorPasses
-from errata.model.sampling import Sampling, TopP, is_drawn, top_p
+from errata.model.sampling import Sampling, TopP, is_drawn, seeds_of, top_p
 from errata.model.scoring import scored
 from errata.types import Score
 
@@ -85,21 +85,22 @@ class HFLM(TensorPasses, LM):
         With a ``seed`` for each prompt its draws do not depend on the others. A continuation ends as soon as its text
         contains one of the texts in ``until``.
         """
-        draw: Choose
+        choose: Choose
         if isinstance(seed, int):
             generator = torch.Generator().manual_seed(seed)
 
             def draw(logits: Tensor, rows: Sequence[int], step: int) -> Tensor:
                 return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)[:, 0]
 
+            choose = draw
         else:
-            draw = TopP(1.0, 1.0, seed, max_new_tokens)
+            choose = TopP(1.0, 1.0, seeds_of({"seed": seed}, len(prompts)), max_new_tokens)
 
         def ended(text: str) -> bool:
             return any(stop in text for stop in until)
 
         self.check()
-        return self._continued(self._ids(prompts), [max_new_tokens] * len(prompts), draw, ended if until else None)
+        return self._continued(self._ids(prompts), [max_new_tokens] * len(prompts), choose, ended if until else None)
 
     def _continued(
         self,
