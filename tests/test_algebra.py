@@ -402,6 +402,20 @@ def test_an_answer_that_the_model_gives_already_is_no_reason_to_move() -> None:
     assert result.steps.tolist() == [2.0] * 3 and result.met.all() and not result.delta.any()
 
 
+def test_a_search_of_one_step_is_judged_by_all_rows() -> None:
+    lm = tiny_lm("gpt2", torch.float64)
+    settings = resolved_for(lm, steps=1, stop=0.0)
+    contexts, site = ["", "She saw Paris. "], InterventionSite(1)
+    result = find_deltas(lm, EDITS[:1], site, contexts, settings, torch.ones(1, 1), torch.ones(1, 1))
+    bare, both = (
+        GroupSearch(lm, [rows_of(lm, EDITS[0], some, settings)], site, settings, True)
+        .losses(torch.zeros(1, 32, dtype=torch.float64), torch.ones(1, 1))
+        .item()
+        for some in (contexts[:1], contexts)
+    )
+    assert result.final_loss.item() == pytest.approx(both, abs=1e-8) and bare != pytest.approx(both, abs=1e-4)
+
+
 def test_losses_by_hand() -> None:
     """The objective's terms against the model's own log-probabilities."""
     lm = tiny_lm("llama")

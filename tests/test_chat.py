@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, EDIT, EDITS, data_for, quick, same_weights, sentencepiece, tokenizer, weights
+from conftest import CASES, EDIT, EDITS, TEXTS, data_for, quick, same_weights, sentencepiece, tokenizer, weights
 from test_cli import run
 from tiny import build
 
@@ -476,3 +476,19 @@ def test_the_commands_ask_in_a_chat(folder: Path, tmp_path: Path, monkeypatch: p
         asked_so = " ".join(run("ask", folder, EDIT.prompt, "--patch", "p.safetensors", *words).stderr.split())
         assert ("edits of this patch were made under the chat template" in asked_so) is told
     assert "with the system message 'Be brief.', and edits" in asked_so  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def test_a_state_that_served_a_chat_does_not_lend_its_contexts_to_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are written up to where a turn ends, which plain text does not know."""
+    asked: list[Any] = []
+
+    def contexts_of(lm: HFLM, n: int, seed: int) -> list[str]:
+        asked.append(sorted(lm.tokens.ends))
+        return [""]
+
+    monkeypatch.setattr("errata.methods.closed_form.base.contexts_of", contexts_of)
+    made: Any = errata.method("memit", layers=(1,), steps=1, contexts=1)
+    state = made.prepare(chat(), TEXTS)
+    for lm in (chat(), chat(chat=False), chat()):
+        made.edit(lm, [EDIT], state)
+    assert len(asked) == 2 and asked[0] != asked[1]
