@@ -50,6 +50,7 @@ SIZES: list[tuple[Any, str]] = [
     (128, "max_position_embeddings n_positions max_seq_len n_ctx"),
     (VOCABULARY, "vocab_size vocab_size_per_layer_input"),
     (0.2, "initializer_range init_std initializer_factor"),
+    (1.0, "logit_scale"),  # Cohere divides by 16, which is of its width
     (1, "eos_token_id n_group topk_group n_groups mamba_n_groups"),
     (0, "bos_token_id num_kv_shared_layers"),
 ]

@@ -56,7 +56,7 @@ def use(patch: Patch) -> None:
     for edit in patch.edits[:1]:
         with suppress(Unsupported):
             patch.without(edit.id)
-    with suppress(WrongModel, Unsupported), patch.applied(lm) as edited:
+    with suppress(WrongModel, Unsupported, BadInput), patch.applied(lm) as edited:  # it may name an encoder
         edited.generate(["Ann Lee was born in"], 2)
 
 
@@ -519,10 +519,19 @@ def _places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from _places(value[key], (*way, key))
 
 
+LYING = ("alphaedit", "kn", "ft")  # beside one method of each kind of part
+
+
+@cache
+def lying() -> list[str]:
+    """The methods whose patches are made to lie, which are made here: hypothesis wants no chance in its strategies."""
+    return [name for name in sorted({*by_kind().values(), *LYING}) if made(name)]
+
+
 @st.composite
 def lies(draw: Any) -> Content:
     """The content of a method's patch with some of its JSON or its tensors changed."""
-    header, tensors = content(draw(st.sampled_from(sorted(set(by_kind().values()) | {"alphaedit", "kn", "ft"}))))
+    header, tensors = content(draw(st.sampled_from(lying())))
     for _ in range(draw(st.integers(1, 3))):
         if tensors and draw(st.booleans()):
             _change_tensors(draw, tensors)
@@ -610,6 +619,12 @@ HOW: Any = {"deadline": None, "derandomize": True, "database": None, "suppress_h
 BYTES = {"at": st.floats(0, 1), "value": st.integers(0, 255), "name": st.sampled_from(["grace", "memit", "ike"])}
 
 
+@pytest.fixture(scope="module")
+def patches() -> list[str]:
+    return lying()
+
+
+@pytest.mark.usefixtures("patches")
 @settings(max_examples=200, **HOW)
 @given(lie=lies())
 def test_any_lie(tmp_path_factory: pytest.TempPathFactory, lie: Content) -> None:
@@ -623,6 +638,7 @@ def test_any_damage(tmp_path_factory: pytest.TempPathFactory, at: float, value: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("patches")
 @settings(max_examples=2000, **HOW)
 @given(lie=lies())
 def test_many_lies(tmp_path_factory: pytest.TempPathFactory, lie: Content) -> None:
