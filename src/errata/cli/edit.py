@@ -12,6 +12,7 @@ from rich.text import Text
 
 from errata.answers import answer_of, begins_with_answer
 from errata.cli import common
+from errata.cli.patches import PatchFiles, joined_patch, load_patches
 from errata.errors import BadInput, Refused
 from errata.inputs import parsed
 from errata.printable import printable
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 ROWS = 20  # of a table of edits
 NAME_LENGTH = 60
-
-PatchFile = Annotated[Path | None, typer.Option("--patch", help="A patch to speak through.", show_default=False)]
 
 
 # errata edit -------------------------------------------------------------------------------------
@@ -264,7 +263,7 @@ def explain(lm: "HFLM", prompts: Sequence[str], patch: "Patch", force: bool = Fa
 def ask_command(
     model: common.Model,
     prompts: Annotated[list[str], typer.Argument(help="What the model shall go on from.", show_default=False)],
-    patch: PatchFile = None,
+    patch: PatchFiles = None,
     max_new_tokens: Annotated[int, typer.Option(help="How far to go on.")] = 32,
     temperature: Annotated[
         float | None, typer.Option(help="Draw tokens, by p^(1/temperature).", show_default="greedy")
@@ -288,12 +287,14 @@ def ask_command(
 
     sampling: Sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
     sampling = sampling if is_drawn(sampling) else {}
-    loaded = load_patch(patch)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
-    if why and loaded is None:
+    loaded = load_patches(patch)
+    if why and not loaded:
         raise BadInput("--why asks what in a patch fired; give one with --patch")
-    texts = ask(lm, prompts, loaded, max_new_tokens, force, **sampling)
-    fired = explain(lm, prompts, loaded, force) if why and loaded is not None else [[] for _ in prompts]
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
+    spoken_through = joined_patch(loaded, lm, force)
+    texts = ask(lm, prompts, spoken_through, max_new_tokens, force, **sampling)
+    explaining = why and spoken_through is not None
+    fired = explain(lm, prompts, spoken_through, force) if explaining else [[] for _ in prompts]
     if as_json:
         explained = [{"why": lines} if why else {} for lines in fired]
         rows = zip(prompts, texts, explained, strict=True)
