@@ -209,7 +209,7 @@ def chat_command(
     lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat_, system)
     joined = joined_patch(loaded, lm, force)
     common.each_warning_once()
-    interactive = sys.stdin.isatty()
+    interactive = common.is_interactive()
     if not quiet:
         common.say(_greeting(lm, list(map(str, loaded)), interactive))
     lines = _typed() if interactive else _piped()

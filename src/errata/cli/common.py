@@ -256,6 +256,11 @@ def one_line(text: str, width: int = 60) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
+def is_interactive() -> bool:
+    """Whether somebody sits at standard input, who can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 # Files and options -------------------------------------------------------------------------------
 
 

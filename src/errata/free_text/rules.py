@@ -39,6 +39,10 @@ PRONOUN = re.compile(
 )
 
 
+PHRASE = re.compile(r"[a-z][^\W\d_]*(?: [^\s,:=;()]+)*")
+ORDER = re.compile(r"^(?:Please|Make|Let|Tell|Teach|Do|Edit|Forget|Remember|Change|Set|Update|Correct|Give|Say)\b")
+
+
 @dataclass(frozen=True)
 class Found:
     """What a rule made of a statement; the prompt begins with or names the subject, which begins at ``at``."""
@@ -130,13 +134,14 @@ def _replaced(said: Statement) -> Iterator[Found]:
 
 def _holds(said: Statement) -> Iterator[Found]:
     """Y is the R of X, where Y is new there; and otherwise either way round."""
-    verb = rf"(?:{IS} (?:appointed |named |elected |made )?|was (?:appointed|named|elected|made) )"
-    found = re.match(rf"(?P<y>{NAME}) {verb}(?:as )?(?P<role>(?:the (?:new )?[a-z]|new [a-z]|(?!the |a |an )[^ ]+['’]s? ).+)$", said.text)
+    came = r"(?:(?:was|is|has been) (?:appointed|named|elected|made)|became|becomes)(?: as)?"
+    role = r"(?:the (?:new )?[a-z]|new [a-z]|(?!the |an? )[^ ]+['’]s? ).+"
+    found = re.match(rf"(?P<y>{NAME}) (?:{came} (?P<came>(?!an? ).+)|{IS} (?P<role>{role}))$", said.text)
     if found is None:
         return
-    new_there = re.search(r" (?:became|becomes|appointed|named|elected|made) | new |^new ", f" {found[0]} ")
-    old = said.old
-    of_role = list(_of_role(found["role"], found["y"], old, "Y is the R of X"))
+    old, role = said.old, found["role"] or found["came"]
+    new_there = found["came"] or re.match(r"(?:the )?new ", role)
+    of_role = list(_of_role(role, found["y"], old, "Y is the R of X"))
     if not of_role or (old and old.split()[0] in PREPOSITIONS):  # "not of Z": what stands behind is the answer
         return
     if new_there or said.by == "replacing Z":
@@ -183,11 +188,13 @@ def _verb(said: Statement) -> Iterator[Found]:
     """X was born in Y: a name, lower-case words that begin with a verb, and the answer."""
     name = leading_name(said.text)
     rest = said.text[len(name) :].strip()
-    if not name or not rest:
+    if not name or not rest or ORDER.match(name) or re.search(r"^[^'‘\"“].*['’]s?$|[:=;]", name):
         return
     for phrase, new in split_before_answer(rest, said.old):
         if phrase in BE and not is_name(name) and is_name(new):
             raise BadInput(f"{shown(name)} of whom or what, in {shown(said.text)}? Write \"the R of X is Y\"")
+        if not PHRASE.fullmatch(phrase):
+            continue
         old = answer_of(said.old, phrase)
         rule = f"X {phrase} Y"
         yield Found(f"{name} {phrase}", _bare(name), new, old, rule)
@@ -203,8 +210,8 @@ def _with_answer(prompt: str, subject: str, new: str, old: str | None, rule: str
 
 
 def _bare(name: str) -> str:
-    """A name without the article in front."""
-    return re.sub(r"^(?:The|the|A|An) (?=\S)", "", name)
+    """A name without the article in front, and without quotes around it."""
+    return re.sub(r"^(?:The|the|A|An) (?=\S)", "", name).strip("\"“”'‘’")
 
 
 RULES: tuple[Rule, ...] = (_command, _moved, _replaced, _holds, _possessive, _relation_of, _in_place, _verb)
