@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from test_protocols import AFTER, COUNTERFACT, SAYS, Table
 
+from errata.completions import MOST
 from errata.errors import BadInput, Unreachable
 from errata.evaluation.baseline import baseline
 from errata.evaluation.evaluate import evaluate
-from errata.completions import MOST
 from errata.evaluation.judge import Judge
 
 

@@ -137,9 +137,14 @@ def test_a_model_that_only_generates_streams_in_one_piece() -> None:
 def test_behind_earlier_turns_the_ids_are_those_of_the_template(kind: str) -> None:
     lm = chat(kind)
     said = [("Who is Ann Lee?", "A baker."), ("Where?", "In Rome.")]
-    turns = [{"role": role, "content": text} for turn in said for role, text in zip(("user", "assistant"), turn, strict=True)]
+    turns = [
+        {"role": role, "content": text} for turn in said for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
     text = lm.tokenizer.apply_chat_template(
-        [*turns, {"role": "user", "content": "And Bob Ray?"}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        [*turns, {"role": "user", "content": "And Bob Ray?"}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
     )
     view = lm.behind(said)
     assert view.tokens.prompt("And Bob Ray?") == lm.tokenizer(text, add_special_tokens=False)["input_ids"]

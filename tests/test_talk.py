@@ -210,10 +210,9 @@ def test_several_patches_are_joined_in_order(patch: Patch) -> None:
 
 def test_a_patch_that_does_not_fit_is_named_by_its_file(patch: Patch) -> None:
     lm = tiny_lm("gpt2")
-    (delta,) = patch.of_kind(Delta)
-    wrong = Patch((Delta({"nowhere.weight": next(iter(delta.changes.values()))}),)) if hasattr(delta, "changes") else None
+    wrong = Patch((Delta({"nowhere.weight": torch.ones(2, 2)}),))
     other = errata.method("ft-m", steps=1).edit(tiny_lm("llama"), [EDIT])
-    for bad in filter(None, (wrong, other)):
+    for bad in (wrong, other):
         with pytest.raises(BadInput, match=r"^second\.st: "):
             joined_patch({Path("first.st"): patch, Path("second.st"): bad}, lm)
 
@@ -252,7 +251,9 @@ def test_patches_and_json(model: str, here: Path) -> None:
     for name, words in (("a", ONE), ("b", ("--prompt", "{} lives in", "--subject", "Bob Ray", "--target", "Lima"))):
         run("edit", model, *words, "--method", "ft-m", "-o", f"{name}.st")
     both = ("--patch", "a.st", "--patch", "b.st")
-    said = json.loads(piped(f"{EDIT.prompt}\n/patch off\n/again\n", model, *both, "--json", "--max-new-tokens", 4).stdout)
+    said = json.loads(
+        piped(f"{EDIT.prompt}\n/patch off\n/again\n", model, *both, "--json", "--max-new-tokens", 4).stdout
+    )
     assert [record["patch"] for record in said] == [True, False]
     (asked,) = json.loads(run("ask", model, EDIT.prompt, *both, "--json", "--max-new-tokens", 4).stdout)
     assert said[0]["assistant"] == line_of(asked["text"])

@@ -98,7 +98,7 @@ def names_in(text: str) -> list[tuple[int, int]]:
 def content_spans(text: str, longest: int) -> list[tuple[int, int]]:
     """Where each run of at most ``longest`` words begins and ends that no function word begins or ends."""
     words = words_of(text)
-    bare = [text[a:b].lower() in FUNCTION_WORDS or b - a < 2 and text[a:b].isascii() for a, b in words]
+    bare = [text[a:b].lower() in FUNCTION_WORDS or (b - a < 2 and text[a:b].isascii()) for a, b in words]
     pairs = ((i, j) for i in range(len(words)) for j in range(i, min(i + longest, len(words))))
     return [(words[i][0], words[j][1]) for i, j in pairs if not bare[i] and not bare[j]]
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,9 +180,7 @@ def chat_command(
     patch: PatchFiles = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Tokens of an answer at most.", show_default=f"{IN_CHAT}; {IN_PLAIN} in plain text"
-        ),
+        typer.Option(min=1, help="Tokens of an answer at most.", show_default=f"{IN_CHAT}; {IN_PLAIN} in plain text"),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Draw tokens, by p^(1/temperature).", show_default="greedy")
@@ -214,9 +212,7 @@ def chat_command(
         common.say(_greeting(lm, list(map(str, loaded)), interactive))
     lines = _typed() if interactive else _piped()
     show = (lambda piece: None) if as_json else _written
-    records = chat(
-        lm, lines, joined, max_new_tokens, force, show, common.say, interactive, **sampling
-    )
+    records = chat(lm, lines, joined, max_new_tokens, force, show, common.say, interactive, **sampling)
     if as_json:
         common.print_json(records)
 
@@ -240,10 +236,8 @@ def _typed() -> Iterator[str]:
     """What is typed on a terminal, line by line, until Ctrl-D; Ctrl-C drops a line."""
     import importlib
 
-    try:
+    with suppress(ImportError):
         importlib.import_module("readline")  # so that lines can be edited
-    except ImportError:
-        pass
     while True:
         try:
             yield input("> ")

@@ -93,9 +93,7 @@ def edit_command(
     model: common.Model,
     text: Annotated[
         str | None,
-        typer.Argument(
-            help="What shall be true, in plain sentences: \"X's R is now Y, not Z\".", show_default=False
-        ),
+        typer.Argument(help='What shall be true, in plain sentences: "X\'s R is now Y, not Z".', show_default=False),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="What the model shall go on from; {} stands for the subject.")
@@ -111,8 +109,8 @@ def edit_command(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Let a model read TEXT in the place of rules: the address of its chat completions, to which the text is "
-            "sent. Its key is read from OPENAI_API_KEY.",
+            help="Let a model read TEXT in the place of rules: the address of its chat completions, to which the text "
+            "is sent. Its key is read from OPENAI_API_KEY.",
             show_default=False,
         ),
     ] = None,
@@ -155,7 +153,7 @@ def edit_command(
     common.check_workers(workers, threads, ray_address)
     found = [] if text is None else found_in(text, read_by, yes)
     lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
-    requested = completed(lm, asked, quiet) if text is None else settled(lm, found, read_by is None, yes)
+    requested = completed(lm, asked, quiet) if text is None else settled(lm, found, read_by is None, yes, quiet)
     if path is None:
         path = default_name(requested)
         common.check_output(path, force)
@@ -238,7 +236,15 @@ def default_name(edits: Sequence[Edit]) -> Path:
 def _answers(result: Edited) -> list[dict[str, Any]]:
     columns = zip(result.edits, result.before, result.after, result.took, result.outcomes, strict=True)
     return [
-        {"id": e.id, "prompt": e.prompt, "target_new": e.target_new, "before": before, "after": after, "took": took}
+        {
+            "id": e.id,
+            "prompt": e.prompt,
+            "subject": e.subject,
+            "target_new": e.target_new,
+            "before": before,
+            "after": after,
+            "took": took,
+        }
         | dict(outcome)
         for e, before, after, took, outcome in columns
     ]
@@ -339,8 +345,7 @@ def ask_command(
     lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
     spoken_through = joined_patch(loaded, lm, force)
     texts = ask(lm, prompts, spoken_through, max_new_tokens, force, **sampling)
-    explaining = why and spoken_through is not None
-    fired = explain(lm, prompts, spoken_through, force) if explaining else [[] for _ in prompts]
+    fired = explain(lm, prompts, spoken_through, force) if why and spoken_through is not None else [[] for _ in prompts]
     if as_json:
         explained = [{"why": lines} if why else {} for lines in fired]
         rows = zip(prompts, texts, explained, strict=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
-from click import IntRange
 
 from errata.answers import answer_of
 from errata.cli import common
@@ -82,7 +81,7 @@ def reader_of(url: str | None, model: str | None, text: str | None) -> "Completi
     if url is None or model is None:
         raise BadInput("a reader needs both --reader URL and --reader-model NAME")
     if text is None:
-        raise BadInput("--reader reads a text; give one behind MODEL, such as \"X's R is now Y, not Z\"")
+        raise BadInput('--reader reads a text; give one behind MODEL, such as "X\'s R is now Y, not Z"')
     from errata.completions import Completions
 
     return Completions(url, model, who="reader", option="--reader")
@@ -102,11 +101,11 @@ def found_in(text: str, reader: "Completions | None", yes: bool) -> "list[list[R
             return [[one] for one in read(reader, text)]
     found = [readings(sentence) for sentence in sentences(text)]
     if not found:
-        raise BadInput("the text is empty; say what shall be true, such as \"X's R is now Y, not Z\"")
+        raise BadInput('the text is empty; say what shall be true, such as "X\'s R is now Y, not Z"')
     return found
 
 
-def settled(lm: "HFLM", found: "Sequence[list[Reading]]", by_rules: bool, yes: bool) -> list[Edit]:
+def settled(lm: "HFLM", found: "Sequence[list[Reading]]", by_rules: bool, yes: bool, quiet: bool) -> list[Edit]:
     """The edits that were meant: each is shown with why it was found, and confirmed unless ``yes``.
 
     Raises :class:`Refused` where one is not confirmed, or with ``yes`` is in doubt.
@@ -119,7 +118,8 @@ def settled(lm: "HFLM", found: "Sequence[list[Reading]]", by_rules: bool, yes: b
     edits: list[Edit] = []
     for ways in found:
         choice = choose(ways, lm, names)
-        _show(lm, choice)
+        if not (yes and quiet):
+            _show(lm, choice)
         edits.append((_taken(choice) if yes else _confirmed(choice)).edit)
     return edits
 
@@ -138,7 +138,7 @@ def _taken(choice: "Choice") -> "Reading":
         return choice.reading
     others = " or ".join(other.words for other in (choice.reading, *choice.others[:TRIED]))
     raise Refused(
-        f"{shown(choice.reading.sentence)} can be read as {others}; say what is no longer so (\", not Z\"), or type "
+        f'{shown(choice.reading.sentence)} can be read as {others}; say what is no longer so (", not Z"), or type '
         f"{_typed(choice.reading.edit)}"
     )
 
@@ -151,11 +151,21 @@ def _confirmed(choice: "Choice") -> "Reading":
         raise Refused(f"not confirmed, so nothing was written; type {_typed(choice.reading.edit)} and change it")
     for number, way in enumerate(ways, start=1):
         common.say(f"  {number}: {way.words}")
-    default = 1 if choice.sure else None
-    number = typer.prompt("Which one is meant (0: none)", type=IntRange(0, len(ways)), default=default, err=True)
+    number = _picked(len(ways), 1 if choice.sure else None)
     if number:
         return ways[number - 1]
     raise Refused(f"not confirmed, so nothing was written; type {_typed(choice.reading.edit)} and change it")
+
+
+def _picked(most: int, default: int | None) -> int:
+    """The number that somebody types, from 0 to ``most``; asked again for anything else."""
+    while (
+        not 0
+        <= (number := int(typer.prompt("Which one is meant (0: none)", type=int, default=default, err=True)))
+        <= most
+    ):
+        common.say(f"type a number from 0 to {most}")
+    return number
 
 
 def _typed(edit: Edit) -> str:

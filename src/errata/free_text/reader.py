@@ -1,7 +1,7 @@
 """Free text read by a language model behind an OpenAI-compatible address, and what it says held against the text.
 
-Asked only where somebody named the address: the text goes there, and nothing else. A reader that says what the text does
-not hold is an error; nothing is put in its place.
+Asked only where somebody named the address: the text goes there, and nothing else. A reader that says what the text
+does not hold is an error; nothing is put in its place.
 """
 
 from typing import Any, cast
@@ -73,7 +73,9 @@ def _reading(service: Completions, text: str, record: Any) -> Reading:
         edit = Edit(fields["prompt"], fields["subject"], fields["target_new"], old)
     except BadInput as error:
         raise _unusable(service, f"gave an edit that is none ({error})") from error
-    named = [one for one in sentences(text) if _words(edit.subject) in _words(one) and _words(edit.target_new) in _words(one)]
+    named = [
+        one for one in sentences(text) if _words(edit.subject) in _words(one) and _words(edit.target_new) in _words(one)
+    ]
     return Reading(edit, named[0] if named else text.strip(), f"read by {service.model}")
 
 
@@ -82,6 +84,4 @@ def _words(text: str) -> str:
 
 
 def _unusable(service: Completions, what: str) -> Unreachable:
-    return Unreachable(
-        f"the reader {service.model} {what}; take another --reader-model, or leave out {service.option}"
-    )
+    return Unreachable(f"the reader {service.model} {what}; take another --reader-model, or leave out {service.option}")

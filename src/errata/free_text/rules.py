@@ -31,8 +31,10 @@ from errata.types import Edit
 
 IS = r"(?:is|are|was|were|will be|has been|have been|becomes|became|remains)"
 OF = r"(?:of|in|for|at)"
-WAY = "; write it as \"X's R is Y, not Z\", or give --prompt, --subject and --target"
-HEDGES = re.compile(r"\b(?:[Ii]f|might|may|could|would|should|[Pp]erhaps|[Mm]aybe|[Pp]robably|[Ss]uppose|unless|whether)\b")
+WAY = '; write it as "X\'s R is Y, not Z", or give --prompt, --subject and --target'
+HEDGES = re.compile(
+    r"\b(?:[Ii]f|might|may|could|would|should|[Pp]erhaps|[Mm]aybe|[Pp]robably|[Ss]uppose|unless|whether)\b"
+)
 NEGATION = re.compile(r"\b(?:not|never|no longer|nobody|none|neither|nor|without)\b|n['’]t\b")
 PRONOUN = re.compile(
     r"^(?:He|She|It|They|We|You|I|His|Her|Its|Their|Our|Your|My|This|That|These|Those|There|Here)\b", re.IGNORECASE
@@ -107,7 +109,10 @@ def _reading(sentence: str, said: Statement, found: Found, known: Collection[str
 
 def _command(said: Statement) -> Iterator[Found]:
     """Change X's R from Z to Y."""
-    found = re.match(r"(?:Please )?(?:[Cc]hange|[Ss]et|[Uu]pdate|[Cc]orrect) (?P<what>.+?)(?: from (?P<old>.+?))? to (?P<new>.+)$", said.text)
+    found = re.match(
+        r"(?:Please )?(?:[Cc]hange|[Ss]et|[Uu]pdate|[Cc]orrect) (?P<what>.+?)(?: from (?P<old>.+?))? to (?P<new>.+)$",
+        said.text,
+    )
     if found:
         what = found["what"][:1].upper() + found["what"][1:]
         for rule in (_possessive, _relation_of):
@@ -117,7 +122,8 @@ def _command(said: Statement) -> Iterator[Found]:
 
 def _moved(said: Statement) -> Iterator[Found]:
     """X moved from Z to Y: three prompts, of which the model says which one it has the old place under."""
-    found = re.match(r"(?P<x>.+?) (?:has |have )?(?:moved|relocated|transferred)(?: \w+ (?:headquarters|office|seat))? from (?P<old>.+?) to (?P<new>.+)$", said.text)
+    verb = r"(?:has |have )?(?:moved|relocated|transferred)(?: \w+ (?:headquarters|office|seat))?"
+    found = re.match(rf"(?P<x>.+?) {verb} from (?P<old>.+?) to (?P<new>.+)$", said.text)
     if found and is_name(found["x"]):
         for prompt in ("is based in", "is located in", "lives in"):
             yield Found(f"{found['x']} {prompt}", _bare(found["x"]), found["new"], found["old"], "X moved from Z to Y")
@@ -127,7 +133,9 @@ def _replaced(said: Statement) -> Iterator[Found]:
     """Y replaced Z as the R of X; Z was replaced by Y as X's R."""
     verb = r"(?:has |have )?(?:replaced|replaces|succeeded|succeeds|took over from|takes over from)"
     active = re.match(rf"(?P<new>.+?) {verb} (?P<old>.+?) as (?P<role>.+)$", said.text)
-    passive = re.match(r"(?P<old>.+?) (?:was|is|has been) (?:replaced|succeeded) by (?P<new>.+?) as (?P<role>.+)$", said.text)
+    passive = re.match(
+        r"(?P<old>.+?) (?:was|is|has been) (?:replaced|succeeded) by (?P<new>.+?) as (?P<role>.+)$", said.text
+    )
     if (found := passive or active) and is_name(found["new"]):
         yield from _of_role(found["role"], found["new"], found["old"], "Y replaced Z as the R of X")
 
@@ -156,9 +164,10 @@ def _of_role(role: str, new: str, old: str | None, rule: str) -> Iterator[Found]
     role = re.sub(r"^(?:the )?new ", "the ", role)
     if owner := re.match(r"(?P<x>.+?)(?:['’]s|(?<=s)['’]) (?P<r>[^A-Z]+)$", role):
         yield Found(f"{role} is", _bare(owner["x"]), new, old, rule)
-    elif found := re.match(rf"(?:the )?(?P<r>[a-z].*?) (?P<of>{OF}) (?P<x>.+)$", role):
-        if name := name_in(found["x"]):
-            yield Found(f"The {found['r']} {found['of']} {found['x']} is", name, new, old, rule, first=False)
+    elif (found := re.match(rf"(?:the )?(?P<r>[a-z].*?) (?P<of>{OF}) (?P<x>.+)$", role)) and (
+        name := name_in(found["x"])
+    ):
+        yield Found(f"The {found['r']} {found['of']} {found['x']} is", name, new, old, rule, first=False)
 
 
 def _possessive(said: Statement) -> Iterator[Found]:
@@ -192,7 +201,7 @@ def _verb(said: Statement) -> Iterator[Found]:
         return
     for phrase, new in split_before_answer(rest, said.old):
         if phrase in BE and not is_name(name) and is_name(new):
-            raise BadInput(f"{shown(name)} of whom or what, in {shown(said.text)}? Write \"the R of X is Y\"")
+            raise BadInput(f'{shown(name)} of whom or what, in {shown(said.text)}? Write "the R of X is Y"')
         if not PHRASE.fullmatch(phrase):
             continue
         old = answer_of(said.old, phrase)
@@ -202,7 +211,9 @@ def _verb(said: Statement) -> Iterator[Found]:
 
 def _with_answer(prompt: str, subject: str, new: str, old: str | None, rule: str, first: bool) -> Iterator[Found]:
     """What stands behind "is": a preposition there belongs to the prompt."""
-    preposition, answer = re.match(r"((?:in|at|on|from|near|under|by|called|named|located in|based in) )?(.*)$", new).groups()  # type: ignore[union-attr]
+    preposition, answer = re.match(
+        r"((?:in|at|on|from|near|under|by|called|named|located in|based in) )?(.*)$", new
+    ).groups()  # type: ignore[union-attr]
     if preposition:
         prompt, rule = f"{prompt} {preposition.strip()}", f"{rule.removesuffix(' Y')} {preposition.strip()} Y"
     if answer:

@@ -3,17 +3,23 @@
 import re
 from dataclasses import dataclass
 
+# A full stop behind these, or behind an initial, ends no sentence.
 SHORT = "St|Dr|Mr|Mrs|Ms|Prof|Inc|Corp|Co|Ltd|Jr|Sr|No|vs|Gen|Lt|Mt|Ft"
 _NO_END = re.compile(rf"(?:\b(?:{SHORT})|\b[A-Z]|\b[A-Z]\.[A-Z])\.$")
 
 TIME = r"(?:as of|as from|since|from|until|starting|effective|by|after|in)"
-WHEN = r"(?:now(?: on)?|today|then|this year|(?:early |late |mid-)?(?:[A-Z][a-z]+ )?\d{4}|(?:January|February|March|April|May|June|July|August|September|October|November|December)(?: \d{4})?|last \w+|\d{1,2} [A-Z][a-z]+ \d{4})"
-ADVERBS = "now|currently|actually|really|officially|today|already|presently|nowadays|in fact|of course|these days|from now on|as of now|again"
+MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+YEAR = r"(?:early |late |mid-)?(?:[A-Z][a-z]+ )?\d{4}"
+WHEN = rf"(?:now(?: on)?|today|then|this year|{YEAR}|(?:{MONTHS})(?: \d{{4}})?|last \w+|\d{{1,2}} [A-Z][a-z]+ \d{{4}})"
+ADVERBS = (
+    "now|currently|actually|really|officially|today|already|presently|nowadays|in fact|of course|these days|"
+    "from now on|as of now|again"
+)
 FRONT = re.compile(rf"^(?:{TIME} {WHEN}|{ADVERBS}|note that|please note that|it is known that),?\s+", re.IGNORECASE)
 BACK = re.compile(rf",?\s+(?:(?:as of|as from|since|starting|effective) {WHEN}|{ADVERBS})$")
 INSIDE = re.compile(rf"\s(?:{ADVERBS})(?=\s)")
 
-# How a sentence says what is no longer so; OLD stands for it, NEW for what takes its place.
+# How a sentence says what is no longer so, at its end.
 OLD_BEHIND = (
     (r",?\s*\((?:and )?(?:not|no longer|formerly|previously|instead of|was) (?P<old>[^()]+)\)$", "(not Z)"),
     (r",?\s+(?:and |but )?not (?P<old>.+)$", "not Z"),

@@ -34,7 +34,7 @@ def name_in(text: str) -> str:
     if start is None:
         rest = words[1:] if words and words[0] in DETERMINERS else words
         return " ".join(rest) if len(rest) <= 3 else ""
-    name = " ".join(words[start:]).strip("\"“”")
+    name = " ".join(words[start:]).strip('"“”')
     return name if is_name(name) else ""
 
 
@@ -117,7 +117,9 @@ def objections(answer: str) -> str:
         return ""
     if " or " in f" {answer} ":
         return f"{shown(answer)} leaves open which of two it is"
-    if "," in answer.rstrip(",") and not re.fullmatch(r"[\d,.]+.*|[^,]+, (?:Inc|Ltd|Jr|Sr)\.?|[^,a-z]*[A-Z][^,]*, [A-Z][^,]*", answer):
+    if "," in answer.rstrip(",") and not re.fullmatch(
+        r"[\d,.]+.*|[^,]+, (?:Inc|Ltd|Jr|Sr)\.?|[^,a-z]*[A-Z][^,]*, [A-Z][^,]*", answer
+    ):
         return f"it cannot be told where the answer ends in {shown(answer)}"
     if found := VERBS.search(answer):
         return f"{shown(answer)} holds a second statement ({shown(found[0])}): write one sentence for each,"

@@ -161,6 +161,7 @@ def embeddings(lm: HFLM, ids: Sequence[int]) -> Tensor:
 
 
 def deviation(values: Tensor) -> float:
+    """The standard deviation of all entries."""
     return float(values.std())
 
 

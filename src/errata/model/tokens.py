@@ -15,7 +15,6 @@ from errata.printable import shown
 from errata.subjects import last_word, placed
 from errata.types import as_text
 
-
 UNFINISHED = "\ufffd"  # decoded from the bytes of a character that lacks some
 
 

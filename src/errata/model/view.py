@@ -125,7 +125,9 @@ class ModelView:
         model is asked in plain text: there a prompt holds what was said before.
         """
         if self.tokens.template is None:
-            raise BadInput(f"{self.name or 'the model'} is asked in plain text, which has no turns; load with chat=True")
+            raise BadInput(
+                f"{self.name or 'the model'} is asked in plain text, which has no turns; load with chat=True"
+            )
         view = copy.copy(self)
         view.tokens = self._tokens(Template.of(self.tokenizer, self.tokens.template.system, turns))
         return view
