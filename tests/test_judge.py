@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from test_protocols import AFTER, COUNTERFACT, SAYS, Table
 
+from errata.completions import MOST
 from errata.errors import BadInput, Unreachable
 from errata.evaluation.baseline import baseline
 from errata.evaluation.evaluate import evaluate
-from errata.evaluation.judge import MOST, Judge
+from errata.evaluation.judge import Judge
 
 
 class Server(ThreadingHTTPServer):
@@ -344,7 +345,7 @@ def test_verdicts_are_those_of_an_address(server: Server, tmp_path: Path, monkey
 @pytest.mark.parametrize("wait", ["²", "-1", "soon", "9" * 400, ""])
 def test_a_wait_that_cannot_be_read_is_our_own(server: Server, wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("errata.evaluation.judge.time.sleep", waited.append)
+    monkeypatch.setattr("errata.completions.time.sleep", waited.append)
     server.replies = [lambda handler: handler.answer(503, b"", **{"Retry-After": wait})]
     assert Judge(server.url, "wise", pause=0.5)(ANSWERS[:1]) == [True]
     assert waited == [0.5]

@@ -14,11 +14,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 PLAIN = ("printable", "errors", "answers", "subjects", "types", "locks", "files", "inputs", "tensor_files")
 LAYERS = (
     *PLAIN,
+    "completions",
     "model",
     "patch",
     "distributed",
     "locate",
     "methods",
+    "free_text",
     "world",
     "cost",
     "data",

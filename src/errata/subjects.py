@@ -12,6 +12,15 @@ UNSPACED = (
     "\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff"
     "\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
 )
+# Words that no subject begins or ends with, where it is no name; and with which a sentence begins in a capital.
+FUNCTION_WORDS = frozenset(
+    "the a an of in on at to from for by with and or as is are was were be been has have had do does did will not no "
+    "he she it they we you i his her its their our your my this that these those who whom whose what which where when "
+    "why how there here if so but q".split()
+)
+_LINKS = "of|the|de|del|della|di|da|von|van|der|den|du|la|le|al|bin|ibn|and|&"
+_UPPER = r"(?:(?:[A-Z]\.)+|(?:St|Dr|Mr|Mrs|Ms|Jr|Sr)\.|[^\W\d_]*[A-ZÀ-ÖØ-ÞĀ-Ž][\w&’'-]*(?:\.\w+)*|\d[\d.,]*\w*)"
+_NAMES = re.compile(rf"(?<!\w){_UPPER}(?: (?:(?:{_LINKS}) ){{0,2}}{_UPPER})*")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
@@ -68,6 +77,30 @@ def as_spelt(text: str, subject: str) -> re.Match[str] | None:
 def words_of(text: str) -> list[tuple[int, int]]:
     """Where each word of a text begins and ends; each sign is one in a script without spaces."""
     return [place.span() for place in _WORD.finditer(text)]
+
+
+def names_in(text: str) -> list[tuple[int, int]]:
+    """Where each name of a text begins and ends: words with capitals or digits, with "of" and the like between them.
+
+    Without "'s" at its end, and without a word at its beginning that only a sentence's start has made large.
+    """
+    found: list[tuple[int, int]] = []
+    for place in _NAMES.finditer(text):
+        start, words = place.start(), place[0].split(" ")
+        while words and words[0].strip(".,").lower() in FUNCTION_WORDS:
+            start, words = start + len(words[0]) + 1, words[1:]
+        name = re.split(r"['’]s(?!\w)", " ".join(words))[0].rstrip("'’,")
+        if any(character.isalpha() for character in name):
+            found.append((start, start + len(name)))
+    return found
+
+
+def content_spans(text: str, longest: int) -> list[tuple[int, int]]:
+    """Where each run of at most ``longest`` words begins and ends that no function word begins or ends."""
+    words = words_of(text)
+    bare = [text[a:b].lower() in FUNCTION_WORDS or (b - a < 2 and text[a:b].isascii()) for a, b in words]
+    pairs = ((i, j) for i in range(len(words)) for j in range(i, min(i + longest, len(words))))
+    return [(words[i][0], words[j][1]) for i, j in pairs if not bare[i] and not bare[j]]
 
 
 def template_of(prompt: str, subject: str, at: int | None = None) -> str:

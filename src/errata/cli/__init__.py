@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from errata.cli import bench, common, demo, edit, locate, measure, methods, plan, tasks, trace, world
+from errata.cli import bench, chat, common, demo, edit, locate, measure, methods, plan, tasks, trace, world
 from errata.errors import ErrataError
 
 EXIT_CODES = (
@@ -51,6 +51,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo_command)
 app.command("edit")(edit.edit_command)
 app.command("ask")(edit.ask_command)
+app.command("chat")(chat.chat_command)
 app.command("show")(edit.show_command)
 app.command("eval")(measure.eval_command)
 app.command("tasks")(tasks.tasks_command)

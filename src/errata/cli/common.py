@@ -162,6 +162,18 @@ def set_up_logs(quiet: bool) -> None:
     transformers_logging.disable_progress_bar()
 
 
+def each_warning_once() -> None:
+    """From here on what Errata has logged before is not shown again: for a command that does one thing many times."""
+    seen: set[str] = set()
+
+    def new(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        return not (line in seen or seen.add(line))
+
+    for handler in logging.getLogger("errata").handlers:
+        handler.addFilter(new)
+
+
 class _OneLine(logging.Formatter):
     """Keeps a message on its line, so that none can look like two."""
 
@@ -242,6 +254,11 @@ def one_line(text: str, width: int = 60) -> str:
     """The text on one line, cut to ``width`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def is_interactive() -> bool:
+    """Whether somebody sits at standard input, who can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 # Files and options -------------------------------------------------------------------------------

@@ -2,16 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, overload
 
 import typer
 from rich.text import Text
 
 from errata.answers import answer_of, begins_with_answer
 from errata.cli import common
+from errata.cli.patches import PatchFiles, joined_patch, load_patches
+from errata.cli.requested import Draft, completed, found_in, reader_of, settled
 from errata.errors import BadInput, Refused
 from errata.inputs import parsed
 from errata.printable import printable
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
 ROWS = 20  # of a table of edits
 NAME_LENGTH = 60
-
-PatchFile = Annotated[Path | None, typer.Option("--patch", help="A patch to speak through.", show_default=False)]
 
 
 # errata edit -------------------------------------------------------------------------------------
@@ -91,12 +91,30 @@ def edit(
 
 def edit_command(
     model: common.Model,
+    text: Annotated[
+        str | None,
+        typer.Argument(help='What shall be true, in plain sentences: "X\'s R is now Y, not Z".', show_default=False),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="What the model shall go on from; {} stands for the subject.")
     ] = None,
-    subject: Annotated[str | None, typer.Option(help="What the fact is about, as it stands in the prompt.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(help="What the fact is about, as it stands in the prompt.", show_default="found by tracing"),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
     edits: Annotated[Path | None, typer.Option(help="Many edits: one as JSON on each line.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Take what is found in TEXT without asking.")] = False,
+    reader: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Let a model read TEXT in the place of rules: the address of its chat completions, to which the text "
+            "is sent. Its key is read from OPENAI_API_KEY.",
+            show_default=False,
+        ),
+    ] = None,
+    reader_model: Annotated[str | None, typer.Option(help="The reader's model.", show_default=False)] = None,
     method: common.MethodName = "memit",
     set_: common.Settings = None,
     settings: common.SettingsFile = None,
@@ -121,21 +139,31 @@ def edit_command(
     as_json: common.Json = False,
 ) -> None:
     """Make a patch that changes one fact, or many at once."""
-    requested = edits_of(prompt, subject, target, edits)
+    asked = edits_of(prompt, subject, target, edits, text)
+    read_by = reader_of(reader, reader_model, text)
+    if yes and text is None:
+        raise BadInput("--yes takes what is found in a text, and none was given; leave it out")
     chosen = common.make_method(method, set_, seed, settings)
     prepared_with = common.data_for(chosen, data)
     earlier = load_patch(prior)
-    path = output or default_name(requested)
-    common.check_output(path, force)
+    named = [one for one in asked if isinstance(one, Edit)]
+    path = output or (default_name(named) if named and len(named) == len(asked) else None)
+    if path is not None:
+        common.check_output(path, force)
     common.check_workers(workers, threads, ray_address)
+    found = [] if text is None else found_in(text, read_by, yes)
     lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
+    requested = completed(lm, asked, quiet) if text is None else settled(lm, found, read_by is None, yes, quiet)
+    if path is None:
+        path = default_name(requested)
+        common.check_output(path, force)
     common.check_settings_file(settings, chosen, lm.name, lm.fingerprint)
     with common.attached(lm, workers, threads, ray_address):
         result = edit(lm, requested, chosen, prepared_with, earlier, quiet)
     if strict and (failed := result.missed):
-        named = ", ".join(f"{one.prompt!r} -> {one.target_new!r}" for one in failed[:ROWS])
+        missing = ", ".join(f"{one.prompt!r} -> {one.target_new!r}" for one in failed[:ROWS])
         raise Refused(
-            f"{len(failed)} of {_facts(len(requested))} did not take, so nothing was written: {named}; "
+            f"{len(failed)} of {_facts(len(requested))} did not take, so nothing was written: {missing}; "
             "try more steps, another method, or do without --strict"
         )
     result.patch.save(path)
@@ -154,27 +182,42 @@ def edit_command(
     common.say(f"wrote {path} ({common.size(path.stat().st_size)})")
 
 
-def edits_of(prompt: str | None, subject: str | None, target: str | None, file: Path | None) -> list[Edit]:
-    """The edits that the options give: one by its three parts, or a file of them. Raises :class:`BadInput`."""
+def edits_of(
+    prompt: str | None, subject: str | None, target: str | None, file: Path | None, text: str | None = None
+) -> list[Edit | Draft]:
+    """The edits that the options give: one by its parts, or a file of them; none where a text gives them.
+
+    A subject may be left out. Raises :class:`BadInput`.
+    """
     parts = {"--prompt": prompt, "--subject": subject, "--target": target}
     given = [name for name, value in parts.items() if value is not None]
+    for other, of in ((file, "--edits"), (text, "a text")):
+        if other is not None and (extra := [*given, *(["--edits"] if file is not None and other is text else [])]):
+            raise BadInput(f"{' and '.join(extra)} and {of} were given; use one edit, a file of them, or a text")
     if file is not None:
-        if given:
-            raise BadInput(f"{' and '.join(given)} and --edits were given; use either one edit or a file of them")
-        return read_edits(file)
-    if prompt is None or subject is None or target is None:
-        missing = " and ".join(name for name in parts if name not in given)
-        raise BadInput(f"an edit needs --prompt, --subject and --target (or --edits FILE); {missing} missing")
-    return [Edit(prompt, subject, target)]
+        return read_edits(file, Draft.from_json)
+    if text is not None:
+        return []
+    if prompt is None or target is None:
+        missing = " and ".join(name for name in ("--prompt", "--target") if name not in given)
+        raise BadInput(f"an edit needs --prompt and --target (or --edits FILE, or a text); {missing} missing")
+    return [Draft(prompt, target) if subject is None else Edit(prompt, subject, target)]
 
 
-def read_edits(file: Path) -> list[Edit]:
+T = TypeVar("T")
+
+
+@overload
+def read_edits(file: Path) -> list[Edit]: ...
+@overload
+def read_edits(file: Path, make: Callable[[Any], T]) -> list[T]: ...
+def read_edits(file: Path, make: Callable[[Any], Any] = Edit.from_json) -> list[Any]:
     """The edits of a file with one as JSON on each line. Raises :class:`BadInput`, with the number of the line."""
-    edits: list[Edit] = []
+    edits: list[Any] = []
     for number, line in enumerate(common.read_text(file, "edits").split("\n"), start=1):
         if line.strip():
             try:
-                edits.append(Edit.from_json(parsed(line)))
+                edits.append(make(parsed(line)))
             except BadInput as error:
                 raise BadInput(f"{file}, line {number}: {error}; expected one edit as JSON on each line") from error
     if not edits:
@@ -193,7 +236,15 @@ def default_name(edits: Sequence[Edit]) -> Path:
 def _answers(result: Edited) -> list[dict[str, Any]]:
     columns = zip(result.edits, result.before, result.after, result.took, result.outcomes, strict=True)
     return [
-        {"id": e.id, "prompt": e.prompt, "target_new": e.target_new, "before": before, "after": after, "took": took}
+        {
+            "id": e.id,
+            "prompt": e.prompt,
+            "subject": e.subject,
+            "target_new": e.target_new,
+            "before": before,
+            "after": after,
+            "took": took,
+        }
         | dict(outcome)
         for e, before, after, took, outcome in columns
     ]
@@ -264,7 +315,7 @@ def explain(lm: "HFLM", prompts: Sequence[str], patch: "Patch", force: bool = Fa
 def ask_command(
     model: common.Model,
     prompts: Annotated[list[str], typer.Argument(help="What the model shall go on from.", show_default=False)],
-    patch: PatchFile = None,
+    patch: PatchFiles = None,
     max_new_tokens: Annotated[int, typer.Option(help="How far to go on.")] = 32,
     temperature: Annotated[
         float | None, typer.Option(help="Draw tokens, by p^(1/temperature).", show_default="greedy")
@@ -288,12 +339,13 @@ def ask_command(
 
     sampling: Sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
     sampling = sampling if is_drawn(sampling) else {}
-    loaded = load_patch(patch)
-    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
-    if why and loaded is None:
+    loaded = load_patches(patch)
+    if why and not loaded:
         raise BadInput("--why asks what in a patch fired; give one with --patch")
-    texts = ask(lm, prompts, loaded, max_new_tokens, force, **sampling)
-    fired = explain(lm, prompts, loaded, force) if why and loaded is not None else [[] for _ in prompts]
+    lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
+    spoken_through = joined_patch(loaded, lm, force)
+    texts = ask(lm, prompts, spoken_through, max_new_tokens, force, **sampling)
+    fired = explain(lm, prompts, spoken_through, force) if why and spoken_through is not None else [[] for _ in prompts]
     if as_json:
         explained = [{"why": lines} if why else {} for lines in fired]
         rows = zip(prompts, texts, explained, strict=True)

@@ -92,9 +92,9 @@ def trace(
     lm.check()
     depth = lm.sites.depth
     paths = {kind: _paths(lm, kind) for kind in kinds}
-    ids, (first, end) = _tokens(lm, prompt, subject, at)
+    ids, (first, end) = tokens_of(lm, prompt, subject, at)
     window = min(window or max(1, round(depth / 5)), depth)
-    sigma = noise * (_std(_embeddings(lm, ids[first:end])) if std is None else std)
+    sigma = noise * (deviation(embeddings(lm, ids[first:end])) if std is None else std)
 
     clean_logits = passes.at_least_float32(lm.target_logits([(ids, [lm.tokens.fill])])[0])  # (V)
     o = int(clean_logits.argmax()) if target is None else lm.tokens.target(prompt, target)[0]
@@ -119,9 +119,9 @@ def embedding_std(lm: HFLM, facts: Iterable[tuple[str, str]]) -> float:
     """The standard deviation of all entries of the embeddings of the subjects of (prompt, subject) pairs."""
     rows: list[int] = []
     for prompt, subject in facts:
-        ids, (first, end) = _tokens(lm, *filled_prompt(prompt, subject))
+        ids, (first, end) = tokens_of(lm, *filled_prompt(prompt, subject))
         rows += ids[first:end]
-    return _std(_embeddings(lm, rows))
+    return deviation(embeddings(lm, rows))
 
 
 def filled_prompt(prompt: str, subject: str) -> tuple[str, str, int]:
@@ -154,23 +154,24 @@ def checked_kinds(kinds: Sequence[str], samples: int, noise: float, window: int 
 
 
 @torch.no_grad()
-def _embeddings(lm: HFLM, ids: Sequence[int]) -> Tensor:
+def embeddings(lm: HFLM, ids: Sequence[int]) -> Tensor:
     """The embedding's output for token ids, with its own scale where it has one. (t, d)."""
     embed: Any = lm.model.get_submodule(lm.sites.embed)
     return passes.at_least_float32(embed(torch.tensor([list(ids)], device=lm.device)))[0]
 
 
-def _std(values: Tensor) -> float:
+def deviation(values: Tensor) -> float:
+    """The standard deviation of all entries."""
     return float(values.std())
 
 
 def _noise(lm: HFLM, shape: tuple[int, int], sigma: float, seed: int) -> Tensor:
     """Noise, drawn on the CPU so that it is the same on every device. (samples, subject tokens, d)."""
-    width = _embeddings(lm, [lm.tokens.fill]).shape[-1]
+    width = embeddings(lm, [lm.tokens.fill]).shape[-1]
     return sigma * torch.randn(*shape, width, generator=torch.Generator().manual_seed(seed))
 
 
-def _tokens(lm: HFLM, prompt: str, subject: str, at: int) -> tuple[list[int], tuple[int, int]]:
+def tokens_of(lm: HFLM, prompt: str, subject: str, at: int) -> tuple[list[int], tuple[int, int]]:
     """The prompt's ids, and the indices of the first token of the subject at ``at`` and of the one after its last."""
     ids = lm.tokens.prompt(prompt)
     last = lm.tokens.last_of_subject(prompt, subject, at)

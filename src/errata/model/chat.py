@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Self
@@ -40,14 +40,17 @@ class Template:
     """Twelve hexadecimal digits of the template's source, which tell it from others."""
 
     @classmethod
-    def of(cls, tokenizer: Any, system: str | None = None) -> Self:
+    def of(cls, tokenizer: Any, system: str | None = None, earlier: Sequence[tuple[str, str]] = ()) -> Self:
         """The template of a tokenizer, with a ``system`` message in front (else the template's own, where it has one).
+
+        Behind ``earlier`` turns of a user and the assistant, which belong to what stands before the user's text.
 
         Raises :class:`BadInput` where there is none, and for one that cannot be rendered or alters what users say.
         """
         source = _source(tokenizer)
         render = _renderer(tokenizer, source)
         first = [] if system is None else [_turn("system", system)]
+        first += [turn for said in earlier for turn in map(_turn, ("user", "assistant"), said)]
         asked = render([*first, _turn("user", USER)], True)
         before, found, after = asked.partition(USER)
         if not found or USER in after:

@@ -1,6 +1,6 @@
 """Decoding one token at a time: how the next token is chosen, when a row ends, and the steps of each architecture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,25 +72,29 @@ def continued(
     for batch in passes.budgeted(lengths, lm.budget, [len(row) for row in rows], equal=not lm.caching.padded):
         prompts = [rows[i] for i in batch]
         stop = StopRule(lm.tokens, prompts, [limits[i] for i in batch], ended, past_end)
-        for i, ids in zip(batch, _decoded(lm, prompts, batch, stop, choose), strict=True):
+        *_, new = steps(lm, prompts, batch, stop, choose)
+        for i, ids in zip(batch, new, strict=True):
             out[i] = ids
     return out
 
 
-def _decoded(
+def steps(
     lm: TensorPasses, rows: list[list[int]], numbers: Sequence[int], stop: StopRule, choose: Choose
-) -> list[list[int]]:
-    """The new ids of one batch; ``numbers`` are its rows' numbers among all prompts."""
+) -> Iterator[list[list[int]]]:
+    """The new ids of one batch so far, after each step; the last are all of them. One list, which grows.
+
+    ``numbers`` are the rows' numbers among all prompts. Between steps nothing of the model is held or changed.
+    """
     decoding = decoding_of(lm, rows)
     out: list[list[int]] = [[] for _ in rows]
     alive = list(range(len(rows)))
-    while True:
+    while alive:
         chosen = choose(decoding.logits(), [numbers[i] for i in alive], decoding.call.step).tolist()
         going = [i for i, token in enumerate(chosen) if stop.append(alive[i], out[alive[i]], token)]
-        if not going:
-            return out
-        decoding.advance([chosen[i] for i in going], going)
         alive = [alive[i] for i in going]
+        yield out
+        if alive:
+            decoding.advance([chosen[i] for i in going], going)
 
 
 # One batch, step by step ---------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A transformers model as a language model: the verbs of :class:`LM`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,11 +10,12 @@ from typing_extensions import Unpack, override
 from errata.answers import complete
 from errata.errors import BadInput
 from errata.model import passes
-from errata.model.decoding import Choose, TopK, continued, decoding_of, greedy
+from errata.model.decoding import Choose, StopRule, TopK, continued, decoding_of, greedy, steps
 from errata.model.lm import LM, listed
 from errata.model.reading import Pair, TensorPasses
 from errata.model.sampling import Sampling, TopP, is_drawn, seeds_of, top_p
 from errata.model.scoring import scored
+from errata.model.tokens import UNFINISHED
 from errata.types import Score
 
 if TYPE_CHECKING:
@@ -52,6 +53,26 @@ class HFLM(TensorPasses, LM):
         choose = top_p(sampling, len(rows), max_new_tokens) if is_drawn(sampling) else greedy
         new = self._continued(rows, limits, choose, ended if until_answer or until else None)
         return [self.tokens.continuation(row, ids) for row, ids in zip(rows, new, strict=True)]
+
+    @torch.no_grad()
+    @override
+    def stream(self, prompt: str, max_new_tokens: int = 32, **sampling: Unpack[Sampling]) -> Iterator[str]:
+        """:meth:`LM.stream`, token by token. A character of several tokens comes whole.
+
+        Between tokens the model is free for others; a patch that is put on or taken off meanwhile is :class:`InForce`.
+        """
+        self.check()
+        (row,), given = self._ids([prompt]), 0
+        choose = top_p(sampling, 1, max_new_tokens) if is_drawn(sampling) else greedy
+        stop = StopRule(self.tokens, [row], self._limits([row], [max_new_tokens]))
+        ids: list[int] = []
+        for (ids,) in steps(self, [row], [0], stop, choose):
+            text = self.tokens.continuation(row, self.tokens.settled(ids)).rstrip(UNFINISHED)
+            if len(text) > given:
+                yield text[given:]
+                given = len(text)
+        if rest := self.tokens.continuation(row, ids)[given:]:
+            yield rest
 
     @torch.no_grad()
     @override
@@ -111,12 +132,16 @@ class HFLM(TensorPasses, LM):
         past_end: bool = False,
     ) -> list[list[int]]:
         """The new ids of each row of prompt ids, at most its limit of them, and as many as the model can read."""
+        return continued(self, rows, self._limits(rows, limits), choose, ended, past_end)
+
+    def _limits(self, rows: Sequence[list[int]], limits: Sequence[int]) -> Sequence[int]:
+        """How many new tokens each row may have, as the model can read no more."""
         if min(limits, default=1) < 1:
             raise BadInput(f"max_new_tokens must be at least 1, found {min(limits)}")
-        if self.tokens.limit is not None:  # an encoder-decoder writes behind one token of its own
-            read = [1 if self.seq2seq else len(row) for row in rows]
-            limits = [min(n, self.tokens.limit + 1 - k) for n, k in zip(limits, read, strict=True)]
-        return continued(self, rows, limits, choose, ended, past_end)
+        if self.tokens.limit is None:
+            return limits
+        read = [1 if self.seq2seq else len(row) for row in rows]  # an encoder-decoder writes behind a token of its own
+        return [min(n, self.tokens.limit + 1 - k) for n, k in zip(limits, read, strict=True)]
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
         return [self.tokens.prompt(_text(prompt)) for prompt in listed(prompts)]

@@ -1,6 +1,6 @@
 """The contract of a language model: the verbs of :class:`LM` on text, and the :class:`Call` that adapters read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,6 +44,13 @@ class LM(Protocol):
         as it contains one of the texts in ``until``: callers ignore what comes after.
         """
         ...
+
+    def stream(self, prompt: str, max_new_tokens: int = 32, **sampling: Unpack[Sampling]) -> Iterator[str]:
+        """The continuation of one prompt in pieces as they come; joined, they are what :meth:`generate` gives.
+
+        One piece, where nothing says how its parts could be had. It may be left before its end.
+        """
+        yield from self.generate([prompt], max_new_tokens, **sampling)
 
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
         """Log-probabilities and arg-max of each token of each target, the earlier target tokens being fed.

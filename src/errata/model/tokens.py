@@ -15,6 +15,8 @@ from errata.printable import shown
 from errata.subjects import last_word, placed
 from errata.types import as_text
 
+UNFINISHED = "\ufffd"  # decoded from the bytes of a character that lacks some
+
 
 @dataclass(frozen=True)
 class Padded:
@@ -391,6 +393,22 @@ class Tokens:
             return self.decode(ids)  # the beginning of a text
         letter, before = self._letter
         return self.decode([*letter, *ids])[len(before) :]
+
+    def settled(self, ids: Sequence[int]) -> Sequence[int]:
+        """The ids without those bytes at their end that may still become other characters, together with more.
+
+        A decoder of SentencePiece's kind reads a run of single bytes as a whole.
+        """
+        end = len(ids)
+        while end and ids[end - 1] in self._bytes:
+            end -= 1
+        return ids[:end]
+
+    @cached_property
+    def _bytes(self) -> frozenset[int]:
+        """The ids of pieces that are single bytes, as they are written where a character is unknown."""
+        found = self.tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in range(256)])
+        return frozenset(i for i in found if i is not None and i != self.tokenizer.unk_token_id)
 
     @cached_property
     def _special(self) -> frozenset[int]:

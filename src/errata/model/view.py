@@ -111,9 +111,26 @@ class ModelView:
             self._use.fingerprint = None  # whoever made it may have changed weights since
             model.eval()
             self.sites = sites or find_sites(model)
-        rows = getattr(model.get_submodule(self.sites.embed), "num_embeddings", None)
-        about_chat: Any = {"template": template, "stops": stops_of(model)}
-        self.tokens = Tokens(tokenizer, _limit(self.text_config), self.seq2seq, rows, **about_chat)
+        self.tokens = self._tokens(template)
+
+    def _tokens(self, template: Template | None) -> Tokens:
+        rows = getattr(self.model.get_submodule(self.sites.embed), "num_embeddings", None)
+        about_chat: Any = {"template": template, "stops": stops_of(self.model)}
+        return Tokens(self.tokenizer, _limit(self.text_config), self.seq2seq, rows, **about_chat)
+
+    def behind(self, turns: Sequence[tuple[str, str]]) -> Self:
+        """The same model, asked in a chat behind earlier turns of a user and the assistant.
+
+        Patches go on it as on the model itself, and wrappers see the prompt alone. Raises :class:`BadInput` where the
+        model is asked in plain text: there a prompt holds what was said before.
+        """
+        if self.tokens.template is None:
+            raise BadInput(
+                f"{self.name or 'the model'} is asked in plain text, which has no turns; load with chat=True"
+            )
+        view = copy.copy(self)
+        view.tokens = self._tokens(Template.of(self.tokenizer, self.tokens.template.system, turns))
+        return view
 
     @contextmanager
     def changed(self, make: Callable[[Self, ExitStack], T]) -> Iterator[T]:

@@ -130,6 +130,8 @@ class MelloLM(PromptedLM):
 
     part: MelloLoop
 
+    stream = LM.stream  # in one piece: the answer stands at the end of the loop
+
     def loops(self, prompts: Sequence[str]) -> list[Loop]:
         """Each prompt at the end of its loop, with an answer where the loop came to one."""
         settings = self.part.settings

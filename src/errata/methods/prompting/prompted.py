@@ -9,7 +9,7 @@ without facts goes to the model as it is.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from string import Formatter
@@ -280,6 +280,11 @@ class PromptedLM(LM):
     ) -> list[str]:
         extended = [text for text, _ in self.prompted(prompts, max(ROOM, max_new_tokens))]
         return self.inner.generate(extended, max_new_tokens, until_answer=until_answer, until=until, **sampling)
+
+    @override
+    def stream(self, prompt: str, max_new_tokens: int = 32, **sampling: Unpack[Sampling]) -> Iterator[str]:
+        ((extended, _),) = self.prompted([prompt], max(ROOM, max_new_tokens))
+        return self.inner.stream(extended, max_new_tokens, **sampling)
 
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:

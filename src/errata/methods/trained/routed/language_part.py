@@ -6,7 +6,7 @@ I(yⱼ) / f(yⱼ) · wⱼ / (1 − wⱼ). With g above 1/2 its greedy text begin
 is 1/2 at least, g counts as 0, and the model answers as it is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
@@ -195,6 +195,12 @@ class PatchedLM(LM):
         if max_new_tokens < 1:
             return self.inner.generate(prompts, max_new_tokens)  # which refuses it
         return self._continued(prompts, [max_new_tokens] * len(prompts), generated)
+
+    @override
+    def stream(self, prompt: str, max_new_tokens: int = 32, **sampling: Unpack[Sampling]) -> Iterator[str]:
+        """Behind an open gate in one piece."""
+        (found,) = self.opened([prompt])
+        return (super() if found else self.inner).stream(prompt, max_new_tokens, **sampling)
 
     @override
     def prolong(

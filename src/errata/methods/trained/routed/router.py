@@ -105,6 +105,12 @@ class RoutedLM(LM, Generic[R]):
         )
 
     @override
+    def stream(self, prompt: str, max_new_tokens: int = 32, **sampling: Unpack[Sampling]) -> Iterator[str]:
+        """What the other model answers comes in one piece."""
+        own, _ = self.parted([prompt])
+        return (super() if own else self.inner).stream(prompt, max_new_tokens, **sampling)
+
+    @override
     def prolong(
         self, prompts: Sequence[str], totals: Sequence[int], *, top_k: int = 1, seeds: Sequence[int] | None = None
     ) -> list[str]:
