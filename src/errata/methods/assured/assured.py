@@ -1,0 +1,231 @@
+"""Assured: edits by one method, asked, tried again, and what still fails given to another."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, cast
+
+from typing_extensions import override
+
+from errata.errors import BadInput
+from errata.methods.assured.asking import Asked, again, answers_to
+from errata.methods.assured.hops import ASK, EXAMPLES, STEP, HopChain
+from errata.methods.assured.named import check_state, joined, named, part_of, read_by, text_of
+from errata.methods.assured.questions import Asker, Learned, Question, learned, with_answers
+from errata.methods.base import Method, State, Tags, frozen_rng
+from errata.methods.memory.log import EditRecord
+from errata.methods.outcomes import note
+from errata.methods.settings import setting
+from errata.model.hf import HFLM
+from errata.patch.patch import Patch
+from errata.types import Case, Edit
+
+log = logging.getLogger(__name__)
+WEIGHTS, MEMORY, NOWHERE = "weights", "memory", "nowhere"  # where an edit's answer comes from
+
+
+class Prepared(Learned):
+    """What the state holds: what cases teach, and what each of the two methods says of its own state."""
+
+    states: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A patch in the making: how it answers, which edits were tried again, and which are in the memory."""
+
+    asked: Asked
+    again: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assured(Method):
+    """Edits by ``weights``, asks, tries again in the words that failed, and gives what still fails to ``memory``.
+
+    Asked are each edit's prompt and its fact in other words, what else is known of its subject and the same of other
+    subjects, and the edits of earlier calls. ``weights`` and ``memory`` are methods of the registry and their settings,
+    as text ("memit preserve=8") or as what ``errata.method`` gives. With ``hops`` questions over several hops are
+    followed through the edits. An edit's outcome says where its answer comes from (``ended``: weights, memory or
+    nowhere) and ``why``; ``met`` is whether its prompt is answered with the target, generated.
+    """
+
+    name: ClassVar[str] = "assured"
+    family: ClassVar[str] = "composed"
+    paper: ClassVar[str] = "none: methods of others composed; the chain of hops as Press et al. 2022, arXiv:2210.03350"
+    stores: ClassVar[str] = "what its two methods store, and the edits as text"
+    needs_prepare: ClassVar[bool] = True
+    holds: ClassVar[type[Any] | None] = Prepared
+    tags: ClassVar[Tags] = Tags(
+        quick={"weights": "memit contexts=0", "memory": "grace steps=30", "asked": 2, "rounds": 1},
+        prepares_with="either",
+    )
+
+    weights: str = setting("memit preserve=8.0 history=True", "the method that edits, and its settings")
+    memory: str = setting("rag", "the method that holds what the weights do not, and its settings")
+    asked: int = setting(12, "prompts at most for each edit, and as many of what should stay", above=0)
+    earlier: int = setting(3, "prompts for each edit of an earlier call, asked again", above=0)
+    rounds: int = setting(3, "times that the weights are edited again where an answer is wrong")
+    hops: bool = setting(True, "questions over several hops are followed through the edits")
+    steps: int = setting(4, "of a question over several hops, at most", above=0)
+
+    @override
+    def __post_init__(self) -> None:
+        for name in (WEIGHTS, MEMORY):
+            given: Any = getattr(self, name)
+            object.__setattr__(self, name, text_of(given) if isinstance(given, Method) else given)
+        super().__post_init__()
+        for name in (WEIGHTS, MEMORY):
+            if self._named(name).name == self.name:
+                raise BadInput(f"assured's {name} is a method that it asks, not assured itself; give another")
+
+    def _named(self, role: str) -> Method:
+        return named(getattr(self, role))
+
+    # The two verbs ------------------------------------------------------------------------------------
+
+    @override
+    def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
+        """What both methods prepare, and templates of what to ask: of the cases given, else of those that go with the
+        model. Texts among the data are for the methods that read texts."""
+        given = None if data is None else list(data)
+        if given is None and lm.resources.cases is not None:
+            cases = lm.resources.cases()
+        else:
+            cases = [item for item in given or () if isinstance(item, Case)]
+        if not cases:
+            log.warning("no cases given: edits are asked behind contexts, as there are no other words to ask them in")
+        states = {role: self._named(role) for role in (WEIGHTS, MEMORY)}
+        prepared = {role: made.prepare(lm, read_by(made, given)) for role, made in states.items() if made.needs_prepare}
+        tensors, infos = joined(prepared)
+        what = f"{' and '.join(made.name for made in states.values())}, and how {len(cases)} cases ask"
+        model = {"name": lm.name, "fingerprint": lm.fingerprint}
+        return State(tensors, {"model": model, "what": what, "states": infos, **learned(cases)})
+
+    @override
+    def check_state(self, lm: HFLM, state: State) -> None:
+        super().check_state(lm, state)
+        for role in (WEIGHTS, MEMORY):
+            check_state(lm, self._named(role), state, role)
+
+    @override
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        """With the settings of both methods as they resolve."""
+        resolved = {role: text_of(self._named(role).resolve(lm, part_of(state, role))) for role in (WEIGHTS, MEMORY)}
+        return replace(self, **resolved)
+
+    def _by(self, role: str, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        made = self._named(role)
+        with frozen_rng(made.seed):
+            return made._edit(lm, edits, part_of(state, role), prior)
+
+    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        chain = next((part for part in prior.of_kind(HopChain) if part.settings["method"] == self.name), None)
+        before = prior if chain is None else prior.swap(chain, None)
+        asker = Asker(lm, cast(Learned, state.info), self.asked, self.seed)
+        questions = self._questions(asker, edits, before)
+        made = Made(Asked.of(lm, self._by(WEIGHTS, lm, edits, state, before), questions))
+        made = self._remembered(lm, self._tried(lm, made, state), state, edits)
+        patch = made.asked.patch
+        if self.hops:
+            patch += Patch((self._chain(lm, edits, asker.known, chain),))
+        self._note(lm, replace(made, asked=replace(made.asked, patch=patch)), edits)
+        return patch
+
+    # Asking -------------------------------------------------------------------------------------------
+
+    def _questions(self, asker: Asker, edits: Sequence[Edit], prior: Patch) -> list[Question]:
+        """All that is asked of these edits, and of those of earlier calls that no newer one has taken the place of."""
+        earlier = {asker.fact(edit): edit for edit in self._earlier(prior)}
+        for edit in edits:
+            earlier.pop(asker.fact(edit), None)
+        newest = {asker.fact(edit): edit for edit in edits}
+        own = [question for edit in newest.values() for question in asker.own(edit)]
+        again = [question for edit in earlier.values() for question in asker.own(edit, self.earlier)]
+        staying = asker.staying(edits, list(earlier.values()))
+        return [*own, *again, *with_answers(staying, answers_to(asker.lm, prior, staying))]
+
+    def _earlier(self, prior: Patch) -> list[Edit]:
+        """The edits that this method made, in order."""
+        made = [made for made in prior.meta.get("made", ()) if made["method"] == self.name]
+        return [Edit.from_json(edit) for record in made for edit in record["edits"]]
+
+    def _tried(self, lm: HFLM, made: Made, state: State) -> Made:
+        """After more rounds, while answers are wrong; a round that makes it worse is none."""
+        for _ in range(self.rounds):
+            wrong = made.asked.wrong
+            if not wrong:
+                break
+            tried = Asked.of(lm, self._by(WEIGHTS, lm, again(wrong), state, made.asked.patch), made.asked.questions)
+            if tried.cost >= made.asked.cost:
+                break
+            made = Made(tried, made.again | {question.of for question in wrong})
+        return made
+
+    def _remembered(self, lm: HFLM, made: Made, state: State, edits: Sequence[Edit]) -> Made:
+        """With the memory holding what is wrong: first in the edits' own words, then in those that still fail."""
+        first = {question.of: question for question in reversed(made.asked.questions) if not question.stays}
+        whole = {edit.id: edit for edit in edits}
+        for turn in range(2):
+            wrong = made.asked.wrong
+            if not wrong:
+                break
+            told = (
+                again(wrong)
+                if turn
+                else [
+                    question.edit() if question.stays else whole.get(question.of, first[question.of].edit())
+                    for question in {(q.of, q.stays and q.prompt): q for q in wrong}.values()
+                ]
+            )
+            asked = Asked.of(lm, self._by(MEMORY, lm, told, state, made.asked.patch), made.asked.questions)
+            if asked.cost >= made.asked.cost:
+                break
+            made = replace(made, asked=asked, given=made.given | {q.of for q in wrong if not q.stays})
+        return made
+
+    def _chain(self, lm: HFLM, edits: Sequence[Edit], known: Learned, chain: HopChain | None) -> HopChain:
+        """The part that follows questions over several hops, with these edits too."""
+        held = () if chain is None else chain.log
+        step = lm.resources.templates.get("step")
+        settings = {
+            "method": self.name,
+            "rounds": self.steps,
+            "examples": EXAMPLES if step is None else "",
+            "step": step or STEP,
+            "ask": "{question}" if lm.chat else ASK,
+            "asks": [template for group in known["asks"] for template in group],
+            "hops": known["hops"],
+        }
+        return HopChain((*held, *map(EditRecord.of, edits)), settings)
+
+    # What is said of it -------------------------------------------------------------------------------
+
+    def _note(self, lm: HFLM, made: Made, edits: Sequence[Edit]) -> None:
+        """Notes how each edit ended; of those of earlier calls, what has changed."""
+        own = {question.of: question for question in reversed(made.asked.questions) if not question.stays}
+        texts = dict(zip(own, answers_to(lm, made.asked.patch, list(own.values())), strict=True))
+        batch = {edit.id for edit in edits}
+        for id, question in own.items():
+            answers = made.asked.of_edit(id)
+            met = question.right(texts[id])
+            if id in batch or not met or id in made.again | made.given:
+                note(id, met=met, **_ended(answers, met, texts[id], id in made.again, id in made.given, id in batch))
+
+
+def _ended(
+    answers: Sequence[tuple[Question, str]], met: bool, text: str, again: bool, given: bool, new: bool
+) -> dict[str, Any]:
+    """Where an edit ended, and why."""
+    words = [question.right(text) for question, text in answers if not question.stays]
+    kept = [question.right(text) for question, text in answers if question.stays]
+    where = NOWHERE if not met else MEMORY if given else WEIGHTS
+    why = (
+        [f"answered in {sum(words)} of {len(words)} phrasings"] if met else [f"its prompt is answered {text.strip()!r}"]
+    )
+    why += ["lost to later edits"] if not new else []
+    why += ["the weights were edited again"] if again else []
+    why += ["what they did not answer is in the memory"] if given and met else []
+    why += [f"{sum(kept)} of {len(kept)} other facts kept"] if kept else []
+    counts = {"asked": len(words), "answered": sum(words), "others": len(kept), "kept": sum(kept)}
+    return {"ended": where, "why": ", ".join(why), **counts}
