@@ -1,6 +1,7 @@
 """Assured: edits by one method, asked, tried again, and what still fails given to another."""
 
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
@@ -17,6 +18,7 @@ from errata.methods.memory.log import EditRecord
 from errata.methods.outcomes import note
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
+from errata.model.size import Size, Step, Work
 from errata.patch.patch import Patch
 from errata.types import Case, Edit
 
@@ -64,10 +66,10 @@ class Assured(Method):
     weights: str = setting("memit preserve=8.0 history=True", "the method that edits, and its settings")
     memory: str = setting("rag", "the method that holds what the weights do not, and its settings")
     asked: int = setting(12, "prompts at most for each edit, and as many of what should stay", above=0)
-    earlier: int = setting(3, "prompts for each edit of an earlier call, asked again", above=0)
+    earlier: int = setting(4, "prompts for each edit of an earlier call, asked again", above=0)
     rounds: int = setting(3, "times that the weights are edited again where an answer is wrong")
     hops: bool = setting(True, "questions over several hops are followed through the edits")
-    steps: int = setting(4, "of a question over several hops, at most", above=0)
+    most_hops: int = setting(4, "steps of a question over several hops, at most", above=0)
 
     @override
     def __post_init__(self) -> None:
@@ -113,6 +115,17 @@ class Assured(Method):
         """With the settings of both methods as they resolve."""
         resolved = {role: text_of(self._named(role).resolve(lm, part_of(state, role))) for role in (WEIGHTS, MEMORY)}
         return replace(self, **resolved)
+
+    @override
+    def cost(self, size: Size, work: Work) -> list[Step]:
+        """What ``weights`` takes; a round more takes as much for the edits that failed."""
+        asking = Step("asking", "edit", None, note="and further rounds for what is not answered are not counted")
+        return [*self._named(WEIGHTS).cost(size, work), asking]
+
+    @override
+    def lighter(self, lm: HFLM) -> dict[str, Self]:
+        lighter = [text_of(made) for made in self._named(WEIGHTS).lighter(lm).values()]
+        return {f"weights={shlex.quote(text)}": replace(self, weights=text) for text in lighter}
 
     def _by(self, role: str, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         made = self._named(role)
@@ -190,7 +203,7 @@ class Assured(Method):
         step = lm.resources.templates.get("step")
         settings = {
             "method": self.name,
-            "rounds": self.steps,
+            "rounds": self.most_hops,
             "examples": EXAMPLES if step is None else "",
             "step": step or STEP,
             "ask": "{question}" if lm.chat else ASK,

@@ -126,12 +126,12 @@ class Asker:
         return " ".join(edit.subject.casefold().split()), self.number.get(edit.template, edit.template)
 
     def own(self, edit: Edit, most: int | None = None) -> list[Question]:
-        """The edit's prompt and its fact in other words, the last of its group first: those are the farther ones."""
+        """The edit's prompt and its fact in other words; those first in which the subject comes latest, the hardest."""
         group = self.number.get(edit.template)
         if group is None:
             prompts = [edit.prompt, *(context + edit.prompt for context in self.contexts[1:])]
         else:
-            others = reversed(self.known["asks"][group])
+            others = sorted(self.known["asks"][group], key=lambda template: -template.find("{}"))
             prompts = [edit.prompt, *(template.replace("{}", edit.subject) for template in others)]
         kept = list(dict.fromkeys(prompts))[: self.most if most is None else most]
         return [Question(prompt, edit.subject, edit.target_new, edit.id) for prompt in kept]
