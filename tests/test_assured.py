@@ -1,4 +1,4 @@
-"""The editor that makes sure: what it asks, what it tries again, where an edit ends, and questions over several hops."""
+"""The editor that makes sure: what it asks, what it tries again, where an edit ends, questions over several hops."""
 
 import logging
 from collections.abc import Sequence
@@ -289,11 +289,9 @@ ABOVE = {"Q: Where was Ann Lee born? A:": " Oslo. She", "Q: In which country is 
 STATEMENT, QUESTION = "Ann Lee's country is", "Q: In which country was Ann Lee born? A:"
 
 
-def chained(
-    *edits: Edit, below: dict[str, str] = BELOW, above: dict[str, str] = ABOVE
-) -> tuple[Any, Scripted, Scripted]:
+def chained(*edits: Edit, below: dict[str, str] = BELOW) -> tuple[Any, Scripted, Scripted]:
     low = Scripted(below)
-    high = Scripted(above, low)
+    high = Scripted(ABOVE, low)
     part = HopChain(tuple(EditRecord.of(edit) for edit in edits or (EDIT,)), SETTINGS)
     return part.wrap(high), high, low
 
@@ -344,7 +342,7 @@ def test_a_sub_question_that_repeats_the_question_is_no_hop() -> None:
 
 def test_a_chain_ends_after_its_rounds() -> None:
     below = {"\n": "Subquestion: And where?\n"}
-    lm, high, low = chained(below=below)
+    lm, _, low = chained(below=below)
     assert lm.generate([QUESTION]) == [" ?"]
     assert len(low.asked) == SETTINGS["rounds"] + 1
 
