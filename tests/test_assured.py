@@ -198,7 +198,7 @@ def test_what_nothing_answers_is_never_reported_as_done(caplog: pytest.LogCaptur
     assert "assured missed 1 of 1 edits" in caplog.text and "its prompt is answered" in caplog.text
 
 
-@pytest.mark.parametrize(("strong_at", "ended", "calls"), [(2, "weights", 2), (9, "nowhere", 3)])
+@pytest.mark.parametrize(("strong_at", "ended", "calls"), [(2, "weights", 2), (9, "nowhere", 4)])
 def test_the_weights_are_tried_again_before_the_memory_is(
     strong_at: int, ended: str, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,17 +212,33 @@ def test_the_weights_are_tried_again_before_the_memory_is(
     _, patch = edited([EDIT], rounds=5)
     assert outcome(patch)["ended"] == ended
     assert ("the weights were edited again" in outcome(patch)["why"]) == (ended == "weights")
-    assert [role for role, _ in asked] == ["weights", "weights", "memory"][:calls]
+    assert [role for role, _ in asked] == ["weights", "weights", "memory", "memory"][:calls]
     assert all([(e.prompt, e.target_new) for e in edits] == [(EDIT.prompt, "Oslo")] for _, edits in asked)
 
 
-def test_an_edit_that_a_later_one_lost_is_made_again_and_says_so() -> None:
-    _, first = edited([EDIT], weights=STRONG)
-    lm, patch = edited(EDITS[1:], first, weights=STRONG)
-    lost = answers(lm, method("ft-m", steps=100).edit(lm, EDITS[1:], None, first), [EDIT])[0] != "Oslo"
-    assert answers(lm, patch, EDITS[:1])[0].startswith("Oslo") == (outcome(patch, at=0)["met"] is True)
-    assert ("lost to later edits" in outcome(patch, at=0)["why"]) == lost
-    assert [edit.id for edit in patch.edits] == [edit.id for edit in EDITS]
+@pytest.mark.parametrize(("memory", "ended"), [(STRONG, "memory"), (WEAK, "nowhere")])
+def test_an_edit_that_a_later_one_lost_goes_to_the_memory_or_is_named(
+    memory: str, ended: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm, first = edited([EDIT], weights=STRONG)
+    assert outcome(first)["ended"] == "weights"
+    made = method("assured", asked=1, rounds=0, hops=False, weights=STRONG, memory=memory)
+    state, by, told = made.prepare(lm, TEXTS), Assured._by, list[Edit]()
+
+    def losing(self: Any, role: str, lm: Any, edits: Sequence[Edit], state: Any, prior: Patch) -> Patch:
+        if role == "weights":
+            return by(self, role, lm, edits, state, EMPTY)  # nothing of the earlier edit is left
+        told.extend(edits)
+        return by(self, role, lm, edits, state, prior)
+
+    monkeypatch.setattr(Assured, "_by", losing)
+    patch = made.edit(lm, EDITS[1:2], state, first)
+    assert EDIT in told and [edit.id for edit in patch.edits] == [edit.id for edit in EDITS[:2]]
+    assert outcome(patch, at=0)["ended"] == ended and outcome(patch, at=0)["met"] == (ended == "memory")
+    assert "an answer was lost to later edits" in outcome(patch, at=0)["why"]
+    assert outcome(first)["ended"] == "weights"  # a patch is a value
+    assert ("1 edits of earlier calls are no longer answered" in caplog.text) == (ended == "nowhere")
+    assert answers(lm, patch, [EDIT])[0].startswith("Oslo") == (ended == "memory")
 
 
 def test_an_edit_whose_place_a_newer_one_took_is_not_asked_again() -> None:

@@ -1,6 +1,6 @@
 """The questions of a batch, asked with a patch in force: which are not answered, and what to try for them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from errata.methods.assured.questions import Question
@@ -60,3 +60,9 @@ def again(wrong: Sequence[Question]) -> list[Edit]:
         (question.of, question.stays, question.stays and question.prompt): question for question in reversed(wrong)
     }
     return [question.edit() for question in reversed(firsts.values())]
+
+
+def whole(wrong: Sequence[Question], known: Mapping[str, Edit]) -> list[Edit]:
+    """The edits, each once, of which an answer is wrong, as they were asked for; and all that should have stayed."""
+    own = dict.fromkeys(question.of for question in wrong if not question.stays)
+    return [known[id] for id in own] + [question.edit() for question in wrong if question.stays]

@@ -2,20 +2,20 @@
 
 import logging
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.assured.asking import Asked, again, answers_to
+from errata.methods.assured.asking import Asked, again, answers_to, whole
+from errata.methods.assured.endings import MEMORY, WEIGHTS, Made, held, note_endings
 from errata.methods.assured.hops import ASK, EXAMPLES, STEP, HopChain
 from errata.methods.assured.named import check_state, joined, named, part_of, read_by, text_of
 from errata.methods.assured.questions import Asker, Learned, Question, learned, with_answers
 from errata.methods.base import Method, State, Tags, frozen_rng
 from errata.methods.memory.log import EditRecord
-from errata.methods.outcomes import note
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.size import Size, Step, Work
@@ -23,22 +23,12 @@ from errata.patch.patch import Patch
 from errata.types import Case, Edit
 
 log = logging.getLogger(__name__)
-WEIGHTS, MEMORY, NOWHERE = "weights", "memory", "nowhere"  # where an edit's answer comes from
 
 
 class Prepared(Learned):
     """What the state holds: what cases teach, and what each of the two methods says of its own state."""
 
     states: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A patch in the making: how it answers, which edits were tried again, and which are in the memory."""
-
-    asked: Asked
-    again: frozenset[str] = frozenset()
-    given: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +127,14 @@ class Assured(Method):
         before = prior if chain is None else prior.swap(chain, None)
         asker = Asker(lm, cast(Learned, state.info), self.asked, self.seed)
         questions = self._questions(asker, edits, before)
-        made = Made(Asked.of(lm, self._by(WEIGHTS, lm, edits, state, before), questions))
-        made = self._remembered(lm, self._tried(lm, made, state), state, edits)
+        asked = Asked.of(lm, self._by(WEIGHTS, lm, edits, state, before), questions)
+        made = Made(asked, failed=frozenset(question.of for question in asked.wrong), given=held(before))
+        known = {edit.id: edit for edit in (*self._earlier(before), *edits)}
+        made = self._remembered(lm, self._tried(lm, made, state), state, known)
         patch = made.asked.patch
         if self.hops:
             patch += Patch((self._chain(lm, edits, asker.known, chain),))
-        self._note(lm, replace(made, asked=replace(made.asked, patch=patch)), edits)
+        note_endings(lm, patch, made, {edit.id for edit in edits})
         return patch
 
     # Asking -------------------------------------------------------------------------------------------
@@ -172,29 +164,21 @@ class Assured(Method):
             tried = Asked.of(lm, self._by(WEIGHTS, lm, again(wrong), state, made.asked.patch), made.asked.questions)
             if tried.cost >= made.asked.cost:
                 break
-            made = Made(tried, made.again | {question.of for question in wrong})
+            made = replace(made, asked=tried, again=made.again | {question.of for question in wrong})
         return made
 
-    def _remembered(self, lm: HFLM, made: Made, state: State, edits: Sequence[Edit]) -> Made:
-        """With the memory holding what is wrong: first in the edits' own words, then in those that still fail."""
-        first = {question.of: question for question in reversed(made.asked.questions) if not question.stays}
-        whole = {edit.id: edit for edit in edits}
-        for turn in range(2):
-            wrong = made.asked.wrong
-            if not wrong:
+    def _remembered(self, lm: HFLM, made: Made, state: State, known: Mapping[str, Edit]) -> Made:
+        """With the memory holding what is wrong: first the edits as they were asked for, then in the words that fail.
+
+        What makes it no better is not kept. ``known`` are all edits by their ids.
+        """
+        for told_of in (lambda wrong: whole(wrong, known), again):
+            if not (wrong := made.asked.wrong):
                 break
-            told = (
-                again(wrong)
-                if turn
-                else [
-                    question.edit() if question.stays else whole.get(question.of, first[question.of].edit())
-                    for question in {(q.of, q.stays and q.prompt): q for q in wrong}.values()
-                ]
-            )
-            asked = Asked.of(lm, self._by(MEMORY, lm, told, state, made.asked.patch), made.asked.questions)
-            if asked.cost >= made.asked.cost:
-                break
-            made = replace(made, asked=asked, given=made.given | {q.of for q in wrong if not q.stays})
+            told = self._by(MEMORY, lm, told_of(wrong), state, made.asked.patch)
+            asked = Asked.of(lm, told, made.asked.questions)
+            if asked.cost < made.asked.cost:
+                made = replace(made, asked=asked, given=made.given | {q.of for q in wrong if not q.stays})
         return made
 
     def _chain(self, lm: HFLM, edits: Sequence[Edit], known: Learned, chain: HopChain | None) -> HopChain:
@@ -211,34 +195,3 @@ class Assured(Method):
             "hops": known["hops"],
         }
         return HopChain((*held, *map(EditRecord.of, edits)), settings)
-
-    # What is said of it -------------------------------------------------------------------------------
-
-    def _note(self, lm: HFLM, made: Made, edits: Sequence[Edit]) -> None:
-        """Notes how each edit ended; of those of earlier calls, what has changed."""
-        own = {question.of: question for question in reversed(made.asked.questions) if not question.stays}
-        texts = dict(zip(own, answers_to(lm, made.asked.patch, list(own.values())), strict=True))
-        batch = {edit.id for edit in edits}
-        for id, question in own.items():
-            answers = made.asked.of_edit(id)
-            met = question.right(texts[id])
-            if id in batch or not met or id in made.again | made.given:
-                note(id, met=met, **_ended(answers, met, texts[id], id in made.again, id in made.given, id in batch))
-
-
-def _ended(
-    answers: Sequence[tuple[Question, str]], met: bool, text: str, again: bool, given: bool, new: bool
-) -> dict[str, Any]:
-    """Where an edit ended, and why."""
-    words = [question.right(text) for question, text in answers if not question.stays]
-    kept = [question.right(text) for question, text in answers if question.stays]
-    where = NOWHERE if not met else MEMORY if given else WEIGHTS
-    why = (
-        [f"answered in {sum(words)} of {len(words)} phrasings"] if met else [f"its prompt is answered {text.strip()!r}"]
-    )
-    why += ["lost to later edits"] if not new else []
-    why += ["the weights were edited again"] if again else []
-    why += ["what they did not answer is in the memory"] if given and met else []
-    why += [f"{sum(kept)} of {len(kept)} other facts kept"] if kept else []
-    counts = {"asked": len(words), "answered": sum(words), "others": len(kept), "kept": sum(kept)}
-    return {"ended": where, "why": ", ".join(why), **counts}
