@@ -249,6 +249,13 @@ def test_an_edit_whose_place_a_newer_one_took_is_not_asked_again() -> None:
     assert outcome(patch, at=0) == outcome(first, at=0)
 
 
+def test_a_fold_has_one_part_for_hops_and_it_is_outermost() -> None:
+    _, first = edited([EDIT], weights=STRONG, hops=True)
+    _, patch = edited(EDITS[1:2], first, weights=STRONG, hops=True)
+    assert [part.kind for part in patch.parts] == ["delta", "hops"]
+    assert [entry["edit"] for entry in patch.parts[-1].entries()] == [edit.id for edit in EDITS[:2]]
+
+
 def test_it_goes_on_with_its_state_alone() -> None:
     lm, made = tiny_lm("gpt2"), method("assured", weights="memit contexts=0", memory="grace")
     state = made.prepare(lm, [*TEXTS, *CASES])
