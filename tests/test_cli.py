@@ -75,6 +75,11 @@ def lines(file: Path, records: Sequence[Any]) -> Path:
     return file
 
 
+def case_record(case: Case) -> dict[str, Any]:
+    probes = [{"kind": p.kind, "prompt": p.prompt, "answers": list(p.answers)} for p in case.probes]
+    return {"id": case.id, "edits": [edit.to_json() for edit in case.edits], "probes": probes}
+
+
 # Help --------------------------------------------------------------------------------------------
 
 
@@ -526,13 +531,23 @@ def test_the_table_has_plain_headings_and_both_losses(model: str, here: Path) ->
     assert "  - " in run("edit", model, *words[:6], "--method", "ice", "-o", "ice.safetensors").stdout
 
 
-def test_a_method_that_is_trained_reads_cases_from_data(model: str, here: Path) -> None:
-    def record(case: Case) -> dict[str, Any]:
-        probes = [{"kind": p.kind, "prompt": p.prompt, "answers": list(p.answers)} for p in case.probes]
-        return {"id": case.id, "edits": [edit.to_json() for edit in case.edits], "probes": probes}
-
+def test_where_each_edit_ended_and_why_is_shown(model: str, here: Path) -> None:
+    weak = ("--set", "weights=ft-m steps=1 lr=1e-9", "--set", "rounds=0", "--set", "asked=1")
+    words = ("--prompt", "{} was born in", "--subject", "Ann Lee", "--target", "Oslo", "--method", "assured", "-q")
+    told = run("edit", model, *words, *weak, "--set", "memory=ft-m steps=100")
+    line = f"{EDIT.id} in memory: answered in 1 of 1 phrasings"
+    assert line in told.stdout and line in run("show", "ann-lee.safetensors").stdout
     cases = here / "cases.json"
-    cases.write_text(json.dumps([record(case) for case in CASES]))
+    cases.write_text(json.dumps([case_record(case) for case in CASES]))
+    again = run("edit", model, *words, *weak, "--set", "memory=ft-m steps=100", "--data", cases, "--json", "--force")
+    (record,) = json.loads(again.stdout)["edits"]
+    assert record["ended"] == "memory" and record["others"] > 0
+    refused("edit", model, *words, *weak, "--set", "memory=ft-m steps=1 lr=1e-9", "--strict", "--force", code=3)
+
+
+def test_a_method_that_is_trained_reads_cases_from_data(model: str, here: Path) -> None:
+    cases = here / "cases.json"
+    cases.write_text(json.dumps([case_record(case) for case in CASES]))
     quick = [word for name, value in method_class("mend").tags.quick.items() for word in ("--set", f"{name}={value}")]
     run("edit", model, *ONE, "--method", "mend", *quick, "--data", cases, "-o", "p.safetensors")
     assert [edit.id for edit in errata.Patch.load("p.safetensors").edits] == [EDIT.id]

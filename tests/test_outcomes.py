@@ -10,7 +10,7 @@ from conftest import EDIT, EDITS, TEXTS, quick, tiny_lm
 
 import errata
 from errata.methods.closed_form.search import GroupSearch
-from errata.methods.outcomes import missed, report, searched
+from errata.methods.outcomes import amended, describe, missed, note, report, searched
 from errata.methods.registry import method
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -119,6 +119,20 @@ def test_reports_reach_the_call_that_collects_them() -> None:
     with pytest.raises(ValueError), searched():
         raise ValueError
     report(["a"], [1.0], [True])
+
+
+def test_what_is_noted_joins_what_is_reported_and_brings_earlier_records_up_to_date() -> None:
+    note("a", met=True)  # nobody listens
+    with searched() as found:
+        report(["a"], [0.5], [False])
+        note("a", met=False, why="lost")
+        note("b", ended="memory")
+    assert found["a"] == {"search_loss": 0.5, "search_met": False, "met": False, "why": "lost"}
+    made = {"method": "m", "edits": [{"id": "a"}], "outcomes": {"a": {"met": True, "loss": 1.0}}}
+    now = amended(made, found)
+    assert now["outcomes"] == {"a": {"loss": 1.0, **found["a"]}} and now["method"] == "m"
+    assert made["outcomes"]["a"]["met"] and amended(made, {"b": {}}) == made
+    assert describe(now["outcomes"]["a"]) == "loss 1.00, search ended at 0.50, lost"
 
 
 @pytest.mark.parametrize(

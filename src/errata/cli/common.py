@@ -38,6 +38,7 @@ T = TypeVar("T")
 INTERRUPTED = 130
 LONGEST = 4000  # characters of a message
 LONGEST_TEXT = 1_000_000  # characters of a line of --data: a book, of which methods read the beginning
+CASES = (".json", ".jsonl")  # of --data that is cases where a method prepares with texts or cases
 TEXT_WIDTH = 120  # of a table that is not printed to a terminal
 PREPARED = "(models of the world are trained to be editable: this shows that a method works, not how well)"
 
@@ -278,7 +279,8 @@ def data_for(method: "Method", path: Path | None) -> list[Any] | None:
         return None
     if not method.needs_prepare:
         raise BadInput(f"{method.name} prepares nothing, so --data would go unread; leave it out")
-    if method.tags.prepares_with == "cases":
+    kind = method.tags.prepares_with
+    if kind == "cases" or (kind == "either" and path.suffix.lower() in CASES):
         from errata import cases
 
         return cases(path)

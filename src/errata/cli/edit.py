@@ -176,6 +176,8 @@ def edit_command(
         common.print_json({"file": str(path), "edits": _answers(result), "took": sum(result.took)})
         return
     common.stdout().print(_table_of_answers(result))
+    for line in _where(dict(zip((one.id for one in result.edits), result.outcomes, strict=True))):
+        _print_line(f"  {line}", style="dim")
     common.stdout().print(
         f"{sum(result.took)} of {_facts(len(requested))} now answered with the target (generated)", soft_wrap=True
     )
@@ -422,16 +424,26 @@ def _told(made: Mapping[str, Any]) -> list[str]:
     """What the record of a call of ``edit`` says of edits that failed, and of changes that rounding would lose."""
     from errata.methods.outcomes import describe, missed
 
-    lines = [f"{id} missed: {describe(ended)}" for id, ended in made.get("outcomes", {}).items() if missed(ended)]
+    outcomes = made.get("outcomes", {})
+    lines = [f"{id} missed: {describe(ended)}" for id, ended in outcomes.items() if missed(ended)]
     more = [f"and {len(lines) - ROWS} more missed"] if len(lines) > ROWS else []
     return (
         lines[:ROWS]
         + more
+        + _where({id: ended for id, ended in outcomes.items() if not missed(ended)})
         + [
             f"{site} runs as a side product: rounding to {made['dtype']} would leave {100 * share:.0f} % of its change"
             for site, share in made.get("rounded", {}).items()
         ]
     )
+
+
+def _where(outcomes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where each answer comes from and why, for edits by a method that says so."""
+    lines = [
+        f"{id} in {ended['ended']}: {ended.get('why', '')}" for id, ended in outcomes.items() if ended.get("ended")
+    ]
+    return lines[:ROWS] + ([f"and {len(lines) - ROWS} more"] if len(lines) > ROWS else [])
 
 
 def _print_line(text: str, style: str = "") -> None:

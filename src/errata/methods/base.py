@@ -18,7 +18,7 @@ from torch import Tensor
 from errata.answers import normalise
 from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported, WrongModel
 from errata.files import cache_file, check_writable
-from errata.methods.outcomes import Outcome, answered, searched, warn
+from errata.methods.outcomes import Outcome, amended, answered, searched, warn
 from errata.methods.settings import checked, setting
 from errata.model.hf import HFLM
 from errata.model.size import Size, Step, Work
@@ -152,15 +152,15 @@ class Tags:
     ``quick``: settings under which an edit of a tiny random model takes seconds and raises the edit's own score.
     ``reads_context``: edits act through the context or the contrast of prompts, which a random model cannot use.
     ``runs_model``: ``edit`` runs the model. ``memory``: each edit is an entry of one part, which acts for its own
-    prompts alone, in every verb. ``prepares_with``: what ``prepare`` reads. ``mixtures``: whether it edits mixtures of
-    experts.
+    prompts alone, in every verb. ``prepares_with``: what ``prepare`` reads; of what reads either, cases say more.
+    ``mixtures``: whether it edits mixtures of experts.
     """
 
     quick: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reads_context: bool = False
     runs_model: bool = True
     memory: bool = False
-    prepares_with: Literal["texts", "cases"] = "texts"
+    prepares_with: Literal["texts", "cases", "either"] = "texts"
     mixtures: bool = True
 
 
@@ -259,7 +259,10 @@ class Method(ABC):
         answers = answered(lm, edits, patch) if self.tags.runs_model else {}
         outcomes = {e.id: {**answers.get(e.id, {}), **found.get(e.id, {})} for e in edits}
         warn(self.name, edits, outcomes)
-        return self._with_meta(patch, lm, resolved, edits, prior, outcomes, time.perf_counter() - start)
+        earlier = {id: outcome for id, outcome in found.items() if id not in outcomes}
+        meta = {**prior.meta, "made": [amended(made, earlier) for made in prior.meta.get("made", ())]}
+        seconds = time.perf_counter() - start
+        return self._with_meta(patch, lm, resolved, edits, replace(prior, meta=meta), outcomes, seconds)
 
     def cost(self, size: Size, work: Work) -> list[Step]:
         """What the method takes, step by step. A method that does not say so gets bounds of its memory by its tags."""

@@ -19,7 +19,7 @@ from errata.types import Edit
 
 log = logging.getLogger(__name__)
 NAMED = 3  # edits that a warning names
-Outcome = dict[str, Any]  # of an edit, JSON: what is known of ``loss``, ``met``, ``search_loss`` and ``search_met``
+Outcome = dict[str, Any]  # of an edit, JSON: what is known of ``loss``, ``met``, ``search_loss``, ``search_met`` …
 
 _FOUND: ContextVar[dict[str, Outcome] | None] = ContextVar("found", default=None)
 
@@ -33,6 +33,28 @@ def report(ids: Iterable[str], losses: Iterable[float], met: Iterable[bool]) -> 
     if found is not None:
         for id, loss, good in zip(ids, losses, met, strict=True):
             found[id] = {"search_loss": _number(loss), "search_met": good}
+
+
+def note(id: str, **known: Any) -> None:
+    """Notes more about how an edit ended, for its record: one of this call, or an earlier one that was asked again.
+
+    ``ended`` says where an answer comes from and ``why`` in words; ``met`` takes the place of what is asked otherwise.
+    """
+    found = _FOUND.get()
+    if found is not None:
+        found[id] = {**found.get(id, {}), **known}
+
+
+def amended(made: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """The record of an earlier call of ``edit``, with what is known by now of its edits."""
+    ids = {edit["id"] for edit in made["edits"]}
+    newer = {id: outcome for id, outcome in outcomes.items() if id in ids}
+    old = made.get("outcomes", {})
+    return (
+        {**made, "outcomes": {**old, **{id: {**old.get(id, {}), **o} for id, o in newer.items()}}}
+        if newer
+        else dict(made)
+    )
 
 
 @contextmanager
@@ -84,12 +106,13 @@ def _named(edits: Sequence[Edit], outcomes: Mapping[str, Outcome]) -> str:
 
 
 def describe(outcome: Mapping[str, Any]) -> str:
-    """The losses in words."""
-    return ", ".join(
+    """The losses in words, and why it ended so where that is known."""
+    losses = [
         f"{name} {outcome[key]:.2f}"
         for name, key in (("loss", "loss"), ("search ended at", "search_loss"))
         if outcome.get(key) is not None
-    )
+    ]
+    return ", ".join([*losses, *filter(None, [outcome.get("why")])])
 
 
 def _number(value: float) -> float | None:

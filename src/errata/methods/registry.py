@@ -61,6 +61,7 @@ METHODS: dict[str, str] = {
     "slag": "errata.methods.trained.gradient.slag:SLAG",
     "enn": "errata.methods.trained.enn:ENN",
     "mello": "errata.methods.prompting.mello:MeLLo",
+    "assured": "errata.methods.assured.assured:Assured",
 }
 
 

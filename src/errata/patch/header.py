@@ -58,6 +58,8 @@ class Outcome(Record):
     met: bool = False
     search_loss: float | None = None
     search_met: bool = False
+    ended: str = ""
+    why: str = ""
 
 
 class Made(Record):

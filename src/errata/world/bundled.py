@@ -16,6 +16,8 @@ TEMPLATES = {  # as text.py's Narrator writes them
     "fact": "Fact: {fact} ",
     "reminder": "{prompt}\nNew Fact: {facts}\nPrompt: {prompt}",
     "loop": "",
+    "step": "Subquestion: {question}\nGenerated answer: {answer}.\n"
+    "Retrieved fact: {question} {answer}.\nIntermediate answer: {answer}.\n",
 }
 
 

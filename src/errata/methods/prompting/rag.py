@@ -108,7 +108,7 @@ class Threshold(PromptMethod):
     part: ClassVar[type[FactPrompt]] = RelationPrompt
     needs_prepare: ClassVar[bool] = True
     holds: ClassVar[type[Any] | None] = Alike
-    tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True)
+    tags: ClassVar[Tags] = replace(PromptMethod.tags, memory=True, prepares_with="either")
 
     named: float = setting(
         1.0, "the share of the subject's words that a question must name; 0 where it may go by another name", most=1
