@@ -44,6 +44,7 @@ METHODS: dict[str, str] = {
     "kn": "errata.methods.neurons.kn:KN",
     "pmet": "errata.methods.closed_form.pmet:PMET",
     "alphaedit": "errata.methods.closed_form.alphaedit:AlphaEdit",
+    "anyedit": "errata.methods.closed_form.anyedit:AnyEdit",
     "ike": "errata.methods.prompting.ike:IKE",
     "ice": "errata.methods.prompting.ike:ICE",
     "rag": "errata.methods.prompting.rag:RAG",
