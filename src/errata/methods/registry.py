@@ -45,6 +45,8 @@ METHODS: dict[str, str] = {
     "pmet": "errata.methods.closed_form.pmet:PMET",
     "alphaedit": "errata.methods.closed_form.alphaedit:AlphaEdit",
     "anyedit": "errata.methods.closed_form.anyedit:AnyEdit",
+    "unke": "errata.methods.closed_form.unke:UnKE",
+    "anyedit-unke": "errata.methods.closed_form.unke:AnyEditUnKE",
     "ike": "errata.methods.prompting.ike:IKE",
     "ice": "errata.methods.prompting.ike:ICE",
     "rag": "errata.methods.prompting.rag:RAG",
