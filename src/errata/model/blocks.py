@@ -1,9 +1,9 @@
 """One block run by itself on rows of tokens, with weights in the place of its own, through which gradients flow.
 
-    block = BlockPass(lm, rows, layer=7)
-    before = block.outputs()                             # (k, d), at every token of every row
-    weights = trainable(lm, block.parameters())          # name -> tensor
-    (block.outputs(weights) - before).square().sum().backward()
+block = BlockPass(lm, rows, layer=7)
+before = block.outputs()                             # (k, d), at every token of every row
+weights = trainable(lm, block.parameters())          # name -> tensor
+(block.outputs(weights) - before).square().sum().backward()
 """
 
 from collections.abc import Mapping

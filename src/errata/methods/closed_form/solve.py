@@ -32,7 +32,7 @@ MOST_RIDGE = 100.0  # times the mean eigenvalue: what rounding of sums leaves be
 class Keeping:
     """(C + K_p K_pᵀ / λ)⁻¹ for keys K_p (f, m) whose values are to stay, as its product with other keys.
 
-    No second matrix (f, f) is made: X − X_p (λ I + K_pᵀX_p)⁻¹ K_pᵀX (Woodbury), with ``x`` X_p and ``inner`` the inverse.
+    No second matrix (f, f) is made: X − X_p (λ I + K_pᵀX_p)⁻¹ K_pᵀX (Woodbury); ``x`` is X_p, ``inner`` the inverse.
     """
 
     inverse: "Tensor | Symmetric"

@@ -65,7 +65,7 @@ class UnKE(TargetSettings):
     rounds: int = setting(50, "of AdamW; section 5.1", key="optim_num_step", above=0)
     rate: float | None = setting(None, "0.01 x root mean square of the block's weights; 2e-4", key="lr", above=0)
     shrink: float = setting(0.01, "AdamW's weight decay; released code", key="weight_decay")
-    texts: int = setting(20, "random texts that are kept; released code", key="ex_data_num")
+    texts: int = setting(20, "random texts that are kept; released code", key="ex_data_num", above=0)
     search_contexts: int = setting(0, "released code: none")
     clamp: float = setting(4.0, "x length of the hidden state; released code", key="clamp_norm_factor")
     kl: float = setting(0.0, "none", key="kl_factor")
@@ -83,7 +83,7 @@ class UnKE(TargetSettings):
             raise BadInput(f"{self.name} has no subject to hold: leave kl=0, preserve=0 and search_contexts=0")
 
     def prepare(self, lm: HFLM, data: Iterable[Any] | None = None) -> State:
-        """Texts to keep, of which each call draws ``texts``: those given, else what goes with the model or it writes."""
+        """Texts to keep, of which each call draws some: those given, else what goes with the model, or it writes."""
         check_reads_subjects(lm)
         layer = self._layer(lm)
         source = islice(texts_of(lm, data, self.seed), POOL)
@@ -158,7 +158,7 @@ class UnKE(TargetSettings):
         """The change of the block with which it puts out its old outputs, with δ at the key tokens."""
         assert self.layer is not None and self.rate is not None
         wholes = [one.whole() for one in chunked]
-        rows = [row[: max(keys) + 1] for row, keys in wholes]  # nothing is asked behind the last key
+        rows = [row if self.window else row[: keys[0] + 1] for row, keys in wholes]  # as released: UnKE's end there
         edited, kept = BlockPass(lm, rows, self.layer), BlockPass(lm, texts, self.layer)
         with torch.no_grad():
             z, old = edited.outputs().float(), kept.outputs().float()

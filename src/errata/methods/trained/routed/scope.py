@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import BadInput
-from errata.methods.retrieval import sentences
 from errata.methods.trained.routed.reading import ROLES, Batch, Row
 from errata.methods.trained.routed.transformer import SmallTransformer
+from errata.model.encoders import sentences
 
 RARE = -3.0  # before the sigmoid: at first no token counts for much, and everything is in scope of everything
 

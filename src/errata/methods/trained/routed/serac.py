@@ -13,7 +13,6 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.outcomes import report
-from errata.methods.retrieval import TFIDF, sentences
 from errata.methods.settings import setting
 from errata.methods.trained.examples import Example, compatible
 from errata.methods.trained.method import NETWORK, QUICK, TrainedMethod
@@ -24,6 +23,7 @@ from errata.methods.trained.routed.scoped import ScopedAnswers, ScopedLM, record
 from errata.methods.trained.routed.transformer import HEADS, token_vectors
 from errata.methods.trained.routed.varying import varied
 from errata.methods.trained.training import Losses
+from errata.model.encoders import TFIDF, sentences
 from errata.model.hf import HFLM
 from errata.patch.patch import Patch
 from errata.types import Edit
