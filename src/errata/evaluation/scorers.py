@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from errata.answers import MATCHES, SEARCHED, holds_a_stop, is_text
+from errata.encoders import SENTENCES, sentences
 from errata.errors import BadInput, Unsupported
 from errata.evaluation import metrics
 from errata.evaluation.asking import Pair, Replies, Requests
 from errata.evaluation.metrics import Overlap, Tfidf, rouge
-from errata.model.encoders import SENTENCES, sentences
 from errata.types import Mode, Probe, Score
 
 Verdicts = Mapping[tuple[str, tuple[str, ...]], bool]  # (prompt, accepted answers) -> whether it was answered right

