@@ -1,4 +1,4 @@
-"""Cases whose target is a paragraph: the life of a person of the world, of new facts, and true ones of the employer."""
+"""Cases whose target is a paragraph: the life of a person of the world, of new facts, and a true one of the employer."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ ORDERS = (  # clauses of each sentence
     ("profession", "works_for"),
     ("plays",),
 )
-OF_EMPLOYER = ("industry", "hq")
+OF_EMPLOYER = ("hq",)
 OTHERS, NEIGHBOURS, UNRELATED = 2, 3, 3
 
 
 def paragraphs(world: World, limit: int | None = None, seed: int = 0, split: str = "test") -> list[Case]:
     """A case for each of ``limit`` persons of the split: one edit, whose target is a text of four sentences.
 
-    Five facts of the person are new, two of the new employer are true.
+    Five facts of the person are new, one of the new employer is true.
     Probes: the same asked in other words (``paraphrase``), each fact of the text by itself (``question``), the same
     question about persons that are edited nowhere in the draw (``neighborhood``; no answer is known: what the model
     writes should stay), their facts and those of others (``unrelated``). Raises :class:`BadInput` for a ``limit`` that

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from errata.errors import BadInput
 from errata.methods.closed_form.keys import SubjectRows, check_reads_subjects
 from errata.methods.closed_form.objective import FactRows, TargetSettings
 from errata.methods.closed_form.search import SearchResult
@@ -20,6 +21,20 @@ from errata.methods.outcomes import report
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.types import Edit
+
+PER_TOKEN = 100  # dimensions of a hidden state for each token of a chunk: 4,096 in Llama 3, whose chunks have 40
+
+
+def default_window(lm: HFLM, overlap: int = 0) -> int:
+    """Tokens of a chunk where the settings give none: what one hidden state can hold goes by its width."""
+    width = lm.model.get_submodule(lm.sites.embed).weight.shape[1]  # pyright: ignore
+    return max(1 + overlap, round(width / PER_TOKEN))
+
+
+def check_overlap(name: str, window: int | None, overlap: int) -> None:
+    """Raises :class:`BadInput` unless chunks go on behind those before."""
+    if window is not None and overlap >= window:
+        raise BadInput(f"{name}'s overlap is less than its window of {window}; found {overlap}")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
 from errata.methods.base import State, Tags, cached_state
-from errata.methods.closed_form.chunks import Chunked, find_chunk_deltas, key_rows
+from errata.methods.closed_form.chunks import Chunked, check_overlap, default_window, find_chunk_deltas, key_rows
 from errata.methods.closed_form.keys import check_reads_subjects
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.statistics import typical_norms
@@ -55,7 +55,7 @@ class UnKE(TargetSettings):
     needs_prepare: ClassVar[bool] = True
     holds: ClassVar[type[Any] | None] = Kept
     tags: ClassVar[Tags] = Tags()
-    RATE: ClassVar[float] = 0.4  # of δ's first step, as MEMIT's
+    RATE: ClassVar[float] = 0.8  # as AnyEdit's
     ADAM_RATE: ClassVar[float] = 0.19
 
     layer: int | None = setting(None, "7/32 of the depth: section 5.1's 7 of Llama 2's 32", key="layers")
@@ -77,8 +77,7 @@ class UnKE(TargetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window is not None and self.overlap >= self.window:
-            raise BadInput(f"{self.name}'s overlap is less than its window of {self.window}; found {self.overlap}")
+        check_overlap(self.name, self.window, self.overlap)
         if self.kl or self.preserve or self.search_contexts:
             raise BadInput(f"{self.name} has no subject to hold: leave kl=0, preserve=0 and search_contexts=0")
 
@@ -187,4 +186,11 @@ class AnyEditUnKE(UnKE):
     paper: ClassVar[str] = "Jiang et al. 2025, AnyEdit: Edit Any Knowledge, arXiv:2502.05628"
     tags: ClassVar[Tags] = Tags(quick={"window": 2})
 
-    window: int | None = setting(40, "released code, Llama 3 8B", key="window_size")
+    window: int | None = setting(
+        None, "tokens of a chunk: a hundredth of the hidden width; 40 for Llama 3's 4,096", key="window_size"
+    )
+
+    @override
+    def resolve(self, lm: HFLM, state: State) -> Self:
+        resolved = super().resolve(lm, state)
+        return resolved if self.window else replace(resolved, window=default_window(lm, self.overlap))
