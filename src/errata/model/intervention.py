@@ -197,19 +197,19 @@ class SuffixPass(Pass):
         """Number of blocks, from the first, that need not run again."""
         return self.site.layer + (0 if self.site.mlp_output else 1)
 
-    def _prefix_cache(self, prefixes: Rows, held: Sequence[Held]) -> Any:
+    def _prefix_cache(self, prefixes: Rows, added: Sequence[Held]) -> Any:
         """Keys and values of the prefixes. A beginning that many rows share (a context) is run once.
 
-        Where anything is held, each is run by itself.
+        Where anything is ``added`` all the time, each is run by itself.
         """
         cache = new_cache(self.model)
         assert cache is not None
         width = self.prefix.ids.shape[1]
         if not width:
             return cache
-        if any(held):
+        if any(added):
             starts = [width - n for n in self.prefix.lengths]
-            with _holding(self.model, self.sites, self.site, held, starts):
+            with _holding(self.model, self.sites, self.site, added, starts):
                 extend(self.model, self.sites, cache, self.prefix.ids, self.prefix.mask)
             return cache
         groups = shared_prefixes(self.model, self.sites, prefixes, shared_lengths(prefixes))

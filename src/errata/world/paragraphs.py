@@ -1,4 +1,4 @@
-"""Cases whose target is a paragraph: the life of a person of the world, of new facts, and a true one of the employer."""
+"""Cases whose target is a paragraph: the life of a person of the world, in facts that are new."""
 
 import random
 from collections.abc import Iterator, Sequence
