@@ -20,6 +20,7 @@ from errata.methods.closed_form.targets import search_rows
 from errata.methods.outcomes import report
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
+from errata.model.projection import Projection
 from errata.types import Edit
 
 PER_TOKEN = 100  # dimensions of a hidden state for each token of a chunk: 4,096 in Llama 3, whose chunks have 40
@@ -27,7 +28,7 @@ PER_TOKEN = 100  # dimensions of a hidden state for each token of a chunk: 4,096
 
 def default_window(lm: HFLM, overlap: int = 0) -> int:
     """Tokens of a chunk where the settings give none: what one hidden state can hold goes by its width."""
-    width = lm.model.get_submodule(lm.sites.embed).weight.shape[1]  # pyright: ignore
+    width, _ = Projection.of(lm.sites, 0).shape(lm.model)
     return max(1 + overlap, round(width / PER_TOKEN))
 
 

@@ -22,6 +22,7 @@ from errata.model.blocks import BlockPass
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.passes import Rows
+from errata.model.projection import Projection
 from errata.patch.delta import difference, trainable
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -116,7 +117,7 @@ class UnKE(TargetSettings):
         path = lm.sites.layer[layer]
         matrices = [p.detach().float() for p in lm.model.get_submodule(path).parameters() if p.ndim > 1]
         scale = (sum(float(p.square().sum()) for p in matrices) / sum(p.numel() for p in matrices)) ** 0.5
-        width = lm.model.get_submodule(lm.sites.embed).weight.shape[1]
+        width, _ = Projection.of(lm.sites, layer).shape(lm.model)
         first = self.ADAM_RATE if self.optimizer == "adam" else self.RATE
         return replace(
             self,
