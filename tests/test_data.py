@@ -374,11 +374,12 @@ def test_wikibigedit_has_two_forms(tmp_path: Path) -> None:
     assert flat.id == "flat-1" and flat.edits[0].target_true is None
 
 
-def test_free_text_is_a_reference(tmp_path: Path) -> None:
+def test_free_text_is_a_reference_and_an_answer(tmp_path: Path) -> None:
     (case,) = load(tmp_path, SINGLE["unke"])
-    generation = [(p.prompt, p.references, p.label) for p in case.probes if p.kind == "generation"]
+    (reference,) = (p for p in case.probes if p.kind == "generation")
     text = ("A long text. Of two.",)
-    assert generation == [("Who is Ann Lee?", text, "question"), ("Ann Lee is who?", text, "para_question")]
+    assert (reference.prompt, reference.references, reference.label) == ("Who is Ann Lee?", text, "question")
+    assert questions(case, "paraphrase") == [("Ann Lee is who?", text)]
     assert questions(case, "question") == [("Her job?", ("singer",)), ("Her town?", ("Rome",))]
     everything = {"id": 1, "question": "Who?", "answer": "A text.", "category": "math"}
     assert [p.label for p in load(tmp_path, everything)[0].probes] == ["question"]

@@ -11,7 +11,7 @@ from errata.methods.registry import METHODS
 
 ROOT = Path(errata.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-PLAIN = ("printable", "errors", "answers", "subjects", "types", "locks", "files", "inputs", "tensor_files")
+PLAIN = ("printable", "errors", "answers", "subjects", "types", "locks", "files", "inputs", "tensor_files", "encoders")
 LAYERS = (
     *PLAIN,
     "completions",

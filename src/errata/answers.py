@@ -10,6 +10,7 @@ END = re.compile(r"\r|\n|<\|[a-z_]+\|>|</s>|<eos>|<end_of_turn>|[。।]|(?<!\bS
 # The same, where no further text can change it: "3." can become "3.5", and "St." may belong to a name.
 ENDED = re.compile(r"\r|\n|<\|[a-z_]+\|>|</s>|<eos>|<end_of_turn>|[。।]|(?<=[^\W\d_]{4})\.(?=\s)")
 STOPS = ".。।"
+TEXT = 64  # bytes: what 32 tokens have room for (:func:`room`), the usual length of a reply
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -29,6 +30,16 @@ def answer_of(text: str, accepted: Iterable[str] = ()) -> str:
 def holds_a_stop(answer: str) -> bool:
     """Whether an answer goes on behind what could be its end, as "St. Louis" does."""
     return re.search(rf"[{STOPS}\r\n]|<\|", answer.strip().rstrip(STOPS)) is not None
+
+
+def room(answer: str) -> int:
+    """Tokens that are enough to write an answer, whatever the tokenizer: one for every two bytes of it."""
+    return -(-len(answer.encode()) // 2)
+
+
+def is_text(answer: str) -> bool:
+    """Whether an answer is a text, of more than TEXT bytes, of which a reply may hold a part."""
+    return len(answer.strip().encode()) > TEXT
 
 
 def complete(text: str) -> bool:

@@ -223,9 +223,9 @@ def _judge(url: str | None, model: str | None, rules: "Protocol", mode: Mode | N
 
 def _read_cases(name: str, limit: int | None, seed: int, setting: str | None, options: dict[str, str]) -> list[Case]:
     import errata
-    from errata.world.named import world_named
+    from errata.world.named import PARAGRAPHS, world_named
 
-    of_world = world_named(name) is not None
+    of_world = name == PARAGRAPHS or world_named(name) is not None
     alone = {"conflicts": "true"} if setting == "single" and not of_world else {}  # they never meet in one model
     limit = WORLD_LIMIT if limit is None and of_world else limit
     return errata.cases(name, limit=limit, seed=seed, **(alone | options))

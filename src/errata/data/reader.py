@@ -24,7 +24,8 @@ from errata.errors import BadInput, unknown
 from errata.printable import listed, shown
 from errata.types import Case
 from errata.world.cases import cases as world_cases
-from errata.world.named import world_named
+from errata.world.named import BUNDLED, PARAGRAPHS, world_named
+from errata.world.paragraphs import paragraphs as world_paragraphs
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ def cases(
 ) -> list[Case]:
     """The cases of the bundled world (``"world"``), of a file or folder, or of a hub id.
 
+    ``"world-paragraphs"`` are the bundled world's cases whose targets are paragraphs.
+
     The folder of a model that ``errata world train`` made gives the cases of its own world. Cases of a world are drawn
     by ``seed`` from the subjects of a ``split`` (``"test"``; choose settings on ``"validation"``); others come in their
     order with seed 0, shuffled with another. ``limit`` takes the first of them: with seed 0 no more of a file is read
@@ -77,13 +80,14 @@ def cases(
     """
     _check_name(name_or_path)
     _check_numbers(limit, seed)
-    if (world := world_named(name_or_path)) is not None:
+    of_texts = str(name_or_path) == PARAGRAPHS
+    if (world := world_named(BUNDLED if of_texts else name_or_path)) is not None:
         split = options.pop("split", "test")
         if format is not None or options:
             raise BadInput(
                 f"the world is no file, so {', '.join(options) or 'a format'} means nothing there; leave it out"
             )
-        return world_cases(world, limit, seed, split)
+        return (world_paragraphs if of_texts else world_cases)(world, limit, seed, split)
     loaded = read(name_or_path, format, limit=None if seed else limit, **options)
     if loaded.skipped or loaded.excluded or loaded.unread:
         log.warning("%s", loaded)

@@ -67,10 +67,10 @@ def _rewrites(record: Record) -> list[dict[str, Any]]:
 
 
 def _text_probes(edit: Edit, prompts: Iterable[str]) -> Iterator[Probe]:
-    """The text is expected behind the edit's own prompt, and behind others that ask the same."""
+    """The text is a reference behind the edit's own prompt, and the answer to others that ask the same."""
     yield Probe("generation", edit.prompt, references=(edit.target_new,), label="question")
     for prompt in prompts:
-        yield Probe("generation", prompt, references=(edit.target_new,), label="para_question")
+        yield Probe("paraphrase", prompt, (edit.target_new,), label="para_question")
 
 
 def _fact_probes(facts: Iterable[tuple[str, str]], label: str) -> Iterator[Probe]:

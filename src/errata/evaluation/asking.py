@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from errata.answers import complete, cut
+from errata.answers import complete, cut, room
 from errata.errors import BadInput, Unsupported
 from errata.types import Score
 
@@ -24,10 +24,12 @@ class Generation:
     At most ``tokens`` new tokens; or, with ``total``, as many as make prompt and continuation that long together.
     ``top_k`` above 1 samples among the k likeliest tokens and goes on past an end token, as ROME's generator does. The
     text is cut before the first of ``stops``, and behind the last of ``markers``; ``with_prompt`` prepends the prompt.
-    A stop inside an accepted answer is none, but with ``blind``.
+    A stop inside an accepted answer is none, but with ``blind``. With ``grows`` there is room for the longest accepted
+    answer, whatever ``tokens`` says.
     """
 
     tokens: int = 32
+    grows: bool = False
     total: Callable[[str], int] | None = None
     top_k: int = 1
     until_answer: bool = True
@@ -41,7 +43,7 @@ class Generation:
 class Requests:
     """What to ask a model, each entry once: prompts to answer, texts to write, targets to score, next tokens.
 
-    ``whole`` are a prompt and an accepted answer with a full stop inside: there no reply is cut.
+    ``whole`` are a prompt and an accepted answer with a full stop inside, or a long one: there no reply is cut.
     """
 
     answers: tuple[str, ...] = ()
@@ -110,15 +112,28 @@ def ask(lm: "LM", requests: Requests, answer: Generation, text: Generation) -> R
 
 
 def _answers(lm: "LM", prompts: Sequence[str], how: Generation, whole: Mapping[str, Sequence[str]]) -> list[str]:
-    """A reply to each prompt; one that could end early, inside an accepted answer, is written in full."""
-    in_full = {prompt for prompt, answers in whole.items() if any(map(complete, answers))}
+    """A reply to each prompt; one that could end early, inside an accepted answer, is written in full.
+
+    Prompts whose answers want about as much room are asked together.
+    """
+    alike: dict[tuple[bool, int], list[Pair]] = {}
+    for prompt in prompts:
+        early = not any(map(complete, whole.get(prompt, ())))
+        alike.setdefault((early, _tokens(how, whole.get(prompt, ()))), []).append((prompt, ""))
     replies: dict[str, str] = {}
-    for early in (True, False):
-        some = [(prompt, "") for prompt in prompts if (prompt not in in_full) is early]
-        if some:
-            texts = generate(lm, some, replace(how, until_answer=how.until_answer and early), whole)
-            replies |= {prompt: text for (prompt, _), text in zip(some, texts, strict=True)}
+    for (early, tokens), some in alike.items():
+        here = replace(how, until_answer=how.until_answer and early, tokens=tokens)
+        replies |= {prompt: text for (prompt, _), text in zip(some, generate(lm, some, here, whole), strict=True)}
     return [replies[prompt] for prompt in prompts]
+
+
+def _tokens(how: Generation, answers: Sequence[str]) -> int:
+    """How many new tokens a reply may have: twice as many until the longest of the answers has room."""
+    wanted = max(map(room, answers), default=0) if how.grows else 0
+    tokens = how.tokens
+    while tokens < wanted:
+        tokens *= 2
+    return tokens
 
 
 def generate(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from errata.errors import Unsupported
 from errata.evaluation.asking import Requests
 from errata.evaluation.metrics import forced_accuracy
 from errata.evaluation.protocols import Protocol
@@ -71,8 +72,11 @@ class ProbeGroup:
             requests = scorer.requests(probes)
             why_before = before.replies.error(requests)
             error = why_before or after.replies.error(requests)
-            was = None if why_before else scorer.value(probes, before, before)
-            now = None if error else scorer.value(probes, before, after)
+            try:
+                was = None if why_before else scorer.value(probes, before, before)
+                now = None if error else scorer.value(probes, before, after)
+            except Unsupported as lacking:  # an encoder that is not installed
+                was, now, error = None, None, str(lacking)
             yield self._row(name, scorer.match or match, was, now, error)
         for name, scorer in counted.left_out(mode):
             yield self._row(name, scorer.match or match, None, None, scorer.without)

@@ -14,11 +14,12 @@ from errata.evaluation.asking import Generation
 from errata.types import Mode
 
 NEW = ("accuracy",)  # scorers where the answer should change, or follow from the change
+TOLD = ("accuracy", "rouge_l")  # the same where the answer may be a text, of which a part can be told
 KEPT = ("accuracy", "agreement")  # scorers where it should stay: the known answer, and the answer given before
 METRICS: Mapping[str, tuple[str, ...]] = {  # kind of probe -> metrics of the protocol ``errata``
-    "edit": NEW,
-    "paraphrase": NEW,
-    "question": NEW,
+    "edit": TOLD,
+    "paraphrase": TOLD,
+    "question": TOLD,
     "alias": NEW,
     "inverse": NEW,
     "logical": NEW,
@@ -34,7 +35,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {  # kind of probe -> metrics of the pr
     "other_task": KEPT,
     "in_context": KEPT,
 }
-CHANGED = tuple(kind for kind, scorers in METRICS.items() if scorers is NEW)
+CHANGED = tuple(kind for kind, scorers in METRICS.items() if scorers is not KEPT)
 STAYING = tuple(kind for kind, scorers in METRICS.items() if scorers is KEPT)
 DISTANCES = ("kl",)  # of what should stay from what it was: less is better, and there is no most
 LESS_IS_BETTER = ("old_first",)  # metrics of edits that fall where an edit holds; all lie between 0 and 1
@@ -129,6 +130,7 @@ ERRATA = Protocol(
     scorers=METRICS,
     modes=("generated",),
     also=("forced",),
+    answer=Generation(grows=True),
 )
 ROME = Protocol(
     name="rome",
@@ -281,6 +283,30 @@ BELIEF = Protocol(
         Line(f"old answer first: {kind}", (kind,), "old_first") for kind in ("edit", "paraphrase", "question", "alias")
     ),
 )
+OVERLAPS = ("rouge_1_recall", "rouge_2_recall", "rouge_l_recall")
+OF_TEXTS = {"ROUGE-1": "rouge_1_recall", "ROUGE-2": "rouge_2_recall", "ROUGE-L": "rouge_l_recall"}
+UNKE = Protocol(
+    name="unke",
+    source="UnKEBench: https://arxiv.org/abs/2405.15349, TrustedLLM/UnKE evaluate.py; AnyEdit: summarize_uns.py",
+    scorers={
+        "edit": ("accuracy", *OVERLAPS, "similarity"),
+        "paraphrase": (*OVERLAPS, "similarity"),
+        "question": ("accuracy", *OVERLAPS),
+        **dict.fromkeys(STAYING, ("agreement",)),
+    },
+    modes=("generated",),
+    answer=Generation(tokens=512, until_answer=False),
+    lines=(
+        Line("whole text", ("edit",), "accuracy"),
+        *(Line(name, ("edit",), metric) for name, metric in OF_TEXTS.items()),
+        Line("BERT score", ("edit",), "similarity"),
+        *(Line(f"{name}, paraphrase", ("paraphrase",), metric) for name, metric in OF_TEXTS.items()),
+        Line("BERT score, paraphrase", ("paraphrase",), "similarity"),
+        *(Line(f"{name}, sub-questions", ("question",), metric) for name, metric in OF_TEXTS.items()),
+        Line("sub-questions answered", ("question",), "accuracy"),
+        Line("locality", STAYING, "agreement"),
+    ),
+)
 CONVSENT = Protocol(
     name="convsent",
     source="sentiment: SERAC https://arxiv.org/abs/2206.06520, eric-mitchell/serac metrics.py",
@@ -302,6 +328,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         WILD,
         WILD_RELEASED,
         BELIEF,
+        UNKE,
         CONVSENT,
     )
 }

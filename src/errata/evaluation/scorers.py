@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from errata.answers import MATCHES, SEARCHED, holds_a_stop
+from errata.answers import MATCHES, SEARCHED, holds_a_stop, is_text
+from errata.encoders import SENTENCES, sentences
+from errata.errors import BadInput, Unsupported
 from errata.evaluation import metrics
 from errata.evaluation.asking import Pair, Replies, Requests
-from errata.evaluation.metrics import Tfidf
+from errata.evaluation.metrics import Overlap, Tfidf, rouge
 from errata.types import Mode, Probe, Score
 
 Verdicts = Mapping[tuple[str, tuple[str, ...]], bool]  # (prompt, accepted answers) -> whether it was answered right
@@ -52,7 +54,8 @@ class Scorer:
     """A number about probes that count as one.
 
     ``requests`` are what the model must be asked, ``value`` is of (probes, replies before the edit, replies now), and
-    ``needs`` are the fields without which a probe is left out, ``labels`` those of which some probe must be there.
+    ``needs`` are the fields without which a probe is left out, ``labels`` those of which some probe must be there. With
+    ``texts`` those probes alone count one of whose answers is a text (``errata.answers.is_text``).
     ``match`` is what the row says of how an answer was compared; "" stands for the protocol's own. ``without`` says how
     to give what is needed: there is a row, with this as its error, also where no probe is usable.
     """
@@ -63,10 +66,12 @@ class Scorer:
     match: str = ""
     labels: tuple[str, ...] = ()
     without: str = ""
+    texts: bool = False
 
     def usable(self, probes: Probes) -> Probes:
         """Those of the probes that have what is needed."""
         found = [probe for probe in probes if all(getattr(probe, name) for name in self.needs)]
+        found = [probe for probe in found if not self.texts or any(map(is_text, probe.answers))]
         return found if {probe.label for probe in found}.issuperset(self.labels) else []
 
 
@@ -86,7 +91,8 @@ def _grouped(value: OfProbe) -> Value:
 
 
 def _answers(probes: Probes) -> Requests:
-    whole = tuple((probe.prompt, answer) for probe in probes for answer in probe.answers if holds_a_stop(answer))
+    answers = ((probe.prompt, answer) for probe in probes for answer in probe.answers)
+    whole = tuple(pair for pair in answers if holds_a_stop(pair[1]) or is_text(pair[1]))
     return Requests(answers=tuple(probe.prompt for probe in probes), whole=whole)
 
 
@@ -184,6 +190,25 @@ def _sentiment(probes: Probes, before: GradedReplies, after: GradedReplies) -> f
     )
 
 
+def _rouge(of: Callable[[Overlap], float], n: int | None, *, as_long: bool = False) -> Value:
+    """Of the reply and the answer that it is most like."""
+
+    def value(probe: Probe, before: GradedReplies, after: GradedReplies) -> float:
+        reply = after.answer(probe)
+        return max(of(rouge(reply, answer, n, as_long=as_long)) for answer in probe.answers)
+
+    return _grouped(value)
+
+
+def _similarity(probe: Probe, before: GradedReplies, after: GradedReplies) -> float:
+    try:
+        encode = sentences(SENTENCES)
+    except BadInput as error:
+        raise Unsupported(str(error)) from error
+    reply, *answers = encode([after.answer(probe), *probe.answers])
+    return max(float(reply @ answer) for answer in answers)
+
+
 def _kl(probe: Probe, before: GradedReplies, after: GradedReplies) -> float:
     return metrics.kl(after.replies.next_logprobs[probe.prompt], before.replies.next_logprobs[probe.prompt])
 
@@ -223,6 +248,13 @@ SCORERS: Mapping[tuple[str, Mode], Scorer] = {
     ("old_first", "forced"): Scorer(_grouped(_old_first), _all_and_rival, RIVALS, "likeliest"),
     ("kl", "forced"): Scorer(_grouped(_kl), _next_tokens, (), "next token"),
     ("sentiment", "forced"): Scorer(_sentiment, _references, ("references",), "likelier", SIDES),
+    ("rouge_l", "generated"): Scorer(
+        _rouge(lambda o: o.f1, None, as_long=True), _answers, match="words in order", texts=True
+    ),
+    ("rouge_1_recall", "generated"): Scorer(_rouge(lambda o: o.recall, 1), _answers, match="shared words"),
+    ("rouge_2_recall", "generated"): Scorer(_rouge(lambda o: o.recall, 2), _answers, match="shared pairs of words"),
+    ("rouge_l_recall", "generated"): Scorer(_rouge(lambda o: o.recall, None), _answers, match="words in order"),
+    ("similarity", "generated"): Scorer(_grouped(_similarity), _answers, match=SENTENCES),
     ("entropy", "generated"): Scorer(_entropy, _texts, (), "n-grams"),
     ("reference", "generated"): Scorer(_reference, _texts, ("references",), "TF-IDF", without=NO_REFERENCES),
 }

@@ -222,9 +222,10 @@ class Method(ABC):
         """The whole next patch: ``prior`` and these edits. The model is left as it was.
 
         How each edit ended stands in ``patch.meta`` (``made[-1]["outcomes"]``, by id): ``loss``, the mean −log p of a
-        target token with the patch in force; ``met``, whether every one is the arg-max; and of methods that search,
-        ``search_loss``, where the search ended, and ``search_met``, whether that is what it was to reach. Edits that
-        are not met are named in a warning, and so are edits that contradict each other.
+        target token with the patch in force; ``met``, whether every one is the arg-max; of a text ``recalled``, the
+        share of them in front of the first that is not; and of methods that search, ``search_loss``, where the search
+        ended, and ``search_met``, whether that is what it was to reach. Edits that are not met are named in a warning,
+        and so are edits that contradict each other.
 
         Raises :class:`NeedsPrepare` without a state that the method needs, :class:`WrongModel` for the state or patch
         of another model, :class:`BadInput` for what is no edit, :class:`Refused` where a number of the new patch is not

@@ -12,14 +12,17 @@ from contextvars import ContextVar
 from math import isfinite
 from typing import Any
 
+from errata.answers import is_text
 from errata.errors import BadInput, Unsupported
 from errata.model.hf import HFLM
 from errata.patch.patch import Patch
-from errata.types import Edit
+from errata.printable import shown
+from errata.types import Edit, Score
 
 log = logging.getLogger(__name__)
 NAMED = 3  # edits that a warning names
-Outcome = dict[str, Any]  # of an edit, JSON: what is known of ``loss``, ``met``, ``search_loss``, ``search_met`` …
+# Of an edit, JSON: what is known of ``loss``, ``met``, ``recalled``, ``search_loss``, ``search_met`` …
+Outcome = dict[str, Any]
 
 _FOUND: ContextVar[dict[str, Outcome] | None] = ContextVar("found", default=None)
 
@@ -71,6 +74,8 @@ def searched() -> Iterator[dict[str, Outcome]]:
 def answered(lm: HFLM, edits: Sequence[Edit], patch: Patch) -> dict[str, Outcome]:
     """Id -> the mean −log p of a target token with the patch in force, and whether each token is the arg-max.
 
+    Of a target that is a text also ``recalled``: the share of its tokens in front of the first that is not the arg-max,
+    which is as far as the model tells it of itself.
     Empty for a patch that answers by generation alone, or cannot be asked.
     """
     try:
@@ -79,9 +84,19 @@ def answered(lm: HFLM, edits: Sequence[Edit], patch: Patch) -> dict[str, Outcome
     except (Unsupported, BadInput):  # BadInput: what a wrapper adds to a prompt can be too long for the model
         return {}
     return {
-        edit.id: {"loss": _number(-score.total / len(score.tokens)), "met": score.correct}
+        edit.id: {
+            "loss": _number(-score.total / len(score.tokens)),
+            "met": score.correct,
+            **({"recalled": round(_recalled(score), 4)} if is_text(edit.target_new) else {}),
+        }
         for edit, score in zip(edits, scores, strict=True)
     }
+
+
+def _recalled(score: Score) -> float:
+    """The share of a target's tokens in front of the first that is not the arg-max."""
+    right = [a == b for a, b in zip(score.tokens, score.argmax, strict=True)]
+    return (right.index(False) if False in right else len(right)) / len(right)
 
 
 def missed(outcome: Mapping[str, Any]) -> bool:
@@ -101,15 +116,19 @@ def warn(method: str, edits: Sequence[Edit], outcomes: Mapping[str, Outcome]) ->
 
 
 def _named(edits: Sequence[Edit], outcomes: Mapping[str, Outcome]) -> str:
-    named = [f"{e.prompt!r} -> {e.target_new!r} ({describe(outcomes[e.id])})" for e in edits[:NAMED]]
+    named = [f"{e.prompt!r} -> {_shown(e.target_new)} ({describe(outcomes[e.id])})" for e in edits[:NAMED]]
     return ", ".join(named) + (f" and {len(edits) - NAMED} more" if len(edits) > NAMED else "")
 
 
+def _shown(target: str) -> str:
+    return shown(target) if is_text(target) else repr(target)
+
+
 def describe(outcome: Mapping[str, Any]) -> str:
-    """The losses in words, and why it ended so where that is known."""
+    """The losses in words, how much of a text is recalled, and why it ended so where that is known."""
     losses = [
         f"{name} {outcome[key]:.2f}"
-        for name, key in (("loss", "loss"), ("search ended at", "search_loss"))
+        for name, key in (("loss", "loss"), ("recalled", "recalled"), ("search ended at", "search_loss"))
         if outcome.get(key) is not None
     ]
     return ", ".join([*losses, *filter(None, [outcome.get("why")])])

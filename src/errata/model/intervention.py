@@ -6,7 +6,7 @@ same logits the plain way: it is the reference, and the fallback for models in w
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -60,32 +60,55 @@ def _changed(
     """Context manager: ``delta`` (b, d for each path of the site) is added at one token of each row."""
     paths = site.paths(sites)
     parts = [None] * len(paths) if delta is None else delta.chunk(len(paths), 1)
-    adds = [_adding(part, rows, columns) for part in parts]
+    adds = [_adding(part, rows, columns, len(rows)) for part in parts]
     return hooks.all_of(
         hooks.after(model.get_submodule(path), lambda args, kwargs, out, add=add: add(out))
         for path, add in zip(paths, adds, strict=True)
     )
 
 
-def _adding(delta: Tensor | None, rows: Tensor, columns: Tensor) -> Callable[[Any], Any]:
-    """A function that adds ``delta`` (b, d) to the hidden state in a module's output, at one token of each row."""
+def _adding(delta: Tensor | None, rows: Tensor, columns: Tensor, b: int) -> Callable[[Any], Any]:
+    """A function that adds ``delta`` (k, d) to the hidden state in a module's output, at k tokens of ``b`` rows."""
 
     def add(output: Any) -> Any:
         if delta is None:
             return output
         hidden = hidden_of(output)
-        zeros = torch.zeros_like(unflattened(hidden, len(delta)))
+        zeros = torch.zeros_like(unflattened(hidden, b))
         added = zeros.index_put((rows.to(hidden.device), columns.to(hidden.device)), delta.to(hidden))
         return with_hidden(output, hidden + added.view_as(hidden))
 
     return add
 
 
+Held = Mapping[int, Tensor]  # column of a row -> what is added there all the time, (d for each path of the site,)
+
+
+def _holding(
+    model: nn.Module, sites: Sites, site: InterventionSite, held: Sequence[Held], starts: Sequence[int]
+) -> AbstractContextManager[None]:
+    """Context manager: what is ``held`` is added, in rows whose column 0 stands at ``starts``."""
+    at = [(row, start + column) for row, (of, start) in enumerate(zip(held, starts, strict=True)) for column in of]
+    if not at:
+        return nullcontext()
+    rows, columns = torch.tensor(at).unbind(1)
+    vectors = torch.stack([vector for of in held for vector in of.values()])  # (k, d for each path)
+    parts = vectors.chunk(len(site.paths(sites)), 1)
+    adds = [_adding(part, rows, columns, len(held)) for part in parts]
+    return hooks.all_of(
+        hooks.after(model.get_submodule(path), lambda args, kwargs, out, add=add: add(out))
+        for path, add in zip(site.paths(sites), adds, strict=True)
+    )
+
+
 # The two passes ------------------------------------------------------------------------------------
 
 
 class Pass(Protocol):
-    """Rows of tokens whose hidden state can be changed at one position each, to be run many times."""
+    """Rows of tokens whose hidden state can be changed at one position each, to be run many times.
+
+    What a row holds at earlier positions (``held``) is in force in every pass.
+    """
 
     def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
         """Logits at ``columns`` of each row, with ``delta`` (b, d) added to the hidden states. (k, V).
@@ -103,11 +126,22 @@ class FullPass(Pass):
     """Runs every layer on every token, each time."""
 
     def __init__(
-        self, model: nn.Module, sites: Sites, rows: Rows, positions: Sequence[int], site: InterventionSite, fill: int
+        self,
+        model: nn.Module,
+        sites: Sites,
+        rows: Rows,
+        positions: Sequence[int],
+        site: InterventionSite,
+        fill: int,
+        held: Sequence[Held] = (),
     ) -> None:
-        """``positions``: the column of each row at which the hidden state is changed; ``fill`` pads."""
+        """``positions``: the column of each row at which the hidden state is changed; ``fill`` pads.
+
+        ``held``: what each row holds before its position.
+        """
         self.model, self.sites, self.site, self.fill = model, sites, site, fill
         self.rows, self.positions = [list(row) for row in rows], list(positions)
+        self.held = list(held) or [{} for _ in rows]
         self.padded = pad(self.rows, "right", fill, input_device(model, sites))
 
     @override
@@ -115,7 +149,8 @@ class FullPass(Pass):
         rows, cols = _flat([[p + c for c in some] for p, some in zip(self.positions, columns, strict=True)])
         device = self.padded.ids.device
         where = torch.arange(len(self.rows), device=device), torch.tensor(self.positions, device=device)
-        with use_of(self.model).lock, _changed(self.model, self.sites, self.site, delta, *where):
+        holding = _holding(self.model, self.sites, self.site, self.held, [0] * len(self.rows))
+        with use_of(self.model).lock, holding, _changed(self.model, self.sites, self.site, delta, *where):
             logits = self.model(**inputs_of(self.model, self.padded.ids, self.padded.mask)).logits  # (b, t, V)
         return logits[rows.to(logits.device), cols.to(logits.device)]
 
@@ -123,7 +158,8 @@ class FullPass(Pass):
     def select(self, rows: Sequence[int]) -> "FullPass":
         chosen = [self.rows[i] for i in rows]
         positions = [self.positions[i] for i in rows]
-        return FullPass(self.model, self.sites, chosen, positions, self.site, self.fill)
+        held = [self.held[i] for i in rows]
+        return FullPass(self.model, self.sites, chosen, positions, self.site, self.fill, held)
 
 
 class SuffixPass(Pass):
@@ -134,7 +170,14 @@ class SuffixPass(Pass):
     """
 
     def __init__(
-        self, model: nn.Module, sites: Sites, rows: Rows, positions: Sequence[int], site: InterventionSite, fill: int
+        self,
+        model: nn.Module,
+        sites: Sites,
+        rows: Rows,
+        positions: Sequence[int],
+        site: InterventionSite,
+        fill: int,
+        held: Sequence[Held] = (),
     ) -> None:
         """Runs the prefixes, and the suffixes up to the site. Arguments as for :class:`FullPass`."""
         self.model, self.sites, self.site = model, sites, site
@@ -146,7 +189,7 @@ class SuffixPass(Pass):
         self.suffix = pad([row[p:] for row, p in zip(rows, positions, strict=True)], "right", fill, device, least)
         self.mask = torch.cat([self.prefix.mask, self.suffix.mask], 1)
         with use_of(model).lock, torch.no_grad():
-            self.cache = self._prefix_cache(prefixes)
+            self.cache = self._prefix_cache(prefixes, held)
             self.stored = self._output_of_skipped()
 
     @property
@@ -154,12 +197,20 @@ class SuffixPass(Pass):
         """Number of blocks, from the first, that need not run again."""
         return self.site.layer + (0 if self.site.mlp_output else 1)
 
-    def _prefix_cache(self, prefixes: Rows) -> Any:
-        """Keys and values of the prefixes. A beginning that many rows share (a context) is run once."""
+    def _prefix_cache(self, prefixes: Rows, added: Sequence[Held]) -> Any:
+        """Keys and values of the prefixes. A beginning that many rows share (a context) is run once.
+
+        Where anything is ``added`` all the time, each is run by itself.
+        """
         cache = new_cache(self.model)
         assert cache is not None
         width = self.prefix.ids.shape[1]
         if not width:
+            return cache
+        if any(added):
+            starts = [width - n for n in self.prefix.lengths]
+            with _holding(self.model, self.sites, self.site, added, starts):
+                extend(self.model, self.sites, cache, self.prefix.ids, self.prefix.mask)
             return cache
         groups = shared_prefixes(self.model, self.sites, prefixes, shared_lengths(prefixes))
         if groups is None:
@@ -213,7 +264,7 @@ class SuffixPass(Pass):
         if self.site.mlp_output:
             changed = _changed(self.model, self.sites, self.site, delta, *where)
         else:
-            forwards[blocks[-1]] = lambda *a, **k: _adding(delta, *where)(self.stored)
+            forwards[blocks[-1]] = lambda *a, **k: _adding(delta, *where, b)(self.stored)
         if self.sites.depth - 1 > self.site.layer and not self.sites.mixing(-1):
             sparse = only_at(self.model, self.sites, (b, self.suffix.ids.shape[1]), rows, cols)
         gather = gathered(self.model, self.sites, rows, cols)

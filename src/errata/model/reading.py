@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.model import hooks, passes
-from errata.model.intervention import FullPass, InterventionSite, Pass, SuffixPass
+from errata.model.intervention import FullPass, Held, InterventionSite, Pass, SuffixPass
 from errata.model.lm import Call
 from errata.model.prefixes import PrefixGroup, shared_lengths, shared_prefixes
 from errata.model.projection import KEY, Projection, WeightKeys
@@ -207,18 +207,20 @@ class TensorPasses(ModelView):
         columns: Sequence[Sequence[int]],
         *,
         plain: bool = False,
+        held: Sequence[Held] = (),
     ) -> Pass:
         """A pass over rows of token ids whose hidden state can be changed at ``site``, at one position of each row.
 
+        ``held`` are, for each row, vectors that are added there all the time, by their columns before that position.
         It runs the suffix only (:class:`SuffixPass`), or everything where ``plain``. The first suffix pass of a model
         at a site is compared with the full pass, at ``columns`` (counted from the changed position); where they differ,
         full passes are used there from then on, with a warning in the log. So are the first one that needs a cache, and
         the first one in which rows are padded before their first token: a model may break the rules there alone.
         """
-        inputs = (self.model, self.sites, rows, positions, site, self.tokens.fill)
+        inputs = (self.model, self.sites, rows, positions, site, self.tokens.fill, held)
         shared = shared_lengths([row[:position] for row, position in zip(rows, positions, strict=True)])
         padded = len(set(positions)) > 1 or _padded(shared)
-        holds, key = self._shared.suffix_holds, (site, any(positions), padded)
+        holds, key = self._shared.suffix_holds, (site, any(positions), padded, any(held))
         if plain or holds.get(key) is False or not self.caching.spans:
             return FullPass(*inputs)
         fast = SuffixPass(*inputs)

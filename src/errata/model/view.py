@@ -45,7 +45,7 @@ class _Shared:
 
     call: ContextVar[Call | None] = field(default_factory=lambda: ContextVar("call", default=None))
     # does the suffix pass hold at this site, for rows that have a prefix or not, padded in front or not?
-    suffix_holds: dict[tuple[InterventionSite, bool, bool], bool] = field(default_factory=dict)
+    suffix_holds: dict[tuple[InterventionSite, bool, bool, bool], bool] = field(default_factory=dict)
     # do rows whose shared beginnings are in a cache give what whole rows do, beginnings padded or not?
     sharing_holds: dict[bool, bool] = field(default_factory=dict)
     caching: Caching | None = None

@@ -56,6 +56,7 @@ class Outcome(Record):
 
     loss: float | None = None
     met: bool = False
+    recalled: float | None = None
     search_loss: float | None = None
     search_met: bool = False
     ended: str = ""

@@ -31,7 +31,9 @@ SEVERAL_METRICS = tuple(NAMES)[tuple(NAMES).index("neighborhood") :]  # kinds wh
 
 COLUMNS: Mapping[tuple[str, str], str] = {  # of a table of methods: (kind, metric) -> heading
     ("edit", "accuracy"): NAMES["edit"],
+    ("edit", "rouge_l"): "ROUGE-L of the text",
     ("paraphrase", "accuracy"): NAMES["paraphrase"],
+    ("paraphrase", "rouge_l"): "ROUGE-L, paraphrases",
     ("question", "accuracy"): NAMES["question"],
     ("neighborhood", "agreement"): f"{NAMES['neighborhood']}: agreement",
     ("neighborhood", "accuracy"): f"{NAMES['neighborhood']}: accuracy",

@@ -11,6 +11,7 @@ from errata.world.edited import edited
 from errata.world.facts import World, world
 
 BUNDLED = "world"
+PARAGRAPHS = "world-paragraphs"  # its cases whose targets are paragraphs
 FOLDER = Path(__file__).parent / "model"  # of the bundled model
 GOLD = Path(__file__).parent / "gold" / "gold.safetensors"  # its answers had it learned other facts: evaluation/gold.py
 RECIPE = "recipe.json"  # beside a model of the world: how it was made

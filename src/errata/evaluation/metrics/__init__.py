@@ -16,6 +16,7 @@ from errata.evaluation.metrics.choice import choice, magnitude, nll, ranks_first
 from errata.evaluation.metrics.hops import any_or_all, hop_wise, instance_wise
 from errata.evaluation.metrics.means import Mean, case_means, harmonic_mean, mean, mean_over_cases, score
 from errata.evaluation.metrics.outlook import Outlook, answer_kl
+from errata.evaluation.metrics.rouge import Overlap, rouge
 from errata.evaluation.metrics.sequence import (
     backward_transfer,
     deterioration,
@@ -44,6 +45,7 @@ __all__ = [
     "retainability", "backward_transfer", "scalability", "deterioration", "drawdown", "efficacy", "relapse",
     "any_or_all", "instance_wise", "hop_wise",
     "words", "ngram_entropy", "fluency", "Tfidf", "reference_score", "perplexity", "kl", "sentiment",
+    "Overlap", "rouge",
     "Outlook", "answer_kl",
     "Change", "change_of",
 ]  # fmt: skip

@@ -1,6 +1,5 @@
 """AlphaEdit: MEMIT in the null space of what the model knows."""
 
-import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +10,6 @@ from errata.methods.base import Tags
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.base import ClosedForm
 from errata.methods.settings import setting
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,5 @@ class AlphaEdit(ClosedForm):
 
     @override
     def metric(self, c: Tensor) -> Tensor:
-        """P, scaled so that E[kᵀPk] = d_ff as with C⁻¹: λ is then in MEMIT's units."""
-        projector = solve.null_projector(c, self.cut)
-        log.info("%s: %.0f of %d directions are free", self.name, projector.trace(), len(c))
-        return projector.mul_(len(c) / (projector * c).sum().clamp(min=1e-12))
+        """P, scaled so that E[kᵀPk] = d_ff as with C⁻¹."""
+        return solve.scaled_null_projector(c, self.cut)

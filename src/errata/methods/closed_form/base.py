@@ -7,7 +7,6 @@ choice of settings.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -18,9 +17,10 @@ from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.cost import steps
-from errata.methods.closed_form.keys import Site, SubjectReadings, SubjectRows, check_reads_subjects, read_at_subjects
+from errata.methods.closed_form.keys import Site, SubjectReadings, SubjectRows, check_reads_subjects
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.outlet import Outlet
+from errata.methods.closed_form.search import SearchResult
 from errata.methods.closed_form.statistics import KeyStatistics, check_statistics, key_statistics
 from errata.methods.closed_form.symmetric import Kept, Symmetric
 from errata.methods.closed_form.targets import find_deltas
@@ -55,12 +55,10 @@ class EditContext:
     state: State
     prior: Patch
     memory: Mapping[str, Tensor]
+    rows: SubjectRows
     changes: Delta = field(default_factory=lambda: Delta({}))
-
-    @cached_property
-    def rows(self) -> SubjectRows:
-        """The edits behind each context, up to their subjects."""
-        return SubjectRows.of(self.lm, self.edits, self.contexts)
+    kept: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Keys (m, f) of each weight whose values are to stay, beside those that C stands for."""
 
     def in_force(self) -> Patch:
         """The prior patch and the changes so far."""
@@ -149,6 +147,18 @@ class ClosedForm(TargetSettings):
         """
         return hidden, hidden
 
+    def rows(self, lm: HFLM, edits: Sequence[Edit], contexts: Sequence[str]) -> SubjectRows:
+        """The rows that end at the key tokens, behind each context: those of the edits' subjects."""
+        return SubjectRows.of(lm, edits, contexts)
+
+    def search(
+        self, lm: HFLM, edits: Sequence[Edit], site: InterventionSite, contexts: Sequence[str], **how: Any
+    ) -> SearchResult:
+        """δ for each key token; ``how`` is as for :func:`find_deltas`, and the outcomes are reported."""
+        result = find_deltas(lm, edits, site, contexts, **how)
+        report([edit.id for edit in edits], result.final_loss.tolist(), result.met.tolist())
+        return result
+
     def share(self, layers_left: int) -> float:
         """The part of the residual that the first of ``layers_left`` layers takes."""
         return 1 / layers_left
@@ -231,7 +241,7 @@ class ClosedForm(TargetSettings):
         contexts = state.once(f"contexts/{drawn}", lambda: contexts_of(lm, self.contexts, self.seed))
         turns = sorted({self.layers[:1], self.layers[-1:]}) if self.blue else [self.layers]
         for batch in [[edit] for edit in edits] if self.one_by_one else [list(edits)]:
-            context = EditContext(lm, batch, contexts, state, prior, prior.memory)
+            context = EditContext(lm, batch, contexts, state, prior, prior.memory, self.rows(lm, batch, contexts))
             for layers in turns:
                 self._edit_layers(context, layers)
             prior = replace(prior + Patch((context.changes,)), memory=context.memory)
@@ -274,7 +284,7 @@ class ClosedForm(TargetSettings):
                 moved = unmet
             residual = self.residual(targets, outlet.change(inside, moved, like), read[value])
             residuals[layer] = residuals.get(layer, 0) + residual
-            inverses = (self._inverse(context, name) for name in of_weight)  # one at a time
+            inverses = (self._metric(context, name) for name in of_weight)  # one at a time
             found = self.change(inverses, list(of_weight.values()), residuals[layer])
             for name, change in zip(of_weight, found, strict=True):
                 changes[name] = LowRank(change.a.float(), change.b.float()).compact()
@@ -294,17 +304,16 @@ class ClosedForm(TargetSettings):
         scale = (measured_at(lm, site.layer), "out")
         outputs = [(path, "out") for path in site.paths(lm.sites)]
         sites = [value, *outputs, scale, outlet.inside, outlet.outside]
-        bare = {at: readings.bare for at, readings in read_at_subjects(lm, edits, [""], sites).items()}
+        bare = {at: readings.bare for at, readings in self.rows(lm, edits, [""]).read(lm, sites).items()}
         hidden = bare[scale].norm(dim=-1, keepdim=True).expand(-1, len(outputs))  # (n, paths)
         own = torch.stack([bare[at].norm(dim=-1) for at in outputs], 1)
         bound, unit = self.measures(hidden, own)
         norms = context.state.info["norms"]
         settings = replace(self, lr=self.lr * norms[scale[0]] / norms[measured_at(lm, self.layers[-1])])
         under = EMPTY if lm.unedited else context.in_force()
-        about: Any = {"plain": self.plain, "under": under}
-        result = find_deltas(lm, edits, site, context.contexts, settings, self.clamp * bound, unit, **about)
+        how: Any = {"settings": settings, "limits": self.clamp * bound, "units": unit}
+        result = self.search(lm, edits, site, context.contexts, **how, plain=self.plain, under=under)
         give_back()  # before matrices (f, f) are made: what the steps of a search leave is in small pieces
-        report([edit.id for edit in edits], result.final_loss.tolist(), result.met.tolist())
         width = bare[value].shape[1]  # what PMET's search has beside it, for the attention, is dropped
         delta = result.delta[:, :width] / (1.0 if site.mlp_output else outlet.gain)
         return Targets(delta, bare[value], bare[outlet.inside], bare[outlet.outside])
@@ -357,6 +366,12 @@ class ClosedForm(TargetSettings):
             return running.initial
         memory = context.prior.memory
         return running.after(memory.get(KEYS + path), memory.get(GRAM + path), self.lam)
+
+    def _metric(self, context: EditContext, weight: str) -> solve.Metric:
+        """(f, f): the same, with the keys that are kept."""
+        assert self.lam is not None
+        inverse, kept = self._inverse(context, weight), context.kept.get(weight)
+        return inverse if kept is None else solve.Keeping.of(inverse, kept.T, self.lam)
 
     def _remember(self, context: EditContext, weight: str, keys: Tensor) -> None:
         """Adds the new keys (n, f) of a weight to the memory, and to its inverse where that is held."""

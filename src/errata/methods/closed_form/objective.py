@@ -18,6 +18,7 @@ from torch import Tensor
 from errata.methods.base import Method
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
+from errata.model.intervention import Held
 from errata.types import Edit
 
 ESSENCE = "{} is a"  # ROME's prompt for what the subject is
@@ -54,11 +55,13 @@ class FactRows:
 
     Per row: ``ids``, the subject's last token ``position`` and the ``columns`` of its entries, counted from there. Per
     entry: the ``target`` token, or −1 where the distribution is held to the unedited model's; its ``weight``; and
-    whether that is by KL(P ‖ P_δ) (``forward``) instead of KL(P_δ ‖ P).
+    whether that is by KL(P ‖ P_δ) (``forward``) instead of KL(P_δ ‖ P). ``held`` are the δ that a row has at earlier
+    positions already.
     """
 
     ids: list[list[int]] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
     columns: list[list[int]] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -72,10 +75,12 @@ class FactRows:
         targets: list[int],
         weight: float,
         forward: bool = False,
+        held: Held | None = None,
     ) -> None:
         """Adds a row with an entry at each of its ``columns``, which share ``weight``."""
         self.ids.append(ids)
         self.positions.append(position)
+        self.held.append(held or {})
         self.columns.append([column - position for column in columns])
         self.targets += targets
         self.weights += [weight / len(columns)] * len(columns)

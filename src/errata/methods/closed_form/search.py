@@ -133,7 +133,8 @@ class GroupSearch:
         self.settings, self.paths = settings, len(site.paths(lm.sites))
         columns = [columns for row in rows for columns in row.columns]
         ids, positions = [i for row in rows for i in row.ids], [p for row in rows for p in row.positions]
-        pass_ = lm.intervention(ids, positions, site, columns, plain=plain)
+        held = [h for row in rows for h in row.held]
+        pass_ = lm.intervention(ids, positions, site, columns, plain=plain, held=held)
         self.batch = Batch(
             pass_, columns, [fact for fact, row in enumerate(rows) for _ in row.ids], Entries.of(rows, lm.device)
         )

@@ -12,6 +12,7 @@ that has float64.
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import nan
 
 import torch
@@ -23,9 +24,36 @@ from errata.patch.delta import LowRank
 
 log = logging.getLogger(__name__)
 
-Metric = Tensor | Symmetric  # (f, f): what measures keys, an inverse of C or a projector
 
 MOST_RIDGE = 100.0  # times the mean eigenvalue: what rounding of sums leaves below zero is far nearer to it
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """(C + K_p K_pᵀ / λ)⁻¹ for keys K_p (f, m) whose values are to stay, as its product with other keys.
+
+    No second matrix (f, f) is made: X − X_p (λ I + K_pᵀX_p)⁻¹ K_pᵀX (Woodbury); ``x`` is X_p, ``inner`` the inverse.
+    """
+
+    inverse: "Tensor | Symmetric"
+    keys: Tensor
+    x: Tensor
+    inner: Tensor
+
+    @classmethod
+    def of(cls, inverse: "Tensor | Symmetric", keys: Tensor, lam: float) -> "Keeping":
+        """From C⁻¹ (f, f), or a projector in its place, and the keys (f, m)."""
+        keys = keys.to("cpu", torch.float64)
+        x = inverse @ keys  # (f, m)
+        inner = lam * torch.eye(keys.shape[1]).to(x) + keys.T.to(x) @ x
+        return cls(inverse, keys.to(x), x, torch.linalg.pinv(inner, hermitian=True))
+
+    def __matmul__(self, keys: Tensor) -> Tensor:
+        found = self.inverse @ keys
+        return found - self.x @ (self.inner @ (self.keys.T @ found))
+
+
+Metric = Tensor | Symmetric | Keeping  # (f, f): what measures keys, an inverse of C or a projector
 
 
 def inverse_of(c: Tensor, ridge: float = 0.0) -> Tensor:
@@ -78,6 +106,13 @@ def null_projector(c: Tensor, share: float) -> Tensor:
     values = values.clamp(min=0)
     kept = vectors[:, : int((values.cumsum(0) <= share * values.sum()).sum())]
     return kept @ kept.T
+
+
+def scaled_null_projector(c: Tensor, share: float) -> Tensor:
+    """:func:`null_projector`, scaled so that E[kᵀPk] = f as with C⁻¹: λ is then in MEMIT's units."""
+    projector = null_projector(c, share)
+    log.info("%.0f of %d directions are free", projector.trace(), len(c))
+    return projector.mul_(len(c) / (projector * c).sum().clamp(min=1e-12))
 
 
 def with_keys(inverse: Symmetric, keys: Tensor, lam: float, *, in_place: bool = False) -> Symmetric:

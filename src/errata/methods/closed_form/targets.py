@@ -35,7 +35,6 @@ def find_deltas(
     has some, search a share of the facts each.
     ``plain`` is the reference: a fact at a time, full passes.
     """
-    width = _hidden_width(lm) * len(site.paths(lm.sites))
     if lm.workers is not None and len(edits) > 1:
         count = min(lm.workers.count, len(edits))
         shares = [list(range(n, len(edits), count)) for n in range(count)]
@@ -50,7 +49,22 @@ def find_deltas(
     contexts = contexts[: settings.search_contexts + 1]
     of_subjects = continuations_of(lm, edits, settings)
     rows = [rows_of(lm, edit, contexts, settings, of) for edit, of in zip(edits, of_subjects, strict=True)]
-    result = SearchResult.start(len(edits), width, lm.dtype, settings.optimizer)
+    return search_rows(lm, rows, site, settings, limits, units, plain=plain)
+
+
+def search_rows(
+    lm: HFLM,
+    rows: Sequence[FactRows],
+    site: InterventionSite,
+    settings: TargetSettings,
+    limits: Tensor,
+    units: Tensor,
+    *,
+    plain: bool = False,
+) -> SearchResult:
+    """δ for the rows of each fact; arguments as for :func:`find_deltas`."""
+    width = _hidden_width(lm) * len(site.paths(lm.sites))
+    result = SearchResult.start(len(rows), width, lm.dtype, settings.optimizer)
 
     def search(facts: list[int], leave: int) -> None:
         group = GroupSearch(lm, [rows[i] for i in facts], site, settings, plain)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from errata.encoders import sentences
 from errata.errors import BadInput
-from errata.methods.retrieval import sentences
 from errata.methods.trained.routed.reading import ROLES, Batch, Row
 from errata.methods.trained.routed.transformer import SmallTransformer
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from errata.encoders import TFIDF, sentences
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.outcomes import report
-from errata.methods.retrieval import TFIDF, sentences
 from errata.methods.settings import setting
 from errata.methods.trained.examples import Example, compatible
 from errata.methods.trained.method import NETWORK, QUICK, TrainedMethod
