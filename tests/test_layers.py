@@ -19,6 +19,8 @@ LAYERS = (
     "patch",
     "distributed",
     "locate",
+    "exchange",
+    "audit",
     "methods",
     "free_text",
     "world",
@@ -31,7 +33,7 @@ LAYERS = (
     "__main__",
 )
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
-DRIVERS = ("model", "patch", "locate", "cost", "evaluation", "bench", "report")
+DRIVERS = ("model", "patch", "locate", "exchange", "audit", "cost", "evaluation", "bench", "report")
 
 
 def name_of(path: Path) -> str:

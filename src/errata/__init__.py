@@ -20,6 +20,7 @@ from errata.types import Case, Edit, Probe, Row, Score
 
 if TYPE_CHECKING:
     from errata import data as data
+    from errata import exchange as exchange
     from errata.cost.plan import plan as plan
     from errata.data.reader import cases as cases
     from errata.evaluation.baseline import baseline as baseline
@@ -35,6 +36,7 @@ _WHERE = {  # name -> module, or module:attribute
     "load": "errata.world.bundled:load",
     "cases": "errata.data.reader:cases",
     "data": "errata.data",
+    "exchange": "errata.exchange",
     "baseline": "errata.evaluation.baseline:baseline",
     "evaluate": "errata.evaluation.evaluate:evaluate",
     "method": "errata.methods.registry:method",
@@ -47,7 +49,8 @@ _WHERE = {  # name -> module, or module:attribute
 
 __all__ = [
     "Case", "Edit", "Probe", "Row", "Score",
-    "load", "cases", "baseline", "evaluate", "method", "methods", "plan", "Patch", "EMPTY", "transforms", "data",
+    "load", "cases", "baseline", "evaluate", "method", "methods", "plan", "Patch", "EMPTY", "transforms",
+    "data", "exchange",
 ]  # fmt: skip
 
 

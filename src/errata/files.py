@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.errors import BadInput
 from errata.locks import try_lock
+from errata.printable import printable
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -76,6 +77,64 @@ def unfinished(folder: Path) -> Iterator[Path]:
         rmtree(part, ignore_errors=True)
         if lock is not None:
             lock.release()
+
+
+@contextmanager
+def folder_written_whole(path: str | Path, *, replace: str | None = None) -> Iterator[Path]:
+    """Context manager that yields a new folder, which takes the place of ``path`` when the block ends.
+
+    Its files are flushed to the disk before. Where a folder stands there already, it is replaced as
+    :func:`check_folder` allows it. After an exception ``path`` is as before. Raises :class:`BadInput`.
+    """
+    path = _place(path)
+    check_folder(path, replace=replace)
+    try:
+        with unfinished(path.parent) as hidden:
+            part = hidden / path.name
+            part.mkdir()
+            yield part
+            for file in filter(Path.is_file, part.rglob("*")):
+                _flush(file)
+            check_folder(path, replace=replace)
+            _exchange(path, part, hidden / "before")
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _exchange(path: Path, part: Path, aside: Path) -> None:
+    """Puts a folder in the place of ``path``; what stood there is moved ``aside``, and back where that fails."""
+    if path.exists():
+        os.replace(path, aside)
+    try:
+        os.replace(part, path)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, path)
+        raise
+
+
+def check_folder(path: Path, *, replace: str | None = None) -> None:
+    """Raises :class:`BadInput` unless a new folder can stand at ``path``: nothing is there, or an empty folder.
+
+    With ``replace`` also a folder that holds a file of that name and nothing but files: one that was written before,
+    and not somebody's home.
+    """
+    try:
+        found = path.lstat().st_mode
+        entries = sorted(path.iterdir()) if stat.S_ISDIR(found) else []
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise unwritable(path, error) from error
+    if not stat.S_ISDIR(found):
+        kind = NO_FILES.get(stat.S_IFMT(found), "a file")
+        raise BadInput(f"cannot write the folder {path}: {kind} stands there; choose another place")
+    if entries and replace is None:
+        raise BadInput(f"the folder {path} exists; add --force (force=True) to replace it, or choose another place")
+    other = [entry.name for entry in entries if entry.is_symlink() or not entry.is_file()]
+    if entries and (other or not (path / str(replace)).is_file()):
+        holds = f"holds {printable(other[0])}" if other else f"holds no {replace}"
+        raise BadInput(f"the folder {path} {holds}, so it is no earlier export, and stays; choose another place")
 
 
 def check_writable(path: str | Path) -> None:

@@ -4,7 +4,7 @@ printable("\x1b[2J")       # '\\x1b[2J', the four characters of the escape in th
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from reprlib import Repr
 from typing import Any
@@ -37,6 +37,20 @@ def listed(names: Iterable[Any]) -> str:
     line = ", ".join(items[:LISTED])
     line = line if len(line) <= LISTED * WIDTH else line[: LISTED * WIDTH] + "…"
     return (line + ", …" * (len(items) > LISTED)) or "nothing"
+
+
+def in_markdown(text: str) -> str:
+    """The text on one line, so that Markdown shows its letters: there are no tags, links, code or emphasis in it."""
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\`*]|_(?=\W|$)|(?<!\w)_|\](?=[(:\[])", r"\\\g<0>", text)
+
+
+def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown, each cell shown letter by letter."""
+    lines = [head, ("---",) * len(head), *body]
+    return "\n".join(
+        f"| {' | '.join(in_markdown(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )
 
 
 def _written(character: str) -> str:

@@ -11,7 +11,22 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from errata.cli import bench, chat, common, demo, edit, locate, measure, methods, plan, tasks, trace, world
+from errata.cli import (
+    audit,
+    bench,
+    chat,
+    common,
+    demo,
+    edit,
+    exchange,
+    locate,
+    measure,
+    methods,
+    plan,
+    tasks,
+    trace,
+    world,
+)
 from errata.errors import ErrataError
 
 EXIT_CODES = (
@@ -57,6 +72,9 @@ app.command("eval")(measure.eval_command)
 app.command("tasks")(tasks.tasks_command)
 app.command("bench")(bench.bench_command)
 app.command("report")(bench.report_command)
+app.command("export")(exchange.export_command)
+app.command("import")(exchange.import_command)
+app.command("audit")(audit.audit_command)
 app.command("methods")(methods.methods_command)
 app.command("plan")(plan.plan_command)
 app.command("locate")(locate.locate_command)

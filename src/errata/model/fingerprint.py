@@ -37,7 +37,7 @@ def fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     config: Any = model.config
-    settings = _specific(config.to_dict())
+    settings = specific(config.to_dict())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in _tensors(model):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -46,10 +46,10 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _specific(settings: dict[str, Any]) -> dict[str, Any]:
+def specific(settings: dict[str, Any]) -> dict[str, Any]:
     """What a configuration, and those of the parts in it, say of the model itself."""
     return {
-        key: _specific(value) if isinstance(value, dict) and "model_type" in value else value
+        key: specific(value) if isinstance(value, dict) and "model_type" in value else value
         for key, value in settings.items()
         if key not in UNSPECIFIC
     }

@@ -138,6 +138,11 @@ def check(name: str, *, trust_remote_code: bool = False) -> None:
         raise BadInput(f"the folder {name} holds no weights ({' or '.join(WEIGHTS)}); save the model there again")
 
 
+def config_of(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a folder's or hub id's model. Raises :class:`BadInput` where there is none."""
+    return _config(name, _from_where(name, {"trust_remote_code": trust_remote_code}))
+
+
 def _from_where(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options, with ``local_files_only`` for a hub id where the hub cannot be reached."""
     if Path(name).is_dir() or options.get("local_files_only"):

@@ -222,6 +222,14 @@ class Delta(Part):
 
         Raises :class:`Refused` where a sum is not finite in the weight's type.
         """
+        for name, storage in self.merged(model).items():
+            model.get_parameter(name).data = storage
+
+    def merged(self, model: nn.Module) -> dict[str, Tensor]:
+        """Parameter name -> new storage for the whole of it, with the change in it. Raises what :meth:`merge` raises.
+
+        What rounding leaves too little of is logged.
+        """
         sums = {name: changed_weight(model, name, w) for name, w in self.weights.items()}
         for name, summed in sums.items():
             if not summed.isfinite().all():
@@ -233,8 +241,7 @@ class Delta(Part):
         for name, summed in sums.items():
             if (left := left_by_rounding(model, name, self.weights[name], summed)) < WHOLE:
                 log.warning(ROUNDED, 100 * left, name, "merge into the model in float32, or keep the patch")
-        for name, storage in _storages(model, sums).items():
-            model.get_parameter(name).data = storage
+        return _storages(model, sums)
 
     def check(self, model: nn.Module) -> None:
         """Raises :class:`WrongModel` unless the model has every parameter, in the right shape."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput, Unsupported, WrongModel
+from errata.files import folder_written_whole
 from errata.model.asked import Asked
 from errata.model.hf import HFLM
 from errata.model.lm import LM
@@ -26,6 +27,7 @@ from errata.patch.delta import Delta
 from errata.patch.file import read_patch, write_patch
 from errata.patch.memory import joined_memory, sites_of
 from errata.patch.parts import Adapter, P, Part, Wrapper, same_tensors, widths
+from errata.patch.peft import CONFIG, LoRAFiles, check_parts, lora_files
 from errata.types import Edit
 
 log = logging.getLogger(__name__)
@@ -159,8 +161,7 @@ class Patch:
     def merge(self, lm: HFLM, *, force: bool = False) -> None:
         """Changes the model's weights for good. Raises :class:`Unsupported` if there are other parts than deltas, and
         :class:`Refused` where a weight would not be finite."""
-        if others := [part.kind for part in self.parts if not isinstance(part, Delta)]:
-            raise Unsupported(f"only changes of weights can be merged; this patch also holds {', '.join(others)}")
+        check_parts(self.parts, Delta, "merged")
         with lm.alone():
             lm.check()
             self.check(lm, force=force)
@@ -168,6 +169,50 @@ class Patch:
                 raise Unsupported("another patch is in force here; merge into the model itself")
             _total(self.of_kind(Delta)).merge(lm.model)
             lm.forget_fingerprint()
+
+    def merged(self, lm: HFLM, *, force: bool = False) -> dict[str, Tensor]:
+        """Parameter name -> the whole of it with the change in it, in new storage and in the model's type.
+
+        The model stays as it is; what rounding leaves too little of is logged. Raises what :meth:`merge` raises.
+        """
+        check_parts(self.parts, Delta, "merged")
+        with lm.alone():
+            lm.check()
+            self.check(lm, force=force)
+            if not lm.unedited:
+                raise Unsupported("another patch is in force here; merge into the model itself")
+            deltas = self.of_kind(Delta)
+            return _total(deltas).merged(lm.model) if deltas else {}
+
+    def as_lora(self, lm: HFLM | None = None, *, rank: int | None = None, force: bool = False) -> LoRAFiles:
+        """What the files of :meth:`to_peft` hold. Raises what that raises."""
+        if rank is not None and (type(cast(Any, rank)) is not int or rank < 1):
+            raise BadInput(f"rank is a whole number of at least 1; found {rank!r}")
+        check_parts(self.parts, Delta, "made a LoRA adapter")
+        if lm is not None:
+            self.check(lm, force=force)
+        base = (None if lm is None else lm.name) or self.meta.get("model", {}).get("name") or ""
+        deltas = self.of_kind(Delta)
+        made = lora_files(_total(deltas).weights if deltas else {}, lm, base=base, rank=rank)
+        for name, lost in made.lost.items():
+            log.warning("cut to rank %d, %.2g%% of the change of %s is lost", rank, 100 * lost, name)
+        return made
+
+    def to_peft(
+        self, folder: str | Path, lm: HFLM | None = None, *, rank: int | None = None, force: bool = False
+    ) -> Path:
+        """Writes a LoRA adapter that peft and vLLM load, whole or not at all, and returns its folder.
+
+        The adapter adds exactly what the patch does, up to float32. With ``lm`` the patch is checked to be of that
+        model, and changes outside of the blocks can be told to fit. ``rank`` cuts what has a larger one, which is
+        logged with the share that is lost. Raises :class:`Unsupported` for what no LoRA adapter holds (other parts
+        than changes of weights, experts of a stack, tied weights, a dense change of large rank), :class:`BadInput`
+        where the folder exists, unless ``force``.
+        """
+        made = self.as_lora(lm, rank=rank)
+        with folder_written_whole(folder, replace=CONFIG if force else None) as part:
+            made.write(part)
+        return Path(folder)
 
     # Algebra ---------------------------------------------------------------------------------------
 

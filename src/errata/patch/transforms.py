@@ -22,6 +22,7 @@ from errata.model.passes import at_least_float32
 from errata.model.weights import plain
 from errata.patch.delta import Delta, LowRank, Weight, difference, matrix_of, oriented
 from errata.patch.patch import EMPTY, Patch
+from errata.patch.spectra import in_float64, svd
 
 Step = Callable[[Patch, HFLM, Patch], Patch]  # (patch, lm, prior) -> patch
 
@@ -67,7 +68,7 @@ def low_rank(patch: Patch, rank: int) -> Patch:
     def cut(w: Weight) -> Weight:
         if len(w.shape) != 2 or (w.rank if isinstance(w, LowRank) else min(w.shape)) <= rank:
             return w
-        u, s, vh = _svd(w)
+        u, s, vh = svd(w)
         return LowRank((u * s)[:, :rank].to(_dtype(w)), vh[:rank].to(_dtype(w))).compact()
 
     weights = {name: cut(w) for name, w in _total(patch, "cut to a rank").items()}
@@ -87,8 +88,8 @@ def rect(patch: Patch, lm: HFLM, keep: float = 0.4, prior: Patch = EMPTY, eps: f
         one.check(lm)
     kept: dict[str, Weight] = dict(before)
     for name in dict.fromkeys([*before, *weights]):
-        was = _dense(before[name]) if name in before else torch.zeros(())
-        now = _dense(weights[name]) if name in weights else torch.zeros(())
+        was = in_float64(before[name]) if name in before else torch.zeros(())
+        now = in_float64(weights[name]) if name in weights else torch.zeros(())
         change = now - was  # (out, in), float64
         if not change.any():
             continue
@@ -116,7 +117,7 @@ def prune(patch: Patch, lm: HFLM, base: float = math.e, rule: Literal["log", "li
     def bounded(name: str, w: Weight) -> Weight:
         if len(w.shape) != 2:
             return w
-        u, s, vh = _svd(w)
+        u, s, vh = svd(w)
         top = torch.linalg.matrix_norm(_value(lm, name).cpu().double(), 2)
         new = (s / top).log() / math.log(base) + top if rule == "log" else (s + top) / 2
         new = torch.where(s > top, torch.minimum(new, s), s)
@@ -197,11 +198,6 @@ def _same_buffers(lm: HFLM, tuned: HFLM) -> None:
             raise Unsupported(f"the buffer {name} differs, and a patch changes parameters alone")
 
 
-def _dense(w: Weight) -> Tensor:
-    """(out, in), float64 on the CPU."""
-    return (w.a.cpu().double() @ w.b.cpu().double()) if isinstance(w, LowRank) else w.cpu().double()
-
-
 def _dtype(w: Weight | None) -> torch.dtype:
     return w.a.dtype if isinstance(w, LowRank) else cast(Tensor, w).dtype
 
@@ -211,13 +207,3 @@ def _largest(x: Tensor, share: float) -> Tensor:
     mask = torch.zeros(x.numel(), dtype=torch.bool)
     mask[x.flatten().topk(max(1, round(share * x.numel()))).indices] = True
     return mask.view(x.shape)
-
-
-def _svd(w: Weight) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, r), Σ (r,), Vᵀ (r, in), in float64. A product's comes from its factors: r³, not out · in · r."""
-    if not isinstance(w, LowRank):
-        return torch.linalg.svd(w.cpu().double(), full_matrices=False)
-    qa, ra = torch.linalg.qr(w.a.cpu().double())  # (out, r), (r, r)
-    qb, rb = torch.linalg.qr(w.b.cpu().double().T)  # (in, r), (r, r)
-    u, s, vh = torch.linalg.svd(ra @ rb.T, full_matrices=False)
-    return qa @ u, s, vh @ qb.T

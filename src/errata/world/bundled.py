@@ -53,6 +53,13 @@ def check(model: str, *, trust_remote_code: bool = False) -> None:
     world_named(model)
 
 
+def saved_dtype(model: str, *, trust_remote_code: bool = False) -> str | None:
+    """The type in which a model is saved, as its configuration says; None where it says none that torch computes in."""
+    found = getattr(loading.config_of(str(_place(model)), trust_remote_code=trust_remote_code), "dtype", None)
+    name = str(found).removeprefix("torch.")
+    return name if name in loading.DTYPES else None
+
+
 def asked_label(model: str, **options: Any) -> str:
     """As :func:`errata.model.loading.asked_label`, which also knows the name ``"world"``."""
     return loading.asked_label(str(_place(model)), **options)
