@@ -76,6 +76,7 @@ class Made(Record):
     template: str | None = None
     system: str | None = None
     rounded: dict[str, float] = {}
+    targets: list[str] = []
 
     @model_validator(mode="after")
     def _of_these_edits(self) -> Self:

@@ -17,6 +17,7 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.closed_form import solve
+from errata.methods.closed_form.again import Found, solved_again, with_whole_targets
 from errata.methods.closed_form.cost import steps
 from errata.methods.closed_form.keys import Site, SubjectReadings, SubjectRows, check_reads_subjects, read_at_subjects
 from errata.methods.closed_form.objective import TargetSettings
@@ -36,7 +37,7 @@ from errata.model.projection import KEY, Projection
 from errata.model.size import Size, Step, Work
 from errata.model.weights import stem
 from errata.patch.delta import Delta, LowRank, Weight
-from errata.patch.memory import GRAM, KEYS, remember
+from errata.patch.memory import GRAM, KEYS, TARGETS, remember, remember_targets
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
@@ -55,12 +56,20 @@ class EditContext:
     state: State
     prior: Patch
     memory: Mapping[str, Tensor]
+    found: Found = field(default_factory=Found)
     changes: Delta = field(default_factory=lambda: Delta({}))
 
     @cached_property
     def rows(self) -> SubjectRows:
         """The edits behind each context, up to their subjects."""
         return SubjectRows.of(self.lm, self.edits, self.contexts)
+
+    def keep(self, layer: int, delta: Tensor) -> None:
+        """Keeps δ (n, d) in the memory, unless there are too many of them or earlier ones are missing there."""
+        path, most = self.lm.sites.mlp_out[layer], Projection.of(self.lm.sites, layer).shape(self.lm.model)[1]
+        if path in self.found.kept:
+            self.memory = remember_targets(self.memory, path, delta.cpu().contiguous(), most)
+            self.found.kept -= {path} - {name.removeprefix(TARGETS) for name in self.memory}
 
     def in_force(self) -> Patch:
         """The prior patch and the changes so far."""
@@ -225,14 +234,34 @@ class ClosedForm(TargetSettings):
             lam=self.default_lam(lm, state, key_width) if self.lam is None else self.lam,
         )
 
-    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+    @property
+    def turns(self) -> list[tuple[int, ...]]:
+        """The layers that are solved for together, in turn; targets are searched at the last of each."""
         assert self.layers is not None
+        return sorted({self.layers[:1], self.layers[-1:]}) if self.blue else [self.layers]
+
+    @override
+    def record(self, lm: HFLM) -> dict[str, Any]:
+        return {"targets": [lm.sites.mlp_out[layers[-1]] for layers in self.turns]}
+
+    @override
+    def without(
+        self, lm: HFLM, patch: Patch, edit_id: str, state: State | None = None, *, search: bool = False
+    ) -> tuple[Patch, str]:
+        return solved_again(lm, patch, edit_id, state, search=search)
+
+    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        return self.solved(lm, edits, state, prior, Found())
+
+    def solved(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch, found: Found) -> Patch:
+        """``prior`` and these edits; what is ``found`` already is not searched for. The settings are resolved."""
         drawn = (self.contexts, self.seed, sorted(lm.tokens.ends), str(lm.dtype), lm.budget)  # what contexts depend on
         contexts = state.once(f"contexts/{drawn}", lambda: contexts_of(lm, self.contexts, self.seed))
-        turns = sorted({self.layers[:1], self.layers[-1:]}) if self.blue else [self.layers]
+        paths = [lm.sites.mlp_out[layers[-1]] for layers in self.turns]
+        prior, found.kept = with_whole_targets(prior, paths)
         for batch in [[edit] for edit in edits] if self.one_by_one else [list(edits)]:
-            context = EditContext(lm, batch, contexts, state, prior, prior.memory)
-            for layers in turns:
+            context = EditContext(lm, batch, contexts, state, prior, prior.memory, found)
+            for layers in self.turns:
                 self._edit_layers(context, layers)
             prior = replace(prior + Patch((context.changes,)), memory=context.memory)
         return prior
@@ -246,8 +275,10 @@ class ClosedForm(TargetSettings):
         lm, site = context.lm, self.target_site(context.lm, layers[-1])
         outlets = {layer: self.outlet(lm, layer) for layer in layers}
         last, before = outlets[layers[-1]], context.changes
+        known = context.found.take(lm.sites.mlp_out[layers[-1]], len(context.edits))
         with context.edited() as edited:
-            targets = self._targets(edited, context.edits, context, site)
+            targets = self._targets(edited, context.edits, context, site, known)
+        context.keep(layers[-1], targets.delta)
         if self.nas:
             targets = self._anchored(context, targets, site)
         wanted = targets.outside + last.moved(targets.inside, targets.delta)  # z
@@ -287,27 +318,52 @@ class ClosedForm(TargetSettings):
 
     # Targets ------------------------------------------------------------------------------------------
 
-    def _targets(self, lm: HFLM, edits: Sequence[Edit], context: EditContext, site: InterventionSite) -> Targets:
-        """Searches δ with ``lm`` as it is now; the learning rate follows the lengths of hidden states at the site."""
-        assert self.layers is not None and self.lr is not None
+    def _targets(
+        self,
+        lm: HFLM,
+        edits: Sequence[Edit],
+        context: EditContext,
+        site: InterventionSite,
+        known: Tensor | None = None,
+    ) -> Targets:
+        """Searches δ with ``lm`` as it is now, unless it is ``known`` (n, d), and reads what it is added to."""
         outlet, value = self.outlet(lm, site.layer), (lm.sites.mlp_out[site.layer], "out")
         scale = (measured_at(lm, site.layer), "out")
         outputs = [(path, "out") for path in site.paths(lm.sites)]
         sites = [value, *outputs, scale, outlet.inside, outlet.outside]
         bare = {at: readings.bare for at, readings in read_at_subjects(lm, edits, [""], sites).items()}
-        hidden = bare[scale].norm(dim=-1, keepdim=True).expand(-1, len(outputs))  # (n, paths)
-        own = torch.stack([bare[at].norm(dim=-1) for at in outputs], 1)
+        read = bare[value], bare[outlet.inside], bare[outlet.outside]
+        if known is not None:
+            return Targets(known.to(bare[value]), *read)
+        delta = self._searched(lm, edits, context, site, [bare[at] for at in outputs], bare[scale])
+        return Targets(delta / (1.0 if site.mlp_output else outlet.gain), *read)
+
+    def _searched(
+        self,
+        lm: HFLM,
+        edits: Sequence[Edit],
+        context: EditContext,
+        site: InterventionSite,
+        outputs: Sequence[Tensor],
+        scale: Tensor,
+    ) -> Tensor:
+        """δ (n, d) at the site; the learning rate follows the lengths of hidden states there.
+
+        ``outputs`` (n, d) are those of the site's paths, ``scale`` what a δ is measured against.
+        """
+        assert self.layers is not None and self.lr is not None
+        hidden = scale.norm(dim=-1, keepdim=True).expand(-1, len(outputs))  # (n, paths)
+        own = torch.stack([output.norm(dim=-1) for output in outputs], 1)
         bound, unit = self.measures(hidden, own)
         norms = context.state.info["norms"]
-        settings = replace(self, lr=self.lr * norms[scale[0]] / norms[measured_at(lm, self.layers[-1])])
+        length = norms[measured_at(lm, site.layer)]
+        settings = replace(self, lr=self.lr * length / norms[measured_at(lm, self.layers[-1])])
         under = EMPTY if lm.unedited else context.in_force()
         about: Any = {"plain": self.plain, "under": under}
         result = find_deltas(lm, edits, site, context.contexts, settings, self.clamp * bound, unit, **about)
         give_back()  # before matrices (f, f) are made: what the steps of a search leave is in small pieces
         report([edit.id for edit in edits], result.final_loss.tolist(), result.met.tolist())
-        width = bare[value].shape[1]  # what PMET's search has beside it, for the attention, is dropped
-        delta = result.delta[:, :width] / (1.0 if site.mlp_output else outlet.gain)
-        return Targets(delta, bare[value], bare[outlet.inside], bare[outlet.outside])
+        return result.delta[:, : outputs[0].shape[1]]  # what PMET's has beside it, for the attention, is dropped
 
     def _anchored(self, context: EditContext, targets: Targets, site: InterventionSite) -> Targets:
         """Targets of new values v + δ of one length c; one of more than 2c makes no edit (NAS, released code)."""
