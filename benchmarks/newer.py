@@ -5,8 +5,8 @@
 Each case is edited twice: its fact in its own prompt p, then, in a second call, with another target in another phrasing
 p'. After that p and p' are asked (generated). ``newer at p`` and ``at p'`` are the shares of cases answered with the
 newer target, ``both`` with it at both, ``older at p`` and ``at p'`` with the older one. ``alone`` is the newer edit
-without the older, at both: what the method reaches where nothing contradicts it. ``--at-once`` makes the first edits of all cases in one call and
-the second ones in another; without it each case has a patch of its own.
+without the older, at both: what the method reaches where nothing contradicts it. ``--at-once`` makes the first edits of
+all cases in one call and the second ones in another; without it each case has a patch of its own.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def main() -> None:
         method = errata.method(name)
         state = method.prepare(lm)
         groups = [pairs] if args.at_once else [[pair] for pair in pairs]
-        counts = [sum(column) / len(pairs) for column in zip(*(row for g in groups for row in told(lm, method, state, g)))]
+        rows = [row for group in groups for row in told(lm, method, state, group)]
+        counts = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
         print(f"| {name} | " + " | ".join(f"{count:.2f}" for count in counts) + " |", flush=True)
 
 

@@ -18,6 +18,7 @@ LAYERS = (
     "patch",
     "distributed",
     "locate",
+    "conflicts",
     "methods",
     "world",
     "cost",
@@ -29,7 +30,7 @@ LAYERS = (
     "__main__",
 )
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
-DRIVERS = ("model", "patch", "locate", "cost", "evaluation", "bench", "report")
+DRIVERS = ("model", "patch", "locate", "conflicts", "cost", "evaluation", "bench", "report")
 
 
 def name_of(path: Path) -> str:

@@ -162,7 +162,7 @@ def test_a_patch_keeps_targets_while_they_are_fewer_than_a_key_is_wide(tmp_path:
     (name,) = (name for name in patch.memory if name.startswith(TARGETS))
     assert patch.memory[name].shape == (len(MORE), 32)
     bare = Patch.load(patch.save(tmp_path / "p.safetensors", memory=False))
-    with pytest.raises(Unsupported, match="keeps none, or not all, of 5 targets.*make the other edits again"):
+    with pytest.raises(Unsupported, match=r"keeps none, or not all, of 5 targets.*make the other edits again"):
         errata.reverted(lm, bare, TAKEN.id, state)
     assert not made.edit(lm, [EDIT], state, bare).memory  # where some are missing, more would be of no use
     loaded = Patch.load(patch.save(tmp_path / "whole.safetensors"))
@@ -191,8 +191,10 @@ def test_what_cannot_be_solved_again_is_refused() -> None:
         patch.without(TAKEN.id)
     with pytest.raises(Unsupported, match="scaled"):
         errata.reverted(lm, 0.5 * patch, TAKEN.id, state)
-    with pytest.raises(Unsupported, match="another one.*give the state"):
-        errata.reverted(lm, patch, TAKEN.id, made.prepare(lm, ["Rome is a city of many words.", "Oslo lies in the north."]))
+    with pytest.raises(Unsupported, match=r"another one.*give the state"):
+        errata.reverted(
+            lm, patch, TAKEN.id, made.prepare(lm, ["Rome is a city of many words.", "Oslo lies in the north."])
+        )
     tuned = errata.method("ft-m", steps=2).edit(lm, MORE[3:], None, patch)
     with pytest.raises(Unsupported, match="other changes of weights"):
         errata.reverted(lm, tuned, TAKEN.id, state)

@@ -49,7 +49,8 @@ _WHERE = {  # name -> module, or module:attribute
 
 __all__ = [
     "Case", "Edit", "Probe", "Row", "Score",
-    "load", "cases", "baseline", "evaluate", "method", "methods", "reverted", "plan", "Patch", "EMPTY", "transforms", "data",
+    "load", "cases", "baseline", "evaluate", "method", "methods", "reverted", "plan",
+    "Patch", "EMPTY", "transforms", "data",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from errata.answers import answer_of, begins_with_answer
-from errata.cli import common
+from errata.cli import common, conflicts
 from errata.errors import BadInput, Refused
 from errata.inputs import parsed
 from errata.printable import printable
@@ -108,6 +108,10 @@ def edit_command(
     ] = None,
     force: common.Force = False,
     strict: Annotated[bool, typer.Option("--strict", help="Write nothing unless every edit took (exit 3).")] = False,
+    strict_conflicts: Annotated[
+        bool,
+        typer.Option("--strict-conflicts", help="Write nothing if edits contradict each other or --prior's (exit 3)."),
+    ] = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
@@ -131,6 +135,11 @@ def edit_command(
     lm = common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
     common.check_settings_file(settings, chosen, lm.name, lm.fingerprint)
     with common.attached(lm, workers, threads, ray_address):
+        settled = conflicts.settle(lm, requested, earlier)
+        if strict_conflicts:
+            conflicts.check_none(settled)
+        conflicts.warn(settled, quiet)
+        requested = settled.edits
         result = edit(lm, requested, chosen, prepared_with, earlier, quiet)
     if strict and (failed := result.missed):
         named = ", ".join(f"{one.prompt!r} -> {one.target_new!r}" for one in failed[:ROWS])
@@ -145,7 +154,8 @@ def edit_command(
             "with --strict it is not (exit 3)"
         )
     if as_json:
-        common.print_json({"file": str(path), "edits": _answers(result), "took": sum(result.took)})
+        found = {"conflicts": records} if (records := settled.records()) else {}
+        common.print_json({"file": str(path), "edits": _answers(result), "took": sum(result.took), **found})
         return
     common.stdout().print(_table_of_answers(result))
     common.stdout().print(

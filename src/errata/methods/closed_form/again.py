@@ -75,7 +75,7 @@ def solved_again(
 ) -> tuple[Patch, str]:
     """The patch without an edit that a closed form made, and how: see the module.
 
-    Raises :class:`Unsupported` where there is more in it than can be solved again, or another state gives another patch.
+    Raises :class:`Unsupported` where there is more in it than can be solved again, or the state gives another patch.
     """
     records = _closed(lm, patch, edit_id)
     with_states = [(record, solver, _state(lm, solver, state)) for record, solver in records]
@@ -135,7 +135,7 @@ class _Replay:
 
 
 def _closed(lm: HFLM, patch: Patch, edit_id: str) -> "list[tuple[Record, ClosedForm]]":
-    """The records of closed forms, with their methods. Raises :class:`Unsupported` where they cannot be solved again."""
+    """The records of closed forms, with their methods; :class:`Unsupported` where they cannot be solved again."""
     refused = f"the edit {edit_id} cannot be taken out: "
     patch.check(lm)
     if patch.of_kind(Adapter):
@@ -179,8 +179,8 @@ def _check_same(patch: Patch, again: Patch) -> None:
         apart = (was.get(name, nothing) - now.get(name, nothing)).norm()
         if apart > SAME * was.get(name, nothing).norm():
             raise Unsupported(
-                f"solved again, the change of {name} is another one ({float(apart):.2g} apart): give the state that the "
-                "patch was made with, and the model in the type that it had then; a patch that holds other changes of "
+                f"solved again, the change of {name} is another one ({float(apart):.2g} apart): give the state that "
+                "the patch was made with, and the model in the type that it had then; a patch that holds other changes of "
                 "weights, or was joined of two, cannot give one edit up"
             )
 
