@@ -6,8 +6,8 @@ from errata.types import Edit
 
 # Words that say nothing of a relation.
 PLAIN = frozenset(
-    "a an the of in on at by for from to with as and or is are was were be been has have had does do did it its his her "
-    "their who whom whose what which where when how name named called s one that this".split()
+    "a an the of in on at by for from to with as and or is are was were be been has have had does do did it its his "
+    "her their who whom whose what which where when how name named called s one that this".split()
 )
 
 OPEN = frozenset("of by in on at for from to with".split())

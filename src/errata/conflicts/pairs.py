@@ -49,9 +49,8 @@ def conflicts(
 
     Texts alone tell the same question and, where both relations share a word that says what they are, an inverse. With
     ``lm`` are found, too, an inverse in whatever words, and the same fact in other words: both prompts have the same
-    old answer, and with the older edit in force the newer one's prompt is answered with its target. ``patch`` is the
-    one that holds the older edits, which is then in force; without it the older fact is told before the prompt, and the
-    other way round.
+    old answer, and either fact, told before the other's prompt, gives its answer; or the older one's target is the
+    answer while ``patch``, which holds it, is in force.
     """
     related = _Related(older)
     return _found([(older[i], edit) for edit in newer for i in related.to(edit)], lm, patch)

@@ -180,8 +180,8 @@ def _check_same(patch: Patch, again: Patch) -> None:
         if apart > SAME * was.get(name, nothing).norm():
             raise Unsupported(
                 f"solved again, the change of {name} is another one ({float(apart):.2g} apart): give the state that "
-                "the patch was made with, and the model in the type that it had then; a patch that holds other changes of "
-                "weights, or was joined of two, cannot give one edit up"
+                "the patch was made with, and the model in the type that it had then; a patch that holds other changes "
+                "of weights, or was joined of two, cannot give one edit up"
             )
 
 

@@ -14,7 +14,8 @@ def replaced(lm: HFLM, old: EditMemory[Any, Any], live: Sequence[int], log: Sequ
     """For each new edit those of the ``live`` edits of ``old`` that it replaces (indices).
 
     They are those of its prompt, and those that it contradicts in other words: of its subject, with the same answer as
-    its prompt before all edits, and given as the answer to its prompt while ``old`` is in force.
+    its prompt before all edits, and given as the answer to its prompt where they are told before it (and the other way
+    round), or while ``old`` is in force.
     """
     found = [[i for i in live if old.log[i].prompt_ids == new.prompt_ids] for new in log]
     about: dict[str, list[int]] = {}
