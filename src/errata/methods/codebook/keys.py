@@ -44,7 +44,7 @@ def half_way(queries: Tensor, texts: Tensor, named: Tensor, share: float) -> Ten
 class Training(NamedTuple):
     """What the payload of an edit is trained on."""
 
-    edits: list[int]  # those of its entry, itself the last
+    edits: list[int]  # those of its entry, and those whose keys find it though they had another answer
     start: int  # the edit from whose payload it goes on: itself where the entry is new
 
 
@@ -110,6 +110,11 @@ class KeyTable(Lookup):
     def rows(self, entry: Tensor) -> Tensor:
         return torch.where(entry >= 0, self.latest.to(entry.device)[entry.clamp(min=0)], -1)
 
+    @override
+    def told(self, entry: Tensor) -> Tensor:
+        given_up = (entry >= 0) & self.given_up.to(entry.device)[entry.clamp(min=0)]
+        return torch.where(given_up, self.rows(entry), entry)
+
     # How it grows ----------------------------------------------------------------------------------
 
     def extended(
@@ -150,7 +155,7 @@ class KeyTable(Lookup):
         elif self.together:
             training = Training(self._members(entry), int(self.latest[entry]))
             self.latest[entry] = i
-        training = training._replace(edits=[*dict.fromkeys([*others, *training.edits])])
+        training = training._replace(edits=[*dict.fromkeys([*training.edits, *others])])
         while lost := self._lost_entries(i):
             for entry in lost:
                 self._take_apart(entry, answers)

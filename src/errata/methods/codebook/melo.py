@@ -160,7 +160,7 @@ class MeloClusters(EditMemory[Clusters, LoRABlocks]):
 
     def _at(self, path: str, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
         entry = None if call is None else call.memo.get(id(self))
-        return y if entry is None else self.payload.at(path, x, y, entry)
+        return y if entry is None else self.payload.at(path, x, y, self.lookup.rows(entry))
 
     @override
     def summary(self) -> list[dict[str, Any]]:
