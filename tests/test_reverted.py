@@ -146,9 +146,29 @@ def test_of_a_fold_the_last_call_comes_out_exactly_and_an_earlier_one_as_it_says
     anew, how = errata.reverted(lm, patch, TAKEN.id, state, search=True)
     assert how == SEARCHED and apart(never, anew) < 1e-6 and same_memory(never, anew, 1e-6)
     assert [len(record["edits"]) for record in anew.meta["made"]] == [1, 3]
-    one = errata.reverted(lm, errata.reverted(lm, patch, MORE[0].id, state)[0], TAKEN.id, state)[0]
+    one, how = errata.reverted(lm, errata.reverted(lm, patch, MORE[0].id, state)[0], TAKEN.id, state)
     assert [len(record["edits"]) for record in one.meta["made"]] == [3]  # a call of which nothing is left is gone
     assert len(one.meta["reverted"]) == 2
+    assert errata.reverted(lm, one, MORE[3].id, state)[1] == KEPT  # which what is left cannot know better
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "grace"}, "grace cannot take one edit out"),
+        ({"method": "none"}, "without the model"),
+        ({"resolved": {"no": 1}}, "unknown setting"),
+        ({"resolved": {"layers": [99]}}, "must rise within"),
+        ({"resolved": {}}, "does not say where"),
+        ({"targets": ["transformer.h.0.mlp.c_proj"]}, "does not say where"),
+    ],
+)
+def test_a_record_that_lies_is_refused(change: dict[str, Any], message: str) -> None:
+    made, lm, state = made_with("memit", "gpt2", torch.float32, layers=(1,))
+    patch = made.edit(lm, MORE[:2], state)
+    lies = replace(patch, meta={**patch.meta, "made": [{**patch.meta["made"][0], **change}]})
+    with pytest.raises(Unsupported, match=message):
+        errata.reverted(lm, lies, TAKEN.id, state)
 
 
 def test_a_patch_keeps_targets_while_they_are_fewer_than_a_key_is_wide(tmp_path: Path) -> None:

@@ -373,7 +373,7 @@ def show_command(
         _print_records(f"entries{more}", content["entries"][:ROWS])
     if content["memory"]:
         shapes = [(name, " x ".join(map(str, shape))) for name, shape in content["memory"].items()]
-        console.print(common.make_table("memory (for the next edit)", ("name", "shape"), shapes))
+        console.print(common.make_table("memory (for the next edit, or to take one out)", ("name", "shape"), shapes))
 
 
 def _told(made: Mapping[str, Any]) -> list[str]:

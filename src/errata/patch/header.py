@@ -91,6 +91,7 @@ class Meta(Record):
     model: Model | None = None
     made: list[Made] = []
     transformed: list[dict[str, Any]] = []
+    reverted: list[dict[str, Any]] = []
     scaled: float = 1.0
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ def solved_again(
     Raises :class:`Unsupported` where there is more in it than can be solved again, or the state gives another patch.
     """
     records = _closed(lm, patch, edit_id)
-    with_states = [(record, solver, _state(lm, solver, state)) for record, solver in records]
+    with_states = [(record, *_resolved(lm, solver, state)) for record, solver in records]
     first = next(i for i, (record, _) in enumerate(records) if edit_id in _ids(record))
     with undisturbed(lm):
         found = _Replay(lm, patch, Patch(memory=_unsolved(patch)))
@@ -89,7 +89,8 @@ def solved_again(
             whole = whole.after(*one)
             left = left.after(*one, without=edit_id, search=search)
         _check_same(patch, whole.patch)
-    how = EXACT if not left.later else SEARCHED if search else KEPT
+    kept_before = any(told.get("how") == KEPT for told in patch.meta.get("reverted", ()))
+    how = KEPT if kept_before or (left.later and not search) else SEARCHED if left.later else EXACT
     return _put_back(patch, left, edit_id, how), how
 
 
@@ -146,15 +147,17 @@ def _closed(lm: HFLM, patch: Patch, edit_id: str) -> "list[tuple[Record, ClosedF
     for record in patch.meta["made"]:
         if record.get("targets"):
             try:
-                records.append((record, method(record["method"], **record["resolved"])))
-            except BadInput as error:
+                solver: Any = method(record["method"], **record["resolved"])
+                solver.chosen_layers(lm)
+                records.append((record, solver))
+            except (BadInput, AttributeError) as error:  # AttributeError: a method that is no closed form
                 raise Unsupported(f"{refused}{first_line(error)}; {INSTEAD}") from error
     made = [record for record, _ in records]
     if not any(edit_id in _ids(record) for record in made):
         raise Unsupported(f"{refused}no targets are kept of it; {INSTEAD}")
     for record, solver in records:
-        if solver.record(lm).get("targets") != record["targets"]:
-            raise Unsupported(f"{refused}{record['method']} made edits elsewhere in the model; {INSTEAD}")
+        if not getattr(solver, "layers", None) or solver.record(lm).get("targets") != record["targets"]:
+            raise Unsupported(f"{refused}its record does not say where {record['method']} made it; {INSTEAD}")
         for path, layer in zip(record["targets"], solver.turns, strict=True):
             held, count = patch.memory.get(TARGETS + path), _count(made, path)
             if held is None or held.shape != (count, Projection.of(lm.sites, layer[-1]).shape(lm.model)[0]):
@@ -165,10 +168,11 @@ def _closed(lm: HFLM, patch: Patch, edit_id: str) -> "list[tuple[Record, ClosedF
     return records
 
 
-def _state(lm: HFLM, solver: "ClosedForm", state: State | None) -> State:
+def _resolved(lm: HFLM, solver: "ClosedForm", state: State | None) -> "tuple[ClosedForm, State]":
+    """The method as its record says, and the state that it is solved with."""
     state = solver.prepare(lm) if state is None else state
     solver.check_state(lm, state)
-    return state
+    return solver.resolve(lm, state), state
 
 
 def _check_same(patch: Patch, again: Patch) -> None:
