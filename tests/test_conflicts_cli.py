@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import errata
 from errata.cli import app
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -57,6 +58,16 @@ def test_without_a_conflict_nothing_is_said(tmp_path: Path, out: Path) -> None:
     assert result.exit_code == 0 and "what holds" not in result.output
     twice = run(tmp_path, [ONE, ONE], "-o", str(out), "--force", "--strict-conflicts")
     assert twice.exit_code == 0 and Patch.load(out).edits == [ONE]
+
+
+def test_what_the_model_alone_says_leaves_no_edit_out(tmp_path: Path, out: Path) -> None:
+    case = next(c for c in errata.cases("world", limit=5) if any(p.kind == "paraphrase" for p in c.probes))
+    prompt = next(p.prompt for p in case.probes if p.kind == "paraphrase")
+    reworded = case.edits[0], Edit(prompt, case.edits[0].subject, case.edits[0].target_true or "")
+    result = run(tmp_path, [*reworded], "-o", str(out), "--json")
+    told = json.loads(result.stdout)["conflicts"]
+    assert [(c["kind"], c["holds"].split(":")[0]) for c in told] == [("other words", "both are made")]
+    assert Patch.load(out).edits == [*reworded]
 
 
 def test_an_inverse_that_no_longer_agrees_is_said(tmp_path: Path, out: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ROWS = 20  # of the table
 COLUMNS = ("conflict", "older", "newer", "what holds")
 BOTH, HERE, EARLIER = "both stay: leave one out", "the newer; the older is left out", "the newer"
+TOGETHER = "both are made: make the newer in a call of its own (--prior)"  # the model may have mistaken two relations
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,27 @@ class Settled:
 
     def told(self) -> "list[tuple[Conflict, str]]":
         """Each conflict with what holds, in words."""
-        from errata.conflicts.pairs import INVERSE
+        from errata.conflicts.pairs import DUPLICATE, INVERSE
 
-        sides = ((self.among, HERE), (self.earlier, EARLIER))
-        return [(c, BOTH if c.kind == INVERSE else holds) for some, holds in sides for c in some]
+        def holds(conflict: "Conflict", here: bool) -> str:
+            if conflict.kind == INVERSE:
+                return BOTH
+            if not here:
+                return EARLIER
+            return HERE if conflict.one_question else "both" if conflict.kind == DUPLICATE else TOGETHER
+
+        here = [(conflict, holds(conflict, True)) for conflict in self.among]
+        return here + [(conflict, holds(conflict, False)) for conflict in self.earlier]
 
 
 def settle(lm: "HFLM", edits: Sequence[Edit], prior: "Patch | None" = None) -> Settled:
-    """The edits without those that a later one of them contradicts or repeats: the newest holds."""
-    from errata.conflicts.pairs import INVERSE, conflicts, within
+    """The edits without those whose question a later one of them asks too: the newest holds."""
+    from errata.conflicts.pairs import conflicts, within
     from errata.conflicts.resolving import resolve
 
     among = within(edits, lm)
     earlier = conflicts(prior.edits, edits, lm, prior) if prior is not None else []
-    decided = resolve([conflict for conflict in among if conflict.kind != INVERSE], "newest")
+    decided = resolve([conflict for conflict in among if conflict.one_question], "newest")
     return Settled(decided.left(edits), among, earlier)
 
 

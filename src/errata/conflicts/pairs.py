@@ -37,6 +37,11 @@ class Conflict:
         """The ids of both, by which a decision names the conflict."""
         return f"{self.older.id} {self.newer.id}"
 
+    @property
+    def one_question(self) -> bool:
+        """Whether both ask the same, word by word."""
+        return normalise(self.older.prompt) == normalise(self.newer.prompt)
+
     def to_json(self) -> dict[str, Any]:
         """The kind and both edits."""
         return {"kind": self.kind, "older": self.older.to_json(), "newer": self.newer.to_json()}
