@@ -360,3 +360,59 @@ def test_a_state_is_made_from_the_model_itself_where_no_text_is_given() -> None:
     state = made.prepare(lm)
     assert made.edit(lm, [EDIT], state).parts[0].entries()[0]["radius"] > 0
     assert torch.equal(state.tensors["queries"], made.prepare(lm).tensors["queries"])
+
+
+# Contradicted in other words ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table, empty, radius", tables())
+def test_the_key_of_an_edit_that_is_contradicted_in_other_words_finds_the_newer_one(
+    table: Any, empty: Any, radius: float
+) -> None:
+    log = tuple(record(i, target) for i, target in enumerate((1, 2, 3, 4)))
+    q, reach = on_a_line(table, 10, 60, 80, 40), torch.full((4,), radius / 10)
+    first, _ = empty.extended(log[:2], q[:2], reach[:2])
+    second, (training,) = first.extended(log[:3], q[2:3], reach[2:3], [[0]])
+    assert training.edits == [2, 0] and training.start == 2
+    entry, near = second.match(q[:3])
+    assert near.all() and second.rows(entry).tolist() == [2, 1, 2]
+    assert second.in_use.tolist() == [False, True, True] and second.details(log, 0) == {"in use": "a newer one"}
+    third, (training,) = second.extended(log, q[3:], reach[3:], [[2]])
+    assert training.edits == [3, 0, 2]  # what the second one answered, the third does
+    assert third.rows(third.match(q)[0]).tolist() == [3, 1, 3, 3]
+    same = record(4, 5, prompt=0)  # the first one's own prompt, asked again
+    asked, _ = third.extended((*log, same), q[:1], reach[:1])
+    assert asked.rows(asked.match(q)[0]).tolist() == [4, 1, 3, 3]
+
+
+@pytest.mark.parametrize("table, empty, radius", tables())
+def test_without_the_newer_one_the_older_is_found_again(table: Any, empty: Any, radius: float) -> None:
+    log = tuple(record(i, target) for i, target in enumerate((1, 2, 3, 4)))
+    q, reach = on_a_line(table, 10, 60, 80, 40), torch.full((4,), radius / 10)
+    first, _ = empty.extended(log[:2], q[:2], reach[:2])
+    second, _ = first.extended(log[:3], q[2:3], reach[2:3], [[0]])
+    third, _ = second.extended(log, q[3:], reach[3:], [[2]])
+    left = second.kept(log[:3], [0, 1])
+    assert torch.equal(left.owner, first.owner) and torch.equal(left.radii, first.radii)
+    assert second.kept(log[:3], [0, 2]).rows(torch.tensor([0])).tolist() == [1]  # the pair stays one
+    for keep in ([1, 2], [0, 1, 3], [0, 1, 2]):  # trained together; or which of two gave the other up is not known
+        with pytest.raises(Unsupported, match="together"):
+            (second if len(keep) < 3 else third).kept(log[: max(keep) + 1] if len(keep) < 3 else log, keep)
+
+
+@pytest.mark.parametrize("name", [*BOTH, "melo"])
+def test_the_newer_edit_is_answered_at_both_prompts(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lm, made = tiny_lm("gpt2"), method(name, steps=120, stop=0.1)
+    state = made.prepare(lm, TEXTS)
+    newer = Edit("Ann Lee comes from", "Ann Lee", "Lima")
+    first = made.edit(lm, [EDIT, TWO[1]], state)
+    monkeypatch.setattr("errata.methods.memory.replacing.same_fact", lambda lm, pairs, patch: [True] * len(pairs))
+    patch = Patch.load(made.edit(lm, [newer], state, first).save(tmp_path / "p.safetensors"))
+    with patch.applied(lm) as edited:
+        new, old = (edited.score([EDIT.prompt, newer.prompt], [answer] * 2) for answer in ("Lima", "Oslo"))
+        assert all(newer.id in line for (line,) in edited.explain([EDIT.prompt, newer.prompt]))
+    assert all(a.total > b.total + 1 for a, b in zip(new, old, strict=True))
+    assert [entry["in use"] for entry in patch.parts[0].entries()] == ["a newer one", "yes", "yes"]
+    assert patch.without(newer.id) == first
+    with pytest.raises(Unsupported, match="together"):
+        patch.without(EDIT.id)

@@ -21,6 +21,7 @@ LAYERS = (
     "locate",
     "exchange",
     "audit",
+    "conflicts",
     "methods",
     "free_text",
     "world",
@@ -33,7 +34,7 @@ LAYERS = (
     "__main__",
 )
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
-DRIVERS = ("model", "patch", "locate", "exchange", "audit", "cost", "evaluation", "bench", "report")
+DRIVERS = ("model", "patch", "locate", "exchange", "audit", "conflicts", "cost", "evaluation", "bench", "report")
 
 
 def name_of(path: Path) -> str:

@@ -511,3 +511,36 @@ def test_three_kinds_in_any_order(order: tuple[str, ...], tmp_path: Any) -> None
         why = edited.explain(prompts)
     assert after[0] > before[0] and after[1] > before[1] and after[2] != before[2]
     assert why[0] == [] and why[1][0].startswith("grace: edit") and why[2][0].startswith("rag: edit")
+
+
+# The newest of two edits of one fact, in whatever words ---------------------------------------------
+
+
+def test_a_fact_that_a_newer_one_contradicts_in_other_words_is_not_told() -> None:
+    newer = Edit("Home of Ann Lee is", "Ann Lee", "Lima")
+    part = FactPrompt(facts(EDIT, EDITS[1], newer), WHERE_NAMED | {"reworded": {EDIT.id: [newer.id]}})
+    assert part.in_use == [1, 2]
+    assert part.entries()[0]["in use"] == "a newer one"
+    assert part.without(newer.id) == FactPrompt(facts(EDIT, EDITS[1]), WHERE_NAMED)
+    assert part.without(EDIT.id) == FactPrompt(facts(EDITS[1], newer), WHERE_NAMED)
+    again = FactPrompt(facts(EDIT, newer, EDIT), WHERE_NAMED | {"reworded": {EDIT.id: [newer.id], newer.id: [EDIT.id]}})
+    assert again.in_use == [2]  # which was made once more
+
+
+@pytest.mark.parametrize("name", ["ice", "rag", "memprompt"])
+def test_the_newest_edit_of_a_fact_is_told_in_whatever_words(name: str) -> None:
+    lm, made = world(), method(name, encoder="tfidf")
+    state = made.prepare(lm) if made.needs_prepare else None
+    case = next(c for c in errata.cases("world", limit=5) if any(p.kind == "paraphrase" for p in c.probes))
+    older = case.edits[0]
+    reworded = next(p.prompt for p in case.probes if p.kind == "paraphrase")
+    newer = Edit(reworded, older.subject, older.target_true or "")
+    other = next(p for p in case.probes if p.kind == "same_subject")
+    beside = Edit(other.prompt, older.subject, "Nowhere")
+    patch = made.edit(lm, [newer, beside], state, made.edit(lm, [older], state))
+    (part,) = patch.of_kind(FactPrompt)
+    assert part.settings["reworded"] == {older.id: [newer.id]} and part.in_use == [1, 2]
+    assert made.edit(lm, [older, newer, beside], state) == patch  # and in one call
+    assert patch.without(newer.id) == made.edit(lm, [older, beside], state)
+    back = made.edit(lm, [older], state, patch)
+    assert back.of_kind(FactPrompt)[0].in_use == [2, 3]

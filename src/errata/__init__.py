@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from errata.evaluation.evaluate import evaluate as evaluate
     from errata.methods.registry import method as method
     from errata.methods.registry import methods as methods
+    from errata.methods.reverting import reverted as reverted
     from errata.patch import transforms as transforms
     from errata.patch.patch import EMPTY as EMPTY
     from errata.patch.patch import Patch as Patch
@@ -41,6 +42,7 @@ _WHERE = {  # name -> module, or module:attribute
     "evaluate": "errata.evaluation.evaluate:evaluate",
     "method": "errata.methods.registry:method",
     "methods": "errata.methods",
+    "reverted": "errata.methods.reverting:reverted",
     "plan": "errata.cost.plan:plan",
     "Patch": "errata.patch.patch:Patch",
     "EMPTY": "errata.patch.patch:EMPTY",
@@ -49,8 +51,8 @@ _WHERE = {  # name -> module, or module:attribute
 
 __all__ = [
     "Case", "Edit", "Probe", "Row", "Score",
-    "load", "cases", "baseline", "evaluate", "method", "methods", "plan", "Patch", "EMPTY", "transforms",
-    "data", "exchange",
+    "load", "cases", "baseline", "evaluate", "method", "methods", "reverted", "plan",
+    "Patch", "EMPTY", "transforms", "data", "exchange",
 ]  # fmt: skip
 
 

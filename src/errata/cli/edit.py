@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from errata.answers import answer_of, begins_with_answer
-from errata.cli import common
+from errata.cli import common, conflicts
 from errata.cli.patches import PatchFiles, joined_patch, load_patches
 from errata.cli.requested import Draft, completed, found_in, reader_of, settled
 from errata.errors import BadInput, Refused
@@ -126,6 +126,10 @@ def edit_command(
     ] = None,
     force: common.Force = False,
     strict: Annotated[bool, typer.Option("--strict", help="Write nothing unless every edit took (exit 3).")] = False,
+    strict_conflicts: Annotated[
+        bool,
+        typer.Option("--strict-conflicts", help="Write nothing if edits contradict each other or --prior's (exit 3)."),
+    ] = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
@@ -159,6 +163,11 @@ def edit_command(
         common.check_output(path, force)
     common.check_settings_file(settings, chosen, lm.name, lm.fingerprint)
     with common.attached(lm, workers, threads, ray_address):
+        decided = conflicts.settle(lm, requested, earlier)
+        if strict_conflicts:
+            conflicts.check_none(decided)
+        conflicts.warn(decided, quiet)
+        requested = decided.edits
         result = edit(lm, requested, chosen, prepared_with, earlier, quiet)
     if strict and (failed := result.missed):
         missing = ", ".join(f"{one.prompt!r} -> {one.target_new!r}" for one in failed[:ROWS])
@@ -173,7 +182,8 @@ def edit_command(
             "with --strict it is not (exit 3)"
         )
     if as_json:
-        common.print_json({"file": str(path), "edits": _answers(result), "took": sum(result.took)})
+        found = {"conflicts": records} if (records := decided.records()) else {}
+        common.print_json({"file": str(path), "edits": _answers(result), "took": sum(result.took), **found})
         return
     common.stdout().print(_table_of_answers(result))
     for line in _where(dict(zip((one.id for one in result.edits), result.outcomes, strict=True))):
@@ -417,7 +427,7 @@ def show_command(
         _print_records(f"entries{more}", content["entries"][:ROWS])
     if content["memory"]:
         shapes = [(name, " x ".join(map(str, shape))) for name, shape in content["memory"].items()]
-        console.print(common.make_table("memory (for the next edit)", ("name", "shape"), shapes))
+        console.print(common.make_table("memory (for the next edit, or to take one out)", ("name", "shape"), shapes))
 
 
 def _told(made: Mapping[str, Any]) -> list[str]:

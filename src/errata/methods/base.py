@@ -265,6 +265,23 @@ class Method(ABC):
         seconds = time.perf_counter() - start
         return self._with_meta(patch, lm, resolved, edits, replace(prior, meta=meta), outcomes, seconds)
 
+    def record(self, lm: HFLM) -> dict[str, Any]:
+        """What a call's record in ``patch.meta`` says besides; the settings of ``self`` are resolved."""
+        return {}
+
+    def without(
+        self, lm: HFLM, patch: Patch, edit_id: str, state: State | None = None, *, search: bool = False
+    ) -> tuple[Patch, str]:
+        """The patch as if an edit that this method made had never been made, and how that was had, in words.
+
+        Without a ``state`` the method prepares one. ``search``: what depends on the edit is searched for anew. Raises
+        :class:`Unsupported` where the method cannot. :func:`errata.reverted` calls it.
+        """
+        raise Unsupported(
+            f"{self.name} cannot take one edit out of a patch exactly; keep the patch from before it, and make the "
+            "later edits again"
+        )
+
     def cost(self, size: Size, work: Work) -> list[Step]:
         """What the method takes, step by step. A method that does not say so gets bounds of its memory by its tags."""
         activations = size.kept * size.depth * max(size.lm.budget, work.prompt)
@@ -309,6 +326,7 @@ class Method(ABC):
             "seconds": round(seconds, 3),
             "dtype": str(lm.dtype).removeprefix("torch."),
             **lm.asked.record,
+            **resolved.record(lm),
         }
         if rounded := patch.rounded_away(lm):
             record["rounded"] = {name: round(share, 4) for name, share in rounded.items()}

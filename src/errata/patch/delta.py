@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict, override
 
-from errata.errors import BadInput, Refused, WrongModel
+from errata.errors import BadInput, Refused, Unsupported, WrongModel
 from errata.model import hooks
 from errata.model import weights as stored
 from errata.model.experts import DOWN, is_stack, routed
@@ -135,6 +135,13 @@ class Delta(Part):
             raise BadInput(f"the tensor {shown(missing[0])} is missing")
         weights: dict[str, Weight] = {name: LowRank(tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in low}
         return cls(weights | {name: tensors[name] for name in dense})
+
+    @override
+    def without(self, edit_id: str) -> "Delta | None":
+        raise Unsupported(
+            "one edit cannot be taken out of changes of weights without the model: errata.reverted(lm, patch, id) "
+            "solves for the others again where a closed form made them; otherwise keep the earlier patch instead"
+        )
 
     @override
     def check_content(self) -> None:

@@ -79,6 +79,7 @@ class Made(Record):
     template: str | None = None
     system: str | None = None
     rounded: dict[str, float] = {}
+    targets: list[str] = []
 
     @model_validator(mode="after")
     def _of_these_edits(self) -> Self:
@@ -93,6 +94,7 @@ class Meta(Record):
     model: Model | None = None
     made: list[Made] = []
     transformed: list[dict[str, Any]] = []
+    reverted: list[dict[str, Any]] = []
     scaled: float = 1.0
 
     @model_validator(mode="after")

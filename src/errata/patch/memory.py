@@ -1,5 +1,6 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Keys of earlier edits, which later edits need and inference does not: as vectors, or as their Gram matrix."""
+"""What later edits need and inference does not: keys of earlier edits, as vectors or as their Gram matrix; and the
+targets that were searched for them, by which the others are solved again when one edit is taken out."""
 
 from collections.abc import Mapping
 
@@ -10,7 +11,7 @@ from errata.errors import BadInput, Unsupported
 from errata.printable import shown
 
 KEYS, GRAM = "keys/", "gram/"  # before a site's name in Patch.memory: its keys (n, f), or their Gram matrix K Kᵀ (f, f)
-
+TARGETS = "targets/"  # the same, before the path that targets are added at: δ (n, d) of each edit, in order
 
 SAME = 1e-3  # of its length is how far a key may be from itself, read in another batch
 
@@ -28,6 +29,14 @@ def remember(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str,
     else:
         memory[GRAM + site] = keys.T @ keys
     return memory
+
+
+def remember_targets(memory: Mapping[str, Tensor], path: str, delta: Tensor, most: int) -> dict[str, Tensor]:
+    """The memory with more targets δ (n, d) of a path; without any of that path where they are ``most`` or more."""
+    memory = dict(memory)
+    held = memory.pop(TARGETS + path, None)
+    rows = delta if held is None else torch.cat([held.to(delta), delta])
+    return memory | {TARGETS + path: rows} if len(rows) < most else memory
 
 
 def forget(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str, Tensor]:
@@ -59,12 +68,14 @@ def freed(memory: Mapping[str, Tensor], site: str, keys: Tensor) -> dict[str, Te
 def joined_memory(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The memories of two patches in one.
 
-    Keys are joined; anything else that both hold must be equal, or :class:`Unsupported` is raised.
+    Keys and targets are joined; anything else that both hold must be equal, or :class:`Unsupported` is raised.
     """
     memory = dict(first)
     for name, value in second.items():
         if name.startswith(KEYS):
             memory = remember(memory, name.removeprefix(KEYS), value)
+        elif name.startswith(TARGETS):
+            memory[name] = torch.cat([memory[name], value.to(memory[name])]) if name in memory else value
         elif name.startswith(GRAM):
             site = name.removeprefix(GRAM)
             keys = memory.pop(KEYS + site, None)
@@ -78,10 +89,10 @@ def joined_memory(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> 
 
 
 def check_memory(memory: Mapping[str, Tensor]) -> None:
-    """Raises :class:`BadInput` for keys that are no vectors, and a Gram matrix that is none."""
+    """Raises :class:`BadInput` for keys and targets that are no vectors, and a Gram matrix that is none."""
     for name, value in memory.items():
         square = name.startswith(GRAM)
-        if not (square or name.startswith(KEYS)):
+        if not (square or name.startswith((KEYS, TARGETS))):
             continue
         if value.ndim != 2 or not value.is_floating_point() or (square and value.shape[0] != value.shape[1]):
             found = f"{str(value.dtype).removeprefix('torch.')} of the shape {tuple(value.shape)}"

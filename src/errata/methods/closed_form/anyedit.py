@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State, Tags
+from errata.methods.base import Method, State, Tags
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.base import ClosedForm, EditContext
 from errata.methods.closed_form.chunks import Chunked, check_overlap, default_window, find_chunk_deltas, key_rows
@@ -34,6 +34,8 @@ class AnyEdit(ClosedForm):
     paper: ClassVar[str] = "Jiang et al. 2025, AnyEdit: Edit Any Knowledge, arXiv:2502.05628"
     stores: ClassVar[str] = "a low-rank change of the down projections, one rank per chunk and layer"
     tags: ClassVar[Tags] = Tags(quick={"window": 2})
+    keeps_targets: ClassVar[bool] = False  # an edit has one for each of its chunks
+    without = Method.without
     # Twice MEMIT's. Found on the bundled model, as is LAM: there the released λ of 15,000, which is 1.05 x the width of
     # Llama 3's keys, gives so little of the values that 0.08 of a text is recalled (three validation texts, one layer).
     RATE: ClassVar[float] = 0.8

@@ -16,6 +16,7 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.closed_form import solve
+from errata.methods.closed_form.again import Found, solved_again, with_whole_targets
 from errata.methods.closed_form.cost import steps
 from errata.methods.closed_form.keys import Site, SubjectReadings, SubjectRows, check_reads_subjects
 from errata.methods.closed_form.objective import TargetSettings
@@ -36,7 +37,7 @@ from errata.model.projection import KEY, Projection
 from errata.model.size import Size, Step, Work
 from errata.model.weights import stem
 from errata.patch.delta import Delta, LowRank, Weight
-from errata.patch.memory import GRAM, KEYS, remember
+from errata.patch.memory import GRAM, KEYS, TARGETS, remember, remember_targets
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
@@ -56,9 +57,17 @@ class EditContext:
     prior: Patch
     memory: Mapping[str, Tensor]
     rows: SubjectRows
+    found: Found = field(default_factory=Found)
     changes: Delta = field(default_factory=lambda: Delta({}))
     kept: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Keys (m, f) of each weight whose values are to stay, beside those that C stands for."""
+
+    def keep(self, layer: int, delta: Tensor) -> None:
+        """Keeps δ (n, d) in the memory, unless there are too many of them or earlier ones are missing there."""
+        path, most = self.lm.sites.mlp_out[layer], Projection.of(self.lm.sites, layer).shape(self.lm.model)[1]
+        if path in self.found.kept:
+            self.memory = remember_targets(self.memory, path, delta.cpu().contiguous(), most)
+            self.found.kept -= {path} - {name.removeprefix(TARGETS) for name in self.memory}
 
     def in_force(self) -> Patch:
         """The prior patch and the changes so far."""
@@ -98,6 +107,7 @@ class ClosedForm(TargetSettings):
     tags: ClassVar[Tags] = Tags(quick={"contexts": 0})
     one_by_one: ClassVar[bool] = False
     by_context_type: ClassVar[bool] = True  # in the mean key the empty context weighs as much as all others together
+    keeps_targets: ClassVar[bool] = True  # of each edit the one that it has, so that another edit can be taken out
     own_output: ClassVar[bool] = False  # the residual is that of the projection's own output, not the hidden state's
     LAM: ClassVar[float] = 0.92  # λ in units of the key's width: MEMIT's for GPT-J
     METRIC_FLOP: ClassVar[float] = 1.0  # f³: a Cholesky factor takes a third, the inverse from it two
@@ -235,14 +245,39 @@ class ClosedForm(TargetSettings):
             lam=self.default_lam(lm, state, key_width) if self.lam is None else self.lam,
         )
 
-    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+    @property
+    def turns(self) -> list[tuple[int, ...]]:
+        """The layers that are solved for together, in turn; targets are searched at the last of each."""
         assert self.layers is not None
+        return sorted({self.layers[:1], self.layers[-1:]}) if self.blue else [self.layers]
+
+    @override
+    def record(self, lm: HFLM) -> dict[str, Any]:
+        return {"targets": self._target_paths(lm)} if self.keeps_targets else {}
+
+    def _target_paths(self, lm: HFLM) -> list[str]:
+        """The projections at whose layers targets are searched."""
+        return [lm.sites.mlp_out[layers[-1]] for layers in self.turns]
+
+    @override
+    def without(
+        self, lm: HFLM, patch: Patch, edit_id: str, state: State | None = None, *, search: bool = False
+    ) -> tuple[Patch, str]:
+        return solved_again(lm, patch, edit_id, state, search=search)
+
+    @override
+    def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
+        return self.solved(lm, edits, state, prior, Found())
+
+    def solved(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch, found: Found) -> Patch:
+        """``prior`` and these edits; what is ``found`` already is not searched for. The settings are resolved."""
         drawn = (self.contexts, self.seed, sorted(lm.tokens.ends), str(lm.dtype), lm.budget)  # what contexts depend on
         contexts = state.once(f"contexts/{drawn}", lambda: contexts_of(lm, self.contexts, self.seed))
-        turns = sorted({self.layers[:1], self.layers[-1:]}) if self.blue else [self.layers]
+        prior, found.kept = with_whole_targets(prior, self._target_paths(lm) if self.keeps_targets else [])
         for batch in [[edit] for edit in edits] if self.one_by_one else [list(edits)]:
-            context = EditContext(lm, batch, contexts, state, prior, prior.memory, self.rows(lm, batch, contexts))
-            for layers in turns:
+            rows = self.rows(lm, batch, contexts)
+            context = EditContext(lm, batch, contexts, state, prior, prior.memory, rows, found)
+            for layers in self.turns:
                 self._edit_layers(context, layers)
             prior = replace(prior + Patch((context.changes,)), memory=context.memory)
         return prior
@@ -256,8 +291,10 @@ class ClosedForm(TargetSettings):
         lm, site = context.lm, self.target_site(context.lm, layers[-1])
         outlets = {layer: self.outlet(lm, layer) for layer in layers}
         last, before = outlets[layers[-1]], context.changes
+        known = context.found.take(lm.sites.mlp_out[layers[-1]], len(context.edits))
         with context.edited() as edited:
-            targets = self._targets(edited, context.edits, context, site)
+            targets = self._targets(edited, context.edits, context, site, known)
+        context.keep(layers[-1], targets.delta)
         if self.nas:
             targets = self._anchored(context, targets, site)
         wanted = targets.outside + last.moved(targets.inside, targets.delta)  # z
@@ -297,26 +334,51 @@ class ClosedForm(TargetSettings):
 
     # Targets ------------------------------------------------------------------------------------------
 
-    def _targets(self, lm: HFLM, edits: Sequence[Edit], context: EditContext, site: InterventionSite) -> Targets:
-        """Searches δ with ``lm`` as it is now; the learning rate follows the lengths of hidden states at the site."""
-        assert self.layers is not None and self.lr is not None
+    def _targets(
+        self,
+        lm: HFLM,
+        edits: Sequence[Edit],
+        context: EditContext,
+        site: InterventionSite,
+        known: Tensor | None = None,
+    ) -> Targets:
+        """Searches δ with ``lm`` as it is now, unless it is ``known`` (n, d), and reads what it is added to."""
         outlet, value = self.outlet(lm, site.layer), (lm.sites.mlp_out[site.layer], "out")
         scale = (measured_at(lm, site.layer), "out")
         outputs = [(path, "out") for path in site.paths(lm.sites)]
         sites = [value, *outputs, scale, outlet.inside, outlet.outside]
         bare = {at: readings.bare for at, readings in self.rows(lm, edits, [""]).read(lm, sites).items()}
-        hidden = bare[scale].norm(dim=-1, keepdim=True).expand(-1, len(outputs))  # (n, paths)
-        own = torch.stack([bare[at].norm(dim=-1) for at in outputs], 1)
+        read = bare[value], bare[outlet.inside], bare[outlet.outside]
+        if known is not None:
+            return Targets(known.to(bare[value]), *read)
+        delta = self._searched(lm, edits, context, site, [bare[at] for at in outputs], bare[scale])
+        return Targets(delta / (1.0 if site.mlp_output else outlet.gain), *read)
+
+    def _searched(
+        self,
+        lm: HFLM,
+        edits: Sequence[Edit],
+        context: EditContext,
+        site: InterventionSite,
+        outputs: Sequence[Tensor],
+        scale: Tensor,
+    ) -> Tensor:
+        """δ (n, d) at the site; the learning rate follows the lengths of hidden states there.
+
+        ``outputs`` (n, d) are those of the site's paths, ``scale`` what a δ is measured against.
+        """
+        assert self.layers is not None and self.lr is not None
+        hidden = scale.norm(dim=-1, keepdim=True).expand(-1, len(outputs))  # (n, paths)
+        own = torch.stack([output.norm(dim=-1) for output in outputs], 1)
         bound, unit = self.measures(hidden, own)
         norms = context.state.info["norms"]
-        settings = replace(self, lr=self.lr * norms[scale[0]] / norms[measured_at(lm, self.layers[-1])])
+        length = norms[measured_at(lm, site.layer)]
+        settings = replace(self, lr=self.lr * length / norms[measured_at(lm, self.layers[-1])])
         under = EMPTY if lm.unedited else context.in_force()
         how: Any = {"settings": settings, "limits": self.clamp * bound, "units": unit}
         result = self.search(lm, edits, site, context.contexts, **how, plain=self.plain, under=under)
         give_back()  # before matrices (f, f) are made: what the steps of a search leave is in small pieces
-        width = bare[value].shape[1]  # what PMET's search has beside it, for the attention, is dropped
-        delta = result.delta[:, :width] / (1.0 if site.mlp_output else outlet.gain)
-        return Targets(delta, bare[value], bare[outlet.inside], bare[outlet.outside])
+        return result.delta[:, : outputs[0].shape[1]]  # what PMET's has beside it, for the attention, is dropped
 
     def _anchored(self, context: EditContext, targets: Targets, site: InterventionSite) -> Targets:
         """Targets of new values v + δ of one length c; one of more than 2c makes no edit (NAS, released code)."""

@@ -68,7 +68,7 @@ class Directions(KeyTable):
         """The entry that matches already, if it has the same answer."""
         found, near = self.match(self.queries[i][None])
         entry = int(found)
-        if not near or answers[entry] != answers[i]:
+        if not near or self.owner[entry] < 0 or answers[entry] != answers[i]:
             return None
         self.owner[i] = entry
         return entry

@@ -44,7 +44,7 @@ def half_way(queries: Tensor, texts: Tensor, named: Tensor, share: float) -> Ten
 class Training(NamedTuple):
     """What the payload of an edit is trained on."""
 
-    edits: list[int]  # those of its entry, itself the last
+    edits: list[int]  # those of its entry, and those whose keys find it though they had another answer
     start: int  # the edit from whose payload it goes on: itself where the entry is new
 
 
@@ -55,12 +55,15 @@ class KeyTable(Lookup):
     Edit i has an entry of its own, with its query as the key, or shares the entry of edit ``owner[i]``, which has the
     same subject and target: the paper asks for the same target alone. An entry is taken apart, into one for each edit
     that is left, when one of its edits is asked again with another target or when its key no longer finds all of them.
+    The key of an edit that a newer one contradicts in other words stays where it is and finds the newer one, which is
+    trained on its prompt too.
     """
 
     queries: Annotated[Tensor, Floats("n in")]
     reach: Annotated[Tensor, Floats("n")]  # the radius with which a key begins
     radii: Annotated[Tensor, Floats("n")]  # how far a key reaches; below 0 where an edit's query is no key
     owner: Annotated[Tensor, Ints("n", -1, "n")]  # whose key finds each edit; -1 where a newer one took its place
+    # (of those the key stays, radius 0 or more, where that was in other words)
     latest: Annotated[Tensor, Ints("n", 0, "n")]  # the edit whose payload answers at each key
 
     side: ClassVar[Literal["in", "out"]] = "in"  # whether queries are of the site's input or of its output
@@ -107,10 +110,20 @@ class KeyTable(Lookup):
     def rows(self, entry: Tensor) -> Tensor:
         return torch.where(entry >= 0, self.latest.to(entry.device)[entry.clamp(min=0)], -1)
 
+    @override
+    def told(self, entry: Tensor) -> Tensor:
+        given_up = (entry >= 0) & self.given_up.to(entry.device)[entry.clamp(min=0)]
+        return torch.where(given_up, self.rows(entry), entry)
+
     # How it grows ----------------------------------------------------------------------------------
 
-    def extended(self, log: EditLog, queries: Tensor, reach: Tensor) -> tuple[Self, list[Training]]:
-        """With the queries (k, f) and radii (k,) of the last k edits of ``log``, placed one after another."""
+    def extended(
+        self, log: EditLog, queries: Tensor, reach: Tensor, reworded: Sequence[Sequence[int]] | None = None
+    ) -> tuple[Self, list[Training]]:
+        """With the queries (k, f) and radii (k,) of the last k edits of ``log``, placed one after another.
+
+        ``reworded`` are for each the earlier ones that it contradicts in other words.
+        """
         n, k = len(self.queries), len(queries)
         new = torch.arange(n, n + k)
         table = replace(
@@ -123,12 +136,15 @@ class KeyTable(Lookup):
         )
         prompts = _numbered(tuple(record.prompt_ids) for record in log)
         answers = _numbered((record.subject, tuple(record.target_ids)) for record in log)
-        return table, [table._place(i, prompts, answers) for i in new.tolist()]
+        replaces = reworded or [()] * k
+        return table, [table._place(i, prompts, answers, some) for i, some in zip(new.tolist(), replaces, strict=True)]
 
-    def _place(self, i: int, prompts: Tensor, answers: Tensor) -> Training:
+    def _place(self, i: int, prompts: Tensor, answers: Tensor, reworded: Sequence[int]) -> Training:
         """Takes edit i in, the newest; what it replaces is no longer found."""
         q = self.queries[i]
         same = (prompts == prompts[i]) | ((self.queries - q).norm(dim=-1) <= SAME * q.norm())
+        self.radii[same & self.given_up] = -1.0
+        others = [question for j in reworded for question in self._give_up(j, i, answers)]
         for j in (same & self._others(answers, i)).nonzero()[:, 0].tolist():
             entry, self.owner[j] = int(self.owner[j]), -1
             self._take_apart(entry, answers)
@@ -139,10 +155,28 @@ class KeyTable(Lookup):
         elif self.together:
             training = Training(self._members(entry), int(self.latest[entry]))
             self.latest[entry] = i
+        training = training._replace(edits=[*dict.fromkeys([*training.edits, *others])])
         while lost := self._lost_entries(i):
             for entry in lost:
                 self._take_apart(entry, answers)
         return training
+
+    @property
+    def given_up(self) -> Tensor:
+        """Which edits have a key that finds a newer one, which contradicts them in other words. (n,)"""
+        return (self.owner < 0) & (self.radii >= 0)
+
+    def _give_up(self, j: int, i: int, answers: Tensor) -> list[int]:
+        """Edit j's key finds edit i from now on, and so do those that found j. The edits whose keys these are."""
+        entry = int(self.owner[j])
+        if entry < 0:
+            return []
+        if self._members(entry) != [j] or entry != j:
+            self._take_apart(entry, answers)
+        found = self.given_up & (self.latest == self.latest[j])
+        self.owner[j], found[j] = -1, True
+        self.latest[found] = i
+        return found.nonzero()[:, 0].tolist()
 
     def _others(self, answers: Tensor, i: int) -> Tensor:
         """Which edits are found and have another answer than edit i. (n,)"""
@@ -182,6 +216,9 @@ class KeyTable(Lookup):
 
     @override
     def kept(self, log: EditLog, keep: Sequence[int]) -> Self:
+        for i, answered in enumerate(self._reworded(log)):
+            if i not in keep and len(answered) > 1:  # of which one may have given up another
+                raise joint_training(log[i], log, keep)
         _, then = self._anew(log, range(len(log)))
         left, now = self._anew(log, keep)
         for at, i in enumerate(keep):
@@ -191,8 +228,19 @@ class KeyTable(Lookup):
 
     def _anew(self, log: EditLog, keep: Sequence[int]) -> tuple[Self, list[Training]]:
         none = {name: getattr(self, name)[:0] for name in ("queries", "reach", "radii", "owner", "latest")}
-        rows = list(keep)
-        return replace(self, **none).extended(tuple(log[i] for i in rows), self.queries[rows], self.reach[rows])
+        rows, some = list(keep), tuple(log[i] for i in keep)
+        number = {i: at for at, i in enumerate(rows)}
+        answered = self._reworded(log)
+        reworded = [[number[j] for j in answered[i] if j in number] for i in rows]
+        return replace(self, **none).extended(some, self.queries[rows], self.reach[rows], reworded)
+
+    def _reworded(self, log: EditLog) -> list[list[int]]:
+        """For each edit those that it contradicts in other words, as far as no newer one does."""
+        answers = _numbered((record.subject, tuple(record.target_ids)) for record in log)
+        of: list[list[int]] = [[] for _ in log]
+        for j in ((self.owner < 0) & (answers[self.latest] != answers)).nonzero()[:, 0].tolist():
+            of[int(self.latest[j])].append(j)
+        return of
 
     @override
     def details(self, log: EditLog, i: int) -> dict[str, Any]:
@@ -246,7 +294,7 @@ class Spheres(KeyTable):
     def joins(self, i: int, answers: Tensor) -> int | None:
         nearest, far = self.nearest(self.queries[i][None])
         entry, distance = int(nearest), float(far)
-        if answers[entry] != answers[i] or distance > float(self.reach[i] + self.radii[entry]):
+        if self.owner[entry] < 0 or answers[entry] != answers[i] or distance > float(self.reach[i] + self.radii[entry]):
             return None
         self.owner[i] = entry
         self.radii[entry] = self.radius_joined(entry, distance)

@@ -58,18 +58,24 @@ class Clusters(Spheres):
     side: ClassVar[Literal["in", "out"]] = "out"
     together: ClassVar[bool] = False
 
+    @property
+    def cluster(self) -> Tensor:
+        """The cluster of each prompt; of one that finds a newer edit it is its own. (n,)"""
+        return torch.where(self.given_up, torch.arange(len(self.owner)), self.owner)
+
     @override
     def centres(self) -> Tensor:
         """The mean of each cluster's queries, in the row of the prompt that it is named after. (n, f)"""
-        held = self.owner >= 0
-        sums = torch.zeros_like(self.queries).index_add(0, self.owner[held], self.queries[held])
-        counts = torch.bincount(self.owner[held], minlength=len(self.owner))
+        cluster = self.cluster
+        held = cluster >= 0
+        sums = torch.zeros_like(self.queries).index_add(0, cluster[held], self.queries[held])
+        counts = torch.bincount(cluster[held], minlength=len(cluster))
         return sums / counts.clamp(min=1)[:, None]
 
     @override
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
         cluster, near = super().match(q)
-        others = self.owner.to(q.device) != cluster[:, None]  # (b, n)
+        others = self.cluster.to(q.device) != cluster[:, None]  # (b, n)
         return torch.cdist(q, self.queries.to(q)).masked_fill(others, torch.inf).argmin(-1), near
 
     @override
@@ -154,7 +160,7 @@ class MeloClusters(EditMemory[Clusters, LoRABlocks]):
 
     def _at(self, path: str, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
         entry = None if call is None else call.memo.get(id(self))
-        return y if entry is None else self.payload.at(path, x, y, entry)
+        return y if entry is None else self.payload.at(path, x, y, self.lookup.rows(entry))
 
     @override
     def summary(self) -> list[dict[str, Any]]:
@@ -266,11 +272,14 @@ class MELO(CodebookMethod):
 
     @override
     def train(self, lm: HFLM, old: MeloClusters, log: Sequence[EditRecord], state: State) -> MeloClusters:
-        lookup, _, _ = self.placed(lm, old, log, state)
+        lookup, training, _ = self.placed(lm, old, log, state)
         whole, blocks = (*old.log, *log), old.payload
         first = int(blocks.of.max()) + 1 if len(blocks.of) else 0
         of = torch.cat([blocks.of, first + torch.arange(len(log)) // self.edits])
-        groups = [log[at : at + self.edits] for at in range(0, len(log), self.edits)]
+        asked = [self.asked(lm, whole, training[i], len(old.log) + i) for i in range(len(log))]
+        groups = [
+            [record for some in asked[at : at + self.edits] for record in some] for at in range(0, len(log), self.edits)
+        ]
         factors = self._trained(lm, groups, state.info["sizes"])
         if blocks.factors and blocks.factors.keys() != factors.keys():
             raise BadInput(

@@ -3,7 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from errata.methods.memory.adapter import EditMemory
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
+from errata.methods.memory.replacing import replaced
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.patch.schema import Floats, Length
@@ -73,9 +74,22 @@ class CodebookMethod(MemoryMethod):
         reach = old.lookup.measured(half_way(queries, state.tensors["queries"], named, self.share))
         if (fixed := self.fixed_reach()) is not None:
             reach = torch.full_like(reach, fixed)
-        whole = (*old.log, *log)
-        lookup, training = old.lookup.extended(whole, queries, reach)
+        whole, found = (*old.log, *log), replaced(lm, old, old.lookup.in_use.nonzero()[:, 0].tolist(), log)
+        reworded = [
+            [j for j in some if old.log[j].prompt_ids != new.prompt_ids] for new, some in zip(log, found, strict=True)
+        ]
+        lookup, training = old.lookup.extended(whole, queries, reach, reworded)
         before = torch.cat([old.lookup.in_use, torch.ones(len(log), dtype=torch.bool)])
         if gone := [str(whole[i]) for i in (before & ~lookup.in_use).nonzero()[:, 0].tolist()]:
             logger.warning("no longer in force, as newer edits ask the same: %s", "; ".join(gone))
         return lookup, training, outputs
+
+    def asked(self, lm: HFLM, log: Sequence[EditRecord], training: Training, i: int) -> list[EditRecord]:
+        """What the payload of edit i is trained on: prompts that it answers, each with its target."""
+        new = log[i].target_new
+        return [
+            record
+            if record.target_new == new
+            else replace(record, target_new=new, target_ids=lm.tokens.target(record.prompt, new))
+            for record in (log[j] for j in training.edits)
+        ]

@@ -102,7 +102,7 @@ class ValueMethod(CodebookMethod):
         left = dict(zip(range(len(old.log), len(whole)), training, strict=True))
         while left:
             now = {i: of for i, of in left.items() if of.start == i or of.start not in left}
-            groups = [[whole[j] for j in of.edits] for of in now.values()]
+            groups = [self.asked(lm, whole, of, i) for i, of in now.items()]
             begin = values[[of.start for of in now.values()]]
             values[list(now)] = _descended(lm, old.site, payload, groups, begin, descent)
             left = {i: of for i, of in left.items() if i not in now}

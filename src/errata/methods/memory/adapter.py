@@ -78,6 +78,10 @@ class Lookup(Component, ABC):
         """The rows of the payload that act for entries (b,): the same, unless entries share one."""
         return entry
 
+    def told(self, entry: Tensor) -> Tensor:
+        """The edits that entries (b,) answer with, for people: by default those that they are named after."""
+        return entry
+
     def due(self, call: Call, found: bool) -> bool:
         """Whether to look up in this pass: by default in the one that reads the prompts to their end."""
         return call.prompt_end is not None
@@ -142,7 +146,7 @@ class EditMemory(Adapter, Generic[L, P]):
     def explain(self, call: Call) -> Sequence[str | None]:
         if id(self) not in call.memo:
             return [None] * len(call.mask)
-        entries = call.memo[id(self)].tolist()
+        entries = self.lookup.told(call.memo[id(self)]).tolist()
         return [f"{self.kind}: {self.payload.describe(self.log, i)}" if i >= 0 else None for i in entries]
 
     @override

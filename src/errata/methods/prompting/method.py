@@ -1,4 +1,6 @@
-"""The method that adds facts to a :class:`FactPrompt`: no pass of the model is needed to edit."""
+"""The method that adds facts to a :class:`FactPrompt`: no pass of the model is needed to edit, but for a subject that
+has an edit already, of which the new one may be the same fact in other words.
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -7,6 +9,8 @@ from typing import Any, ClassVar, Self
 
 from typing_extensions import override
 
+from errata.answers import normalise
+from errata.conflicts.rewording import same_fact
 from errata.errors import BadInput
 from errata.methods.base import Method, State, Tags
 from errata.methods.memory.log import EditRecord
@@ -54,8 +58,9 @@ class PromptMethod(Method):
         for held in reversed(prior.of_kind(self.part)):
             if held.settings["method"] == self.name:
                 self._check(held, part)
-                return prior.swap(held, replace(part, log=(*held.log, *log)))
-        return prior + Patch((part,))
+                part = replace(held, log=(*held.log, *log))
+                return prior.swap(held, part.with_reworded((), _reworded(lm, part.log, len(log))))
+        return prior + Patch((part.with_reworded((), _reworded(lm, log, len(log))),))
 
     def _check(self, held: FactPrompt, new: FactPrompt) -> None:
         for name, value in new.settings.items():
@@ -66,3 +71,22 @@ class PromptMethod(Method):
                 )
         if held.examples != new.examples:
             raise BadInput(f"{self.name} in prior has other examples; go on with the same state")
+
+
+def _reworded(lm: HFLM, log: Sequence[EditRecord], new: int) -> dict[str, list[str]]:
+    """By an edit's id those of the last ``new`` that contradict it in other words."""
+    about: dict[str, list[int]] = {}
+    for i, record in enumerate(log):
+        about.setdefault(record.subject.casefold(), []).append(i)
+    pairs = [
+        (i, j)
+        for j in range(len(log) - new, len(log))
+        for i in about[log[j].subject.casefold()]
+        if i < j and log[i].prompt != log[j].prompt and normalise(log[i].target_new) != normalise(log[j].target_new)
+    ]
+    found: dict[str, list[str]] = {}
+    same = same_fact(lm, [(log[i], log[j]) for i, j in pairs]) if pairs else []
+    for (i, j), told in zip(pairs, same, strict=True):
+        if told:
+            found.setdefault(log[i].id, []).append(log[j].id)
+    return found

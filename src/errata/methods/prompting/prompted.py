@@ -9,7 +9,7 @@ without facts goes to the model as it is.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from string import Formatter
@@ -78,15 +78,17 @@ class FactSettings(TypedDict):
     fill: NotRequired[Share]
     shown: NotRequired[dict[str, Annotated[int, Field(ge=0)]]]
     own: NotRequired[bool]
+    reworded: NotRequired[dict[str, list[str]]]
 
 
 @dataclass(frozen=True, eq=False)
 class FactPrompt(Wrapper):
-    """Edits as facts that are prepended to a prompt. Of two edits with one prompt the newer counts.
+    """Edits as facts that are prepended to a prompt. Of two edits of one fact the newer counts.
 
     ``settings`` hold the ``method``, the ``encoder``, how facts are chosen (``most``, ``near``, ``named``) and laid out
     (``fact``, ``layout``, ``ended``), and how many examples of each kind are ``shown`` in what share of the context
-    (``fill``), with the facts' ``own`` among them.
+    (``fill``), with the facts' ``own`` among them. ``reworded`` are, by an edit's id, those that contradict it in other
+    words.
     """
 
     kind: ClassVar[str] = "facts"
@@ -105,8 +107,11 @@ class FactPrompt(Wrapper):
 
     @cached_property
     def in_use(self) -> list[int]:
-        """Indices of the edits whose prompt no later edit repeats."""
-        return newest(" ".join(record.prompt.split()).casefold() for record in self.log)
+        """Indices of the edits whose prompt no later edit repeats, and that none contradicts in other words."""
+        last = {record.id: i for i, record in enumerate(self.log)}
+        reworded = self.settings.get("reworded", {})
+        latest = newest(" ".join(record.prompt.split()).casefold() for record in self.log)
+        return [i for i in latest if all(last.get(id, -1) <= i for id in reworded.get(self.log[i].id, ()))]
 
     @cached_property
     def facts(self) -> EditLog:
@@ -191,7 +196,18 @@ class FactPrompt(Wrapper):
     @override
     def without(self, edit_id: str) -> "Self | None":
         left = log_without(self.log, edit_id)
-        return replace(self, log=left) if left else None
+        return replace(self, log=left).with_reworded({edit_id}) if left else None
+
+    def with_reworded(self, gone: Container[str], more: Mapping[str, Sequence[str]] | None = None) -> Self:
+        """With more of ``reworded``, and less of it about edits that are gone."""
+        known: Mapping[str, Sequence[str]] = self.settings.get("reworded", {})
+        kept: dict[str, list[str]] = {}
+        for id, others in (*known.items(), *(more or {}).items()):
+            left = [other for other in others if id not in gone and other not in gone]
+            if left:
+                kept[id] = [*dict.fromkeys([*kept.get(id, ()), *left])]
+        rest = {name: value for name, value in self.settings.items() if name != "reworded"}
+        return replace(self, settings=rest | ({"reworded": kept} if kept else {}))
 
     @override
     def entries(self) -> list[dict[str, Any]]:
