@@ -19,6 +19,7 @@ LAYERS = (
     "patch",
     "distributed",
     "locate",
+    "conflicts",
     "methods",
     "free_text",
     "world",
@@ -27,11 +28,12 @@ LAYERS = (
     "evaluation",
     "report",
     "bench",
+    "journal",
     "cli",
     "__main__",
 )
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
-DRIVERS = ("model", "patch", "locate", "cost", "evaluation", "bench", "report")
+DRIVERS = ("model", "patch", "locate", "cost", "evaluation", "bench", "report", "journal")
 
 
 def name_of(path: Path) -> str:

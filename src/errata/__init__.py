@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from errata.data.reader import cases as cases
     from errata.evaluation.baseline import baseline as baseline
     from errata.evaluation.evaluate import evaluate as evaluate
+    from errata.journal.journal import Journal as Journal
     from errata.methods.registry import method as method
     from errata.methods.registry import methods as methods
     from errata.patch import transforms as transforms
@@ -40,6 +41,7 @@ _WHERE = {  # name -> module, or module:attribute
     "method": "errata.methods.registry:method",
     "methods": "errata.methods",
     "plan": "errata.cost.plan:plan",
+    "Journal": "errata.journal.journal:Journal",
     "Patch": "errata.patch.patch:Patch",
     "EMPTY": "errata.patch.patch:EMPTY",
     "transforms": "errata.patch.transforms",
@@ -48,6 +50,7 @@ _WHERE = {  # name -> module, or module:attribute
 __all__ = [
     "Case", "Edit", "Probe", "Row", "Score",
     "load", "cases", "baseline", "evaluate", "method", "methods", "plan", "Patch", "EMPTY", "transforms", "data",
+    "Journal",
 ]  # fmt: skip
 
 
