@@ -55,7 +55,7 @@ class Clashing(Refused):
             for c in clashes[:LISTED]
         ]
         super().__init__(
-            f"{len(clashes)} edits of the two sides clash, so nothing was merged: {'; '.join(pairs)}; decide by a rule "
+            f"{len(clashes)} pairs of edits of the two sides clash, so nothing was merged: {'; '.join(pairs)}; decide by a rule "
             "(--ours, --theirs, --newest), or one by one: --conflicts FILE writes them, --resolutions FILE reads them"
         )
 

@@ -23,6 +23,7 @@ from errata.types import Edit
 
 ADDED, ONE_SIDE = "weights added: ours + (theirs - base)", "changed by one side alone"
 JOINED = "memories in a row"
+TWICE = "both sides have taken out the same edit, which the sum of their changes would take out twice"
 ANEW = "both sides have changed the same memory, whose entries must be made again"
 
 
@@ -35,9 +36,11 @@ def combined(ours: Patch, theirs: Patch, base: Patch, wanted: Iterable[str]) -> 
     mine = {fact(edit) for edit in ours.edits}
     # What either side took out of the base goes with the sum: taken out of both, it would go twice.
     ours = without(ours, mine - facts - of_base)
-    both = {fact(edit) for edit in theirs.edits} - of_base
-    theirs = without(theirs, both - facts | both & mine)
-    parts, ways = _parts(ours, theirs, base)
+    others = {fact(edit) for edit in theirs.edits}
+    new = others - of_base
+    theirs = without(theirs, new - facts | new & mine)
+    gone = of_base - mine - others
+    parts, ways = _parts(ours, theirs, base, bool(gone))
     meta = {**theirs.meta, **ours.meta, "made": _made(ours, theirs, facts)}
     patch = Patch(parts, _memory(ours.memory, theirs.memory, base.memory), meta)
     if {fact(edit) for edit in patch.edits} != facts:
@@ -45,9 +48,14 @@ def combined(ours: Patch, theirs: Patch, base: Patch, wanted: Iterable[str]) -> 
     return (patch if parts else replace(EMPTY, meta=meta)), "; ".join(ways)
 
 
-def _parts(ours: Patch, theirs: Patch, base: Patch) -> tuple[tuple[Part, ...], list[str]]:
-    """The parts of both sides, changes of weights first (which are put on first anyway), and how each was had."""
+def _parts(ours: Patch, theirs: Patch, base: Patch, gone: bool) -> tuple[tuple[Part, ...], list[str]]:
+    """The parts of both sides, changes of weights first (which are put on first anyway), and how each was had.
+
+    ``gone``: whether there are edits that both have taken out.
+    """
     a, b, o = (_total(patch) for patch in (ours, theirs, base))
+    if gone and a != o and b != o:
+        raise Unsupported(TWICE)
     weights = a if b == o else b if a == o else a + _difference(b, o)
     ways = [ADDED if a != o and b != o else ONE_SIDE] if weights.weights else []
     mine, other, common = (_others(patch) for patch in (ours, theirs, base))

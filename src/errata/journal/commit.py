@@ -21,6 +21,10 @@ MOST_AUTHOR = 1000
 MOST_REVIEW = 16 * 2**20  # characters of a review as JSON
 
 
+class Damaged(BadInput):
+    """What a journal holds is not what was written there."""
+
+
 def fact(edit: Edit) -> str:
     """What an edit asks for, as a digest: equal for equal prompts, subjects and targets, whatever their ids."""
     return Edit(edit.prompt, edit.subject, edit.target_new, at=edit.at).id
@@ -99,7 +103,7 @@ def digest_of(commit: Commit) -> str:
 
 
 def read_commit(record: Mapping[str, Any]) -> Commit:
-    """The commit of a record. Raises :class:`BadInput` for one of other fields, and for one that is not its id's."""
+    """The commit of a record. Raises :class:`Damaged` for one of other fields, and for one that is not its id's."""
     from pydantic import ValidationError
 
     named = shown(record.get("id"))
@@ -107,9 +111,9 @@ def read_commit(record: Mapping[str, Any]) -> Commit:
         commit = _adapter().validate_json(json.dumps(dict(record)), strict=True)
     except (ValidationError, TypeError, ValueError, RecursionError) as error:
         line = str(error).splitlines()[1].strip() if "\n" in str(error) else type(error).__name__
-        raise BadInput(f"the commit {named} cannot be read ({line[:100]})") from error
+        raise Damaged(f"the commit {named} cannot be read ({line[:100]})") from error
     if digest_of(commit) != commit.id:
-        raise BadInput(f"the commit {named} is not what its id says: it was changed")
+        raise Damaged(f"the commit {named} is not what its id says: it was changed")
     return commit
 
 

@@ -14,13 +14,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from errata.errors import BadInput, ErrataError, Refused, Unreachable, first_line
-from errata.journal.commit import Commit, read_commit
+from errata.journal.commit import Commit, Damaged, read_commit
 from errata.journal.engine import WAIT, WRITES, check_file, engine_of
 from errata.journal.names import HEAD, MAIN, Name, read_name
 from errata.journal.tables import MADE_BY, CommitRow, JournalRow, NameRow, Table
 from errata.printable import shown
 
 STEPS = ("1", "2")  # of migrations, in order
+LEADING = 0x0E44A7A  # the number of the lock under which tables are made
+KNOWN = 10_000  # commits that are kept in memory
 LISTED = 20  # ids by a common beginning
 
 
@@ -30,13 +32,24 @@ class Database:
     def __init__(self, where: Path, url: URL, journal: str) -> None:
         self.where, self.url, self.journal = where, url, journal
         self.engine = engine_of(url)
+        self._known: dict[str, Commit] = {}  # commits never change
 
     # Commits -----------------------------------------------------------------------------------------
 
     def commit(self, id: str) -> Commit | None:
         """The commit of that id; None where there is none."""
+        if id in self._known:
+            return self._known[id]
         with self.session() as session:
-            return _commit(session, id)
+            return self._read(session, id)
+
+    def _read(self, session: Session, id: str) -> Commit | None:
+        commit = _commit(session, id)
+        if commit is not None:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[id] = commit
+        return commit
 
     def starting(self, beginning: str) -> list[str]:
         """The first ids that begin so, in order."""
@@ -49,7 +62,9 @@ class Database:
         with self.session() as session:
             ids = list(session.scalars(select(CommitRow.id).order_by(CommitRow.id)))
         for id in ids:
-            if (commit := self.commit(id)) is not None:
+            with self.session() as session:
+                commit = _commit(session, id)
+            if commit is not None:
                 yield commit
 
     def append(
@@ -104,9 +119,9 @@ class Database:
 
     def _held(self, session: Session, name: Name) -> Commit:
         """The commit that a name names. Raises :class:`BadInput` where it is gone."""
-        commit = _commit(session, name.target or "")
+        commit = self._read(session, name.target or "")
         if commit is None:
-            raise BadInput(f"{name.name} names the commit {shown(name.target)}, which is not there")
+            raise Damaged(f"{name.name} names the commit {shown(name.target)}, which is not there")
         return commit
 
     # Making and checking -----------------------------------------------------------------------------
@@ -116,6 +131,8 @@ class Database:
         from errata.journal.migrate import upgrade
 
         with self.connection(writes=True) as connection:
+            if not self.is_file:
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LEADING})")  # one at a time
             done = self._step(connection)
             if done is None or done in STEPS[:-1]:
                 upgrade(connection)
@@ -146,11 +163,11 @@ class Database:
     def check(self) -> None:
         """Raises :class:`BadInput` unless this is the database of the journal, whole and of this version."""
         with self.connection() as connection:
-            if self.url.drivername.startswith("sqlite"):
+            if self.is_file:
                 check_file(connection)
             done = self._step(connection)
             if done is None:
-                raise BadInput("there are no tables of a journal")
+                raise Damaged("there are no tables of a journal")
             if done not in STEPS:
                 raise _newer(self.where, done)
             if done != STEPS[-1]:
@@ -158,7 +175,7 @@ class Database:
         with self.session() as session:
             found = [row.id for row in session.scalars(select(JournalRow))]
             if found != [self.journal]:
-                raise BadInput(f"its database is that of the journal {shown(found)}, and its folder is {self.journal}")
+                raise Damaged(f"its database is that of the journal {shown(found)}, and its folder is {self.journal}")
             _head(session, self.journal)
             for row in list(session.scalars(select(NameRow))):
                 if (name := self._name(row)).target is not None and name.kind != "head":
@@ -173,16 +190,20 @@ class Database:
             return None
         found = connection.exec_driver_sql(f"SELECT version_num FROM {MADE_BY}").scalars().all()
         if len(found) > 1:
-            raise BadInput(f"it says that it is of the versions {shown(found)}")
+            raise Damaged(f"it says that it is of the versions {shown(found)}")
         return str(found[0]) if found else None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is an SQLite file."""
+        return self.url.drivername == "sqlite"
 
     # Transactions ------------------------------------------------------------------------------------
 
     @property
     def shown(self) -> str:
         """The database in words, without a password."""
-        is_file = self.url.drivername.startswith("sqlite")
-        return str(self.url.database) if is_file else self.url.render_as_string(hide_password=True)
+        return str(self.url.database) if self.is_file else self.url.render_as_string(hide_password=True)
 
     @contextmanager
     def session(self, writes: bool = False) -> Iterator[Session]:
@@ -203,28 +224,22 @@ class Database:
         """Context manager: whatever goes wrong is one of Errata's errors, which names the journal."""
         try:
             yield
-        except Refused:
-            raise
-        except BadInput as error:
-            if str(self.where) in str(error):
-                raise
-            raise BadInput(f"the journal {self.where}: {error}; restore it from a copy if it was damaged") from error
-        except ErrataError:
-            raise
+        except Damaged as error:
+            raise Damaged(f"the journal {self.where} is damaged: {error}; restore it from a copy") from error
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._wrong(error) from error
 
     def _wrong(self, error: Exception) -> ErrataError:
         cause = getattr(error, "orig", None) or error
         said = first_line(cause)[:300]
-        if not self.url.drivername.startswith("sqlite"):
+        if not self.is_file:
             kind = Unreachable if "Operational" in type(error).__name__ else BadInput
             return kind(f"the database of the journal {self.where}, {self.shown}, says: {said}; is it running?")
         if "locked" in said or "busy" in said:
             return BadInput(f"{self.where} has been written by another process for {WAIT} s; try again when it is done")
         if any(word in said for word in ("readonly", "full", "unable to open", "disk I/O")):
             return BadInput(f"{self.shown} cannot be read or written ({said}); mend the disk or its permissions")
-        return BadInput(f"the journal {self.where} is damaged ({said}); restore it from a copy")
+        return Damaged(f"the journal {self.where} is damaged ({said}); restore it from a copy")
 
 
 def _newer(where: Path, done: str) -> Refused:
@@ -236,10 +251,10 @@ def _newer(where: Path, done: str) -> Refused:
 def _head(session: Session, journal: str) -> str:
     row = session.get(NameRow, HEAD)
     if row is None:
-        raise BadInput("it has no HEAD")
+        raise Damaged("it has no HEAD")
     head = read_name(row.name, row.kind, row.target, row.seal, journal)
     if head.kind != "head" or head.target is None:
-        raise BadInput("its HEAD is on no branch")
+        raise Damaged("its HEAD is on no branch")
     return head.target
 
 

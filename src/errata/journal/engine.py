@@ -8,6 +8,7 @@ from sqlalchemy.exc import ArgumentError
 
 from errata.errors import BadInput
 from errata.inputs import parsed
+from errata.journal.commit import Damaged
 from errata.printable import shown
 
 WAIT = 120  # seconds for another process that writes
@@ -36,11 +37,8 @@ def database_url(url: str) -> URL:
 
 def without_password(url: URL) -> URL:
     """The URL as it may be written down."""
-    return (
-        url.set(password=None).difference_update_query(["password", "sslpassword"])
-        if url.password or url.query
-        else url
-    )
+    query = {name: value for name, value in url.query.items() if "password" not in name}
+    return URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query)
 
 
 def engine_of(url: URL) -> Engine:
@@ -53,9 +51,10 @@ def engine_of(url: URL) -> Engine:
 
 
 def _json(text: Any) -> Any:
-    if not isinstance(text, str):
-        raise BadInput(f"a field that is JSON holds {type(text).__name__}")
-    return parsed(text)
+    try:
+        return parsed(text)
+    except (BadInput, AttributeError) as error:
+        raise Damaged(f"a field that is JSON holds something else ({shown(text)})") from error
 
 
 def _set_up(connection: Any, _: Any) -> None:
@@ -74,10 +73,10 @@ def _begin(connection: Connection) -> None:
 
 
 def check_file(connection: Connection) -> None:
-    """Raises :class:`BadInput` unless the file is whole and holds tables alone, no triggers and no views."""
+    """Raises :class:`Damaged` unless the file is whole and holds tables alone, no triggers and no views."""
     found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
     if found != "ok":
-        raise BadInput(f"its file is damaged ({str(found)[:200]})")
+        raise Damaged(f"its file is damaged ({str(found)[:200]})")
     kinds = connection.exec_driver_sql("SELECT DISTINCT type FROM sqlite_master").scalars().all()
     if strange := set(kinds) - {"table", "index"}:
-        raise BadInput(f"its file holds a {shown(min(map(str, strange)))}, which no journal has")
+        raise Damaged(f"its file holds a {shown(min(map(str, strange)))}, which no journal has")

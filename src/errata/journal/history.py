@@ -5,7 +5,7 @@ import heapq
 from collections.abc import Callable, Iterator
 
 from errata.errors import BadInput
-from errata.journal.commit import Commit
+from errata.journal.commit import Commit, Damaged
 from errata.printable import shown
 
 Get = Callable[[str], Commit]  # an id -> its commit, or BadInput
@@ -47,6 +47,6 @@ def bases(ours: Commit, theirs: Commit, get: Get) -> list[Commit]:
     return sorted((c for id, c in common.items() if id not in earlier), key=_order)
 
 
-def missing(id: str) -> BadInput:
+def missing(id: str, where: object) -> Damaged:
     """The error for a commit that another names and that is not there."""
-    return BadInput(f"the commit {shown(id)} is not there; restore the journal from a copy")
+    return Damaged(f"the journal {where}: the commit {shown(id)} is not there; restore it from a copy")

@@ -59,12 +59,14 @@ class Journal:
                 raise BadInput(f"{folder} is a journal already, with another database; leave out the URL")
         else:
             id, kept = uuid4().hex, None if url is None else _kept(url)
-        try:
-            (folder / place.PATCHES).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"cannot make a journal in {folder} ({error.strerror or error})") from error
         database = _database(folder, id, url or kept)
-        steps = database.lead()
+        if kept is None:
+            _make(folder)
+        try:
+            steps = database.lead()
+        except ImportError as error:
+            raise BadInput(NEEDS) from error
+        _make(folder)
         if not place.is_journal(folder):
             database.found(now())
             place.write_about(folder, id, kept)
@@ -144,7 +146,7 @@ class Journal:
         """The commit of a whole id. Raises :class:`BadInput`."""
         commit = self.database.commit(id)
         if commit is None:
-            raise missing(id)
+            raise missing(id, self.path)
         return commit
 
     def log(self, revision: str = HEAD, limit: int | None = None) -> list[Commit]:
@@ -310,6 +312,13 @@ def _database(folder: Path, id: str, url: str | None) -> "Database":
     if url is not None:
         return database.Database(folder, engine.database_url(url), id)
     return database.Database(folder, URL.create("sqlite", database=str(folder / place.FILE)), id)
+
+
+def _make(folder: Path) -> None:
+    try:
+        (folder / place.PATCHES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot make a journal in {folder} ({error.strerror or error})") from error
 
 
 def _kept(url: str) -> str:

@@ -238,7 +238,7 @@ def _either(ours: "Journal", theirs: "Journal") -> history.Get:
     def get(id: str) -> Commit:
         commit = ours.database.commit(id) or theirs.database.commit(id)
         if commit is None:
-            raise history.missing(id)
+            raise history.missing(id, theirs.path)
         return commit
 
     return get

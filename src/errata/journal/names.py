@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from errata.errors import BadInput
+from errata.journal.commit import Damaged
 from errata.printable import shown
 
 HEAD, MAIN = "HEAD", "main"
@@ -37,11 +38,11 @@ class Name:
 
 
 def read_name(name: Any, kind: Any, target: Any, seal: Any, journal: str) -> Name:
-    """The name of a row. Raises :class:`BadInput` where it was changed from outside."""
+    """The name of a row. Raises :class:`Damaged` where it was changed from outside."""
     read = Name(name, kind, target)
     texts = [name, kind, seal, *([] if target is None else [target])]
     if not all(isinstance(text, str) for text in texts) or kind not in get_args(Kind) or read.seal(journal) != seal:
-        raise BadInput(f"the name {shown(name)} is not what its seal says: it was changed")
+        raise Damaged(f"the name {shown(name)} is not what its seal says: it was changed")
     return read
 
 
