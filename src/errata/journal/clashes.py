@@ -54,8 +54,9 @@ class Clashing(Refused):
             f"{c.theirs.prompt!r} -> {c.theirs.target_new!r} (theirs, {c.theirs.id})"
             for c in clashes[:LISTED]
         ]
+        listing = "; ".join(pairs)
         super().__init__(
-            f"{len(clashes)} pairs of edits of the two sides clash, so nothing was merged: {'; '.join(pairs)}; decide by a rule "
+            f"{len(clashes)} pairs of edits of the two sides clash, so nothing was merged: {listing}; decide by a rule "
             "(--ours, --theirs, --newest), or one by one: --conflicts FILE writes them, --resolutions FILE reads them"
         )
 
