@@ -11,7 +11,22 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from errata.cli import bench, chat, common, demo, edit, locate, measure, methods, plan, tasks, trace, world
+from errata.cli import (
+    bench,
+    changes,
+    chat,
+    common,
+    demo,
+    edit,
+    journal,
+    locate,
+    measure,
+    methods,
+    plan,
+    tasks,
+    trace,
+    world,
+)
 from errata.errors import ErrataError
 
 EXIT_CODES = (
@@ -61,6 +76,15 @@ app.command("methods")(methods.methods_command)
 app.command("plan")(plan.plan_command)
 app.command("locate")(locate.locate_command)
 app.command("trace")(trace.trace_command)
+app.command("init")(journal.init_command)
+app.command("commit")(journal.commit_command)
+app.command("log")(journal.log_command)
+app.command("diff")(changes.diff_command)
+app.command("checkout")(journal.checkout_command)
+app.command("tag")(journal.tag_command)
+app.command("branch")(journal.branch_command)
+app.command("revert")(changes.revert_command)
+app.command("merge")(changes.merge_command)
 app.add_typer(world.app, name="world")
 
 

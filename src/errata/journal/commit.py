@@ -98,7 +98,7 @@ def commit_of(**content: Any) -> Commit:
 
 def digest_of(commit: Commit) -> str:
     """SHA-256 of all that a commit says, but for its id; what it does not say is left out, so that more can be said."""
-    said = {name: value for name, value in commit.to_json().items() if name != "id" and value not in (None, [], {})}
+    said = {name: value for name, value in commit.to_json().items() if name != "id" and value is not None}
     return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
