@@ -158,6 +158,17 @@ def test_what_else_is_remembered(journal: Journal) -> None:
     memory = journal.checkout().memory
     assert torch.equal(memory["targets"], rows(1, 2, 3, 4, 5)) and torch.equal(memory["once"], rows(8))
     assert torch.equal(memory["new"], rows(9)) and "given_up" not in memory
+    ours, theirs_now = (with_more(journal.checkout(), **{"targets/x": rows(n)}) for n in (1, 2))
+    journal.branch("third")
+    journal.commit(with_more(ours, **{"targets/x": rows(1, 2)}), why="ours")
+    journal.commit(theirs_now, why="theirs", branch="third")
+    journal.merge("third")
+    assert torch.equal(journal.checkout().memory["targets/x"], rows(1, 2, 2))
+    journal.branch("fourth")
+    journal.commit(with_more(ours, **{"targets/x": rows(3)}), why="ours")
+    journal.commit(with_more(ours, **{"targets/x": rows(4)}), why="theirs", branch="fourth")
+    journal.merge("fourth")
+    assert "targets/x" not in journal.checkout().memory
     journal.commit(with_more(journal.checkout(), numbers=torch.tensor([[1]])), why="ours")
     journal.commit(with_more(theirs, numbers=torch.tensor([[2]])), why="theirs", branch="other")
     with pytest.raises(Refused, match="both sides have changed what they remember of numbers"):

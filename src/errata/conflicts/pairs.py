@@ -10,6 +10,7 @@ from errata.types import Edit
 
 if TYPE_CHECKING:
     from errata.model.hf import HFLM
+    from errata.patch.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Conflict:
     kind: str
 
 
-def conflicts(older: Sequence[Edit], newer: Sequence[Edit], lm: "HFLM | None" = None) -> list[Conflict]:
+def conflicts(
+    older: Sequence[Edit], newer: Sequence[Edit], lm: "HFLM | None" = None, patch: "Patch | None" = None
+) -> list[Conflict]:
     """Every pair of edits that ask the same question."""
     by_question: dict[str, list[Edit]] = {}
     for edit in older:

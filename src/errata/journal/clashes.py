@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from errata.answers import normalise
 from errata.conflicts.pairs import conflicts
@@ -11,6 +11,10 @@ from errata.errors import BadInput, Refused, unknown
 from errata.journal.commit import fact
 from errata.printable import shown
 from errata.types import Edit
+
+if TYPE_CHECKING:
+    from errata.model.hf import HFLM
+    from errata.patch.patch import Patch
 
 Rule = Literal["ours", "theirs", "newest"]
 Keep = Literal["ours", "theirs", "both", "neither"]
@@ -61,19 +65,30 @@ class Clashing(Refused):
         )
 
 
-def conflicting(older: Sequence[Edit], newer: Sequence[Edit]) -> list[tuple[Edit, Edit, str]]:
-    """Pairs of edits that cannot both hold, and why; two that ask for the same are none."""
-    found = conflicts(older, newer)
+def conflicting(
+    older: Sequence[Edit], newer: Sequence[Edit], lm: "HFLM | None" = None, patch: "Patch | None" = None
+) -> list[tuple[Edit, Edit, str]]:
+    """Pairs of edits that cannot both hold, and why; two that ask for the same are none.
+
+    With a model also those that say so in other words; ``patch`` holds the older ones.
+    """
+    found = conflicts(older, newer, lm, patch)
     return [(c.older, c.newer, c.kind) for c in found if c.kind != DUPLICATE and fact(c.older) != fact(c.newer)]
 
 
-def clashes_of(base: Mapping[str, Edit], ours: Mapping[str, Edit], theirs: Mapping[str, Edit]) -> list[Clash]:
-    """What clashes between two sides that have gone on from ``base``: edits by their facts."""
+def clashes_of(
+    base: Mapping[str, Edit],
+    ours: Mapping[str, Edit],
+    theirs: Mapping[str, Edit],
+    lm: "HFLM | None" = None,
+    patch: "Patch | None" = None,
+) -> list[Clash]:
+    """What clashes between two sides that have gone on from ``base``: edits by their facts; ``patch`` is ours."""
     new_ours = {key: edit for key, edit in ours.items() if key not in base}
     new_theirs = {key: edit for key, edit in theirs.items() if key not in base}
     only_ours = [edit for key, edit in new_ours.items() if key not in new_theirs]
     only_theirs = [edit for key, edit in new_theirs.items() if key not in new_ours]
-    found = [Clash(older, newer, kind) for older, newer, kind in conflicting(only_ours, only_theirs)]
+    found = [Clash(older, newer, kind) for older, newer, kind in conflicting(only_ours, only_theirs, lm, patch)]
     found += _taken_out(base, ours, only_theirs, OUT_OURS)
     found += [Clash(c.theirs, c.ours, c.kind) for c in _taken_out(base, theirs, only_ours, OUT_THEIRS)]
     by_id = {edit.id: edit for edit in ours.values()}

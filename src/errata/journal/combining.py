@@ -23,6 +23,7 @@ from errata.types import Edit
 
 ADDED, ONE_SIDE = "weights added: ours + (theirs - base)", "changed by one side alone"
 JOINED = "memories in a row"
+TARGETS = "targets/"  # in a memory: what only taking one edit out needs
 TWICE = "both sides have taken out the same edit, which the sum of their changes would take out twice"
 ANEW = "both sides have changed the same memory, whose entries must be made again"
 
@@ -175,7 +176,8 @@ def _of_one(
 ) -> Tensor | None:
     """What is remembered under another name: of the side that changed it; rows that both have added, in a row.
 
-    None where a side has given it up. Raises :class:`Unsupported` where both have changed it otherwise.
+    None where a side has given it up, and for targets that do not stand in a row. Raises :class:`Unsupported` where
+    both have changed anything else otherwise.
     """
     a, b, o = ours.get(name), theirs.get(name), base.get(name)
     if o is not None and (a is None or b is None):
@@ -188,6 +190,8 @@ def _of_one(
     rows = all(t.ndim == 2 and t.is_floating_point() for t in (a, b)) and a.shape[1] == b.shape[1]
     if rows and (o is None or (_equal(a[:n], o) and _equal(b[:n], o))):
         return torch.cat([a, b[n:].to(a)])
+    if name.startswith(TARGETS):
+        return None
     raise Unsupported(f"both sides have changed what they remember of {name}")
 
 

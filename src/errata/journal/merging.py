@@ -159,7 +159,8 @@ def _merged(sides: tuple[Side, Side], bases: Sequence[Side], how: How) -> tuple[
     ours, theirs = sides
     common = {key: edit for base in bases for key, edit in base.edits.items()}
     times = ours.times | {key: time for key, time in theirs.times.items() if key not in ours.edits}
-    clashes = decided(clashes_of(common, ours.edits, theirs.edits), how.rule, how.resolutions, times)
+    clashes = clashes_of(common, ours.edits, theirs.edits, how.lm, ours.patch)
+    clashes = decided(clashes, how.rule, how.resolutions, times)
     gone = {key for key in common if key not in ours.edits or key not in theirs.edits}
     gone |= {key for clash in clashes for key in clash.dropped}
     wanted = [key for key in dict.fromkeys([*ours.edits, *theirs.edits]) if key not in gone]
