@@ -158,7 +158,7 @@ def test_edits_that_a_commit_leaves_behind_are_told(journal: Journal, caplog: py
     journal.commit(patch_of([BORN[0], other]), why="one of them, and against it")
     said = [r.getMessage() for r in caplog.records]
     assert len(said) == 2
-    assert "1 edits of" in said[0] and "'Bob Ray was born in' -> 'Oslo'; to keep them" in said[0]
+    assert "lacks 1 of the edits of" in said[0] and "'Bob Ray was born in' -> 'Oslo'; to keep them" in said[0]
     assert "other target: 'Ann Lee was born in' -> 'Rome' is new" in said[1] and "still holds" in said[1]
 
 

@@ -160,7 +160,7 @@ def test_clashes_are_shown_side_by_side_and_decided_in_a_file(clashing: Journal)
     result = run("merge", "side", code=3)
     assert "edits that clash" in result.stdout and "other target" in result.stdout and "\x1b" not in result.stdout
     assert "Bob Ray was born in -> Oslo" in result.stdout and "Rome\\x1b[2J" in result.stdout
-    assert "1 pairs of edits of the two sides clash" in result.stderr and "\x1b" not in result.stderr
+    assert "1 pair of edits clash" in result.stderr and "\x1b" not in result.stderr
     result = run("merge", "side", "--conflicts", "c.json", code=3)
     assert "wrote c.json" in result.stderr
     (clash,) = json.loads(Path("c.json").read_text())
@@ -176,8 +176,10 @@ def test_clashes_are_shown_side_by_side_and_decided_in_a_file(clashing: Journal)
 def test_clashes_as_json(clashing: Journal) -> None:
     result = run("merge", "side", "--json", code=3)
     assert json.loads(result.stdout)[0]["kind"] == "other target" and "\x1b" not in result.stdout
-    assert "give the model (--model)" in refused("merge", "side", "--ours", code=3)
     assert len(clashing.log()) == 2
+    merged = loaded("merge", "side", "--ours")
+    assert merged["way"].startswith("ours as it is") and merged["clashes"][0]["keep"] == "ours"
+    assert merged["commit"]["id"] == clashing.find().id
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from errata.journal.combining import ADDED, JOINED, ONE_SIDE
 from errata.journal.commit import fact
 from errata.journal.journal import Journal
 from errata.journal.merging import FORWARD, NOTHING
+from errata.journal.merging import OURS as OURS_STAYS
+from errata.journal.merging import THEIRS as THEIRS_STAYS
 from errata.patch.delta import Delta, LowRank
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
@@ -170,7 +172,8 @@ def test_what_else_is_remembered(journal: Journal) -> None:
     journal.merge("fourth")
     assert "targets/x" not in journal.checkout().memory
     journal.commit(with_more(journal.checkout(), numbers=torch.tensor([[1]])), why="ours")
-    journal.commit(with_more(theirs, numbers=torch.tensor([[2]])), why="theirs", branch="other")
+    more = patch_of(BORN[5:6], with_more(theirs, numbers=torch.tensor([[2]])))
+    journal.commit(more, why="theirs", branch="other")
     with pytest.raises(Refused, match="both sides have changed what they remember of numbers"):
         journal.merge("other")
 
@@ -268,7 +271,7 @@ def test_edits_that_clash_are_listed_side_by_side(journal: Journal) -> None:
         journal.merge("side")
     assert refusal.value.exit_code == 3 and journal.log() == before
     message = str(refusal.value)
-    assert "1 pairs of edits of the two sides clash" in message and "other target" in message
+    assert "1 pair of edits clash" in message and "other target" in message
     assert f"'Cy Moor was born in' -> 'Oslo' (ours, {BORN[2].id}) against 'Cy Moor was born in' -> 'Rome'" in message
     (clash,) = refusal.value.clashes
     assert clash.ours == BORN[2] and clash.theirs == other.edits[2] and clash.keep is None
@@ -308,9 +311,20 @@ def at(patch: Patch, time: str) -> Patch:
 
 
 def test_changes_of_weights_need_the_model_to_drop_an_edit(journal: Journal) -> None:
-    parted(journal, OURS, to_rome(2))
-    with pytest.raises(Refused, match=r"cannot be combined without the model .*; give the model \(--model\)"):
-        journal.merge("side", rule="ours")
+    parted(journal, patch_of(BORN[2:4], BASE), patch_of(BORN[4:5], to_rome(2)))
+    for rule in ("ours", "theirs"):
+        with pytest.raises(Refused, match=r"cannot be combined without the model .*; give the model \(--model\)"):
+            journal.merge("side", rule=rule)  # type: ignore[arg-type]
+
+
+def test_a_side_is_taken_as_it_is_where_the_other_leaves_nothing(journal: Journal) -> None:
+    other = to_rome(2)
+    parted(journal, OURS, other)
+    journal.branch("third", "main")
+    assert journal.merge("side", rule="ours").way == OURS_STAYS and journal.checkout() == OURS
+    assert journal.merge("side", branch="third", rule="theirs").way == THEIRS_STAYS
+    assert journal.checkout("third") == other and journal.edits("third") == other.edits
+    assert journal.find("main").parents[1] == journal.find("third").parents[1] == journal.find("side").id
 
 
 def test_one_by_one(journal: Journal) -> None:
@@ -404,6 +418,18 @@ def test_memories_of_two_kinds_are_put_in_a_row(tmp_path: Path) -> None:
     assert JOINED in merged.way
     assert journal.checkout().parts == (*ours.parts, *theirs.parts[1:])
     assert merged.answered is not None and journal.check() == []
+
+
+def test_an_edit_that_both_have_made_stands_once(tmp_path: Path) -> None:
+    _, edit = grown("grace")
+    journal, base = Journal.create(tmp_path / "j"), edit(EDITS[:1])
+    journal.commit(base, why="base")
+    journal.branch("side")
+    both = edit(EDITS[1:2], base)
+    parted(journal, edit([*EDITS[2:], BORN[7]], both), both)
+    merged = journal.merge("side")
+    assert merged.clashes == () and journal.edits() == [*EDITS, BORN[7]]
+    assert len(journal.checkout().parts[0].entries()) == 4
 
 
 def test_one_memory_that_both_have_changed_is_made_again(tmp_path: Path) -> None:

@@ -138,9 +138,12 @@ def merge_command(
             write_text(conflicts, json.dumps([clash.to_json() for clash in error.clashes], indent=1) + "\n")
             common.say(f"wrote {conflicts}: put ours, theirs, both or neither in the place of each null")
         raise
-    if not as_json and merged.clashes:
+    if merged.clashes and not as_json:
         common.stdout().print(_clash_table("edits that clashed", merged.clashes))
-    told(opened, merged.commit, as_json, merged.to_json() if as_json else _way(merged))
+    if as_json:
+        common.print_json(merged.to_json())
+    else:
+        told(opened, merged.commit, more=_way(merged))
 
 
 # Output ---------------------------------------------------------------------------------------------

@@ -183,10 +183,10 @@ def read_json(path: Path, option: str, kind: type[Any]) -> Any:
     return value
 
 
-def told(journal: "Journal", commit: "Commit", as_json: bool, more: Mapping[str, Any] | None = None) -> None:
+def told(journal: "Journal", commit: "Commit", as_json: bool = False, more: Mapping[str, Any] | None = None) -> None:
     """Prints a commit that was made; ``more`` are further lines, by name."""
     if as_json:
-        common.print_json(commit.to_json() | dict(more or {}))
+        common.print_json(commit.to_json())
         return
     for name, value in {**_about(journal, commit), **(more or {})}.items():
         if value:
@@ -198,6 +198,7 @@ def _about(journal: "Journal", commit: "Commit") -> dict[str, str]:
         "commit": f"{commit.short} {commit.why}",
         "edits": _edits(journal, commit),
         "method": _methods(commit),
+        "way": _way(commit),
         "scores": _said(commit.scores),
     }
 
@@ -207,7 +208,8 @@ def _row(journal: "Journal", commit: "Commit") -> tuple[str, ...]:
     when = commit.time[:16].replace("T", " ")
     edits, names = _edits(journal, commit), ", ".join(_names(journal, commit))
     why = common.one_line(commit.why, 40)
-    return commit.short, when, who, edits, _methods(commit), why, _said(commit.scores), names
+    methods = "; ".join(word for word in (_methods(commit), common.one_line(_way(commit), 20)) if word)
+    return commit.short, when, who, edits, methods, why, _said(commit.scores), names
 
 
 def _edits(journal: "Journal", commit: "Commit") -> str:
@@ -218,9 +220,12 @@ def _edits(journal: "Journal", commit: "Commit") -> str:
 
 
 def _methods(commit: "Commit") -> str:
-    methods = " + ".join(dict.fromkeys(call.method for call in commit.made))
-    way = str(commit.how.get("way", "")) if commit.how else ""
-    return "; ".join(word for word in (methods, common.one_line(way, 50)) if word)
+    return " + ".join(dict.fromkeys(call.method for call in commit.made))
+
+
+def _way(commit: "Commit") -> str:
+    """How a revert or a merge was had."""
+    return str(commit.how.get("way", "")) if commit.how else ""
 
 
 def _said(scores: Mapping[str, float]) -> str:

@@ -60,8 +60,9 @@ class Clashing(Refused):
         ]
         listing = "; ".join(pairs)
         super().__init__(
-            f"{len(clashes)} pairs of edits of the two sides clash, so nothing was merged: {listing}; decide by a rule "
-            "(--ours, --theirs, --newest), or one by one: --conflicts FILE writes them, --resolutions FILE reads them"
+            f"{len(clashes)} pair{'s' * (len(clashes) != 1)} of edits clash, so nothing was merged: {listing}; "
+            "decide by a rule (--ours, --theirs, --newest), or one by one: --conflicts FILE writes them, --resolutions "
+            "FILE reads them"
         )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOTHING, FORWARD = "nothing to do: theirs is in ours already", "ours goes on to theirs: nothing was done here since"
+OURS, THEIRS = "ours as it is: nothing of theirs stays", "theirs as it is: nothing of ours stays"
 UNRELATED = "no common commit: the base model itself is the common ancestor"
 SEVERAL = "the two sides have parted more than once, and no one patch is their common ancestor"
 
@@ -172,6 +173,8 @@ def _merged(sides: tuple[Side, Side], bases: Sequence[Side], how: How) -> tuple[
             raise Unsupported(SEVERAL)
         patch, way = combined(ours.patch, theirs.patch, bases[0].patch if bases else EMPTY, wanted)
     except Unsupported as error:
+        if not how.again and (one := _as_it_is(sides, wanted)) is not None:
+            return *one, clashes
         if how.lm is None:
             raise Refused(
                 f"the two patches cannot be combined without the model ({error}); give the model (--model): the edits "
@@ -179,6 +182,17 @@ def _merged(sides: tuple[Side, Side], bases: Sequence[Side], how: How) -> tuple[
             ) from error
         patch, way = _again(how.lm, sides, bases, wanted)
     return named(patch, ours.patch if ours.patch.meta else theirs.patch), way + note, clashes
+
+
+def _as_it_is(sides: tuple[Side, Side], wanted: Sequence[str]) -> tuple[Patch, str] | None:
+    """The patch of the side that has the wanted edits and no others; None where neither does."""
+    try:
+        for side in sides:
+            check_records(side.patch)
+    except Unsupported:
+        return None
+    ways = zip(sides, (OURS, THEIRS), strict=True)
+    return next(((side.patch, way) for side, way in ways if side.edits.keys() == set(wanted)), None)
 
 
 def _again(lm: HFLM, sides: tuple[Side, Side], bases: Sequence[Side], wanted: Sequence[str]) -> tuple[Patch, str]:

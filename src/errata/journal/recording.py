@@ -131,7 +131,7 @@ def warn(journal: "Journal", commit: Commit) -> None:
     before, kept = journal.edits(last), set(commit.edits)
     if gone := [edit for edit in before if fact(edit) not in kept]:
         log.warning(
-            "%d edits of %s are not in this patch, and gone with it: %s; to keep them, edit with its patch as prior",
+            "this patch lacks %d of the edits of %s, now gone: %s; to keep them, edit with its patch as prior",
             *(len(gone), last.short, ", ".join(f"{e.prompt!r} -> {e.target_new!r}" for e in gone[:SAID])),
         )
     for older, newer, kind in conflicting([edit for edit in before if fact(edit) in kept], commit.added):
