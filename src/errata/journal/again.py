@@ -15,6 +15,7 @@ from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
 Records = Sequence[Mapping[str, Any]]  # of calls of ``edit``, as in ``Patch.meta``
+AS_IT_WAS, NONE_LEFT = "as it was: an earlier patch of these edits and no others", "exact: there is no edit left"
 
 
 def made_again(
@@ -41,7 +42,9 @@ def made_again(
             names[maker.name] = names.get(maker.name, 0) + len(edits)
     if left:
         raise Unsupported(f"no call is on record that made the edit {min(left)}")
-    words = " and ".join(f"{count} by {name}" for name, count in names.items()) or "none"
+    if not names:
+        return patch, AS_IT_WAS if held else NONE_LEFT
+    words = " and ".join(f"{count} by {name}" for name, count in names.items())
     return patch, f"made again: {words}, on a patch of {len(held)}"
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOTHING, FORWARD = "nothing to do: theirs is in ours already", "ours goes on to theirs: nothing was done here since"
-OURS, THEIRS = "ours as it is: nothing of theirs stays", "theirs as it is: nothing of ours stays"
+OURS, THEIRS = "ours as it is: nothing of theirs alone stays", "theirs as it is: nothing of ours alone stays"
 UNRELATED = "no common commit: the base model itself is the common ancestor"
 SEVERAL = "the two sides have parted more than once, and no one patch is their common ancestor"
 
