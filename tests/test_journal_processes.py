@@ -106,6 +106,7 @@ def test_a_process_that_is_killed_loses_nothing_that_it_had_done(journal: Journa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_processes_that_are_killed_at_many_moments(journal: Journal, committers: Committers) -> None:
     killed(journal, committers, 50)
 
@@ -132,5 +133,6 @@ def test_processes_that_commit_at_once(journal: Journal, committers: Committers)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_processes_that_commit_much_at_once(journal: Journal, committers: Committers) -> None:
     committed_at_once(journal, committers, 8, 25)
