@@ -149,6 +149,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:  # pyright: ig
     return folder
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The folder of the socket of a Postgres; skips where there is none."""
+    from journals import postgres_server
+
+    with postgres_server() as server:
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def _own_logs() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
     """What a command set up for its logs ends with its test."""

@@ -30,11 +30,14 @@ LAYERS = (
     "evaluation",
     "report",
     "bench",
+    "journal",
     "cli",
     "__main__",
 )
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
-DRIVERS = ("model", "patch", "locate", "exchange", "audit", "conflicts", "cost", "evaluation", "bench", "report")
+DRIVERS = (
+    "model", "patch", "locate", "exchange", "audit", "conflicts", "cost", "evaluation", "bench", "report", "journal",
+)  # fmt: skip
 
 
 def name_of(path: Path) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from errata.data.reader import cases as cases
     from errata.evaluation.baseline import baseline as baseline
     from errata.evaluation.evaluate import evaluate as evaluate
+    from errata.journal.journal import Journal as Journal
     from errata.methods.registry import method as method
     from errata.methods.registry import methods as methods
     from errata.methods.reverting import reverted as reverted
@@ -44,6 +45,7 @@ _WHERE = {  # name -> module, or module:attribute
     "methods": "errata.methods",
     "reverted": "errata.methods.reverting:reverted",
     "plan": "errata.cost.plan:plan",
+    "Journal": "errata.journal.journal:Journal",
     "Patch": "errata.patch.patch:Patch",
     "EMPTY": "errata.patch.patch:EMPTY",
     "transforms": "errata.patch.transforms",
@@ -52,7 +54,7 @@ _WHERE = {  # name -> module, or module:attribute
 __all__ = [
     "Case", "Edit", "Probe", "Row", "Score",
     "load", "cases", "baseline", "evaluate", "method", "methods", "reverted", "plan",
-    "Patch", "EMPTY", "transforms", "data", "exchange",
+    "Patch", "EMPTY", "transforms", "Journal", "data", "exchange",
 ]  # fmt: skip
 
 

@@ -14,11 +14,13 @@ from typing_extensions import override
 from errata.cli import (
     audit,
     bench,
+    changes,
     chat,
     common,
     demo,
     edit,
     exchange,
+    journal,
     locate,
     measure,
     methods,
@@ -79,6 +81,15 @@ app.command("methods")(methods.methods_command)
 app.command("plan")(plan.plan_command)
 app.command("locate")(locate.locate_command)
 app.command("trace")(trace.trace_command)
+app.command("init")(journal.init_command)
+app.command("commit")(journal.commit_command)
+app.command("log")(journal.log_command)
+app.command("diff")(changes.diff_command)
+app.command("checkout")(journal.checkout_command)
+app.command("tag")(journal.tag_command)
+app.command("branch")(journal.branch_command)
+app.command("revert")(changes.revert_command)
+app.command("merge")(changes.merge_command)
 app.add_typer(world.app, name="world")
 
 

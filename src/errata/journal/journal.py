@@ -1,0 +1,347 @@
+# pyright: strict
+"""The journal: a folder that keeps every patch of a model that was ever accepted, with who, when, why and how.
+
+journal = errata.Journal.create("journal")
+commit = journal.commit(patch, why="the CEO of Acme has changed", scores={"reliability": 1.0})
+journal.checkout("HEAD~1")       # the patch before it
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
+
+from errata.errors import BadInput, unknown
+from errata.journal import folder as place
+from errata.journal.blobs import Blobs
+from errata.journal.commit import MOST_WHY, Commit, checked_review, checked_scores, fact, now
+from errata.journal.history import back, before, missing
+from errata.journal.names import HEAD, ID, Name, checked_name, steps_back
+from errata.journal.recording import record, said, warn
+
+if TYPE_CHECKING:
+    from errata.journal.database import Database
+    from errata.journal.differences import Diff
+    from errata.journal.merging import Merged, Rule
+    from errata.model.hf import HFLM
+    from errata.patch.patch import Patch
+    from errata.types import Case, Edit
+
+log = logging.getLogger(__name__)
+
+NEEDS = 'a journal needs SQLAlchemy and Alembic: pip install "errata[journal]"'
+
+
+class Journal:
+    """A journal that is open. Nothing stays open between two calls, so any number of processes may share it."""
+
+    def __init__(self, path: Path, database: "Database") -> None:
+        """For :meth:`create` and :meth:`open`; ``database`` and ``blobs`` are for the code beside this."""
+        self.path, self.database = path, database
+        self.blobs = Blobs(path / place.PATCHES)
+
+    def __repr__(self) -> str:
+        return f"<Journal: {self.path}>"
+
+    @classmethod
+    def create(cls, path: str | Path = "journal", url: str | None = None) -> "Journal":
+        """The journal in a folder, made where there is none, and led on where an earlier Errata made it.
+
+        ``url`` names a Postgres database in the place of the SQLite file in the folder; patches lie in the folder
+        either way. Its password is not written down. Raises :class:`BadInput`, and :class:`Refused` for a journal of
+        a newer Errata.
+        """
+        folder = Path(path)
+        if place.is_journal(folder):
+            id, kept = place.read_about(folder)
+            if url is not None and kept != _kept(url):
+                raise BadInput(f"{folder} is a journal already, with another database; leave out the URL")
+        else:
+            id, kept = uuid4().hex, None if url is None else _kept(url)
+        database = _database(folder, id, url or kept)
+        if kept is None:
+            _make(folder)
+        try:
+            steps = database.lead()
+        except ImportError as error:
+            raise BadInput(NEEDS) from error
+        _make(folder)
+        if not place.is_journal(folder):
+            database.found(now())
+            place.write_about(folder, id, kept)
+        elif steps:
+            log.warning("%s was made by an earlier Errata and was led on", folder)
+        return cls.open(folder, url)
+
+    @classmethod
+    def open(cls, path: str | Path = "journal", url: str | None = None) -> "Journal":
+        """The journal in a folder, which is checked for damage; ``url`` is its database's, with a password, say.
+
+        Raises :class:`BadInput` where there is none or it is damaged, and :class:`Refused` for one that another
+        version of Errata made.
+        """
+        folder = Path(path)
+        id, kept = place.read_about(folder)
+        journal = cls(folder, _database(folder, id, url or kept))
+        journal.database.check()
+        return journal
+
+    # Recording ---------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        patch: "Patch | str | Path",
+        *,
+        why: str,
+        author: str | None = None,
+        scores: Mapping[str, float] | None = None,
+        review: Any = None,
+        branch: str | None = None,
+        onto: str | None = None,
+    ) -> Commit:
+        """Records a patch, or a file of one, on a branch (that of HEAD), and returns the commit.
+
+        On the disk when this returns, the patch before the commit: whenever the process is killed, a commit is there
+        whole or not at all. ``scores`` and ``review`` (JSON, or what has ``to_json``) are what it was accepted with;
+        ``author`` is by default ``$ERRATA_AUTHOR`` or the user. Edits of the branch that the patch does not hold are
+        gone with it, which is warned of, and so are edits that contradict those; ``onto`` names the revision that the
+        branch must be at, or it is :class:`Refused`. A patch of another model than the branch's raises
+        :class:`WrongModel`, anything else that is wrong :class:`BadInput`.
+        """
+        says = said(why, author) | {"scores": checked_scores(scores), "review": checked_review(review)}
+        commit = record(self, patch, says, branch, expected=None if onto is None else self.find(onto).id)
+        warn(self, commit)
+        return commit
+
+    # Looking -------------------------------------------------------------------------------------------
+
+    def find(self, revision: str = HEAD) -> Commit:
+        """The commit of a revision: HEAD, a branch, a tag, an id or its beginning; ``~2`` behind it is two before.
+
+        Raises :class:`BadInput`.
+        """
+        name, steps = steps_back(revision)
+        return before(self._named(name), steps, self.get)
+
+    def _named(self, name: str) -> Commit:
+        names = {one.name: one for one in self.database.names()}
+        at = names.get(name)
+        if at is not None and at.kind == "head":
+            at = names.get(at.target or "")
+            if at is None:
+                raise BadInput(f"the journal {self.path}: its HEAD is on a branch that is not there; `errata branch`")
+        if at is not None:
+            if at.target is None:
+                raise BadInput(f"the branch {at.name} of {self.path} has no commit; `errata commit PATCH` makes one")
+            return self.get(at.target)
+        found = self.database.starting(name) if ID.fullmatch(name) else []
+        if len(found) > 1:
+            raise BadInput(f"{name} is the beginning of {', '.join(id[:16] for id in found)}; write more of it")
+        if not found:
+            raise unknown("revision", name, list(names))
+        return self.get(found[0])
+
+    def get(self, id: str) -> Commit:
+        """The commit of a whole id. Raises :class:`BadInput`."""
+        commit = self.database.commit(id)
+        if commit is None:
+            raise missing(id, self.path)
+        return commit
+
+    def log(self, revision: str = HEAD, limit: int | None = None) -> list[Commit]:
+        """The commits that lead to a revision, the newest first; empty where nothing was committed."""
+        if revision == HEAD and self.branches().get(self.head) is None:
+            return []
+        commits = back(self.find(revision), self.get)
+        return [commit for commit, _ in zip(commits, range(limit))] if limit is not None else list(commits)
+
+    @property
+    def head(self) -> str:
+        """The branch that HEAD is on, to which commits go."""
+        return self.database.head()
+
+    def branches(self) -> dict[str, str | None]:
+        """Branch -> id of its last commit; None where it has none."""
+        return {name.name: name.target for name in self.database.names() if name.kind == "branch"}
+
+    def tags(self) -> dict[str, str]:
+        """Tag -> id of its commit."""
+        return {name.name: name.target or "" for name in self.database.names() if name.kind == "tag"}
+
+    def edits(self, revision: "str | Commit" = HEAD) -> "list[Edit]":
+        """The edits of a revision's patch, in order, as the history has them: no patch is read."""
+        commit = revision if isinstance(revision, Commit) else self.find(revision)
+        left, known = set(commit.edits), dict[str, Any]()
+        for one in back(commit, self.get):
+            known |= {fact(edit): edit for edit in one.added if fact(edit) in left and fact(edit) not in known}
+            if len(known) == len(left):
+                break
+        if lost := left - known.keys():
+            raise BadInput(f"the journal {self.path}: no commit says what the edit {min(lost)} is; restore it")
+        return [known[key] for key in commit.edits]
+
+    def checkout(self, revision: str = HEAD) -> "Patch":
+        """The patch of a revision, compared with its digest and its checksum. Raises :class:`BadInput`."""
+        return self.load(self.find(revision))
+
+    def load(self, commit: Commit) -> "Patch":
+        """The patch of a commit. Raises :class:`BadInput` for one that is missing or damaged."""
+        from errata.patch.patch import Patch
+
+        return Patch.load(self.blobs.path(commit.patch))
+
+    def write(self, revision: str, path: str | Path) -> Path:
+        """Writes the patch file of a revision, byte for byte, whole or not at all. Raises :class:`BadInput`."""
+        self.blobs.copy(self.find(revision).patch, Path(path))
+        return Path(path)
+
+    def check(self) -> list[str]:
+        """What is wrong with the commits and their patch files, in words; empty where everything is whole."""
+        wrong: list[str] = []
+        for commit in self.database.every():
+            try:
+                for parent in commit.parents:
+                    self.get(parent)
+                if set(commit.edits) != {fact(edit) for edit in self.load(commit).edits}:
+                    raise BadInput(f"the patch of {commit.short} holds other edits than the commit says")
+            except BadInput as error:
+                wrong.append(f"{commit.short}: {error}")
+        return wrong
+
+    # Names -----------------------------------------------------------------------------------------------
+
+    def tag(self, name: str, revision: str = HEAD, *, force: bool = False) -> Commit:
+        """Gives a revision a name that stays, and returns its commit; ``force`` moves one. Raises :class:`BadInput`."""
+        commit = self.find(revision)
+        self.database.point(Name(checked_name(name, "a tag"), "tag", commit.id), force)
+        return commit
+
+    def branch(self, name: str, revision: str = HEAD, *, force: bool = False) -> Commit | None:
+        """Makes a branch, which moves with the commits that are put on it, at a revision, whose commit it returns.
+
+        None where nothing was committed yet. ``force`` moves one that there is. Raises :class:`BadInput`.
+        """
+        empty = revision == HEAD and self.branches().get(self.head) is None
+        commit = None if empty else self.find(revision)
+        self.database.point(Name(checked_name(name, "a branch"), "branch", commit and commit.id), force)
+        return commit
+
+    def switch(self, name: str) -> None:
+        """Puts HEAD on a branch. Raises :class:`BadInput` where there is none of that name."""
+        if name not in (branches := self.branches()):
+            raise unknown("branch", name, list(branches))
+        self.database.point(Name(HEAD, "head", name), force=True)
+
+    # Changing --------------------------------------------------------------------------------------------
+
+    def diff(
+        self, a: str = f"{HEAD}~1", b: str = HEAD, *, lm: "HFLM | None" = None, cases: "Iterable[Case]" = ()
+    ) -> "Diff":
+        """What changed from one revision to another: edits, weights by site, other parts.
+
+        With a model ``lm`` also the prompts of the edits, and the probes of ``cases``, that are answered otherwise.
+        """
+        from errata.journal.differences import difference
+
+        before_, after = self.find(a), self.find(b)
+        return difference(before_, self.load(before_), after, self.load(after), lm, list(cases))
+
+    def revert(
+        self,
+        edit: str,
+        *,
+        why: str | None = None,
+        author: str | None = None,
+        branch: str | None = None,
+        lm: "HFLM | None" = None,
+    ) -> Commit:
+        """Takes an edit (its id, or the beginning of it) out of a branch's patch; the new commit, which says how.
+
+        Memories drop its entry. Changes of weights need the model ``lm``: closed forms are solved again for the other
+        edits, and where that cannot be, the later edits are made again on the last patch without it, by the methods
+        and settings on record. Raises :class:`Refused`, with what to do, where it cannot be had.
+        """
+        from errata.journal.reverting import reverted
+
+        name = branch or self.head
+        commit = self._named(name)
+        patch = self.load(commit)
+        one = _edit_named(edit, patch)
+        earlier = [c for c in back(commit, self.get) if fact(one) not in c.edits]
+        left, how = reverted(patch, one, earlier, self.load, lm)
+        words = f"revert of {one.prompt!r} -> {one.target_new!r}"[:MOST_WHY]
+        return record(self, left, said(words if why is None else why, author), name, expected=commit.id, how=how)
+
+    def merge(
+        self,
+        other: "str | Path | Journal",
+        *,
+        revision: str = HEAD,
+        rule: "Rule | None" = None,
+        resolutions: Sequence[Mapping[str, Any]] = (),
+        why: str | None = None,
+        author: str | None = None,
+        branch: str | None = None,
+        lm: "HFLM | None" = None,
+        again: bool = False,
+    ) -> "Merged":
+        """Brings the edits of another branch, or of another journal's ``revision``, to a branch; see :class:`Merged`.
+
+        The last common commit tells what each side has done since: edits that either made are made, those that either
+        took out are gone. Edits that contradict each other raise :class:`Clashing` (a :class:`Refused`), which lists
+        them, unless a ``rule`` ("ours", "theirs", "newest") or ``resolutions`` decide. Changes of weights are added;
+        memories that both have changed need the model ``lm``, and so does ``again``: theirs are made again on ours,
+        by the methods and settings on record. With a model every edit is asked, and what was lost is said.
+        """
+        from errata.journal.merging import How, merge
+
+        def says(usual: str) -> dict[str, Any]:
+            return said(usual if why is None else why, author)
+
+        return merge(self, other, revision, How(rule, resolutions, lm, again), says, branch)
+
+
+def _database(folder: Path, id: str, url: str | None) -> "Database":
+    try:
+        from errata.journal import database, engine
+    except ImportError as error:
+        raise BadInput(NEEDS) from error
+    from sqlalchemy import URL
+
+    if url is not None:
+        return database.Database(folder, engine.database_url(url), id)
+    return database.Database(folder, URL.create("sqlite", database=str(folder / place.FILE)), id)
+
+
+def _make(folder: Path) -> None:
+    try:
+        (folder / place.PATCHES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot make a journal in {folder} ({error.strerror or error})") from error
+
+
+def _kept(url: str) -> str:
+    """The URL as it is written down: without its password."""
+    try:
+        from errata.journal.engine import database_url, without_password
+    except ImportError as error:
+        raise BadInput(NEEDS) from error
+    read = database_url(url)
+    kept = without_password(read)
+    if kept != read:
+        log.warning("the password of the database is not written down; set PGPASSWORD, or write it to ~/.pgpass")
+    return kept.render_as_string(hide_password=False)
+
+
+def _edit_named(beginning: str, patch: "Patch") -> "Edit":
+    """The edit of a patch whose id is, or begins, so. Raises :class:`BadInput`."""
+    if not isinstance(cast(Any, beginning), str) or not beginning:
+        raise BadInput(f"an edit is named by its id, or the beginning of it; found {beginning!r}")
+    edits = {edit.id: edit for edit in patch.edits}
+    found = [edits[beginning]] if beginning in edits else [e for id, e in edits.items() if id.startswith(beginning)]
+    if len(found) > 1:
+        raise BadInput(f"{beginning} is the beginning of {', '.join(e.id for e in found[:20])}; write more of it")
+    if not found:
+        raise unknown("edit", beginning, list(edits))
+    return found[0]

@@ -1,0 +1,141 @@
+# pyright: strict
+"""How a commit comes about: the patch is written, then the commit that names it, with what was known before."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from getpass import getuser
+from pathlib import Path
+from shutil import copyfile
+from typing import TYPE_CHECKING, Any, cast
+
+from errata.errors import BadInput, Refused, WrongModel
+from errata.journal.commit import (
+    MOST_AUTHOR,
+    MOST_WHY,
+    Commit,
+    calls_of,
+    checked_text,
+    commit_of,
+    fact,
+    now,
+)
+
+if TYPE_CHECKING:
+    from errata.journal.journal import Journal
+    from errata.patch.patch import Patch
+
+log = logging.getLogger(__name__)
+
+AUTHOR = "ERRATA_AUTHOR"
+SAID = 3  # edits that a warning names
+
+
+def said(why: str, author: str | None) -> dict[str, Any]:
+    """What a person says with a commit, and when. Raises :class:`BadInput`."""
+    who = author if author is not None else os.environ.get(AUTHOR) or _user()
+    return {
+        "why": checked_text(why, "the reason of a commit", MOST_WHY),
+        "author": checked_text(who, "the author of a commit", MOST_AUTHOR),
+        "time": now(),
+    }
+
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError, ImportError):  # nobody of that number
+        return "unknown"
+
+
+def record(
+    journal: "Journal",
+    patch: "Patch | str | Path",
+    says: Mapping[str, Any],
+    branch: str | None,
+    *,
+    expected: str | None = None,
+    merged: Sequence[Commit] = (),
+    taken: Sequence[Commit] = (),
+    how: Mapping[str, Any] | None = None,
+) -> Commit:
+    """Writes the patch, and then its commit on a branch, whose last commit must be ``expected`` if that is given."""
+    digest, size, read = _written(journal, patch)
+    edits = {fact(edit): edit for edit in read.edits}
+    of = read.meta.get("model")
+
+    def make(last: Commit | None) -> Commit:
+        _check_place(last, expected)
+        _check_model(last, of)
+        parents = [*([last] if last else []), *merged]
+        known = set(last.edits) if last else set[str]()
+        added = [edit for key, edit in edits.items() if key not in known]
+        return commit_of(
+            parents=tuple(one.id for one in parents),
+            depth=1 + max([one.depth for one in parents], default=0),
+            patch=digest,
+            size=size,
+            model=of.get("name") if of else last and last.model,
+            fingerprint=of["fingerprint"] if of else last and last.fingerprint,
+            made=calls_of(read.meta.get("made", ()), added),
+            edits=tuple(edits),
+            added=tuple(added),
+            how=None if how is None else dict(how),
+            **{"scores": {}, "review": None, **says},
+        )
+
+    return journal.database.append(branch, make, taken)
+
+
+def _written(journal: "Journal", patch: "Patch | str | Path") -> "tuple[str, int, Patch]":
+    """Digest, bytes and content of a patch that is now among the journal's files."""
+    from errata.patch.patch import Patch
+
+    if not isinstance(patch, str | Path):
+        if not isinstance(cast(Any, patch), Patch):
+            raise BadInput(f"a commit is of an errata.Patch or of a file of one, found {type(patch).__name__}")
+        return *journal.blobs.put(patch.save), patch
+    path, written = Path(patch), list[Patch]()
+    Patch.load(path)  # what is wrong is said of the file that was given
+
+    def copy(part: Path) -> None:
+        copyfile(path, part)
+        written.append(Patch.load(part))
+
+    return *journal.blobs.put(copy), written[0]
+
+
+def _check_place(last: Commit | None, expected: str | None) -> None:
+    """Raises :class:`Refused` where the branch is not where it was to be."""
+    if expected is not None and (last is None or last.id != expected):
+        at = "has no commit" if last is None else f"is at {last.short}, by {last.author}"
+        raise Refused(f"the branch {at}, not at {expected[:10]}; make the patch again on what is there now")
+
+
+def _check_model(last: Commit | None, of: Mapping[str, Any] | None) -> None:
+    """Raises :class:`WrongModel` where a patch is of another model than the one before it."""
+    if last is not None and of and last.fingerprint not in (None, of["fingerprint"]):
+        raise WrongModel(
+            f"this patch is of the model {of.get('name')} ({of['fingerprint']}), and {last.short} is of {last.model} "
+            f"({last.fingerprint}); a journal is of one model: `errata init` another for this one"
+        )
+
+
+def warn(journal: "Journal", commit: Commit) -> None:
+    """Warns of edits that a commit leaves behind, and of those that it makes against earlier ones."""
+    from errata.journal.clashes import conflicting
+
+    if not commit.parents:
+        return
+    last = journal.get(commit.parents[0])
+    before, kept = journal.edits(last), set(commit.edits)
+    if gone := [edit for edit in before if fact(edit) not in kept]:
+        log.warning(
+            "this patch lacks %d of the edits of %s, now gone: %s; to keep them, edit with its patch as prior",
+            *(len(gone), last.short, ", ".join(f"{e.prompt!r} -> {e.target_new!r}" for e in gone[:SAID])),
+        )
+    for older, newer, kind in conflicting([edit for edit in before if fact(edit) in kept], commit.added):
+        log.warning(
+            "%s: %r -> %r is new, and the patch still holds %r -> %r of %s",
+            *(kind, newer.prompt, newer.target_new, older.prompt, older.target_new, last.short),
+        )
