@@ -26,12 +26,13 @@ LAYERS = (
     "data",
     "evaluation",
     "report",
+    "review",
     "bench",
     "cli",
     "__main__",
 )
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers"}
-DRIVERS = ("model", "patch", "locate", "cost", "evaluation", "bench", "report")
+DRIVERS = ("model", "patch", "locate", "cost", "evaluation", "bench", "report", "review")
 
 
 def name_of(path: Path) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from errata.patch import transforms as transforms
     from errata.patch.patch import EMPTY as EMPTY
     from errata.patch.patch import Patch as Patch
+    from errata.review.reviewing import review as review
     from errata.world.bundled import load as load
 
 _WHERE = {  # name -> module, or module:attribute
@@ -40,6 +41,7 @@ _WHERE = {  # name -> module, or module:attribute
     "method": "errata.methods.registry:method",
     "methods": "errata.methods",
     "plan": "errata.cost.plan:plan",
+    "review": "errata.review",
     "Patch": "errata.patch.patch:Patch",
     "EMPTY": "errata.patch.patch:EMPTY",
     "transforms": "errata.patch.transforms",
@@ -47,7 +49,8 @@ _WHERE = {  # name -> module, or module:attribute
 
 __all__ = [
     "Case", "Edit", "Probe", "Row", "Score",
-    "load", "cases", "baseline", "evaluate", "method", "methods", "plan", "Patch", "EMPTY", "transforms", "data",
+    "load", "cases", "baseline", "evaluate", "review", "method", "methods", "plan", "Patch", "EMPTY", "transforms",
+    "data",
 ]  # fmt: skip
 
 

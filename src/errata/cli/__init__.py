@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from errata.cli import bench, chat, common, demo, edit, locate, measure, methods, plan, tasks, trace, world
+from errata.cli import bench, chat, common, demo, edit, locate, measure, methods, plan, review, tasks, trace, world
 from errata.errors import ErrataError
 
 EXIT_CODES = (
@@ -53,6 +53,7 @@ app.command("edit")(edit.edit_command)
 app.command("ask")(edit.ask_command)
 app.command("chat")(chat.chat_command)
 app.command("show")(edit.show_command)
+app.command("review")(review.review_command)
 app.command("eval")(measure.eval_command)
 app.command("tasks")(tasks.tasks_command)
 app.command("bench")(bench.bench_command)

@@ -1,9 +1,9 @@
 """The canary set: ordinary texts far from the edits, in which a change that reaches too far shows first.
 
-    canary = canary_of(lm, edits, pool(lm))
-    before = Pulse.of(lm, canary)
-    with patch.applied(lm) as edited:
-        rows = before.rows(Pulse.of(edited, canary))
+canary = canary_of(lm, edits, pool(lm))
+before = Pulse.of(lm, canary)
+with patch.applied(lm) as edited:
+    rows = before.rows(Pulse.of(edited, canary))
 """
 
 import random
@@ -25,12 +25,12 @@ from errata.types import Case, Edit, Probe, Row
 if TYPE_CHECKING:
     import numpy as np
 
-QUESTIONS = 32  # beginnings of sentences that are continued
-TEXTS = 32  # texts whose loss is measured
+QUESTIONS = 24  # beginnings of sentences that are continued
+TEXTS = 24  # texts whose loss is measured
 LONGEST = 128  # tokens of one
-CUTS = 4  # places in each text behind which the next token is looked at
+CUTS = 2  # places in each text behind which the next token is looked at
 NUMBERS = 2**26  # log-probabilities that are kept at most: 256 MB
-FELT = 512  # tokens at which hidden states are compared
+FELT = 256  # tokens at which hidden states are compared
 LABEL = "canary"
 
 
@@ -60,7 +60,7 @@ def canary_of(lm: HFLM, edits: Sequence[Edit], texts: Iterable[str], seed: int =
     most = max(1, min(TEXTS * CUTS, NUMBERS // _vocabulary(lm)))
     cuts = list(dict.fromkeys(cut for text in measured for cut in _cuts(lm, text, rng)))
     questions = openings(lm, far[:-TEXTS] or far, QUESTIONS, seed) if far else []
-    return Canary(measured, tuple(sorted(rng.sample(cuts, min(most, len(cuts))))), tuple(questions))
+    return Canary(measured, tuple(sorted(rng.sample(cuts, min(most, len(cuts))))), tuple(q.strip() for q in questions))
 
 
 def _head(lm: HFLM, text: str, room: int) -> str:
@@ -131,7 +131,7 @@ class Pulse:
 
 
 def _row(kind: str, case: str, probe: str, metric: str, **about: Any) -> Row:
-    return Row(mode="forced", kind=kind, case=case, probe=probe, metric=metric, **about)
+    return Row(kind=kind, case=case, probe=probe, metric=metric, **about)
 
 
 def _at(values: Sequence[float], i: int) -> float | None:

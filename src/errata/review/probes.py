@@ -21,7 +21,7 @@ from errata.subjects import mentions, template_of
 from errata.types import Case, Edit, Probe
 
 PARAPHRASES, NEIGHBOURS, FACTS = 4, 6, 4  # of an edit, at most
-READ = 6000  # texts at most, of those given or that go with the model
+READ = 4000  # texts at most, of those given or that go with the model
 SAMPLED = 64  # texts that are sampled where there are none
 DRAWS = 8  # continuations that the model writes for each edit that lacks a kind
 SENTENCE = 24  # tokens of one

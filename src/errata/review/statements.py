@@ -10,6 +10,7 @@ What is found is a guess by form alone: names are runs of capitalised words, an 
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from errata.answers import normalise
 from errata.subjects import as_spelt, mentions
@@ -183,7 +184,7 @@ def _front(before: str) -> str | None:
 
     Of a long beginning it cannot be told what the sentence is about.
     """
-    opener, comma, front = before.rpartition(", ")
+    opener, _, front = before.rpartition(", ")
     others = [text for a, b in names_in(before) if " " in (text := before[a:b])]
     return None if others or len(front.split()) > FRONT or len(opener.split()) > OPENER else front
 
@@ -201,7 +202,7 @@ def _capital(front: str) -> str:
 def _beginnings(front: str, rest: str) -> Iterator[tuple[int, str, str]]:
     """Each beginning of what is said behind a subject: its length, it with ``{}`` for the subject, the next word."""
     words = list(re.finditer(r"\S+", rest))[: MIDDLE + 1]
-    for one, following in zip(words, words[1:]):
+    for one, following in pairwise(words):
         if one[0][-1] in ",.;。" or one[0] == "and":
             return
         yield one.end(), f"{_capital(front)}{{}}{rest[: one.end()]}", following[0].rstrip(".,;。")
