@@ -47,9 +47,9 @@ def eval_(
     """Rows of a method or of a patch on cases, by a protocol, in its own modes unless some are given.
 
     A patch is measured as it is, by default on its own edits (:func:`errata.evaluation.edits.own_cases`). A method
-    edits each case alone (``single``) or all at once (``batch``), and is prepared with ``prepare_with``. A ``judge`` takes the place of the
-    protocol's match. ``labels`` (data, seed) go into the rows, with the model, the method and its settings. Raises
-    :class:`BadInput` for a method without cases.
+    edits each case alone (``single``) or all at once (``batch``), and is prepared with ``prepare_with``. A ``judge``
+    takes the place of the protocol's match. ``labels`` (data, seed) go into the rows, with the model, the method and
+    its settings. Raises :class:`BadInput` for a method without cases.
     """
     from errata.distributed.attach import asking
     from errata.evaluation.baseline import baseline

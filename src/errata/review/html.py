@@ -26,6 +26,7 @@ def page(review: Review) -> str:
         parts=outline.other_parts(review),
         chart=chart(review),
         words=outline.kind_words,
+        source=outline.source,
         dash=outline.DASH,
     )
 

@@ -147,6 +147,11 @@ def kind_words(kind: str) -> str:
     return next(found, NAMES.get(kind, kind)).partition(",")[0]
 
 
+def source(question: Question) -> str:
+    """Where a question comes from."""
+    return "the edit" if question.kind == "edit" else question.label or "a case"
+
+
 def weights(review: Review) -> list[tuple[str, str, str, str]]:
     """Changed weights: site, ‖Δ‖ / ‖W‖, rank, effective rank."""
     return [

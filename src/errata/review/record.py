@@ -111,8 +111,8 @@ class Review:
         """The review itself; raises :class:`Refused`, which names the guards, where one refuses the patch."""
         if self.refused:
             raise Refused(
-                f"the review refuses the patch: {'; '.join(map(str, self.refused))}; make it weaker, or of fewer "
-                "edits, or move the limit"
+                f"the review refuses the patch: {'; '.join(map(str, self.refused))}; make it anew (of fewer "
+                "edits, weaker, by another method), or move the limit"
             )
         return self
 
