@@ -471,7 +471,10 @@ def test_examples_are_of_each_kind_in_turn_and_side_effects_first() -> None:
     review = replace(made(), questions=tuple(asked))
     assert [q.kind for q in examples(review, 5)] == ["neighborhood", *["same_subject"] * 2, *["paraphrase"] * 2]
     assert len(examples(review)) == 11
-    assert counted(review) == "6 of 7 answers that should stay moved; 5 of 5 that should change are not as asked"
+    assert (
+        counted(review)
+        == "6 of 7 answers moved that should have stayed; 5 of 5 that should have changed are not as asked"
+    )
 
 
 def test_the_summary_says_what_refused() -> None:

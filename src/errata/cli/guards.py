@@ -19,12 +19,12 @@ def _most(what: str, usual: float) -> typer.models.OptionInfo:
 MinReliability = Annotated[float | None, _least("edits answered with their target", 0.9)]
 MinParaphrase = Annotated[float | None, _least("edits in other words that are", 0.5)]
 MinNeighborhood = Annotated[float | None, _least("answers nearby that stay", 0.7)]
-MinSameSubject = Annotated[float | None, _least("answers about the subject that stay", 0.3)]
+MinSameSubject = Annotated[float | None, _least("answers about the subject that stay", 0.25)]
 MinUnrelated = Annotated[float | None, _least("answers far from the edits that stay", 0.8)]
-MaxKL = Annotated[float | None, _most("KL of the next token on canary text, in nats", 0.1)]
-MaxLoss = Annotated[float | None, _most("rise of the loss on canary text, in nats a token", 0.1)]
-MaxNorm = Annotated[float | None, _most("‖Δ‖ / ‖W‖ of a weight, over the root of the number of edits", 1.0)]
-MaxBlock = Annotated[float | None, _most("relative change of a block's output on canary text", 0.3)]
+MaxKL = Annotated[float | None, _most("KL of the next token on canary text, in nats", 0.02)]
+MaxLoss = Annotated[float | None, _most("rise of the loss on canary text, in nats a token", 0.02)]
+MaxNorm = Annotated[float | None, _most("‖Δ‖ / ‖W‖ of a weight, over the root of the number of edits", 2.0)]
+MaxBlock = Annotated[float | None, _most("relative change of a block's output on canary text", 0.1)]
 
 
 def option(name: str) -> str:

@@ -1,6 +1,6 @@
 """Review before it counts: what a patch changed and what it broke, asked before and after, with guards that can refuse.
 
-May import ``report``, ``evaluation``, ``world`` and what lies below; knows no method. ``errata.review(lm, patch)`` is
+May import ``report``, ``evaluation`` and what lies below, and how methods read texts; knows no method. ``errata.review(lm, patch)`` is
 the function :func:`errata.review.reviewing.review`.
 """
 

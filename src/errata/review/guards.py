@@ -108,12 +108,12 @@ RULES: Mapping[str, Rule] = {
     "min_reliability": Rule("edits answered with their target", 0.9, _share("edit", "accuracy")),
     "min_paraphrase": Rule("edits in other words answered with their target", 0.5, _share("paraphrase", "accuracy")),
     "min_neighborhood": Rule("answers nearby that stayed", 0.7, _share("neighborhood", "agreement")),
-    "min_same_subject": Rule("other facts of the subject that stayed", 0.3, _share("same_subject", "agreement")),
+    "min_same_subject": Rule("other facts of the subject that stayed", 0.25, _share("same_subject", "agreement")),
     "min_unrelated": Rule("canary answers that stayed", 0.8, _share("unrelated", "agreement")),
-    "max_kl": Rule("KL of the next token on canary text, nats", 0.1, _share("text", "kl")),
-    "max_loss": Rule("rise of the loss on canary text, nats a token", 0.1, _rise("text", "loss")),
-    "max_norm": Rule("largest ‖Δ‖ / ‖W‖ of a weight, over √edits", 1.0, _norm),
-    "max_block": Rule("largest relative change of a block's output", 0.3, _largest("block", "output_change")),
+    "max_kl": Rule("KL of the next token on canary text, nats", 0.02, _share("text", "kl")),
+    "max_loss": Rule("rise of the loss on canary text, nats a token", 0.02, _rise("text", "loss")),
+    "max_norm": Rule("largest ‖Δ‖ / ‖W‖ of a weight, over √edits", 2.0, _norm),
+    "max_block": Rule("largest relative change of a block's output", 0.1, _largest("block", "output_change")),
 }
 
 

@@ -62,8 +62,8 @@ def measures(review: Review) -> list[Line]:
         rows = [r for r in review.rows if (r.kind, r.metric, r.mode) == (kind, metric, "generated")]
         if rows or kind in ALWAYS:
             text = _small if kind == "text" else _mean
-            ends = (text(mean_of(rows, side)) for side in ("before", "after"))
-            lines.append(Line(words, *ends, *_limit(guards.get(name))))
+            before, after = (text(mean_of(rows, side)) for side in ("before", "after"))
+            lines.append(Line(words, before, after, *_limit(guards.get(name))))
     for name, words in LARGEST.items():
         if guard := guards.get(name):
             lines.append(Line(words, DASH, number(guard.value), *_limit(guard)))
@@ -123,8 +123,8 @@ def counted(review: Review) -> str:
     """How many answers moved that should have stayed, and how many are missed that should have changed."""
     verdicts = [question.verdict for question in review.questions]
     moved, kept, missed, took = (verdicts.count(name) for name in ("moved", "kept", "missed", "took"))
-    stayed = f"{moved} of {moved + kept} answers that should stay moved"
-    return f"{stayed}; {missed} of {missed + took} that should change are not as asked"
+    stayed = f"{moved} of {moved + kept} answers moved that should have stayed"
+    return f"{stayed}; {missed} of {missed + took} that should have changed are not as asked"
 
 
 def examples(review: Review, most: int | None = None) -> list[Question]:

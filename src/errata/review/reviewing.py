@@ -17,7 +17,7 @@ from errata.evaluation.evaluate import evaluated
 from errata.evaluation.metrics import generated_agreement
 from errata.evaluation.protocols import CHANGED, STAYING
 from errata.evaluation.scorers import GradedReplies
-from errata.methods.base import versions
+from errata.model.fingerprint import versions
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
 from errata.review.canary import Pulse, canary_of
@@ -204,8 +204,8 @@ def _question(case: Case, kind: str, probe: Probe, before: Replies, after: Repli
             verdict = "took" if GradedReplies(after).right(probe) else "missed"
         else:
             verdict = "kept" if generated_agreement(was, now, probe.answers) else "moved"
-    answers = (None if text is None else answer_of(text, probe.answers) for text in (was, now))
-    return Question(case.id, kind, probe.prompt, *answers, probe.answers, verdict, probe.label)
+    before_text, after_text = (None if text is None else answer_of(text, probe.answers) for text in (was, now))
+    return Question(case.id, kind, probe.prompt, before_text, after_text, probe.answers, verdict, probe.label)
 
 
 def _drift(lm: HFLM, patch: Patch, about: dict[str, Any], notes: list[str]) -> list[Row]:
