@@ -25,7 +25,7 @@ def patches(lm: Any, edits: Sequence[errata.Edit], states: dict[str, Any]) -> It
         if name not in states:
             states[name] = method.prepare(lm)
         patch = method.edit(lm, edits, states[name])
-        yield "good", f"{name}, {n}", patch
+        yield "between" if name == "ft-l" else "good", f"{name}, {n}", patch
         if name == "memit":
             yield "between", f"{name}, {n}, x 3", patch * 3
             yield "bad", f"{name}, {n}, x 8", patch * 8

@@ -1,4 +1,4 @@
-"""A short digest that identifies a model, of its configuration, shapes and weights; and the versions of what runs it."""
+"""A short digest that identifies a model: of its configuration, its shapes and every weight. And what runs it."""
 
 import hashlib
 import json

@@ -1,7 +1,7 @@
 """Review before it counts: what a patch changed and what it broke, asked before and after, with guards that can refuse.
 
-May import ``report``, ``evaluation`` and what lies below, and how methods read texts; knows no method. ``errata.review(lm, patch)`` is
-the function :func:`errata.review.reviewing.review`.
+May import ``report``, ``evaluation`` and what lies below, and how methods read texts; knows no method. The function is
+``errata.review(lm, patch)`` (:func:`errata.review.reviewing.review`).
 """
 
 import sys
