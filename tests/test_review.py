@@ -19,6 +19,7 @@ import errata
 from errata.answers import answer_of
 from errata.cli import app
 from errata.errors import BadInput, InForce, Refused
+from errata.evaluation.protocols import STAYING
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank
 from errata.patch.patch import Patch
@@ -87,7 +88,9 @@ def test_questions_are_found_in_texts() -> None:
     assert [(p.prompt, p.answers) for p in found["paraphrase"]] == [("The birthplace of Ann Lee is", ("Oslo",))]
     near = {p.prompt: p.answers[0] for p in found["neighborhood"]}
     assert near == {f"{who} was born in": where for who, where in BORN.items() if who != "Ann Lee"}
-    assert found["neighborhood"][0].prompt == "Dora Finn was born in"  # shares the old object
+    for seed in range(3):
+        first = kinds(probes_for(tiny_lm("gpt2"), [ANN], SPREAD, seed)[0])["neighborhood"][0]
+        assert first.prompt == "Dora Finn was born in"  # shares the old object
     assert all(p.rival == "Oslo" or p.answers == ("Oslo",) for p in found["neighborhood"])
     about = {(p.prompt, p.answers) for p in found["same_subject"]}
     assert about == {("Ann Lee works as a", ("baker",)), ("Records show that Ann Lee lives in", ("Paris",))}
@@ -241,6 +244,7 @@ def test_a_patch_that_is_too_strong_is_refused_and_one_that_does_nothing_misses(
         strong.check()
     none = errata.review(lm, patch_of() * 0, [CASE], SPREAD)
     assert {guard.name for guard in none.refused} == {"min_reliability", "min_paraphrase"}
+    assert {q.verdict for q in none.questions if q.kind in STAYING} == {"kept"}
     assert all(r.after == 0 for r in none.rows if r.metric in ("kl", "output_change", "norm"))
     off = dict.fromkeys(RULES)
     assert errata.review(lm, patch_of() * 100, [CASE], SPREAD, guards=off).check().passed

@@ -72,6 +72,13 @@ def test_what_is_said_of_a_subject_is_cut_before_its_object() -> None:
     assert alone.cut("The old king sleeps.", "The old king") is None  # nothing is left to ask with
 
 
+def test_a_sentence_is_cut_where_its_kind_branches() -> None:
+    said = Statements(["Ann Lee lives in New York.", "Bob Ray lives in New Haven.", "Cy Moor lives in Rome."])
+    assert said.about("Ann Lee") == [("Ann Lee lives in", "New York")]
+    lone = Statements(["Ann Lee sings loudly at the Opera.", "Ann Lee sings softly."])
+    assert lone.about("Ann Lee")[0] == ("Ann Lee sings loudly at the", "Opera")  # one subject makes no kind
+
+
 def test_a_sentence_about_another_is_not_taken() -> None:
     said = Statements(SAID)
     assert said.cut("Cy Moor met Ann Lee in Quito.", "Ann Lee") is None
