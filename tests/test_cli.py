@@ -20,6 +20,7 @@ from errata import types
 from errata.answers import begins_with_answer
 from errata.cli import app, common, demo, edit, measure, methods, tasks, world
 from errata.errors import Refused
+from errata.evaluation.edits import own_cases
 from errata.locks import held
 from errata.methods.registry import METHODS, method_class
 from errata.model.resources import Resources
@@ -275,10 +276,10 @@ def test_a_patch_is_measured_as_it_is(model: str, here: Path, tmp_path_factory: 
 def test_of_a_model_of_the_world_the_worlds_probes_are_asked(model: str, here: Path) -> None:
     case = errata.cases("world", limit=3)[2]
     patch = errata.Patch(meta={"made": [{"method": "any", "edits": [case.edits[0].to_json()]}]})
-    assert measure.own_cases(errata.load(model), patch)[0].probes == ()
+    assert own_cases(errata.load(model), patch)[0].probes == ()
     folder = saved("gpt2", here / "of the world")
     (here / "of the world" / "recipe.json").write_text('{"persons": 600, "world_seed": 0}')
-    (own,) = measure.own_cases(errata.load(folder), patch)
+    (own,) = own_cases(errata.load(folder), patch)
     kinds = {probe.kind for probe in own.probes}
     assert {"paraphrase", "neighborhood"} <= kinds and own.edits == case.edits
     assert [p for p in own.probes if p.kind == "paraphrase"] == [p for p in case.probes if p.kind == "paraphrase"]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from errata.patch import transforms as transforms
     from errata.patch.patch import EMPTY as EMPTY
     from errata.patch.patch import Patch as Patch
+    from errata.review.reviewing import review as review
     from errata.world.bundled import load as load
 
 _WHERE = {  # name -> module, or module:attribute
@@ -46,6 +47,7 @@ _WHERE = {  # name -> module, or module:attribute
     "reverted": "errata.methods.reverting:reverted",
     "plan": "errata.cost.plan:plan",
     "Journal": "errata.journal.journal:Journal",
+    "review": "errata.review",
     "Patch": "errata.patch.patch:Patch",
     "EMPTY": "errata.patch.patch:EMPTY",
     "transforms": "errata.patch.transforms",
@@ -53,7 +55,7 @@ _WHERE = {  # name -> module, or module:attribute
 
 __all__ = [
     "Case", "Edit", "Probe", "Row", "Score",
-    "load", "cases", "baseline", "evaluate", "method", "methods", "reverted", "plan",
+    "load", "cases", "baseline", "evaluate", "review", "method", "methods", "reverted", "plan",
     "Patch", "EMPTY", "transforms", "Journal", "data", "exchange",
 ]  # fmt: skip
 

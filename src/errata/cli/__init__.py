@@ -25,6 +25,7 @@ from errata.cli import (
     measure,
     methods,
     plan,
+    review,
     tasks,
     trace,
     world,
@@ -70,6 +71,7 @@ app.command("edit")(edit.edit_command)
 app.command("ask")(edit.ask_command)
 app.command("chat")(chat.chat_command)
 app.command("show")(edit.show_command)
+app.command("review")(review.review_command)
 app.command("eval")(measure.eval_command)
 app.command("tasks")(tasks.tasks_command)
 app.command("bench")(bench.bench_command)

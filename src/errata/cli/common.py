@@ -284,10 +284,11 @@ def data_for(method: "Method", path: Path | None) -> list[Any] | None:
         from errata import cases
 
         return cases(path)
-    return _texts(path)
+    return texts_in(path)
 
 
-def _texts(path: Path) -> list[str]:
+def texts_in(path: Path) -> list[str]:
+    """The texts of a file given by --data, one on each line. Raises :class:`BadInput`."""
     lines = read_text(path, "data").splitlines()
     for number, line in enumerate(lines, start=1):
         if len(line) > LONGEST_TEXT:

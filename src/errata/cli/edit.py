@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from errata.answers import answer_of, begins_with_answer
-from errata.cli import common, conflicts
+from errata.cli import common, conflicts, guards
 from errata.cli.patches import PatchFiles, joined_patch, load_patches
 from errata.cli.requested import Draft, completed, found_in, reader_of, settled
 from errata.errors import BadInput, Refused
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from errata.model.hf import HFLM
     from errata.model.sampling import Sampling
     from errata.patch.patch import Patch
+    from errata.review.record import Review
 
 ROWS = 20  # of a table of edits
 NAME_LENGTH = 60
@@ -130,6 +131,18 @@ def edit_command(
         bool,
         typer.Option("--strict-conflicts", help="Write nothing if edits contradict each other or --prior's (exit 3)."),
     ] = False,
+    review: Annotated[
+        bool, typer.Option("--review", help="Review the patch, and write nothing where a guard refuses it (exit 3).")
+    ] = False,
+    min_reliability: guards.MinReliability = None,
+    min_paraphrase: guards.MinParaphrase = None,
+    min_neighborhood: guards.MinNeighborhood = None,
+    min_same_subject: guards.MinSameSubject = None,
+    min_unrelated: guards.MinUnrelated = None,
+    max_kl: guards.MaxKL = None,
+    max_loss: guards.MaxLoss = None,
+    max_norm: guards.MaxNorm = None,
+    max_block: guards.MaxBlock = None,
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
@@ -143,6 +156,19 @@ def edit_command(
     as_json: common.Json = False,
 ) -> None:
     """Make a patch that changes one fact, or many at once."""
+    limits = guards.given(
+        min_reliability=min_reliability,
+        min_paraphrase=min_paraphrase,
+        min_neighborhood=min_neighborhood,
+        min_same_subject=min_same_subject,
+        min_unrelated=min_unrelated,
+        max_kl=max_kl,
+        max_loss=max_loss,
+        max_norm=max_norm,
+        max_block=max_block,
+    )
+    if limits and not review:
+        raise BadInput(f"{guards.option(next(iter(limits)))} is a limit of the review; add --review")
     asked = edits_of(prompt, subject, target, edits, text)
     read_by = reader_of(reader, reader_model, text)
     if yes and text is None:
@@ -175,6 +201,7 @@ def edit_command(
             f"{len(failed)} of {_facts(len(requested))} did not take, so nothing was written: {missing}; "
             "try more steps, another method, or do without --strict"
         )
+    reviewed = _reviewed(lm, result.patch, earlier, prepared_with, limits, seed, quiet, as_json) if review else None
     result.patch.save(path)
     if failed := result.missed:
         common.say(
@@ -182,8 +209,9 @@ def edit_command(
             "with --strict it is not (exit 3)"
         )
     if as_json:
-        found = {"conflicts": records} if (records := decided.records()) else {}
-        common.print_json({"file": str(path), "edits": _answers(result), "took": sum(result.took), **found})
+        more = {"conflicts": records} if (records := decided.records()) else {}
+        more |= {} if reviewed is None else {"review": reviewed.to_json()}
+        common.print_json({"file": str(path), "edits": _answers(result), "took": sum(result.took), **more})
         return
     common.stdout().print(_table_of_answers(result))
     for line in _where(dict(zip((one.id for one in result.edits), result.outcomes, strict=True))):
@@ -192,6 +220,28 @@ def edit_command(
         f"{sum(result.took)} of {_facts(len(requested))} now answered with the target (generated)", soft_wrap=True
     )
     common.say(f"wrote {path} ({common.size(path.stat().st_size)})")
+
+
+def _reviewed(
+    lm: "HFLM",
+    patch: "Patch",
+    prior: "Patch | None",
+    data: Sequence[Any] | None,
+    limits: Mapping[str, float | None],
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> "Review":
+    """The review of the new patch, shown; raises :class:`Refused` where a guard refuses it."""
+    import errata
+    from errata.cli.review import print_review
+
+    texts = data if data and all(isinstance(one, str) for one in data) else None
+    with common.step("reviewing", quiet):
+        made = errata.review(lm, patch, texts=texts, guards=limits, prior=prior or errata.EMPTY, seed=seed)
+    if not as_json:
+        print_review(made, as_json=False)
+    return made.check()
 
 
 def edits_of(

@@ -46,13 +46,14 @@ def eval_(
 ) -> list[Row]:
     """Rows of a method or of a patch on cases, by a protocol, in its own modes unless some are given.
 
-    A patch is measured as it is, by default on its own edits (:func:`own_cases`). A method edits each case alone
-    (``single``) or all at once (``batch``), and is prepared with ``prepare_with``. A ``judge`` takes the place of the
-    protocol's match. ``labels`` (data, seed) go into the rows, with the model, the method and its settings. Raises
-    :class:`BadInput` for a method without cases.
+    A patch is measured as it is, by default on its own edits (:func:`errata.evaluation.edits.own_cases`). A method
+    edits each case alone (``single``) or all at once (``batch``), and is prepared with ``prepare_with``. A ``judge``
+    takes the place of the protocol's match. ``labels`` (data, seed) go into the rows, with the model, the method and
+    its settings. Raises :class:`BadInput` for a method without cases.
     """
     from errata.distributed.attach import asking
     from errata.evaluation.baseline import baseline
+    from errata.evaluation.edits import own_cases
     from errata.patch.patch import Patch
 
     if isinstance(subject, Patch):
@@ -76,6 +77,7 @@ def _eval_patch(
     lm: "HFLM", patch: "Patch", cases: Sequence[Case], before: "Baseline", how: Any, quiet: bool
 ) -> list[Row]:
     from errata.distributed.attach import asking
+    from errata.evaluation.edits import makers
     from errata.evaluation.evaluate import evaluate
     from errata.evaluation.golds import Golds
 
@@ -165,26 +167,6 @@ def _edited_rows(
     patch = method.edit(lm, edits, state)
     with asking(lm, patch) as edited:
         return evaluate(before, edited, cases, **labels) + _to_gold(nearness, edited, edits, labels)
-
-
-def own_cases(lm: "HFLM", patch: "Patch", seed: int = 0) -> list[Case]:
-    """A patch's own edits as cases; of a model of the world with the probes that the world's cases (of ``seed``) have.
-
-    Raises :class:`BadInput` for a patch that names no edits.
-    """
-    from errata.evaluation.edits import cases_of
-    from errata.world.cases import cases
-    from errata.world.named import world_named
-
-    world = world_named(lm.name)
-    if world is None:
-        return cases_of(patch)
-    return cases_of(patch, cases(world, len(world.subjects("test")), seed))
-
-
-def makers(patch: "Patch") -> str:
-    """The names of the methods that made a patch."""
-    return " + ".join(dict.fromkeys(made["method"] for made in patch.meta.get("made", ())))
 
 
 def _settings(method: "Method") -> str:
@@ -294,6 +276,7 @@ def eval_command(
     as_json: common.Json = False,
 ) -> None:
     """Measure a method, or a patch: reliability, generality, locality; before and after."""
+    from errata.evaluation.edits import own_cases
     from errata.patch.patch import Patch
     from errata.report.folds import published, summary
     from errata.report.rows import to_jsonl

@@ -9,7 +9,6 @@ import typer
 
 from errata.cli import common
 from errata.cli.edit import load_patch
-from errata.cli.measure import makers
 from errata.errors import BadInput
 from errata.files import write_text
 from errata.types import Row
@@ -58,6 +57,8 @@ def _find(names: Sequence[str], folder: str | Path | None, trusted: bool) -> "Ta
 def _tasks(
     lm: "HFLM", loaded: "Tasks", with_ability: bool, patch: "Patch | None", limit: int | None, seed: int, quiet: bool
 ) -> list[Row]:
+    from errata.evaluation.edits import makers
+
     labels: Any = {"method": makers(patch) if patch else "", "seed": seed}
     rows: list[Row] = []
     if with_ability:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from errata.errors import BadInput
 from errata.evaluation.protocols import STAYING
+from errata.model.hf import HFLM
 from errata.patch.patch import Patch
 from errata.types import Case, Edit, Probe
 
@@ -32,6 +33,25 @@ def cases_of(patch: Patch, known: Iterable[Case] = ()) -> list[Case]:
         )
         for prompt, edit in edits.items()
     ]
+
+
+def own_cases(lm: HFLM, patch: Patch, seed: int = 0) -> list[Case]:
+    """A patch's own edits as cases; of a model of the world with the probes that the world's cases (of ``seed``) have.
+
+    Raises :class:`BadInput` for a patch that names no edits.
+    """
+    from errata.world.cases import cases
+    from errata.world.named import world_named
+
+    world = world_named(lm.name)
+    if world is None:
+        return cases_of(patch)
+    return cases_of(patch, cases(world, len(world.subjects("test")), seed))
+
+
+def makers(patch: Patch) -> str:
+    """The names of the methods that made a patch."""
+    return " + ".join(dict.fromkeys(made["method"] for made in patch.meta.get("made", ())))
 
 
 def _adapted(case: Case, edit: Edit) -> tuple[Probe, ...]:

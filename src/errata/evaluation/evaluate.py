@@ -53,6 +53,19 @@ def evaluate(
     of the protocol's match on generated answers. Where a model does not support a verb, rows say so in ``error``.
     Raises :class:`BadInput` where ``before`` is a baseline of other cases.
     """
+    return evaluated(before, edited, cases, after_edits=after_edits, judge=judge, **labels)[0]
+
+
+def evaluated(
+    before: Baseline,
+    edited: "LM",
+    cases: Sequence[Case],
+    *,
+    after_edits: int | None = None,
+    judge: Judge | None = None,
+    **labels: Any,
+) -> tuple[list[Row], Replies]:
+    """The rows of :func:`evaluate`, and the edited model's replies that they were made of."""
     if extra := sorted(set(labels) - set(LABELS)):
         raise BadInput(f"a row has no label {', '.join(extra)}; the labels are {', '.join(LABELS)}")
     if after_edits is None:
@@ -60,7 +73,7 @@ def evaluate(
     protocol, groups = before.protocol, before.groups(cases)
     tfidf = Tfidf(before.idf) if before.idf else None
     match = protocol.match if judge is None else f"judge {judge.name}"
-    rows: list[Row] = []
+    rows, every = list[Row](), Replies()
     for mode in before.modes:
         scored = [group for group in groups if group.scorers(mode)]
         judged = [probe for group in scored if group.compares_answers(mode) for probe in group.probes]
@@ -70,11 +83,12 @@ def evaluate(
         requests = Requests.joined(group.requests(mode) for group in counted)
         judged = [probe for group in counted if group.compares_answers(mode) for probe in group.probes]
         replies = ask(edited, requests, protocol.answer, protocol.text)
+        every |= replies
         now = _graded(replies, protocol.match, judge, judged, tfidf)
         shared: Any = {"mode": mode, "after_edits": after_edits, "protocol": protocol.name, **labels}
         for group, left in zip(scored, counted, strict=True):
             rows += [Row(**shared, **about) for about in group.rows(mode, then, now, match, left)]
-    return rows
+    return rows, every
 
 
 def _graded(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import wraps
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -20,6 +19,7 @@ from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported, WrongMod
 from errata.files import cache_file, check_writable
 from errata.methods.outcomes import Outcome, amended, answered, searched, warn
 from errata.methods.settings import checked, setting
+from errata.model.fingerprint import versions
 from errata.model.hf import HFLM
 from errata.model.size import Size, Step, Work
 from errata.patch.header import Model, Record
@@ -362,17 +362,6 @@ def _undisturbed(prepare: Callable[..., State]) -> Callable[..., State]:
             return prepare(self, lm, data, **more)
 
     return alone
-
-
-def versions() -> dict[str, str]:
-    """Package -> version, of those that a result depends on."""
-    numbers: dict[str, str] = {}
-    for package in ("errata", "torch", "transformers"):
-        try:
-            numbers[package] = version(package)
-        except PackageNotFoundError:
-            numbers[package] = "unknown"
-    return numbers
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""A short digest that identifies a model: of its configuration, its shapes and every weight."""
+"""A short digest that identifies a model: of its configuration, its shapes and every weight. And what runs it."""
 
 import hashlib
 import json
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -108,3 +109,14 @@ def stored(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
         if weights is not None:
             return weights[leaf]
     raise ValueError(f"{name} has no values: the model was made on the meta device and never loaded")
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of those that a result depends on."""
+    numbers: dict[str, str] = {}
+    for package in ("errata", "torch", "transformers"):
+        try:
+            numbers[package] = version(package)
+        except PackageNotFoundError:
+            numbers[package] = "unknown"
+    return numbers

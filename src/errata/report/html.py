@@ -1,4 +1,4 @@
-"""A report as one page of HTML, from the template ``templates/report.html.j2``."""
+"""Pages of HTML: the one skeleton that they share, and a report in it (``templates/report.html.j2``)."""
 
 from base64 import b64encode
 from collections.abc import Iterable
@@ -13,16 +13,22 @@ from errata.types import Row
 
 
 def page(rows: Iterable[Row], title: str = "Methods, before and after", note: str = "") -> str:
-    """The page as a file that needs no other: tables that a click sorts, and pictures of each section.
+    """The page as a file that needs no other: tables that a click sorts, and pictures of each section."""
+    sections = [(section, charts.figures(section)) for section in report_sections(rows)]
+    return rendered("report.html.j2", title=title, notes=[EXPLANATION, *([note] if note else [])], sections=sections)
 
-    All that rows say is text in it, control characters written out. The browser is told to run the page's own script
-    alone, which tables and pictures do without, and to load nothing from elsewhere.
+
+def rendered(template: str, package: str = "errata.report", **content: Any) -> str:
+    """A page from a template of a package, which extends ``page.html.j2`` (with ``title`` and ``notes``).
+
+    All that ``content`` says is text in it, control characters written out. The browser is told to run the page's own
+    script alone, which tables and pictures do without, and to load nothing from elsewhere.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("errata.report"),
+        loader=ChoiceLoader([PackageLoader(name) for name in dict.fromkeys((package, "errata.report"))]),
         autoescape=True,
         finalize=lambda value: printable(value) if type(value) is str else value,  # not what is Markup
         undefined=StrictUndefined,
@@ -31,15 +37,12 @@ def page(rows: Iterable[Row], title: str = "Methods, before and after", note: st
         keep_trailing_newline=True,
     )
     environment.globals.update(look=_look, heat=_heat, lines=_lines, size=_SIZE)
-    sections = [(section, charts.figures(section)) for section in report_sections(rows)]
     script = _read("report.js")
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        notes=[EXPLANATION, *([note] if note else [])],
-        sections=sections,
+    return environment.get_template(template).render(
         style=Markup(_read("report.css")),
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_digest(script)}'",
+        **content,
     )
 
 

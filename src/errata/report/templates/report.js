@@ -21,7 +21,7 @@ for (const table of document.querySelectorAll("table")) {
 
 function key(cell) {
   const text = cell.textContent.trim();
-  if (cell.tagName === "TH") return text;
+  if (cell.tagName === "TH" || cell.closest(".texts")) return text;
   if (text === "best") return 0;
   const number = parseFloat(text.replaceAll(",", "").replace("−", "-"));
   return Number.isNaN(number) ? null : number; // a dash stays last
