@@ -202,7 +202,7 @@ def test_the_new_value_is_met(name: str, arch: str) -> None:
     resolved = made.resolve(lm, state)
     contexts = contexts_of(lm, 2, made.seed)
     edit, site = EDITS[0], lm.sites.mlp_out[1]
-    context = base.EditContext(lm, [edit], contexts, state, EMPTY, {})
+    context = base.EditContext(lm, [edit], contexts, state, EMPTY, {}, resolved.rows(lm, [edit], contexts))
     delta = resolved._targets(lm, [edit], context, resolved.target_site(lm, 1)).delta
     sites = [(site, "in"), (site, "out")]
     keys, values = resolved._read(lm, context, sites, []).values()
@@ -331,7 +331,7 @@ def test_nas_gives_new_values_one_length() -> None:
     made: Any = method("memit", layers=(1,), nas=True, contexts=0)
     state = made.prepare(lm, TEXTS)
     resolved, site = made.resolve(lm, state), InterventionSite(1)
-    context = base.EditContext(lm, EDITS, [""], state, EMPTY, {})
+    context = base.EditContext(lm, EDITS, [""], state, EMPTY, {}, resolved.rows(lm, EDITS, [""]))
     free = resolved._targets(lm, EDITS, context, site)
     anchored = resolved._anchored(context, free, site)
     c = context.memory["anchor/" + lm.sites.mlp_out[1]].item()

@@ -250,10 +250,14 @@ class Spheres(KeyTable):
         if (centres := self.centres()) is not self.queries:
             centres = centres.to(like)
             return centres, centres.square().sum(-1)
-        keys, held = self.on("queries", like), self.__dict__.setdefault("_squares", dict[Any, Tensor]())
+        keys, held = self.on("queries", like), self._squares
         if (where := (like.device, like.dtype)) not in held:
             held[where] = keys.square().sum(-1)
         return keys, held[where]
+
+    @cached_property
+    def _squares(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        return {}
 
     @override
     def joins(self, i: int, answers: Tensor) -> int | None:
