@@ -4,7 +4,7 @@
 
 ``published``: parameters frozen, one fact at a time with all its contexts and the KL row in one batch, full forward
 passes, Adam, the same early stop. ``plain`` takes the steps and rows of the fast way in such passes, for the same
-targets. All in one run, on the same facts.
+targets. All in one run, on the same facts. With ``--threads 1`` seconds are the process's own, whatever else runs.
 """
 
 import argparse
@@ -33,10 +33,12 @@ def speed(name: str, model: str, n: int, repeats: int) -> dict[str, Any]:
     lm = errata.load(model)
     cases = errata.cases("world", limit=n)
     edits = [case.edits[0] for case in cases]
+    of_time = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    alone = {"together": 1} if "together" in errata.method(name).settings else {}
     ways: dict[str, Any] = {
         "fast": errata.method(name),
         "plain": errata.method(name, plain=True),
-        "published": errata.method(name, plain=True, optimizer="adam", search_contexts=20),
+        "published": errata.method(name, plain=True, optimizer="adam", search_contexts=20, **alone),
     }
     state = ways["fast"].prepare(lm)
     ways["fast"].edit(lm, edits[:4], state)  # warm
@@ -44,9 +46,9 @@ def speed(name: str, model: str, n: int, repeats: int) -> dict[str, Any]:
     patches: dict[str, Any] = {}
     for _ in range(repeats):
         for way, method in ways.items():
-            began = time.perf_counter()
+            began = of_time()
             patches[way] = method.edit(lm, edits, state)
-            seconds[way].append(time.perf_counter() - began)
+            seconds[way].append(round(of_time() - began, 2))
     scores = {way: score(lm, patch, cases) for way, patch in patches.items()}
     fast, plain = patches["fast"].parts[0].weights, patches["plain"].parts[0].weights
     differ = [float((dense(fast[at]) - dense(w)).norm() / dense(w).norm()) for at, w in plain.items()]

@@ -9,7 +9,7 @@ from conftest import CASES, EDITS, TEXTS, tiny_lm
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.closed_form import base, solve
+from errata.methods.closed_form import anchor, base, solve
 from errata.methods.closed_form.objective import rows_of
 from errata.methods.closed_form.search import FALL, GroupSearch
 from errata.methods.closed_form.symmetric import ROOM, Kept, Symmetric
@@ -202,7 +202,7 @@ def test_the_new_value_is_met(name: str, arch: str) -> None:
     resolved = made.resolve(lm, state)
     contexts = contexts_of(lm, 2, made.seed)
     edit, site = EDITS[0], lm.sites.mlp_out[1]
-    context = base.EditContext(lm, [edit], contexts, state, EMPTY, {})
+    context = base.EditContext(lm, [edit], contexts, state, EMPTY, {}, resolved.rows(lm, [edit], contexts))
     delta = resolved._targets(lm, [edit], context, resolved.target_site(lm, 1)).delta
     sites = [(site, "in"), (site, "out")]
     keys, values = resolved._read(lm, context, sites, []).values()
@@ -263,6 +263,60 @@ def test_blue_edits_the_first_and_the_last_layer_for_themselves(name: str) -> No
         break
 
 
+def test_facts_in_turn_are_a_fold_of_changes_of_rank_one(numbers: dict[str, Tensor]) -> None:
+    """Each takes what those before it did to its value into account, and is met when its turn comes."""
+    k, r, inverse = numbers["K"], numbers["R"], torch.linalg.inv(numbers["X"] @ numbers["X"].T / 200)
+    met = k + 0.1 * k.roll(1, 0)
+    (found,) = solve.least_squares([inverse], [k], r, 0.0, [met], in_turn=True)
+    whole = torch.zeros(len(r), len(k)).to(k)
+    for i in range(k.shape[1]):
+        x = inverse @ k[:, i]
+        whole = whole + torch.outer(r[:, i] - whole @ met[:, i], x) / (x @ met[:, i])
+        assert torch.allclose(whole @ met[:, i], r[:, i], atol=1e-9)
+    assert torch.allclose(found.dense(), whole, atol=1e-9)
+    assert not torch.allclose(whole @ met[:, 0], r[:, 0], atol=1e-4), "a later fact moves an earlier one's value"
+
+
+def test_rome_reads_and_searches_facts_of_different_subjects_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("gpt2")
+    made: Any = method("r-rome", contexts=1, steps=3, together=2)
+    state, searched = made.prepare(lm, TEXTS), list[list[str]]()
+    find = base.find_deltas
+
+    def counted(lm: Any, edits: Any, *args: Any, **more: Any) -> Any:
+        searched.append([edit.subject for edit in edits])
+        return find(lm, edits, *args, **more)
+
+    monkeypatch.setattr(base, "find_deltas", counted)
+    again = replace(EDITS[0], target_new="Oslo", id="")
+    facts = [EDITS[0], again, *EDITS[1:]]
+    a, b, c = (edit.subject for edit in EDITS)
+    together = made.edit(lm, facts, state)
+    assert searched == [[a], [a, b], [c]] and together.parts[0].weights
+    patch = EMPTY
+    for part in (facts[:1], facts[1:3], facts[3:]):
+        patch = made.edit(lm, part, state, patch)
+    for name, w in patch.parts[0].weights.items():
+        assert torch.allclose(dense(w), dense(together.parts[0].weights[name]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rome", "r-rome"])
+def test_each_fact_of_a_part_has_the_value_that_its_search_found(name: str) -> None:
+    """The last one, which nothing comes after: W' k = v + δ, whatever those before it did."""
+    lm = tiny_lm("llama", torch.float64)
+    made: Any = method(name, contexts=2, layers=(1,), steps=4)
+    state = made.prepare(lm, TEXTS)
+    alone, all_three = (made.edit(lm, edits, state) for edits in (EDITS[2:], EDITS))
+    site = (lm.sites.mlp_out[1], "out")
+    rows = base.SubjectRows.of(lm, EDITS[2:], contexts_of(lm, 2, made.seed))
+    values: list[Tensor] = []
+    for patch in (alone, all_three):
+        with patch.applied(lm) as edited:
+            read = rows.read(edited, [site])[site]
+            values.append(read.bare if name == "rome" else read.mean)
+    assert torch.allclose(*values, atol=1e-5 * float(values[0].norm()))
+
+
 @pytest.mark.parametrize("name", ["rome", "r-rome"])
 def test_rome_edits_one_layer_at_a_time(name: str) -> None:
     with pytest.raises(BadInput, match=rf"{name} gives one layer the whole new value, which \(1, 2\) would all add"):
@@ -277,7 +331,7 @@ def test_nas_gives_new_values_one_length() -> None:
     made: Any = method("memit", layers=(1,), nas=True, contexts=0)
     state = made.prepare(lm, TEXTS)
     resolved, site = made.resolve(lm, state), InterventionSite(1)
-    context = base.EditContext(lm, EDITS, [""], state, EMPTY, {})
+    context = base.EditContext(lm, EDITS, [""], state, EMPTY, {}, resolved.rows(lm, EDITS, [""]))
     free = resolved._targets(lm, EDITS, context, site)
     anchored = resolved._anchored(context, free, site)
     c = context.memory["anchor/" + lm.sites.mlp_out[1]].item()
@@ -295,16 +349,17 @@ def test_nas_gives_new_values_one_length() -> None:
 def test_without_cases_nas_measures_on_many_facts_made_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm("gpt2")
     lm.resources = Resources(texts=lambda: iter(TEXTS))
-    facts = base.invented_facts(lm, 12, 0)
-    assert len(facts) > 8 and facts == base.invented_facts(lm, 12, 0)
+    facts = anchor.invented_facts(lm, 12, 0)
+    assert len(facts) > 8 and facts == anchor.invented_facts(lm, 12, 0)
     for fact in facts:
         assert fact.prompt.startswith(fact.subject) and len(fact.subject) < len(fact.prompt)
         assert any(fact.target_new in text and not text.startswith(fact.prompt) for text in TEXTS)
-    monkeypatch.setattr(base, "ANCHOR_FACTS", 12)
+    monkeypatch.setattr(anchor, "ANCHOR_FACTS", 12)
     made: Any = method("memit", layers=(1,), nas=True, contexts=0, steps=3)
     state = made.prepare(lm, TEXTS)
     one, all_three = (made.edit(lm, edits, state).memory for edits in (EDITS[:1], EDITS))
-    assert [*one.values()] == [*all_three.values()]
+    lengths = [name for name in one if name.startswith(anchor.ANCHOR)]
+    assert lengths and [one[name] for name in lengths] == [all_three[name] for name in lengths]
 
 
 def resolved_for(lm: Any, name: str = "memit", **settings: Any) -> Any:

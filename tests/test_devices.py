@@ -13,7 +13,7 @@ import errata
 from errata.locate.attribution import attributions
 from errata.methods import base
 from errata.methods.base import frozen_rng
-from errata.methods.closed_form.base import _kept
+from errata.methods.closed_form.inverses import kept
 from errata.model.hf import HFLM
 
 pytest.importorskip("accelerate")
@@ -92,9 +92,9 @@ def test_inverses_are_on_the_host_and_float64_is_where_there_is_some(name: str, 
         lm = spread_lm()
         state = made.prepare(lm, TEXTS)
         patch = made.edit(lm, EDITS[:1], state)
-        kept = list(_kept(state)._held.values())
-        assert len(kept) == len(made.chosen_layers(lm))
-        strips = [strip for one in kept for x in (one.initial, one.current) for strip in x.strips]
+        held = list(kept(state)._held.values())
+        assert len(held) == len(made.chosen_layers(lm))
+        strips = [strip for one in held for x in (one.initial, one.current) for strip in x.strips]
         assert strips and all(tag(strip) is None and strip.dtype == torch.float64 for strip in strips)
     assert patch == expected
 

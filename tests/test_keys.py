@@ -161,6 +161,28 @@ def test_what_is_written_of_a_subject_does_not_depend_on_the_other_edits() -> No
     )
 
 
+def test_continuations_take_turns_and_weigh_as_much_as_all() -> None:
+    """Each step looks at some of a fact's continuations, the next at the next ones; answers are always asked."""
+    lm = tiny_lm("gpt2")
+    settings = settings_of(lm, preserve=3.0, preserve_at_once=2)
+    edits = [Edit("Ann Lee was born in", "Ann Lee", "Oslo"), Edit("Bob Ray lives in", "Bob Ray", "Lima")]
+    continuations = [[[5, 6, 7], [8], [9, 10]], [[11]]]
+    rows = [rows_of(lm, edit, [""], settings, some) for edit, some in zip(edits, continuations, strict=True)]
+    search = GroupSearch(lm, rows, settings.target_site(lm, 1), settings, False)
+    n, seen = len(search.batch.columns), list[set[int]]()
+    for turn in range(3):
+        batch = search._some([turn, 5])
+        forward = batch.entries.forward
+        assert batch.entries.per_fact(forward, torch.ones(int(forward.sum())), 2).tolist() == pytest.approx([3.0, 3.0])
+        assert batch.base is not None and len(batch.base) == int(batch.entries.anchored.sum())
+        assert len(batch.columns) == n - 1 and batch.entries.anchored.logical_not().sum() == 2
+        seen.append({len(c) for c, fact in zip(batch.columns[2:], batch.row_fact[2:], strict=True) if fact == 0})
+    assert len({frozenset(lengths) for lengths in seen}) == 3
+    everything = replace(settings, preserve_at_once=3)
+    search = GroupSearch(lm, rows, settings.target_site(lm, 1), everything, False)
+    assert search._some([1, 1]) is search.batch
+
+
 def test_preserve_keeps_what_the_model_says_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """weight x the mean over continuations, and over their tokens, of KL(P ‖ P_δ)."""
     lm = tiny_lm("gpt2", torch.float64)
@@ -170,7 +192,7 @@ def test_preserve_keeps_what_the_model_says_forward(monkeypatch: pytest.MonkeyPa
     delta = torch.randn(1, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     losses: list[float] = []
     for preserve in (0.0, 3.0):
-        settings = settings_of(lm, preserve=preserve, preserve_samples=2)
+        settings = settings_of(lm, preserve=preserve, preserve_samples=2, preserve_at_once=2)
         (kept,) = continuations_of(lm, [edit], settings)
         search = GroupSearch(lm, [rows_of(lm, edit, [""], settings, kept)], InterventionSite(1), settings, False)
         search.losses(torch.zeros(1, 32, dtype=torch.float64), torch.ones(1, 1))

@@ -59,8 +59,9 @@ def made_with(name: str, arch: str, dtype: torch.dtype = torch.float64, **settin
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", SOLVED)
 def test_without_an_edit_is_as_if_it_had_never_been_made(name: str, arch: str) -> None:
-    """In float64 to 1e-6 of the change: exact in one batch; one after another with the later ones searched for anew."""
+    """In float64 to 1e-6 of the change: exact in one batch; in several with the later ones searched for anew."""
     made, lm, state = made_with(name, arch, seed=3)
+    made = replace(made, together=2) if made.one_by_one else made
     before = weights(lm.model)
     patch, never = made.edit(lm, MORE, state), made.edit(lm, OTHERS, state)
     left, how = errata.reverted(lm, patch, TAKEN.id, state, search=made.one_by_one)
@@ -87,7 +88,10 @@ def test_nothing_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
         ("memit", {"blue": True, "layers": (0, 1)}, True, SEARCHED),
         ("memit", {"nas": True}, False, EXACT),
         ("memit", {"layers": (0, 1)}, False, EXACT),
-        ("rome", {}, False, KEPT),
+        ("rome", {}, False, EXACT),  # all were searched for at once
+        ("rome", {"together": 1}, False, KEPT),
+        ("r-rome", {"together": 1}, True, SEARCHED),
+        ("r-rome", {"together": 2}, False, KEPT),
         ("alphaedit", {"history": True}, False, EXACT),
     ],
 )

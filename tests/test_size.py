@@ -197,6 +197,22 @@ def test_what_a_gradient_keeps_is_what_a_search_holds(monkeypatch: pytest.Monkey
     assert most / 2 < search < 2 * most
 
 
+def test_of_more_edits_in_one_call_no_more_is_held_than_their_keys_and_targets() -> None:
+    """Of each fact some vectors of the width of keys and values, and n x n in float64; passes stay in the budget."""
+    lm, made = tiny_lm("llama"), errata.method("memit", contexts=0, steps=2, layers=(1,), kl=0.0)
+    lm.budget, state = 128, made.prepare(lm, TEXTS)
+    d, f = Size.of(lm, True).down(1)
+    made.edit(lm, MANY[:1], state)
+
+    def most(n: int) -> int:
+        facts = [Edit(f"Ann Lee {i} was born in", f"Ann Lee {i}", "Oslo") for i in range(n)]
+        return live_bytes(lambda: made.edit(lm, facts, state))
+
+    few, many = 20, 60
+    solved = 4 * 8 * (many**2 - few**2)  # the system, a copy, its factor, what is added to it
+    assert most(many) - most(few) < solved + (many - few) * 8 * 8 * (d + f)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_inverse_takes_one_matrix_beside_the_second_moment(dtype: torch.dtype) -> None:
     f = 200

@@ -116,7 +116,7 @@ class _Replay:
         rows = {path: self._rows(path, len(edits))[kept] for path in paths}
         known = dict.fromkeys(paths, len(kept) * (not self.gone))  # that were searched for without it
         if out is not None and not self.gone:
-            known |= dict.fromkeys(paths if solver.one_by_one else paths[1:], out * solver.one_by_one)
+            known |= _without_it(solver, edits, out, paths)
         later = any(n < len(kept) for n in known.values()) and without is not None
         if search:
             rows = {path: rows[path][: known[path]] for path in paths}
@@ -133,6 +133,17 @@ class _Replay:
     def _rows(self, path: str, n: int) -> Tensor:
         start = self.taken.get(path, 0)
         return self.of.memory[TARGETS + path][start : start + n]
+
+
+def _without_it(solver: "ClosedForm", edits: Sequence[Edit], out: int, paths: Sequence[str]) -> dict[str, int]:
+    """How many of the targets were found without edit number ``out`` in force, by path: to the end of its part of the
+    call at the first path, and to the part's beginning at the others, where the first one's change was in force."""
+    start = end = 0
+    for part in solver.batches(edits):
+        start, end = end, end + len(part)
+        if out < end:
+            break
+    return dict.fromkeys(paths, start) | {paths[0]: end - 1}
 
 
 def _closed(lm: HFLM, patch: Patch, edit_id: str) -> "list[tuple[Record, ClosedForm]]":

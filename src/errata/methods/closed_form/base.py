@@ -17,33 +17,29 @@ from errata.errors import BadInput
 from errata.methods.base import State, Tags
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.again import Found, solved_again, with_whole_targets
+from errata.methods.closed_form.anchor import ANCHOR, anchor_edits, anchor_of, anchored
 from errata.methods.closed_form.cost import steps
+from errata.methods.closed_form.inverses import Inverses
 from errata.methods.closed_form.keys import Site, SubjectReadings, SubjectRows, check_reads_subjects
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.outlet import Outlet
 from errata.methods.closed_form.search import SearchResult
 from errata.methods.closed_form.statistics import KeyStatistics, check_statistics, key_statistics
-from errata.methods.closed_form.symmetric import Kept, Symmetric
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.defaults import critical_layers
 from errata.methods.outcomes import report
 from errata.methods.settings import setting
-from errata.methods.texts import contexts_of, openings
+from errata.methods.texts import contexts_of
 from errata.model.heap import give_back
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.passes import float64_device
 from errata.model.projection import KEY, Projection
 from errata.model.size import Size, Step, Work
-from errata.model.weights import stem
 from errata.patch.delta import Delta, LowRank, Weight
-from errata.patch.memory import GRAM, KEYS, TARGETS, remember, remember_targets
+from errata.patch.memory import TARGETS, remember_targets
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
-
-ANCHOR = "anchor/"  # memory of the length that NAS gives to new values
-ANCHOR_FACTS = 100  # facts that it is measured on; NAS takes 1,000 of CounterFact
-ANCHOR_KEPT = 0.95  # of them, without the longest
 
 
 @dataclass
@@ -169,6 +165,19 @@ class ClosedForm(TargetSettings):
         report([edit.id for edit in edits], result.final_loss.tolist(), result.met.tolist())
         return result
 
+    @property
+    def reads_values(self) -> bool:
+        """Whether the residual asks for the projection's own output behind contexts."""
+        return False
+
+    def batches(self, edits: Sequence[Edit]) -> list[list[Edit]]:
+        """The edits in parts, each made with those before it in force."""
+        return [[edit] for edit in edits] if self.one_by_one else [list(edits)]
+
+    def at_once(self, n: int) -> int:
+        """How many of ``n`` edits are in a part."""
+        return min(n, 1) if self.one_by_one else n
+
     def share(self, layers_left: int) -> float:
         """The part of the residual that the first of ``layers_left`` layers takes."""
         return 1 / layers_left
@@ -274,7 +283,7 @@ class ClosedForm(TargetSettings):
         drawn = (self.contexts, self.seed, sorted(lm.tokens.ends), str(lm.dtype), lm.budget)  # what contexts depend on
         contexts = state.once(f"contexts/{drawn}", lambda: contexts_of(lm, self.contexts, self.seed))
         prior, found.kept = with_whole_targets(prior, self._target_paths(lm) if self.keeps_targets else [])
-        for batch in [[edit] for edit in edits] if self.one_by_one else [list(edits)]:
+        for batch in self.batches(edits):
             rows = self.rows(lm, batch, contexts)
             context = EditContext(lm, batch, contexts, state, prior, prior.memory, rows, found)
             for layers in self.turns:
@@ -301,14 +310,19 @@ class ClosedForm(TargetSettings):
         turns = [(layer, len(layers) - i) for i, layer in enumerate(layers)]  # and how many layers are left
         if last.norm is not None and layers[0] < layers[-1]:
             turns.insert(-1, (layers[-2], 1))
+        found_before = {last.outside: targets.outside, last.inside: targets.inside}  # nothing has changed since
         residuals: dict[int, Tensor] = {}
         changes: dict[str, Weight] = {}
         keys: dict[str, Tensor] = {}
         for layer, left in turns:
             path, outlet = lm.sites.mlp_out[layer], outlets[layer]
             value = (path, "out")
+            sites = [(path, KEY), *([value] if self.reads_values else [])]
+            bare = [site for site in (last.outside, last.inside, outlet.inside, value) if site not in found_before]
             with context.edited() as edited:
-                read = self._read(edited, context, [(path, KEY), value], [last.outside, last.inside, outlet.inside])
+                read = self._read(edited, context, sites, bare)
+            read = {at: SubjectReadings(x, x) for at, x in found_before.items()} | read
+            found_before = {}
             keys_read = {name: r for (name, side), r in read.items() if side == KEY}
             of_weight = {name: r for name, r in keys_read.items() if r.mean.any()} or keys_read
             inside, lacking = read[outlet.inside].bare, wanted - read[last.outside].bare
@@ -330,7 +344,7 @@ class ClosedForm(TargetSettings):
         if self.history:
             for name, read_keys in keys.items():
                 if len(seen := read_keys[read_keys.any(1)]):
-                    self._remember(context, name, seen)
+                    context.memory = self._inverses(context).remember(name, seen, context.memory)
 
     # Targets ------------------------------------------------------------------------------------------
 
@@ -381,85 +395,30 @@ class ClosedForm(TargetSettings):
         return result.delta[:, : outputs[0].shape[1]]  # what PMET's has beside it, for the attention, is dropped
 
     def _anchored(self, context: EditContext, targets: Targets, site: InterventionSite) -> Targets:
-        """Targets of new values v + δ of one length c; one of more than 2c makes no edit (NAS, released code)."""
+        """Targets of new values of one length, which is in the memory from the first edit on (NAS)."""
         name = ANCHOR + context.lm.sites.mlp_out[site.layer]
         if name not in context.memory:
-            context.memory = {**context.memory, name: self._anchor(context, site)[None]}
-        new = targets.value + targets.delta  # (n, d)
-        length, c = new.norm(dim=-1, keepdim=True), context.memory[name].to(new)
-        anchored = new * c / length - targets.value
-        return replace(targets, delta=torch.where(length > 2 * c, torch.zeros_like(anchored), anchored))
-
-    def _anchor(self, context: EditContext, site: InterventionSite) -> Tensor:
-        """The mean length of new values on the unedited model: over its training cases, else over invented facts.
-
-        On the bundled model invented facts give a length 1.14 times that of its cases.
-        """
-        lm = context.lm
-        cases = lm.resources.cases() if lm.resources.cases else []
-        edits = [edit for case in cases for edit in case.edits][:ANCHOR_FACTS]
-        targets = self._targets(lm, edits or invented_facts(lm, ANCHOR_FACTS, self.seed), context, site)
-        lengths = (targets.value + targets.delta).norm(dim=-1).sort().values
-        return lengths[: max(1, int(ANCHOR_KEPT * len(lengths)))].mean()
+            found = self._targets(context.lm, anchor_edits(context.lm, self.seed), context, site)
+            context.memory = {**context.memory, name: anchor_of(found.value + found.delta)[None]}
+        return replace(targets, delta=anchored(targets.delta, targets.value, context.memory[name]))
 
     # Keys and what measures them ----------------------------------------------------------------------
 
     def _read(self, lm: HFLM, context: EditContext, sites: list[Site], bare: list[Site]) -> dict[Site, SubjectReadings]:
         return context.rows.read(lm, sites, bare=bare, by_context_type=self.by_context_type)
 
-    def _running(self, context: EditContext, weight: str) -> solve.RunningInverse:
-        c = context.state.tensors[f"C/{stem(weight)}"]
-
-        def make() -> solve.RunningInverse:
-            return solve.RunningInverse(Symmetric.of(self.metric(c.to(float64_device(context.lm.device)))))
-
-        assert self.layers is not None
-        nbytes = 4 * c.numel() * (2 if self.history else 1)
-        return _kept(context.state).get(self._metric_of(weight), make, nbytes, len(self.layers))
-
-    def _metric_of(self, weight: str) -> str:
-        return f"{self.metric_name}/{stem(weight)}"
-
-    def _inverse(self, context: EditContext, weight: str) -> Symmetric:
-        """(f, f): the metric, with the keys of earlier edits where they count."""
-        assert self.lam is not None
-        running, path = self._running(context, weight), stem(weight)
-        if not self.history:
-            return running.initial
-        memory = context.prior.memory
-        return running.after(memory.get(KEYS + path), memory.get(GRAM + path), self.lam)
+    def _inverses(self, context: EditContext) -> Inverses:
+        assert self.layers is not None and self.lam is not None
+        about = (self.metric_name, self.metric, self.lam, self.history, len(self.layers))
+        return Inverses(context.state, float64_device(context.lm.device), *about)
 
     def _metric(self, context: EditContext, weight: str) -> solve.Metric:
-        """(f, f): the same, with the keys that are kept."""
+        """(f, f): what measures a weight's keys, with those of earlier edits where they count, and those kept."""
         assert self.lam is not None
-        inverse, kept = self._inverse(context, weight), context.kept.get(weight)
+        inverse, kept = self._inverses(context).of(weight, context.prior.memory), context.kept.get(weight)
         return inverse if kept is None else solve.Keeping.of(inverse, kept.T, self.lam)
-
-    def _remember(self, context: EditContext, weight: str, keys: Tensor) -> None:
-        """Adds the new keys (n, f) of a weight to the memory, and to its inverse where that is held."""
-        assert self.lam is not None
-        path = stem(weight)
-        context.memory = remember(context.memory, path, keys)
-        memory = context.memory[GRAM + path if GRAM + path in context.memory else KEYS + path]
-        if running := _kept(context.state).find(self._metric_of(weight)):
-            running.add(keys, memory, self.lam)
-
-
-def _kept(state: State) -> Kept[solve.RunningInverse]:
-    """The inverses that go with a state."""
-    return state.once("inverses", Kept)
 
 
 def measured_at(lm: HFLM, layer: int) -> str:
     """The path whose output is what a δ at this layer is measured against."""
     return lm.sites.mlp_out[layer] if lm.sites.gain[layer] is None else lm.sites.layer[layer]
-
-
-def invented_facts(lm: HFLM, n: int, seed: int) -> list[Edit]:
-    """Up to ``n`` edits made of texts: a sentence cut short, its first half the subject, to go on as another does."""
-    beginnings = [text.split() for text in openings(lm, None, n, seed)]
-    prompts = [words for words in beginnings if len(words) > 2]
-    return [
-        Edit(" ".join(words[:-1]), " ".join(words[: len(words) // 2]), other[-1])
-        for words, other in zip(prompts, [*prompts[1:], *prompts[:1]], strict=True)
-    ]

@@ -118,8 +118,8 @@ def _search(method: "ClosedForm", size: Size, work: Work, last: int) -> Step:
     asked = (searched if method.optimizer == "adam" else 1) / rows  # of the rows, by the first step
     first = (bool(method.kl) / rows + (2 if method.steps > 1 else 1) * asked) * forward
     flop = written + n * (once + first + max(0, 2 * method.steps - 3) * forward)
-    most = n * rows * lengths
-    tokens = rows * lengths if method.one_by_one else min(most, max(size.lm.budget, rows * lengths))
+    most = method.at_once(n) * rows * lengths
+    tokens = min(most, max(size.lm.budget, rows * lengths))
     share = tokens / (rows * lengths)  # facts in a batch
     activations = size.kept * share * suffix * (size.depth - 1 - last)
     cache = 2 * size.itemsize * tokens * sum(size.attention_width)
@@ -129,11 +129,10 @@ def _search(method: "ClosedForm", size: Size, work: Work, last: int) -> Step:
 
 def _keys(method: "ClosedForm", size: Size, work: Work, turns: list[tuple[int, ...]]) -> Step:
     n, at, context = work.edits, work.subject_end, work.context
-    beginnings = method.contexts * context * ceil(n / (1 if method.one_by_one else CHUNK))
+    beginnings = method.contexts * context * ceil(n / min(CHUNK, method.at_once(n)))
     flop = 0.0
     for turn in turns:
-        bare = n * at * size.blocks(0, turn[-1] + 1, at)
-        flop += bare * (1 + len(turn))
+        flop += n * at * (len(turn) * size.blocks(0, turn[-1] + 1, at) + size.blocks(0, turn[0] + 1, at))
         for layer in turn:
             flop += n * method.contexts * at * size.blocks(0, layer + 1, at + context)
             flop += _readings(method, n) * at * size.keys_again(layer)
@@ -146,8 +145,8 @@ def _keys(method: "ClosedForm", size: Size, work: Work, turns: list[tuple[int, .
 def _solve(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> Step:
     n, flop, host = float(work.edits), 0.0, 0.0
     for downs in map(size.downs, edited):
-        d, together = downs[0].out, 1.0 if method.one_by_one else n
-        flop += 0.0 if method.one_by_one else 2 * n**3 / 3 + 2 * d * n * n
+        d, together = downs[0].out, float(method.at_once(work.edits))
+        flop += n * (2 * together**2 / 3 + 2 * d * together)
         keys = 0.0
         for down in downs:
             f, reached = down.into, down.touched(_readings(method, 1))  # of one fact
@@ -188,9 +187,10 @@ def _sums(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...])
     seen = [(down, n * down.touched(_readings(method, 1)) / down.touched(_readings(method, n))) for down in downs]
     dense = sum(2.0 * d.out * d.into * rank * d.count for d, rank in seen if rank > min(d.out, d.into) // 2)
     flop = whole.flop * again + dense
-    if method.one_by_one:  # for each fact twice, with those before
+    if (parts := ceil(n / method.at_once(n))) > 1:  # for each part twice, with those before
         most = min(n, min(downs[-1].out, downs[-1].into) // 2)
-        flop, again = _sum(method, size, most, edited).flop * most, 2.0 * n
+        flop = _sum(method, size, most, edited).flop * ceil(most / method.at_once(n))
+        again = 2.0 * parts
     keys = sum(4.0 * d.into * min(rank, d.into) * d.count for d, rank in seen) if method.history else 0.0
     asked = n * (work.prompt * size.whole(work.prompt) + work.target * size.head_flop)
     kept: Any = {"host": whole.patch + keys, "disk": whole.patch + keys}

@@ -42,10 +42,11 @@ class TargetSettings(Method):
     decay: float = setting(0.5, "ROME, released code", key="v_weight_decay")
     stop: float = setting(0.05, "loss that ends the search; ROME, released code")
     preserve: float = setting(
-        0.0, "weight of keeping what the model says of the bare subject (8 is a good one); not in the papers"
+        0.0, "weight of keeping what the model says of the bare subject (4 is a good one); not in the papers"
     )
-    preserve_samples: int = setting(8, "continuations of the subject, sampled from the unedited model")
-    preserve_tokens: int = setting(9, "of each continuation")
+    preserve_samples: int = setting(4, "continuations of the subject, sampled from the unedited model")
+    preserve_tokens: int = setting(6, "of each continuation")
+    preserve_at_once: int = setting(1, "continuations that a step looks at, in turn", above=0)
     plain: bool = setting(False, "the reference: one fact at a time, full passes")
 
 
@@ -177,10 +178,18 @@ class Entries:
         sums = torch.zeros(n, dtype=values.dtype, device=values.device)
         return sums.index_add(0, self.fact[chosen], values * self.weight[chosen])
 
-    def of_rows(self, rows: Sequence[int]) -> "Entries":
-        """The entries of some rows, in their order, which are then numbered from 0."""
+    def kept(self, rows: Sequence[int]) -> Tensor:
+        """(entries,): which are in these rows."""
+        return self._numbers(rows)[self.row] >= 0
+
+    def _numbers(self, rows: Sequence[int]) -> Tensor:
         number = torch.full((int(self.row.max()) + 1,), -1, device=self.row.device)
         number[list(rows)] = torch.arange(len(rows), device=self.row.device)
+        return number
+
+    def of_rows(self, rows: Sequence[int]) -> "Entries":
+        """The entries of some rows, in their order, which are then numbered from 0."""
+        number = self._numbers(rows)
         kept = number[self.row] >= 0
         return Entries(
             self.fact[kept], number[self.row[kept]], self.target[kept], self.weight[kept], self.forward[kept]

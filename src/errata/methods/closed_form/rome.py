@@ -16,6 +16,7 @@ from errata.methods.defaults import critical_layer
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.patch.delta import LowRank
+from errata.types import Edit
 
 Keys = Literal["mixed", "averaged", "bare"]
 
@@ -52,6 +53,11 @@ class ROME(ClosedForm):
     )
     lam: float | None = setting(None, "0: the new values are met exactly")
     keys: Keys = setting("mixed", "released code")
+    together: int = setting(
+        10,
+        "facts whose keys are read and whose targets are found at once, with all earlier ones in force; 1: as released",
+        above=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +77,27 @@ class ROME(ClosedForm):
     def default_lam(self, lm: HFLM, state: State, width: int) -> float:
         return 0.0
 
+    @property
+    @override
+    def reads_values(self) -> bool:
+        return self.keys == "averaged"
+
+    @override
+    def batches(self, edits: Sequence[Edit]) -> list[list[Edit]]:
+        """At most ``together`` facts each, of different subjects: those of one subject share a key."""
+        batches: list[list[Edit]] = []
+        for edit in edits:
+            subjects = {other.subject.casefold() for other in batches[-1]} if batches else set[str]()
+            if batches and len(batches[-1]) < self.together and edit.subject.casefold() not in subjects:
+                batches[-1].append(edit)
+            else:
+                batches.append([edit])
+        return batches
+
+    @override
+    def at_once(self, n: int) -> int:
+        return min(n, self.together)
+
     @override
     def residual(self, targets: Targets, moved: Tensor, value: SubjectReadings) -> Tensor:
         """v* − W k*, with v* = v + δ in the bare prompt."""
@@ -83,7 +110,7 @@ class ROME(ClosedForm):
         assert self.lam is not None
         direction = [(key.bare if self.keys == "bare" else key.mean).T for key in keys]
         met_at = [(key.mean if self.keys == "averaged" else key.bare).T for key in keys]
-        return solve.least_squares(inverses, direction, residual.T, self.lam, met_at)
+        return solve.least_squares(inverses, direction, residual.T, self.lam, met_at, in_turn=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,12 +88,16 @@ def _unit(gradient: Tensor) -> Tensor:
 
 @dataclass
 class Batch:
-    """Rows of a group's facts: the ``pass_`` over them, their ``columns``, whose each is, and their entries."""
+    """Rows of a group's facts: the ``pass_`` over them, their ``columns``, whose each is, and their entries.
+
+    ``base`` (anchored entries, V) are log-probabilities of the unedited model; None where no entry is held to them.
+    """
 
     pass_: Pass
     columns: list[list[int]]
     row_fact: list[int]
     entries: Entries
+    base: Tensor | None = None
 
     def logp(self, delta: Tensor | None) -> Tensor:
         """(entries, V): log-probabilities, with each row's δ of ``delta`` (n, d)."""
@@ -103,7 +107,9 @@ class Batch:
     def select(self, rows: Sequence[int]) -> "Batch":
         """Some of the rows, in their order; facts keep their numbers."""
         columns, row_fact = [self.columns[row] for row in rows], [self.row_fact[row] for row in rows]
-        return Batch(self.pass_.select(rows), columns, row_fact, self.entries.of_rows(rows))
+        kept = self.entries.kept(rows)[self.entries.anchored]
+        base = None if self.base is None or not kept.any() else self.base[kept]
+        return Batch(self.pass_.select(rows), columns, row_fact, self.entries.of_rows(rows), base)
 
     def of_facts(self, facts: Tensor) -> "Batch":
         """The rows of facts that are True in ``facts`` (n,), which are then numbered from 0."""
@@ -112,6 +118,13 @@ class Batch:
         batch.row_fact = [number[fact] for fact in batch.row_fact]
         batch.entries.fact = (facts.cumsum(0) - 1)[batch.entries.fact]
         return batch
+
+    def continuations(self) -> dict[int, list[int]]:
+        """Fact -> its rows of continuations of the subject."""
+        rows: dict[int, list[int]] = {}
+        for row in sorted(set(self.entries.row[self.entries.forward].tolist())):
+            rows.setdefault(self.row_fact[row], []).append(row)
+        return rows
 
     @property
     def anchored(self) -> list[bool]:
@@ -140,8 +153,8 @@ class GroupSearch:
         )
         self.reached: Tensor | None = None  # (n,): whose answer is the arg-max and whose KL is small (PMET)
         held = [row for row, anchored in enumerate(self.batch.anchored) if anchored]
-        with torch.no_grad():  # (anchored entries, V): log-probabilities of the unedited model
-            self.base = self.batch.select(held).logp(None) if held else None
+        with torch.no_grad():
+            self.batch.base = self.batch.select(held).logp(None) if held else None
 
     def run(self, state: SearchResult, limits: Tensor, units: Tensor, leave: int) -> SearchResult:
         """Goes on with ``state``, until all facts are finished or no more than ``leave`` of them run."""
@@ -149,8 +162,9 @@ class GroupSearch:
         limits, units = limits.to(state.delta), units.to(state.delta)
         facts = torch.arange(len(state.delta), device=state.delta.device)  # that still run
         while True:
-            batch = self.batch if state.steps.any() or settings.steps == 1 else self._first()
-            some = batch is not self.batch and len(batch.columns) < self.batch.anchored.count(False)
+            first = not state.steps.any() and settings.steps > 1
+            batch = self._first() if first else self._some(state.steps[facts].int().tolist())
+            some = first and len(batch.columns) < self.batch.anchored.count(False)
             delta = state.delta[facts].requires_grad_()
             losses = self.losses(delta, units[facts], batch)
             state.steps[facts] += 1
@@ -186,11 +200,30 @@ class GroupSearch:
         entries.weight = entries.weight / whole[entries.fact]
         return batch
 
+    def _some(self, steps: Sequence[int]) -> Batch:
+        """All rows, but of each fact's continuations only those whose turn it is, which weigh as much as all.
+
+        ``steps`` (n) are those that each fact has taken, so that whose turn it is does not depend on the group.
+        """
+        at_once, rows = self.settings.preserve_at_once, self.batch.continuations()
+        if all(len(some) <= at_once for some in rows.values()):
+            return self.batch
+        left_out = {row for some in rows.values() for row in some}
+        for fact, some in rows.items():
+            left_out -= {some[(steps[fact] * at_once + i) % len(some)] for i in range(at_once)}
+        batch = self.batch.select([row for row in range(len(self.batch.columns)) if row not in left_out])
+        entries, scale = batch.entries, torch.ones(max(self.batch.row_fact) + 1)
+        scale[list(rows)] = torch.tensor([max(1.0, len(some) / at_once) for some in rows.values()])
+        entries.weight = torch.where(
+            entries.forward, entries.weight * scale.to(entries.weight)[entries.fact], entries.weight
+        )
+        return batch
+
     def losses(self, delta: Tensor, units: Tensor, batch: Batch | None = None) -> Tensor:
         """(n,): each fact's loss at its δ, by all rows or a ``batch``; ``units`` (n, paths) are the decay's ‖v‖."""
         batch = batch or self.batch
         logp, anchored = batch.logp(delta), batch.entries.anchored  # (entries, V)
-        kl = batch.entries.per_fact(anchored, self._divergence(logp[anchored], batch.entries), len(delta))
+        kl = batch.entries.per_fact(anchored, self._divergence(logp[anchored], batch), len(delta))
         nll = self._answer_loss(logp[~anchored], kl.detach(), batch.entries)
         return nll + kl + self.settings.decay * (self._parts(delta).norm(dim=-1) / units**2).sum(-1)
 
@@ -206,12 +239,13 @@ class GroupSearch:
         self.reached = is_argmax & (kl <= self.settings.kl_stop)
         return torch.where(is_argmax, self.settings.argmax_weight * nll, nll)
 
-    def _divergence(self, logp: Tensor, entries: Entries) -> Tensor:
+    def _divergence(self, logp: Tensor, batch: Batch) -> Tensor:
         """(k,): the KL between the anchored entries and the unedited model."""
-        if self.base is None or not len(logp):
+        base, entries = batch.base, batch.entries
+        if base is None or not len(logp):
             return logp.new_zeros(len(logp))
         forward = entries.forward[entries.anchored, None]
-        p, q = torch.where(forward, self.base, logp), torch.where(forward, logp, self.base)
+        p, q = torch.where(forward, base, logp), torch.where(forward, logp, base)
         return (p.exp() * (p - q)).sum(-1)
 
     def _parts(self, delta: Tensor) -> Tensor:
@@ -231,6 +265,4 @@ class GroupSearch:
 
     def _keep(self, facts: Tensor) -> None:
         """Keeps the rows and entries of the facts that are True in ``facts`` (n,)."""
-        if self.base is not None:
-            self.base = self.base[facts[self.batch.entries.fact[self.batch.entries.anchored]]]
         self.batch = self.batch.of_facts(facts)

@@ -184,6 +184,7 @@ def least_squares(
     residuals: Tensor,
     lam: float,
     met_at: Sequence[Tensor] | None = None,
+    in_turn: bool = False,
 ) -> list[LowRank]:
     """Δ (d, f) of rank n for each weight, from C⁻¹ (f, f) and keys (f, n) of each, and residuals (d, n) of their sum.
 
@@ -191,6 +192,9 @@ def least_squares(
     between two experts; a weight's rank is the number of facts that it saw. ``met_at`` are the keys at which Δ gives
     the residuals where they are others than those of the direction (ROME's released code: direction of the averaged
     key, equation at the bare one). The inverses are taken one at a time.
+
+    ``in_turn`` (ROME) each fact is met when its turn comes, by a change of rank one that takes what those before it did
+    to its value into account, and that those behind it may spoil: K'ᵀX without what is below its diagonal.
     """
     r = residuals.to("cpu", torch.float64)
     inner = lam * torch.eye(r.shape[1]).to(r)  # (n, n)
@@ -198,7 +202,8 @@ def least_squares(
     for inverse, k, met in zip(inverses, keys, met_at or keys, strict=True):
         facts = (k.any(0) | met.any(0)).nonzero()[:, 0]  # that the weight saw
         x = inverse @ k[:, facts].to(r)  # (f, those)
-        inner[facts[:, None], facts] += x.T @ met[:, facts].to(x)
+        product = x.T @ met[:, facts].to(x)
+        inner[facts[:, None], facts] += product.triu() if in_turn else product
         found.append((facts, x))
     a = _divided(r, inner)  # (d, n)
     return [LowRank(a[:, facts].contiguous().cpu(), x.T.contiguous().cpu()) for facts, x in found]

@@ -43,7 +43,7 @@ class Directions(KeyTable):
     @override
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """By the cosines after the step; a query that is a key is that key's own, wherever the step would lead."""
-        keys, dead = self.queries.to(q), self.radii.to(q.device) < 0
+        keys, dead = self.on("queries", q), self.radii.to(q.device) < 0
         own = (q @ keys.T).masked_fill(dead, -torch.inf).argmax(-1)
         same = (q - keys[own]).norm(dim=-1) <= SAME
         score, entry = self._scores(q).max(-1)
@@ -51,7 +51,7 @@ class Directions(KeyTable):
 
     def _scores(self, q: Tensor) -> Tensor:
         """K q after one damped step, q ← norm((1 − α) q + α norm(Kᵀ softmax(β K q))). (b, n)"""
-        keys, dead = self.queries.to(q), self.radii.to(q.device) < 0
+        keys, dead = self.on("queries", q), self.radii.to(q.device) < 0
         p = (self.beta * q @ keys.T).masked_fill(dead, -torch.inf).softmax(-1)  # (b, n)
         q = normalize((1 - self.alpha) * q + self.alpha * normalize(p @ keys, dim=-1), dim=-1)
         return (q @ keys.T).masked_fill(dead, -torch.inf)

@@ -285,10 +285,27 @@ class Spheres(KeyTable):
 
     def nearest(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """The entry nearest to each query, and its distance. (b,) and (b,)"""
-        keys, dead = self.centres().to(q), self.radii.to(q.device) < 0
-        apart = keys.square().sum(-1) - 2 * q @ keys.T  # (b, n), less |q|²
+        (keys, squares), dead = self._centres_on(q), self.radii.to(q.device) < 0
+        apart = torch.addmm(squares, q, keys.T, alpha=-2)  # (b, n), less |q|²
         entry = apart.masked_fill(dead, torch.inf).argmin(-1)
         return entry, (q - keys[entry]).norm(dim=-1)  # not from the squares, whose difference loses small distances
+
+    def _centres_on(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The centres (n, f) and their squared lengths (n,) on the device and in the type of another tensor.
+
+        Queries never change, so that where they are the centres both are had once.
+        """
+        if (centres := self.centres()) is not self.queries:
+            centres = centres.to(like)
+            return centres, centres.square().sum(-1)
+        keys, held = self.on("queries", like), self._squares
+        if (where := (like.device, like.dtype)) not in held:
+            held[where] = keys.square().sum(-1)
+        return keys, held[where]
+
+    @cached_property
+    def _squares(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        return {}
 
     @override
     def joins(self, i: int, answers: Tensor) -> int | None:
