@@ -53,7 +53,7 @@ class Assured(Method):
         prepares_with="either",
     )
 
-    weights: str = setting("memit preserve=8.0 history=True", "the method that edits, and its settings")
+    weights: str = setting("memit preserve=4.0 history=True", "the method that edits, and its settings")
     memory: str = setting("rag", "the method that holds what the weights do not, and its settings")
     asked: int = setting(12, "prompts at most for each edit, and as many of what should stay", above=0)
     earlier: int = setting(4, "prompts for each edit of an earlier call, asked again", above=0)
