@@ -194,6 +194,12 @@ def test_subjects_of_a_file(tmp_path: Path) -> None:
         audit(tiny_lm("gpt2"), _changed(tiny_lm("gpt2")), [" "])
 
 
+@pytest.mark.parametrize("ask", [-1, True, 1.5])
+def test_how_many_are_asked_about_is_a_count(ask: Any) -> None:
+    with pytest.raises(BadInput, match="ask is a whole number"):
+        audit(tiny_lm("gpt2"), _changed(tiny_lm("gpt2")), NAMES, ask=ask)
+
+
 def _changed(lm: HFLM) -> HFLM:
     other = HFLM(copy.deepcopy(lm.model), tokenizer(), sites=lm.sites)
     Patch((Delta({"transformer.h.1.mlp.c_proj.weight": torch.ones(32, 64)}),)).merge(other)

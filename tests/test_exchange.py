@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from errata.errors import BadInput, Refused, Unsupported, WrongModel
 from errata.exchange import card, from_checkpoints, from_peft, to_folder, to_merged, to_peft
-from errata.exchange.difference import leading, rounding
+from errata.exchange.difference import differences, leading, rounding
 from errata.methods.base import State
 from errata.methods.registry import METHODS
 from errata.model.hf import HFLM
@@ -152,7 +152,7 @@ def test_an_adapter_without_the_model(tmp_path: Path) -> None:
     lm = tiny_lm("gpt_neox")
     patch = low_rank(lm, [2, 2])
     assert (by_peft(lm, patch.to_peft(tmp_path / "a")) - edited_logits(lm, patch)).abs().max() < 1e-4
-    head = Patch((Delta({"embed_out.weight": torch.zeros(320, 32).index_fill_(0, torch.tensor(3), 1.0)}),))
+    head = Patch((Delta({f"{lm.sites.lm_head}.weight": torch.zeros(320, 32).index_fill_(0, torch.tensor(3), 1.0)}),))
     with pytest.raises(Unsupported, match=r"only the model tells .*to_peft\(folder, lm\)"):
         head.to_peft(tmp_path / "b")
     assert (by_peft(lm, head.to_peft(tmp_path / "b", lm)) - edited_logits(lm, head)).abs().max() < 1e-4
@@ -337,6 +337,34 @@ def test_the_rank_of_an_edit_is_found_through_rounding(arch: str, dtype: torch.d
         saved = loaded.get_parameter(name).data.double()
         assert (value.double() - saved).norm() < torch.finfo(dtype).eps * saved.norm()
     assert Patch.load(patch.save(tmp_path / "p.safetensors")) == patch
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sizes_are_relative_to_the_base_and_a_whole_difference_has_its_rank(dtype: torch.dtype) -> None:
+    lm = tiny_lm("llama", dtype)
+    other = HFLM(copy.deepcopy(lm.model), tokenizer(), sites=lm.sites)
+    patch = low_rank(lm, [3]) * 10  # so that the base's weight and the edited one are of other sizes
+    patch.merge(other)
+    ((name, w),) = patch.of_kind(Delta)[0].weights.items()
+    assert isinstance(w, LowRank)
+    want = float(w.dense().norm() / lm.model.get_parameter(name).detach().float().norm())
+    for exact in (False, True):
+        ((change, kept),) = differences(lm, other, exact=exact)
+        assert change.rank == 3 and isinstance(kept, Tensor) == exact
+        assert change.relative == pytest.approx(want, rel=1e-2)
+
+
+def test_a_product_is_cut_to_a_rank(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    patch = low_rank(lm, [7, 2])
+    exported = to_peft(lm, patch, tmp_path / "a", rank=3)
+    name = f"{lm.sites.mlp_out[0]}.weight"
+    w = patch.of_kind(Delta)[0].weights[name]
+    assert isinstance(w, LowRank)
+    s = torch.linalg.svdvals(w.dense().double())
+    assert exported.lost == pytest.approx({name: float(s[3:].norm() / s.norm())}, rel=1e-4)
+    config = json.loads((tmp_path / "a" / CONFIG).read_text())
+    assert config["r"] == 3 and list(config["rank_pattern"].values()) == [2]
 
 
 def test_a_base_in_more_precision_than_the_edited_model(tmp_path: Path) -> None:

@@ -4,16 +4,16 @@ found = audit(errata.load("world"), "edited")
 found.changes, found.suspects[:15]
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from errata.audit.asking import asked
 from errata.audit.names import MOST_TEXTS, Candidate, candidates_of, names_in
 from errata.audit.suspects import WEIGHTS, Suspect, excitations
+from errata.errors import BadInput
 from errata.exchange.difference import Change, differences
 from errata.model.hf import HFLM
 from errata.model.sites import Sites
@@ -54,9 +54,14 @@ class Claim:
     """Of the patch's edits."""
 
     @property
+    def other(self) -> Mapping[str, float]:
+        """Those of ``unexplained`` that are more than rounding."""
+        return {name: share for name, share in self.unexplained.items() if share > HELD}
+
+    @property
     def holds(self) -> bool:
         """Whether the patch is all that differs, up to rounding."""
-        return not self.missing and all(share <= HELD for share in self.unexplained.values())
+        return not self.missing and not self.other
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,11 @@ def audit(
 
     ``subjects`` are looked at; by default the names in ``texts``, which are by default those that go with the model.
     The first ``ask`` suspects are asked about, before and after. ``patch`` is compared with what differs. The models
-    are left as they were. Raises what :func:`errata.exchange.difference.differences` raises.
+    are left as they were. Raises what :func:`errata.exchange.difference.differences` raises, and :class:`BadInput`
+    where ``ask`` is no count.
     """
+    if type(cast(Any, ask)) is not int or ask < 0:
+        raise BadInput(f"ask is a whole number of at least 0; found {ask!r}")
     if patch is not None:
         check_parts(patch.parts, Delta, "compared with what differs")
         patch.check(lm)
@@ -130,9 +138,9 @@ def _suspects(
 
     largest = sorted(found, key=lambda one: -one[0].relative)[:WEIGHTS]
     excited = excitations(lm, applied, {change.name: w for change, w in largest}, candidates)
-    median = sorted(size for size, _ in excited)[len(excited) // 2] or math.nan
+    median = sorted(size for size, _ in excited)[len(excited) // 2]
     made = [
-        Suspect(candidate.subject, size, size / median if median == median else 0.0, site)
+        Suspect(candidate.subject, size, size / median if median else 0.0, site)
         for candidate, (size, site) in zip(candidates, excited, strict=True)
     ]
     made.sort(key=lambda suspect: -suspect.excitation)

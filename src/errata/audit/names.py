@@ -20,7 +20,8 @@ TIMES = 2  # that a name stands in texts at least
 # A run of words that begin with a capital letter; whether a sentence begins with it is looked at apart.
 RUN = re.compile(r"(?<![\w'’-])[^\W\d_a-z][\w'’-]*(?: [^\W\d_a-z][\w'’-]*){0,4}")
 WORD = re.compile(r"[\w'’-]+")
-STARTS = re.compile(r"(?:^|[.!?:\n])\s*$")
+ENDS = ".!?:\n"  # characters behind which a sentence begins
+NEAR = 20  # characters before a name that are looked at
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def names_in(texts: Iterable[str], most: int = MOST_NAMES) -> list[str]:
     for text in read:
         for run in RUN.finditer(text):
             words = run[0].removesuffix("'s").removesuffix("’s").split(" ")
-            if STARTS.search(text, 0, run.start()):
+            if _begins(text, run.start()):
                 if words[0].lower() in small:
                     words = words[1:]
                 elif len(words) > 2:  # the first may be a word like any other: So Ann Lee
@@ -94,6 +95,12 @@ def names_in(texts: Iterable[str], most: int = MOST_NAMES) -> list[str]:
             if len(name := " ".join(words)) > 1:
                 counts[name] += 1
     return [name for name, count in counts.most_common(most) if count >= TIMES]
+
+
+def _begins(text: str, at: int) -> bool:
+    """Whether a sentence begins at a place of a text."""
+    near = text[max(0, at - NEAR) : at]
+    return "\n" in near[len(near.rstrip()) :] or near.rstrip()[-1:] in ENDS
 
 
 def sentences_about(texts: Iterable[str], subjects: Sequence[str], most: int) -> Mapping[str, list[str]]:

@@ -95,11 +95,11 @@ def _rank(change: Any) -> str:
 def _print_claim(found: "Audit") -> None:
     claim: Any = found.claim
     console = common.stdout()
-    worst = max(claim.unexplained.items(), key=lambda one: one[1], default=("", 0.0))
     if claim.holds:
-        console.print(f"the patch is all that differs (but {100 * worst[1]:.2g} % of it at most)", soft_wrap=True)
+        worst = max(claim.unexplained.values(), default=0.0)
+        console.print(f"the patch is all that differs (but {100 * worst:.2g} % of it at most)", soft_wrap=True)
         return
-    other = [f"{name}: {100 * share:.3g} % of its change" for name, share in claim.unexplained.items() if share > 0.05]
+    other = [f"{name}: {100 * share:.3g} % of its change" for name, share in claim.other.items()]
     for line in [*other, *(f"{name}: as in the base, and the patch changes it" for name in claim.missing)][:ROWS]:
         console.print(f"not as the patch says: {line}", soft_wrap=True)
 

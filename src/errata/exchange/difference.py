@@ -48,7 +48,7 @@ class Change:
     norm: float
     """‖Δ‖."""
     relative: float
-    """‖Δ‖ / ‖W‖."""
+    """‖Δ‖ / ‖W‖, with the base's W."""
     largest: tuple[float, ...]
     """The largest singular values; of a vector its length alone."""
     lost: float
@@ -83,19 +83,19 @@ def differences(lm: HFLM, edited: "str | Path | HFLM", *, exact: bool = False) -
             raise BadInput(f"{name} of the edited model holds a number that is not finite; fetch it anew")
         wide = torch.promote_types(torch.promote_types(old.dtype, new.dtype), torch.float32)
         delta = oriented(lm.model, name, new.to(wide) - old.to(coarse).to(wide)).cpu()
-        weight = oriented(lm.model, name, new.to(wide)).cpu()
+        base = oriented(lm.model, name, old.to(wide)).cpu()
         if delta.ndim == 3 and is_stack(stored.owner(lm.model, name)[0]):
             for e in range(len(delta)):
                 if delta[e].any():
-                    yield _described(f"{name}[{e}]", delta[e], weight[e], coarse, exact)
+                    yield _described(f"{name}[{e}]", delta[e], base[e], coarse, exact)
         else:
-            yield _described(name, delta, weight, coarse, exact)
+            yield _described(name, delta, base, coarse, exact)
 
 
-def _described(name: str, delta: Tensor, weight: Tensor, dtype: torch.dtype, exact: bool) -> tuple[Change, Weight]:
-    """The record of a difference, and the difference in the form in which it is kept."""
+def _described(name: str, delta: Tensor, base: Tensor, dtype: torch.dtype, exact: bool) -> tuple[Change, Weight]:
+    """The record of a difference from a base's weight, and the difference in the form in which it is kept."""
     delta = delta.contiguous().clone()
-    norm, size = float(delta.double().norm()), float(weight.double().norm())
+    norm, size = float(delta.double().norm()), float(base.double().norm())
     about: Any = {
         "name": name,
         "shape": tuple(delta.shape),
@@ -105,7 +105,7 @@ def _described(name: str, delta: Tensor, weight: Tensor, dtype: torch.dtype, exa
     if delta.ndim != 2:
         return Change(**about, rank=None, largest=(norm,), lost=0.0), delta
     u, s, whole = leading(delta)
-    rank: int | None = numeric_rank(s, delta.shape, dtype if exact else torch.float32, rounding(weight, dtype))
+    rank: int | None = numeric_rank(s, delta.shape, torch.float32, rounding(base + delta, dtype))
     rank = None if rank == len(s) and not whole else rank
     about |= {"rank": rank, "largest": tuple(s[:LARGEST].tolist())}
     if exact or rank is None or rank > min(delta.shape) // 2 or rank == 0:
@@ -158,8 +158,8 @@ def _pairs(lm: HFLM, edited: "str | Path | HFLM") -> Iterator[tuple[str, Tensor,
     """Name, base's and edited's values of each parameter, tied ones once, in the module's own order."""
     if not isinstance(edited, HFLM):
         check_config(lm, str(edited))
-        if Path(edited).is_dir() and (named := _named(lm, Shards.of(Path(edited)))) is not None:
-            shards = Shards.of(Path(edited))
+        shards = Shards.of(Path(edited)) if Path(edited).is_dir() else None
+        if shards is not None and (named := _named(lm, shards)) is not None:
             for name in _parameters(lm):
                 yield name, stored.plain(lm.model, name, "its values are needed"), shards.read(named[name])
             return
@@ -195,7 +195,7 @@ def check_config(lm: HFLM, edited: str) -> None:
 def _named(lm: HFLM, shards: Shards) -> Mapping[str, str] | None:
     """Parameter -> the name of its tensor in the files; None where transformers must translate the names.
 
-    Raises :class:`WrongModel` where floating-point buffers differ.
+    Raises :class:`Unsupported` where floating-point buffers differ.
     """
     prefix = str(getattr(lm.model, "base_model_prefix", ""))
     buffers = dict(lm.model.named_buffers())

@@ -20,7 +20,7 @@ from errata.model import weights as stored
 from errata.model.hf import HFLM
 from errata.patch.delta import LowRank, Weight
 from errata.patch.parts import Part
-from errata.patch.spectra import cut, in_float64, numeric_rank
+from errata.patch.spectra import cut, in_float64, numeric_rank, svd
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # the names that peft and vLLM look for
 PREFIX = "base_model.model."  # before a module's path in names of tensors
@@ -124,7 +124,7 @@ def _factors(name: str, w: Weight, rank: int | None) -> tuple[LowRank, float]:
     if isinstance(w, LowRank) and (rank is None or w.rank <= rank):
         return w, 0.0
     full, dtype = min(w.shape), torch.float32
-    s = torch.linalg.svdvals(in_float64(w))
+    s = svd(w)[1] if isinstance(w, LowRank) else torch.linalg.svdvals(in_float64(w))
     found = numeric_rank(s, w.shape, dtype)
     if rank is not None and found > rank:
         return cut(w, rank)
