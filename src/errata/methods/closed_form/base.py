@@ -59,6 +59,8 @@ class EditContext:
     changes: Delta = field(default_factory=lambda: Delta({}))
     kept: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Keys (m, f) of each weight whose values are to stay, beside those that C stands for."""
+    found: dict[InterventionSite, "Targets"] = field(default_factory=dict[InterventionSite, "Targets"])
+    """Targets by site, of a method that solves for them more than once."""
 
     def in_force(self) -> Patch:
         """The prior patch and the changes so far."""

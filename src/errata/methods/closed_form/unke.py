@@ -188,7 +188,7 @@ class AnyEditUnKE(UnKE):
     tags: ClassVar[Tags] = Tags(quick={"window": 2})
 
     window: int | None = setting(
-        None, "tokens of a chunk: a hundredth of the hidden width; 40 for Llama 3's 4,096", key="window_size"
+        None, "tokens of a chunk: width x depth / 3,277; 40 for Llama 3 8B", key="window_size"
     )
 
     @override
