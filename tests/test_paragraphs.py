@@ -130,7 +130,8 @@ def test_keys_are_kept_without_another_matrix() -> None:
 def test_all_chunks_are_solved_for_together_and_other_tokens_kept() -> None:
     """Δ (λ C + K_p K_pᵀ + K Kᵀ) = R Kᵀ, with R the δ of one layer."""
     lm = tiny_lm("gpt2", torch.float64)
-    made = method("anyedit", layers=(1,), window=6, steps=5, ridge=0.0, lam=2.0)
+    how: Any = {"layers": (1,), "window": 6, "steps": 5, "ridge": 0.0, "others": 0, "falls": 0}
+    made = method("anyedit", lam=2.0, **how)
     state = made.prepare(lm, TEXTS * 5)
     patch = made.edit(lm, [LONG, OTHER], state)
     ((name, change),) = patch.parts[0].weights.items()  # pyright: ignore
@@ -145,7 +146,7 @@ def test_all_chunks_are_solved_for_together_and_other_tokens_kept() -> None:
     a = 2.0 * state.tensors[f"C/{path}"].double() + kept @ kept.T + keys @ keys.T
     r = torch.linalg.lstsq(keys, (dense @ a).T).solution.T  # (d, chunks)
     assert torch.allclose(r @ keys.T, dense @ a, atol=1e-3 * float((dense @ a).abs().max()))
-    again = method("anyedit", layers=(1,), window=6, steps=5, ridge=0.0, lam=1e6).edit(lm, [LONG, OTHER], state)
+    again = method("anyedit", lam=1e6, **how).edit(lm, [LONG, OTHER], state)
     assert again.summary()[0]["norm"] < patch.summary()[0]["norm"] / 100
 
 

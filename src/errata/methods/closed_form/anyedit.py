@@ -105,6 +105,7 @@ class AnyEdit(ClosedForm):
     def _edit_layers(self, context: EditContext, layers: tuple[int, ...]) -> None:
         """Solves with a λ that falls until the texts are told, for targets that are searched for once."""
         assert self.lam is not None
+        self._others(context)  # while no patch is in force: they may be sampled
         changes, memory = context.changes, context.memory
         for fallen in range(self.falls + 1):
             context.changes, context.memory = changes, memory
