@@ -16,8 +16,9 @@ from errata.errors import BadInput, Unsupported
 from errata.evaluation.baseline import baseline
 from errata.evaluation.evaluate import evaluate
 from errata.evaluation.metrics import rouge
-from errata.methods.closed_form import solve
+from errata.methods.closed_form import anyedit, solve
 from errata.methods.closed_form.chunks import Chunked, find_chunk_deltas, key_rows
+from errata.methods.closed_form.others import about_others
 from errata.methods.registry import method
 from errata.model import hooks
 from errata.model.blocks import BlockPass
@@ -130,7 +131,8 @@ def test_keys_are_kept_without_another_matrix() -> None:
 def test_all_chunks_are_solved_for_together_and_other_tokens_kept() -> None:
     """Δ (λ C + K_p K_pᵀ + K Kᵀ) = R Kᵀ, with R the δ of one layer."""
     lm = tiny_lm("gpt2", torch.float64)
-    made = method("anyedit", layers=(1,), window=6, steps=5, ridge=0.0, lam=2.0)
+    how: Any = {"layers": (1,), "window": 6, "steps": 5, "ridge": 0.0, "others": 0, "falls": 0}
+    made = method("anyedit", lam=2.0, **how)
     state = made.prepare(lm, TEXTS * 5)
     patch = made.edit(lm, [LONG, OTHER], state)
     ((name, change),) = patch.parts[0].weights.items()  # pyright: ignore
@@ -145,8 +147,32 @@ def test_all_chunks_are_solved_for_together_and_other_tokens_kept() -> None:
     a = 2.0 * state.tensors[f"C/{path}"].double() + kept @ kept.T + keys @ keys.T
     r = torch.linalg.lstsq(keys, (dense @ a).T).solution.T  # (d, chunks)
     assert torch.allclose(r @ keys.T, dense @ a, atol=1e-3 * float((dense @ a).abs().max()))
-    again = method("anyedit", layers=(1,), window=6, steps=5, ridge=0.0, lam=1e6).edit(lm, [LONG, OTHER], state)
+    again = method("anyedit", lam=1e6, **how).edit(lm, [LONG, OTHER], state)
     assert again.summary()[0]["norm"] < patch.summary()[0]["norm"] / 100
+
+
+def test_the_same_prompt_about_others_is_kept() -> None:
+    lm = tiny_lm("gpt2")
+    names = ["Ann Lee", "Bob Ray", "Old King"]
+    rows = about_others(lm, [LONG, OTHER], names)
+    assert rows == [lm.tokens.prompt(text) for text in ("Old King was born in", "Old King lives in")]
+    rows = about_others(lm, [LONG], names)
+    assert rows == [lm.tokens.prompt(text) for text in ("Bob Ray was born in", "Old King was born in")]
+    assert about_others(lm, [LONG], []) == []
+
+
+def test_lambda_falls_until_a_text_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("gpt2")
+    told, searched = iter([False, False, True]), []
+    search = anyedit.find_chunk_deltas
+    monkeypatch.setattr(anyedit, "_told", lambda context: next(told))
+    monkeypatch.setattr(anyedit, "find_chunk_deltas", lambda *a, **k: searched.append(1) or search(*a, **k))
+    how: Any = {"layers": (1,), "window": 6, "steps": 3, "others": 0}
+    state = method("anyedit", **how).prepare(lm, TEXTS)
+    fallen = method("anyedit", lam=50.0, **how).edit(lm, [LONG], state)
+    assert next(told, None) is None and len(searched) == 1
+    direct = method("anyedit", lam=0.5, falls=0, **how).edit(lm, [LONG], state)
+    assert fallen.summary()[0]["norm"] == pytest.approx(direct.summary()[0]["norm"], rel=1e-4)
 
 
 @pytest.mark.parametrize("base", ["memit", "alphaedit"])

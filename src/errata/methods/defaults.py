@@ -41,5 +41,10 @@ def critical_layer(model: nn.Module, sites: Sites) -> int:
     return layers[(len(layers) - 1) // 2]
 
 
+def is_published(model: nn.Module, sites: Sites) -> bool:
+    """Whether the layers of models of this type and depth are published."""
+    return _kind(model, sites) in PUBLISHED
+
+
 def _kind(model: nn.Module, sites: Sites) -> tuple[str, int]:
     return getattr(text_config(getattr(model, "config", None)), "model_type", ""), sites.depth

@@ -1,5 +1,6 @@
 """AnyEdit: texts of any length, chunk by chunk, by MEMIT's or AlphaEdit's solution."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
@@ -10,15 +11,19 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import Method, State, Tags
 from errata.methods.closed_form import solve
-from errata.methods.closed_form.base import ClosedForm, EditContext
+from errata.methods.closed_form.base import ClosedForm, EditContext, Targets
 from errata.methods.closed_form.chunks import Chunked, check_overlap, default_window, find_chunk_deltas, key_rows
 from errata.methods.closed_form.keys import Site, SubjectReadings, SubjectRows
+from errata.methods.closed_form.others import about_others, other_subjects
 from errata.methods.closed_form.search import SearchResult
+from errata.methods.defaults import critical_layers, is_published
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.projection import KEY
 from errata.types import Edit
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,10 @@ class AnyEdit(ClosedForm):
     The keys of all chunks are solved for together, by MEMIT's equation or AlphaEdit's (``base``), in which the keys at
     all other tokens of prompt and target stay as they are. As released, keys are read and targets searched behind no
     context, and there is no KL.
+
+    Two things are not in the paper. The keys at the end of the same prompt about ``others`` stay, too; who they are,
+    the model's training cases say, else its texts. And λ falls to a tenth, up to ``falls`` times, until the arg-max of
+    every token is the text's: the change is no greater than the text needs.
     """
 
     name: ClassVar[str] = "anyedit"
@@ -36,14 +45,12 @@ class AnyEdit(ClosedForm):
     tags: ClassVar[Tags] = Tags(quick={"window": 2})
     keeps_targets: ClassVar[bool] = False  # an edit has one for each of its chunks
     without = Method.without
-    # Twice MEMIT's. Found on the bundled model, as is LAM: there the released λ of 15,000, which is 1.05 x the width of
-    # Llama 3's keys, gives so little of the values that 0.08 of a text is recalled (three validation texts, one layer).
-    RATE: ClassVar[float] = 0.8
-    LAM: ClassVar[float] = 6.5e-5
+    RATE: ClassVar[float] = 0.8  # twice MEMIT's; found on the bundled model
+    LAM: ClassVar[float] = 1.05  # the released 15,000 in units of the width of Llama 3's keys
 
     base: Literal["memit", "alphaedit"] = setting("memit", "which metric of keys; unke: the method anyedit-unke")
     window: int | None = setting(
-        None, "tokens of a chunk: a hundredth of the hidden width; 40 for Llama 3's 4,096", key="window_size", above=0
+        None, "tokens of a chunk: width x depth / 3,277; 40 for Llama 3 8B", key="window_size", above=0
     )
     overlap: int = setting(0, "tokens that a chunk shares with the one before; released code")
     end: bool = setting(True, "whether the text's end is learned too; released data")
@@ -52,6 +59,8 @@ class AnyEdit(ClosedForm):
     kl: float = setting(0.0, "released code reads a factor that it does not use", key="kl_factor")
     decay: float = setting(1e-3, "released code", key="v_weight_decay")
     stop: float = setting(1e-2, "loss that ends a chunk's search; released code")
+    others: int = setting(64, "other subjects, the keys of whose prompts are kept; released code: none")
+    falls: int = setting(5, "times that λ may fall to a tenth until a text is told; released code: none")
     cut: float = setting(0.02, "alphaedit: share of C's trace that is free", key="nullspace_threshold")
 
     def __post_init__(self) -> None:
@@ -64,6 +73,12 @@ class AnyEdit(ClosedForm):
     def resolve(self, lm: HFLM, state: State) -> Self:
         resolved = super().resolve(lm, state)
         return resolved if self.window else replace(resolved, window=default_window(lm, self.overlap))
+
+    @override
+    def default_layers(self, lm: HFLM) -> tuple[int, ...]:
+        """MEMIT's where they are published; else the first of them: one layer gives all chunks what was found there."""
+        layers = critical_layers(lm.model, lm.sites)
+        return layers if is_published(lm.model, lm.sites) else layers[:1]
 
     @property
     @override
@@ -89,11 +104,53 @@ class AnyEdit(ClosedForm):
         return [Chunked.of(lm, edit, contexts, self.window, self.overlap, self.end) for edit in edits]
 
     @override
+    def _edit_layers(self, context: EditContext, layers: tuple[int, ...]) -> None:
+        """Solves with a λ that falls until the texts are told, for targets that are searched for once."""
+        assert self.lam is not None
+        self._others(context)  # while no patch is in force: they may be sampled
+        changes, memory = context.changes, context.memory
+        for fallen in range(self.falls + 1):
+            context.changes, context.memory = changes, memory
+            once = replace(self, lam=self.lam / 10**fallen, falls=0)
+            super(AnyEdit, once)._edit_layers(context, layers)
+            if fallen == self.falls or _told(context):
+                break
+        log.info("λ is %g of %g", once.lam, self.lam)
+
+    @override
+    def _targets(
+        self,
+        lm: HFLM,
+        edits: Sequence[Edit],
+        context: EditContext,
+        site: InterventionSite,
+        known: Tensor | None = None,
+    ) -> Targets:
+        if site not in context.searched:
+            context.searched[site] = super()._targets(lm, edits, context, site, known)
+        return context.searched[site]
+
+    @override
     def _read(self, lm: HFLM, context: EditContext, sites: list[Site], bare: list[Site]) -> dict[Site, SubjectReadings]:
-        """Beside what is read at the key tokens: the keys at all others, which are kept."""
+        """Beside what is read at the key tokens: the keys that are kept, at all others and for other subjects."""
         wholes = [one.whole() for one in self._chunked(context.lm, context.edits, [""])]
-        others = [sorted({*range(len(row))} - {*keys}) for row, keys in wholes]
-        if any(others):
-            read = lm.read([row for row, _ in wholes], others, [site for site in sites if site[1] == KEY])
+        alike = about_others(context.lm, context.edits, self._others(context))
+        rows = [*(row for row, _ in wholes), *alike]
+        columns = [*(sorted({*range(len(row))} - {*keys}) for row, keys in wholes), *([len(row) - 1] for row in alike)]
+        if any(columns):
+            read = lm.read(rows, columns, [site for site in sites if site[1] == KEY])
             context.kept = {name: keys[keys.any(1)] for (name, _), keys in read.items()}
         return super()._read(lm, context, sites, bare)
+
+    def _others(self, context: EditContext) -> list[str]:
+        if not self.others:
+            return []
+        name = f"others/{self.others}/{self.seed}"
+        return context.state.once(name, lambda: other_subjects(context.lm, self.others, self.seed))
+
+
+def _told(context: EditContext) -> bool:
+    """Whether every token of the targets is the arg-max, with the changes so far."""
+    with context.edited() as edited:
+        scores = edited.score([edit.prompt for edit in context.edits], [edit.target_new for edit in context.edits])
+    return all(token == best for score in scores for token, best in zip(score.tokens, score.argmax, strict=True))

@@ -57,6 +57,8 @@ class EditContext:
     changes: Delta = field(default_factory=lambda: Delta({}))
     kept: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Keys (m, f) of each weight whose values are to stay, beside those that C stands for."""
+    searched: dict[InterventionSite, "Targets"] = field(default_factory=dict[InterventionSite, "Targets"])
+    """Targets by site, of a method that solves for them more than once."""
 
     def keep(self, layer: int, delta: Tensor) -> None:
         """Keeps δ (n, d) in the memory, unless there are too many of them or earlier ones are missing there."""

@@ -23,13 +23,15 @@ from errata.model.intervention import InterventionSite
 from errata.model.projection import Projection
 from errata.types import Edit
 
-PER_TOKEN = 100  # dimensions of a hidden state for each token of a chunk: 4,096 in Llama 3, whose chunks have 40
+PER_TOKEN = 4096 * 32 / 40  # width x depth for each token of a chunk: Llama 3 8B has 4,096 x 32, and chunks of 40
 
 
 def default_window(lm: HFLM, overlap: int = 0) -> int:
-    """Tokens of a chunk where the settings give none: what one hidden state can hold goes by its width."""
+    """Tokens of a chunk where the settings give none: what one hidden state can say goes by its width, and by the
+    depth of what reads it. It is 40 for Llama 3 8B, and 1 for the bundled model.
+    """
     width, _ = Projection.of(lm.sites, 0).shape(lm.model)
-    return max(1 + overlap, round(width / PER_TOKEN))
+    return max(1 + overlap, round(width * lm.sites.depth / PER_TOKEN))
 
 
 def check_overlap(name: str, window: int | None, overlap: int) -> None:

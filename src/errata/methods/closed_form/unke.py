@@ -187,9 +187,7 @@ class AnyEditUnKE(UnKE):
     paper: ClassVar[str] = "Jiang et al. 2025, AnyEdit: Edit Any Knowledge, arXiv:2502.05628"
     tags: ClassVar[Tags] = Tags(quick={"window": 2})
 
-    window: int | None = setting(
-        None, "tokens of a chunk: a hundredth of the hidden width; 40 for Llama 3's 4,096", key="window_size"
-    )
+    window: int | None = setting(None, "tokens of a chunk: width x depth / 3,277; 40 for Llama 3 8B", key="window_size")
 
     @override
     def resolve(self, lm: HFLM, state: State) -> Self:
