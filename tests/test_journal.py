@@ -100,7 +100,7 @@ def test_names_of_commits(journal: Journal) -> None:
 
 def test_a_beginning_of_several_ids_is_not_guessed(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("errata.journal.names.LEAST", 1)
-    monkeypatch.setattr("errata.journal.journal.ID", __import__("re").compile("[0-9a-f]+"))
+    monkeypatch.setattr("errata.journal.looking.ID", __import__("re").compile("[0-9a-f]+"))
     ids = [journal.commit(ONE, why=str(n)).id for n in range(17)]
     twice = next(id[0] for id in ids if sum(other[0] == id[0] for other in ids) > 1)
     with pytest.raises(BadInput, match=f"{twice} is the beginning of {twice}.*, {twice}.*; write more of it"):
@@ -529,8 +529,8 @@ def test_edits_are_made_again_where_one_cannot_be_taken_out(filed: Journal) -> N
 
 
 def test_a_closed_form_is_solved_again(filed: Journal) -> None:
-    lm, edit = grown("memit")
-    filed.commit(edit(EDITS), why="all")
+    lm, memit = tiny_lm("gpt2"), quick("memit")
+    filed.commit(memit.edit(lm, EDITS, memit.prepare(lm)), why="all")  # with what a revert prepares
     with pytest.raises(Refused, match=r"out of weights without the model; give the model \(--model\)"):
         filed.revert(EDITS[1].id)
     commit = filed.revert(EDITS[1].id, lm=lm)
