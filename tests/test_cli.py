@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import errata
 from errata import types
 from errata.answers import begins_with_answer
-from errata.cli import app, common, demo, edit, measure, methods, tasks, world
+from errata.cli import app, ask, common, demo, edit, measure, methods, show, tasks, world
 from errata.errors import Refused
 from errata.evaluation.edits import own_cases
 from errata.locks import held
@@ -99,7 +99,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_each_command_has_a_function_of_its_name() -> None:
-    for module, name in [(demo, "demo"), (edit, "edit"), (edit, "ask"), (edit, "show"), (world, "world")]:
+    for module, name in [(demo, "demo"), (edit, "edit"), (ask, "ask"), (show, "show"), (world, "world")]:
         assert callable(getattr(module, name))
     assert callable(measure.eval_) and callable(tasks.tasks) and callable(methods.methods) and callable(world.train)
 

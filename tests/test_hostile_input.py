@@ -20,7 +20,7 @@ from test_data import SINGLE
 
 import errata
 from errata import data, inputs
-from errata.cli import common, edit
+from errata.cli import common, requested
 from errata.data import fields, reader, records, tables
 from errata.errors import BadInput, ErrataError
 from errata.methods.settings import from_text
@@ -185,7 +185,7 @@ def test_a_line_that_cannot_be_used_is_named(line: str, message: str, tmp_path: 
     path = tmp_path / "edits.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + line + "\n")
     with pytest.raises(BadInput, match=f"(?s)edits.jsonl, line 2: .*({message})") as caught:
-        edit.read_edits(path)
+        requested.read_edits(path)
     assert len(str(caught.value)) < 3000
     path.write_text(line)
     with pytest.raises(BadInput) as caught:
@@ -294,14 +294,14 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
 def test_text_in_another_encoding_is_named(tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_bytes((json.dumps(GOOD) + "\n").encode() + b'{"prompt": "Zo\xeb"}')
-    for read in (edit.read_edits, lambda path: common.data_for(errata.method("memit"), path)):
+    for read in (requested.read_edits, lambda path: common.data_for(errata.method("memit"), path)):
         with pytest.raises(BadInput, match=r"f.jsonl, line 2: not UTF-8 text"):
             read(path)
     path.write_text(json.dumps(GOOD), encoding="utf-16")
     with pytest.raises(BadInput, match="UTF-16 text; make it UTF-8"):
-        edit.read_edits(path)
+        requested.read_edits(path)
     path.write_text(json.dumps(GOOD), encoding="utf-8-sig")
-    assert len(edit.read_edits(path)) == len(errata.cases(path)) == 1
+    assert len(requested.read_edits(path)) == len(errata.cases(path)) == 1
 
 
 def test_a_small_file_that_unpacks_to_much_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from errata.journal import folder as place
 from errata.journal.commit import Commit, digest_of, fact, read_commit
 from errata.journal.database import STEPS
 from errata.journal.journal import Journal
+from errata.methods.closed_form.again import EXACT as SOLVED
 from errata.patch.delta import Delta
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Edit, Probe
@@ -99,7 +100,7 @@ def test_names_of_commits(journal: Journal) -> None:
 
 def test_a_beginning_of_several_ids_is_not_guessed(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("errata.journal.names.LEAST", 1)
-    monkeypatch.setattr("errata.journal.journal.ID", __import__("re").compile("[0-9a-f]+"))
+    monkeypatch.setattr("errata.journal.looking.ID", __import__("re").compile("[0-9a-f]+"))
     ids = [journal.commit(ONE, why=str(n)).id for n in range(17)]
     twice = next(id[0] for id in ids if sum(other[0] == id[0] for other in ids) > 1)
     with pytest.raises(BadInput, match=f"{twice} is the beginning of {twice}.*, {twice}.*; write more of it"):
@@ -520,10 +521,39 @@ def test_edits_are_made_again_where_one_cannot_be_taken_out(filed: Journal) -> N
     filed.commit(edit(EDITS[2:], second), why="3")
     commit = filed.revert(EDITS[1].id, lm=lm)
     assert commit.how is not None and commit.how["way"] == "made again: 1 by ft-m, on a patch of 1"
+    assert "ft-m" in commit.how["not exact"]
     assert filed.checkout() == edit(EDITS[2:], first)
     commit = filed.revert(EDITS[0].id, lm=lm)
     assert commit.how is not None and commit.how["way"] == "made again: 1 by ft-m, on a patch of 0"
     assert filed.checkout() == edit(EDITS[2:])
+
+
+def test_a_closed_form_is_solved_again(filed: Journal) -> None:
+    lm, memit = tiny_lm("gpt2"), quick("memit")
+    filed.commit(memit.edit(lm, EDITS, memit.prepare(lm)), why="all")  # with what a revert prepares
+    with pytest.raises(Refused, match=r"out of weights without the model; give the model \(--model\)"):
+        filed.revert(EDITS[1].id)
+    commit = filed.revert(EDITS[1].id, lm=lm)
+    assert commit.how is not None and commit.how["way"] == SOLVED and "not exact" not in commit.how
+    assert filed.checkout().edits == [EDITS[0], *EDITS[2:]]
+
+
+def test_a_revert_with_another_model_is_refused_as_such(filed: Journal) -> None:
+    filed.commit(grown("memit")[1](EDITS), why="all")
+    with pytest.raises(WrongModel):
+        filed.revert(EDITS[1].id, lm=tiny_lm("llama"))
+
+
+def test_a_review_of_another_model_is_refused_and_one_that_refuses_is_warned_of(
+    filed: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(WrongModel, match="the review is of the model 'other' \\('ffff'\\), and the patch of tiny"):
+        filed.commit(ONE, why="1", review={"model": "other", "fingerprint": "ffff"})
+    assert filed.log() == []
+    filed.commit(ONE, why="1", review={"passed": True, "fingerprint": MODEL["fingerprint"]})
+    assert "refuses" not in caplog.text
+    filed.commit(ONE, why="2", review={"passed": False})
+    assert "with which it was recorded, refuses the patch" in caplog.text
 
 
 def test_what_cannot_be_made_again_is_refused(filed: Journal) -> None:

@@ -40,13 +40,14 @@ def loaded(*words: object) -> Any:
 
 
 def test_from_the_first_commit_to_the_last(here: Path) -> None:
-    assert "journal is a journal of 0 commits" in run("init").stderr
+    assert "journal is a journal of 0 commits; `errata commit PATCH" in run("init").stderr
     review = here / "review.json"
     review.write_text(json.dumps({"guards": [{"name": "locality", "passed": True}]}))
     first = run(
         "commit", "p1.safetensors", "-m", "it was wrong", "--score", "a=0.5", "--score", "b=1", "--review", review
     )
     assert "it was wrong" in first.stdout and "edits: 1 (+1)" in first.stdout and "scores: a=0.5 b=1" in first.stdout
+    assert f"({BORN[0].id[:12]})" in first.stdout and "review: on record" in first.stdout
     second = loaded("commit", "p3.safetensors", "-m", "more", "--author", "Bob", "--onto", "HEAD")
     assert second["author"] == "Bob" and len(second["added"]) == 2
     log = loaded("log")
@@ -60,7 +61,17 @@ def test_from_the_first_commit_to_the_last(here: Path) -> None:
     assert (here / "out.safetensors").read_bytes() == (here / "p1.safetensors").read_bytes()
     run("checkout", "good")
     assert (here / f"{log[1]['id'][:10]}.safetensors").exists()
-    assert "journal is a journal of 2 commits" in run("init", "journal").stderr
+    assert "journal is a journal of 2 commits\n" in run("init", "journal").stderr
+
+
+def test_a_commit_says_what_its_review_said(here: Path) -> None:
+    run("init")
+    review = here / "review.json"
+    for n, (passed, word) in enumerate([(True, "passed"), (False, "refused")], start=1):
+        review.write_text(json.dumps({"passed": passed}))
+        done = run("commit", f"p{n}.safetensors", "-m", str(n), "--review", review)
+        assert f"review: {word}" in done.stdout and ("refuses the patch" in done.stderr) is not passed
+        assert f"review {word}" in " ".join(run("log", "-n", 1).stdout.split())
 
 
 def test_the_journal_is_named_by_an_option_or_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

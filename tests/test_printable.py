@@ -18,7 +18,7 @@ from test_cli import refused, run, saved
 from typer.testing import CliRunner
 
 import errata
-from errata.cli import common, edit
+from errata.cli import ask, common, edited
 from errata.errors import BadInput
 from errata.printable import printable, shown
 from errata.report.html import page
@@ -55,7 +55,7 @@ def test_a_value_in_a_message_is_short() -> None:
 
 
 def test_consoles_and_tables_show_what_they_print(capsys: pytest.CaptureFixture[str]) -> None:
-    made = common.make_table(EVIL, (EVIL, "b"), [(EVIL, edit.coloured(EVIL, True)), (None, 3)])
+    made = common.make_table(EVIL, (EVIL, "b"), [(EVIL, edited.coloured(EVIL, True)), (None, 3)])
     common.stdout().print(made)
     common.stdout().print(EVIL)
     common.say(EVIL)
@@ -72,7 +72,7 @@ def test_a_terminal_is_steered_by_rich_alone() -> None:
     """With colours on, the only escapes are rich's own, of the looks of a text."""
     file = io.StringIO()
     console = common._Console(file=file, force_terminal=True, width=60, color_system="standard")
-    console.print(common.make_table("t", ("a",), [(edit.coloured("\x1b[2Jx", True),)]))
+    console.print(common.make_table("t", ("a",), [(edited.coloured("\x1b[2Jx", True),)]))
     assert "\x1b[32m\\x1b[2Jx" in file.getvalue() and "\x1b[2J" not in file.getvalue()
 
 
@@ -129,7 +129,7 @@ def test_a_strangers_patch_is_shown(patch_file: Path) -> None:
 
 def test_what_a_model_says_keeps_its_lines_and_steers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = saved("gpt2", tmp_path / "model")
-    monkeypatch.setattr(edit, "ask", lambda *_: [f" one\n\ttwo {EVIL}"])
+    monkeypatch.setattr(ask, "ask", lambda *_: [f" one\n\ttwo {EVIL}"])
     told = run("ask", model, "Ann", "-q").stdout
     assert told.startswith("Ann one\n") and is_shown(told) and "\\x1b[2J" in told
 

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typing_extensions import override
 
 from errata.cli import (
+    ask,
     audit,
     bench,
     changes,
@@ -26,6 +27,7 @@ from errata.cli import (
     methods,
     plan,
     review,
+    show,
     tasks,
     trace,
     world,
@@ -68,9 +70,9 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo_command)
 app.command("edit")(edit.edit_command)
-app.command("ask")(edit.ask_command)
+app.command("ask")(ask.ask_command)
 app.command("chat")(chat.chat_command)
-app.command("show")(edit.show_command)
+app.command("show")(show.show_command)
 app.command("review")(review.review_command)
 app.command("eval")(measure.eval_command)
 app.command("tasks")(tasks.tasks_command)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import common
-from errata.cli.journal import FOLDER, Author, Branch, Where, Why, open_journal, read_json, told
+from errata.cli.journal import FOLDER, Author, Branch, Where, Why, open_journal, read_json, short, told
 from errata.errors import BadInput
 from errata.files import write_text
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from errata.journal.differences import Diff
     from errata.journal.merging import Merged
     from errata.model.hf import HFLM
-    from errata.types import Edit
 
 ROWS = 20
 WITH = Annotated[
@@ -172,24 +171,20 @@ def _read_cases(name: str | None) -> list[Any]:
 
 def _way(merged: "Merged") -> dict[str, str]:
     asked = "" if merged.answered is None else f"{merged.answered} of {len(merged.commit.edits)} edits (generated)"
-    return {"way": merged.way, "answered": asked, "lost": ", ".join(map(_short, merged.lost))}
+    return {"way": merged.way, "answered": asked, "lost": ", ".join(map(short, merged.lost))}
 
 
 def _clash_table(title: str, clashes: "list[Clash] | tuple[Clash, ...]") -> Any:
-    rows = [(clash.kind, _short(clash.ours), _short(clash.theirs), clash.keep or "?") for clash in clashes[:ROWS]]
+    rows = [(clash.kind, short(clash.ours), short(clash.theirs), clash.keep or "?") for clash in clashes[:ROWS]]
     more = f" (the first {ROWS} of {len(clashes)})" if len(clashes) > ROWS else ""
     return common.make_table(title + more, ("kind", "ours", "theirs", "stays"), rows)
-
-
-def _short(edit: "Edit") -> str:
-    return f"{common.one_line(edit.prompt, 40)} -> {common.one_line(edit.target_new, 20)} ({edit.id[:12]})"
 
 
 def _print_diff(diff: "Diff") -> None:
     console = common.stdout()
     console.print(f"from {diff.a[:10]} to {diff.b[:10]}")
-    lines = [("+", _short(edit)) for edit in diff.added] + [("-", _short(edit)) for edit in diff.gone]
-    lines += [("~", f"{_short(new)}, was {common.one_line(old.target_new, 20)}") for old, new in diff.changed]
+    lines = [("+", short(edit)) for edit in diff.added] + [("-", short(edit)) for edit in diff.gone]
+    lines += [("~", f"{short(new)}, was {common.one_line(old.target_new, 20)}") for old, new in diff.changed]
     for mark, line in lines[:ROWS]:
         console.print(f"{mark} {common.one_line(line, common.TEXT_WIDTH)}", soft_wrap=True)
     if len(lines) > ROWS:

@@ -11,7 +11,7 @@ import typer
 
 from errata.answers import answer_of, begins_with_answer
 from errata.cli import common
-from errata.cli.edit import coloured
+from errata.cli.edited import coloured
 from errata.errors import BadInput
 from errata.types import Case, Edit, Row
 

@@ -13,6 +13,7 @@ from errata.inputs import parsed
 if TYPE_CHECKING:
     from errata.journal.commit import Commit
     from errata.journal.journal import Journal
+    from errata.types import Edit
 
 Where = Annotated[
     Path, typer.Option("--journal", envvar="ERRATA_JOURNAL", help="The folder of the journal.", show_envvar=True)
@@ -23,6 +24,7 @@ Author = Annotated[str | None, typer.Option(help="Who.", show_default="$ERRATA_A
 Branch = Annotated[str | None, typer.Option(help="The branch to put it on.", show_default="that of HEAD")]
 Revision = Annotated[str, typer.Argument(help="HEAD, HEAD~2, a branch, a tag, or the beginning of an id.")]
 SHORT = 10
+ADDED = 5  # edits of a commit that are listed
 
 
 def init_command(
@@ -39,7 +41,8 @@ def init_command(
     common.show_logs(quiet)
     journal = _journal().create(folder, database)
     count = len(journal.log())
-    common.say(f"{folder} is a journal of {count} commit{'' if count == 1 else 's'}")
+    first = "" if count else '; `errata commit PATCH -m "why"` puts the first patch on record'
+    common.say(f"{folder} is a journal of {count} commit{'' if count == 1 else 's'}{first}")
 
 
 def commit_command(
@@ -188,9 +191,10 @@ def told(journal: "Journal", commit: "Commit", as_json: bool = False, more: Mapp
     if as_json:
         common.print_json(commit.to_json())
         return
-    for name, value in {**_about(journal, commit), **(more or {})}.items():
-        if value:
-            common.stdout().print(common.one_line(f"{name}: {value}", common.TEXT_WIDTH), soft_wrap=True)
+    lines = [f"{name}: {value}" for name, value in {**_about(journal, commit), **(more or {})}.items() if value]
+    lines[2:2] = [f"+ {short(edit)}" for edit in commit.added[:ADDED]]
+    for line in lines:
+        common.stdout().print(common.one_line(line, common.TEXT_WIDTH), soft_wrap=True)
 
 
 def _about(journal: "Journal", commit: "Commit") -> dict[str, str]:
@@ -200,6 +204,7 @@ def _about(journal: "Journal", commit: "Commit") -> dict[str, str]:
         "method": _methods(commit),
         "way": _way(commit),
         "scores": _said(commit.scores),
+        "review": _verdict(commit),
     }
 
 
@@ -208,8 +213,11 @@ def _row(journal: "Journal", commit: "Commit") -> tuple[str, ...]:
     when = commit.time[:16].replace("T", " ")
     edits, names = _edits(journal, commit), ", ".join(_names(journal, commit))
     why = common.one_line(commit.why, 40)
+    accepted = "; ".join(
+        word for word in (_said(commit.scores), f"review {_verdict(commit)}" * bool(commit.review)) if word
+    )
     methods = "; ".join(word for word in (_methods(commit), common.one_line(_way(commit), 20)) if word)
-    return commit.short, when, who, edits, methods, why, _said(commit.scores), names
+    return commit.short, when, who, edits, methods, why, accepted, names
 
 
 def _edits(journal: "Journal", commit: "Commit") -> str:
@@ -230,6 +238,19 @@ def _way(commit: "Commit") -> str:
 
 def _said(scores: Mapping[str, float]) -> str:
     return " ".join(f"{name}={value:g}" for name, value in scores.items())
+
+
+def _verdict(commit: "Commit") -> str:
+    """Whether the review passed; that there is one where it does not say."""
+    review = commit.review or {}
+    if not isinstance(passed := review.get("passed"), bool):
+        return "on record" if review else ""
+    return "passed" if passed else "refused"
+
+
+def short(edit: "Edit") -> str:
+    """An edit on a line, with the beginning of its id, by which it is reverted."""
+    return f"{common.one_line(edit.prompt, 40)} -> {common.one_line(edit.target_new, 20)} ({edit.id[:12]})"
 
 
 def _names(journal: "Journal", commit: "Commit") -> list[str]:

@@ -183,7 +183,7 @@ def locate_command(
 
 
 def _read(model: str, edits: Path | None, cases: str | None, limit: int, seed: int) -> list[Case]:
-    from errata.cli.edit import read_edits
+    from errata.cli.requested import read_edits
     from errata.world.named import known_to
 
     if (edits is None) == (cases is None):

@@ -47,3 +47,10 @@ def joined_patch(patches: "dict[Path, Patch]", lm: "HFLM", force: bool = False) 
         except ErrataError as error:
             raise (type(error)(f"{path}: {error}") if len(patches) > 1 else error) from error
     return total
+
+
+def load_patch(path: Path | None) -> "Patch | None":
+    """The patch in a file; None without one."""
+    from errata.patch.patch import Patch
+
+    return None if path is None else Patch.load(path)

@@ -35,7 +35,7 @@ def plan_command(
 
     Ends with exit code 3 where it does not fit.
     """
-    from errata.cli.edit import read_edits
+    from errata.cli.requested import read_edits
 
     number = edits.isascii() and edits.isdigit()
     if not number and not Path(edits).exists():

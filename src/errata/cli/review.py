@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import common, guards
-from errata.cli.edit import load_patch
+from errata.cli.patches import load_patch
 from errata.errors import BadInput
 from errata.files import write_text
 

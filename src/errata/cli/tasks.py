@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import common
-from errata.cli.edit import load_patch
+from errata.cli.patches import load_patch
 from errata.errors import BadInput
 from errata.files import write_text
 from errata.types import Row

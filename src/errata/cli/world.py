@@ -137,7 +137,7 @@ def train_command(
     quiet: common.Quiet = False,
 ) -> None:
     """Train a model of the world. Hours on a laptop; interrupted, the same command goes on."""
-    from errata.cli.edit import read_edits
+    from errata.cli.requested import read_edits
 
     sizes = {
         "architecture": architecture, "world_seed": world_seed, "plain": plain or None,

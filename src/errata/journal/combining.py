@@ -16,14 +16,13 @@ from errata.errors import Unsupported
 from errata.journal.again import without
 from errata.journal.commit import fact
 from errata.patch.delta import Delta, LowRank, Weight
-from errata.patch.memory import GRAM, KEYS
+from errata.patch.memory import GRAM, KEYS, TARGETS
 from errata.patch.parts import Part
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 
 ADDED, ONE_SIDE = "weights added: ours + (theirs - base)", "changed by one side alone"
 JOINED = "memories in a row"
-TARGETS = "targets/"  # in a memory: what only taking one edit out needs
 TWICE = "both sides have taken out the same edit, which the sum of their changes would take out twice"
 ANEW = "both sides have changed the same memory, whose entries must be made again"
 
@@ -54,7 +53,7 @@ def _parts(ours: Patch, theirs: Patch, base: Patch, gone: bool) -> tuple[tuple[P
 
     ``gone``: whether there are edits that both have taken out.
     """
-    a, b, o = (_total(patch) for patch in (ours, theirs, base))
+    a, b, o = (total(patch) for patch in (ours, theirs, base))
     if gone and a != o and b != o:
         raise Unsupported(TWICE)
     weights = a if b == o else b if a == o else a + _difference(b, o)
@@ -74,7 +73,8 @@ def _parts(ours: Patch, theirs: Patch, base: Patch, gone: bool) -> tuple[tuple[P
     return (*([weights] if weights.weights else []), *others), list(dict.fromkeys(ways))
 
 
-def _total(patch: Patch) -> Delta:
+def total(patch: Patch) -> Delta:
+    """All changes of weights of a patch, in one."""
     return sum(patch.of_kind(Delta), Delta({}))
 
 

@@ -4,20 +4,18 @@ A commit is written in one transaction with the branch that it moves, and whoeve
 a history has no gaps, and a process that is killed leaves all of a commit or nothing.
 """
 
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, inspect, select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from errata.errors import BadInput, ErrataError, Refused, Unreachable, first_line
+from errata.errors import BadInput, Refused
 from errata.journal.commit import Commit, Damaged, read_commit
-from errata.journal.engine import WAIT, WRITES, check_file, engine_of
+from errata.journal.engine import check_file
 from errata.journal.names import HEAD, MAIN, Name, read_name
 from errata.journal.tables import MADE_BY, CommitRow, JournalRow, NameRow, Table
+from errata.journal.transactions import Transactions
 from errata.printable import shown
 
 STEPS = ("1", "2")  # of migrations, in order
@@ -26,12 +24,12 @@ KNOWN = 10_000  # commits that are kept in memory
 LISTED = 20  # ids by a common beginning
 
 
-class Database:
+class Database(Transactions):
     """The database of a journal. Each call is a transaction of its own; no connection stays open in between."""
 
     def __init__(self, where: Path, url: URL, journal: str) -> None:
-        self.where, self.url, self.journal = where, url, journal
-        self.engine = engine_of(url)
+        super().__init__(where, url)
+        self.journal = journal
         self._known: dict[str, Commit] = {}  # commits never change
 
     # Commits -----------------------------------------------------------------------------------------
@@ -192,54 +190,6 @@ class Database:
         if len(found) > 1:
             raise Damaged(f"it says that it is of the versions {shown(found)}")
         return str(found[0]) if found else None
-
-    @property
-    def is_file(self) -> bool:
-        """Whether it is an SQLite file."""
-        return self.url.drivername == "sqlite"
-
-    # Transactions ------------------------------------------------------------------------------------
-
-    @property
-    def shown(self) -> str:
-        """The database in words, without a password."""
-        return str(self.url.database) if self.is_file else self.url.render_as_string(hide_password=True)
-
-    @contextmanager
-    def session(self, writes: bool = False) -> Iterator[Session]:
-        """Context manager: a transaction, which is done when the block ends, and undone by an exception."""
-        with self._told():
-            engine = self.engine.execution_options(**{WRITES: writes})
-            with Session(engine, expire_on_commit=False) as session, session.begin():
-                yield session
-
-    @contextmanager
-    def connection(self, writes: bool = False) -> Iterator[Connection]:
-        """As :meth:`session`, without objects."""
-        with self._told(), self.engine.execution_options(**{WRITES: writes}).begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Context manager: whatever goes wrong is one of Errata's errors, which names the journal."""
-        try:
-            yield
-        except Damaged as error:
-            raise Damaged(f"the journal {self.where} is damaged: {error}; restore it from a copy") from error
-        except (SQLAlchemyError, sqlite3.Error) as error:
-            raise self._wrong(error) from error
-
-    def _wrong(self, error: Exception) -> ErrataError:
-        cause = getattr(error, "orig", None) or error
-        said = first_line(cause)[:300]
-        if not self.is_file:
-            kind = Unreachable if "Operational" in type(error).__name__ else BadInput
-            return kind(f"the database of the journal {self.where}, {self.shown}, says: {said}; is it running?")
-        if "locked" in said or "busy" in said:
-            return BadInput(f"{self.where} has been written by another process for {WAIT} s; try again when it is done")
-        if any(word in said for word in ("readonly", "full", "unable to open", "disk I/O")):
-            return BadInput(f"{self.shown} cannot be read or written ({said}); mend the disk or its permissions")
-        return Damaged(f"the journal {self.where} is damaged ({said}); restore it from a copy")
 
 
 def _newer(where: Path, done: str) -> Refused:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.answers import answer_of, normalise
+from errata.journal.combining import total
 from errata.journal.commit import Commit, fact
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank, Weight
@@ -55,7 +56,7 @@ def difference(a: Commit, before: Patch, b: Commit, after: Patch, lm: HFLM | Non
         added=tuple(edit for edit in added if fact(edit) not in paired),
         gone=tuple(edit for edit in gone if fact(edit) not in paired),
         changed=tuple(changed),
-        weights=tuple(_weights(_total(before), _total(after))),
+        weights=tuple(_weights(total(before), total(after))),
         parts=tuple(_parts(before, after)),
         answers=None if lm is None else tuple(_answers(lm, before, after, cases)),
     )
@@ -67,10 +68,6 @@ def _pairs(gone: Sequence[Edit], added: Sequence[Edit]) -> list[tuple[Edit, Edit
     for edit in reversed(gone):
         by_prompt.setdefault(normalise(edit.prompt), []).append(edit)
     return [(olds.pop(), edit) for edit in added if (olds := by_prompt.get(normalise(edit.prompt)))]
-
-
-def _total(patch: Patch) -> Delta:
-    return sum(patch.of_kind(Delta), Delta({}))
 
 
 def _weights(a: Delta, b: Delta) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from errata.journal.commit import (
     fact,
     now,
 )
+from errata.printable import shown
 
 if TYPE_CHECKING:
     from errata.journal.journal import Journal
@@ -67,6 +68,7 @@ def record(
     def make(last: Commit | None) -> Commit:
         _check_place(last, expected)
         _check_model(last, of)
+        _check_review(says.get("review"), of)
         parents = [*([last] if last else []), *merged]
         known = set(last.edits) if last else set[str]()
         added = [edit for key, edit in edits.items() if key not in known]
@@ -121,10 +123,22 @@ def _check_model(last: Commit | None, of: Mapping[str, Any] | None) -> None:
         )
 
 
+def _check_review(review: Mapping[str, Any] | None, of: Mapping[str, Any] | None) -> None:
+    """Raises :class:`WrongModel` where a review was made with another model than the patch."""
+    found = (review or {}).get("fingerprint")
+    if of and found not in (None, of["fingerprint"]):
+        raise WrongModel(
+            f"the review is of the model {shown((review or {}).get('model'))} ({shown(found)}), and the patch of "
+            f"{of.get('name')} ({of['fingerprint']}); give the review of this patch (`errata review -o FILE.json`)"
+        )
+
+
 def warn(journal: "Journal", commit: Commit) -> None:
-    """Warns of edits that a commit leaves behind, and of those that it makes against earlier ones."""
+    """Warns of a review that refuses, of edits that a commit leaves behind, and of those against earlier ones."""
     from errata.journal.clashes import conflicting
 
+    if commit.review and commit.review.get("passed") is False:
+        log.warning("the review of %s, with which it was recorded, refuses the patch", commit.short)
     if not commit.parents:
         return
     last = journal.get(commit.parents[0])

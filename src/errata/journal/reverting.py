@@ -2,55 +2,55 @@
 """One edit taken out of a patch, and how that was had: an entry dropped, solved again, or made again."""
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 from errata.errors import BadInput, Refused, Unsupported
 from errata.journal.again import check_records, made_again, named
 from errata.journal.commit import Commit, fact
+from errata.methods import reverting
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta
 from errata.patch.patch import Patch
 from errata.types import Edit
-
-DROPPED, ALONE, SOLVED = "exact: entry dropped", "exact: there was no other edit", "exact: solved again"
-SOLVER = "errata.methods.reverting"  # takes one edit out where that needs the model
 
 
 def reverted(
     patch: Patch, edit: Edit, earlier: Sequence[Commit], load: Callable[[Commit], Patch], lm: HFLM | None
 ) -> tuple[Patch, dict[str, Any]]:
-    """The patch as if one edit had never been made, and how that was had.
+    """The patch as if one edit had never been made, and how that was had; where it was made again, why.
 
-    ``earlier`` are the commits before it that do not have the edit, newest first. Raises :class:`Refused`.
+    ``earlier`` are the commits before it that do not have the edit, newest first. Raises :class:`Refused`, and
+    :class:`WrongModel`.
     """
-    left, way = _exactly(patch, edit, earlier, lm) or _again(patch, edit, earlier, load, lm)
-    return named(left, patch), {"way": way, "taken out": edit.to_json()}
+    if lm is not None:
+        patch.check(lm)
+    how: dict[str, Any] = {"taken out": edit.to_json()}
+    try:
+        left, how["way"] = _exactly(patch, edit, earlier, lm)
+    except (Unsupported, BadInput) as error:
+        assert lm is not None
+        left, how["way"] = _again(patch, edit, earlier, load, lm)
+        how["not exact"] = str(error)
+    return named(left, patch), how
 
 
-def _exactly(patch: Patch, edit: Edit, earlier: Sequence[Commit], lm: HFLM | None) -> tuple[Patch, str] | None:
-    """The patch and how it was had; None where it must be made again, which the model can."""
+def _exactly(patch: Patch, edit: Edit, earlier: Sequence[Commit], lm: HFLM | None) -> tuple[Patch, str]:
+    """The patch and how it was had. Raises :class:`Unsupported` where it must be made again, which the model can."""
+    if lm is not None:
+        return reverting.reverted(lm, patch, edit.id)
     try:
         left = patch.without(edit.id)
-        same = left.of_kind(Delta) == patch.of_kind(Delta)
-        return left, ALONE if not left.edits else DROPPED if same else SOLVED
     except Unsupported as error:
-        if lm is None:
-            last = f"`errata checkout {earlier[0].short}` gives the last patch without it" if earlier else ""
-            raise Refused(
-                f"the edit {edit.id} cannot be taken out without the model ({error}); give the model (--model), which "
-                f"solves or makes the other edits again{'; ' if last else ''}{last}"
-            ) from error
-    try:
-        return import_module(SOLVER).reverted(lm, patch, edit.id)
-    except (ModuleNotFoundError, Unsupported, BadInput):
-        return None
+        last = f"; `errata checkout {earlier[0].short}` gives the last patch without it" if earlier else ""
+        raise Refused(
+            f"the edit {edit.id} cannot be taken out of weights without the model; give the model (--model), "
+            f"which solves or makes the other edits again{last}"
+        ) from error
+    return left, reverting.DROPPED if left.edits else reverting.ALONE
 
 
 def _again(
-    patch: Patch, edit: Edit, earlier: Sequence[Commit], load: Callable[[Commit], Patch], lm: HFLM | None
+    patch: Patch, edit: Edit, earlier: Sequence[Commit], load: Callable[[Commit], Patch], lm: HFLM
 ) -> tuple[Patch, str]:
-    assert lm is not None
     wanted = [key for key in map(fact, patch.edits) if key != fact(edit)]
     starts = [lambda one=one: load(one) for one in earlier if set(one.edits) <= set(wanted)]
     try:
