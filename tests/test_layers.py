@@ -86,7 +86,7 @@ def forbidden(importer: str, imported: str) -> bool:
     if b[0] != "methods":
         return False
     if a[0] != "methods":
-        return a[0] != "review" or b[1] not in READING  # methods are passed as objects, never imported
+        return b[1] not in OPEN.get(a[0], ())  # methods are passed as objects, never imported
     if len(b) == 2:  # a file beside the families is shared, unless it is a method
         return a != b and b[1] in SINGLE_FILES and a[1] != "registry"
     if b[1] not in FAMILIES:  # a folder of shared files
@@ -97,7 +97,10 @@ def forbidden(importer: str, imported: str) -> bool:
 # Files that define a registered method: all of them, and those beside the families' folders.
 METHOD_FILES = {where.split(":")[0].split(".")[-1] for where in METHODS.values()}
 FAMILIES = {where.split(".")[2] for where in METHODS.values() if where.count(".") == 3}
-READING = ("texts", "phrasings")  # how methods read texts and cases: reviews read them so, too
+OPEN = {  # what is of no method, and of use above
+    "review": ("texts", "phrasings"),  # how texts and cases are read
+    "journal": ("reverting",),  # an edit taken out of any patch
+}
 SINGLE_FILES = {where.split(":")[0].split(".")[-1] for where in METHODS.values() if where.count(".") == 2}
 
 

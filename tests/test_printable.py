@@ -255,7 +255,7 @@ def test_an_interruption_while_importing_is_quiet(
 
 
 def test_completion_can_be_shown_and_imports_nothing_heavy() -> None:
-    done = errata_command(_ERRATA_COMPLETE="complete_bash", COMP_WORDS="errata me", COMP_CWORD="1")
+    done = errata_command(_ERRATA_COMPLETE="complete_bash", COMP_WORDS="errata meth", COMP_CWORD="1")
     assert done.stdout.split() == [b"methods"] and done.stderr == b""
 
 

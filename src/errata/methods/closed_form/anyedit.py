@@ -114,8 +114,8 @@ class AnyEdit(ClosedForm):
             once = replace(self, lam=self.lam / 10**fallen, falls=0)
             super(AnyEdit, once)._edit_layers(context, layers)
             if fallen == self.falls or _told(context):
-                break
-        log.info("λ is %g of %g", once.lam, self.lam)
+                log.info("λ is %g of %g", once.lam, self.lam)
+                return
 
     @override
     def _targets(
