@@ -152,7 +152,7 @@ def test_two_journals_are_merged(here: Path) -> None:
 
 
 def run_checkout(journal: str) -> Path:
-    run("checkout", "HEAD", "-o", "out.safetensors", "--force", "--journal", journal)
+    run("checkout", "-o", "out.safetensors", "--force", "--journal", journal)
     return Path("out.safetensors")
 
 

@@ -101,7 +101,7 @@ def log_command(
 
 
 def checkout_command(
-    revision: Revision,
+    revision: Revision = "HEAD",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write.", show_default="COMMIT.safetensors, here")
     ] = None,

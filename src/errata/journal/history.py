@@ -34,7 +34,8 @@ def before(commit: Commit, steps: int, get: Get) -> Commit:
     at = commit
     for done in range(steps):
         if not at.parents:
-            raise BadInput(f"{commit.short} has {done} commits before it, and {steps} steps back were asked for")
+            there = f"{done} commit{'s' * (done != 1)}"
+            raise BadInput(f"{commit.short} has {there} before it, and {steps} steps back were asked for")
         at = get(at.parents[0])
     return at
 

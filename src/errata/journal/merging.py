@@ -220,7 +220,8 @@ def _asked(lm: HFLM, patch: Patch, sides: Iterable[Side]) -> dict[str, Any]:
         lost |= {e.id: e for e, good in zip(here, answered(lm, side.patch, here), strict=True) if good}
     if lost:
         log.warning(
-            "%d of %d edits are no longer answered with their target, and were before the merge: %s",
+            "%d of %d edits are no longer answered with their target, and were before the merge: %s; --again makes the "
+            "edits of the other side anew",
             *(len(lost), len(edits), ", ".join(f"{e.prompt!r} -> {e.target_new!r}" for e in [*lost.values()][:3])),
         )
     return {"edits": len(edits), "answered": len(edits) - len(missed), "lost": list(lost)}
