@@ -10,7 +10,7 @@ from conftest import EDIT, EDITS, TEXTS, quick, tiny_lm
 
 import errata
 from errata.methods.closed_form.search import GroupSearch
-from errata.methods.outcomes import amended, describe, missed, note, report, searched
+from errata.methods.outcomes import amended, describe, missed, note, report, searched, warn
 from errata.methods.registry import method
 from errata.patch.patch import Patch
 from errata.types import Edit
@@ -38,6 +38,14 @@ def test_each_edit_has_its_loss_and_whether_it_is_answered(name: str, caplog: py
     assert all(f"{e.prompt!r} -> {e.target_new!r} (loss" in warnings[0] for e in failed)
     assert not failed or f"{name} missed {len(failed)} of 3 edits" in warnings[0]
     assert not short or f"{name}: the search for {len(short)} of 3 edits ended above" in warnings[-1]
+
+
+@pytest.mark.parametrize(("recalled", "said"), [({}, 1), ({"recalled": 0.9}, 1), ({"recalled": 1.0}, 0)])
+def test_of_a_text_that_is_recalled_whole_nothing_is_said(
+    recalled: dict[str, float], said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn("anyedit", [EDIT], {EDIT.id: {"met": True, "search_met": False, "loss": 0.01, **recalled}})
+    assert len(caplog.records) == said
 
 
 def test_a_search_says_where_it_ended() -> None:

@@ -105,14 +105,20 @@ def missed(outcome: Mapping[str, Any]) -> bool:
 
 
 def warn(method: str, edits: Sequence[Edit], outcomes: Mapping[str, Outcome]) -> None:
-    """Names the edits that failed in a warning, and in another those that answer though their search fell short."""
+    """Names the edits that failed in a warning, and in another those that answer though their search fell short; of a
+    text that is recalled whole there is nothing to say."""
     failed = [edit for edit in edits if missed(outcomes.get(edit.id, {}))]
     if failed:
         log.warning("%s missed %d of %d edits: %s", method, len(failed), len(edits), _named(failed, outcomes))
-    short = [e for e in edits if e not in failed and not outcomes.get(e.id, {}).get("search_met", True)]
+    short = [edit for edit in edits if _fell_short(outcomes.get(edit.id, {}))]
     if short:
         words = "%s: the search for %d of %d edits ended above its `stop`, and more steps may help: %s"
         log.warning(words, method, len(short), len(edits), _named(short, outcomes))
+
+
+def _fell_short(outcome: Outcome) -> bool:
+    """Whether an edit is answered though its search ended above its `stop`, and it is no text that is recalled whole."""
+    return not missed(outcome) and not outcome.get("search_met", True) and outcome.get("recalled") != 1.0
 
 
 def _named(edits: Sequence[Edit], outcomes: Mapping[str, Outcome]) -> str:
