@@ -117,7 +117,7 @@ def warn(method: str, edits: Sequence[Edit], outcomes: Mapping[str, Outcome]) ->
 
 
 def _fell_short(outcome: Outcome) -> bool:
-    """Whether an edit is answered though its search ended above its `stop`; a text that is recalled whole is not meant."""
+    """Whether an edit is answered though its search ended above its `stop`; not so of a text that is recalled whole."""
     return not missed(outcome) and not outcome.get("search_met", True) and outcome.get("recalled") != 1.0
 
 
