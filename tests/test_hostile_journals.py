@@ -310,7 +310,7 @@ def test_any_damage(tmp_path_factory: pytest.TempPathFactory, damage: tuple[str,
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@settings(max_examples=5000, **HOW)
+@settings(max_examples=800, **HOW)
 @given(damage=damages())
 def test_much_damage(tmp_path_factory: pytest.TempPathFactory, damage: tuple[str, str, Any]) -> None:
     check_damage(tmp_path_factory.getbasetemp(), damage)

@@ -5,6 +5,7 @@ May import everything, but heavy packages only inside functions, so that ``errat
 
 import io
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -68,33 +69,48 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.demo_command)
-app.command("edit")(edit.edit_command)
-app.command("ask")(ask.ask_command)
-app.command("chat")(chat.chat_command)
-app.command("show")(show.show_command)
-app.command("review")(review.review_command)
-app.command("eval")(measure.eval_command)
-app.command("tasks")(tasks.tasks_command)
-app.command("bench")(bench.bench_command)
-app.command("report")(bench.report_command)
-app.command("export")(exchange.export_command)
-app.command("import")(exchange.import_command)
-app.command("audit")(audit.audit_command)
-app.command("methods")(methods.methods_command)
-app.command("plan")(plan.plan_command)
-app.command("locate")(locate.locate_command)
-app.command("trace")(trace.trace_command)
-app.command("init")(journal.init_command)
-app.command("commit")(journal.commit_command)
-app.command("log")(journal.log_command)
-app.command("diff")(changes.diff_command)
-app.command("checkout")(journal.checkout_command)
-app.command("tag")(journal.tag_command)
-app.command("branch")(journal.branch_command)
-app.command("revert")(changes.revert_command)
-app.command("merge")(changes.merge_command)
-app.add_typer(world.app, name="world")
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {  # in the help, panel by panel
+    "Edit": {
+        "demo": demo.demo_command,
+        "edit": edit.edit_command,
+        "ask": ask.ask_command,
+        "chat": chat.chat_command,
+        "show": show.show_command,
+        "review": review.review_command,
+    },
+    "Hand on": {
+        "export": exchange.export_command,
+        "import": exchange.import_command,
+        "audit": audit.audit_command,
+    },
+    "Journal": {
+        "init": journal.init_command,
+        "commit": journal.commit_command,
+        "log": journal.log_command,
+        "diff": changes.diff_command,
+        "checkout": journal.checkout_command,
+        "tag": journal.tag_command,
+        "branch": journal.branch_command,
+        "revert": changes.revert_command,
+        "merge": changes.merge_command,
+    },
+    "Measure": {
+        "eval": measure.eval_command,
+        "tasks": tasks.tasks_command,
+        "bench": bench.bench_command,
+        "report": bench.report_command,
+    },
+    "Methods and models": {
+        "methods": methods.methods_command,
+        "plan": plan.plan_command,
+        "locate": locate.locate_command,
+        "trace": trace.trace_command,
+    },
+}
+for _panel, _commands in COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(world.app, name="world", rich_help_panel="Methods and models")
 
 
 def _print_version(wanted: bool) -> None:
