@@ -147,7 +147,7 @@ def test_the_loss_is_as_by_hand() -> None:
     def logp(moved: bool) -> torch.Tensor:
         def add(a: Any, k: Any, out: Any) -> Any:
             h = (out[0] if isinstance(out, tuple) else out).clone()
-            h[0, last] += d[0]
+            h[0, last] = made.beta * h[0, last] + d[0]
             return (h, *out[1:]) if isinstance(out, tuple) else h
 
         site = lm.model.get_submodule(lm.sites.layer[1])
@@ -214,11 +214,12 @@ def test_the_affine_map_is_one_of_the_attribute() -> None:
 
 def test_the_attribute_is_what_follows_the_subject() -> None:
     lm = tiny_lm("gpt2")
-    made = remedi(layer=2).resolve(lm, State())
+    made = remedi(layer=2, attribute_layer=1).resolve(lm, State())
+    assert remedi().resolve(lm, State()).attribute_layer == 0  # 1 of 28
     edit = Edit("The mayor is Ann Lee of", "Ann Lee", "New York")
     (h,) = made.attributes(lm, [edit])
     ids = [*lm.tokens.prompt(edit.prompt), *lm.tokens.target(edit.prompt, "New York")]
-    last, site = lm.tokens.last_of_subject(edit.prompt, "Ann Lee"), (lm.sites.layer[2], "out")
+    last, site = lm.tokens.last_of_subject(edit.prompt, "Ann Lee"), (lm.sites.layer[1], "out")
     states = lm.read([ids], [list(range(len(ids)))], [site])[site]
     assert lm.tokens.decode(ids[last + 1 :]) == " of New York"
     assert torch.allclose(h, states[last + 1 :].mean(0), atol=1e-5)
@@ -275,3 +276,5 @@ def test_encoder_decoders_and_layers_that_are_not_there_are_refused() -> None:
         quick("remedi").prepare(tiny_lm("t5"), CASES)
     with pytest.raises(BadInput, match="0 to 3; found 9"):
         remedi(layer=9).prepare(tiny_lm("gpt2"), CASES)
+    with pytest.raises(BadInput, match="attribute_layer lies within 0 to 3; found 4"):
+        remedi(attribute_layer=4).prepare(tiny_lm("gpt2"), CASES)

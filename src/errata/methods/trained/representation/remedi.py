@@ -103,8 +103,11 @@ class REMEDI(TrainedMethod):
     layer: int | None = setting(
         None, "the block at whose output: a quarter up; paper: 1 of 28 for CounterFact, 12 of 28 for its other data"
     )
+    attribute_layer: int | None = setting(
+        None, "the block at whose output an attribute is read: 1 of 28, as the paper's for CounterFact"
+    )
     alpha: float = setting(1.0, "paper: strength of the direction")
-    beta: float = setting(1.0, "paper: what is kept of the subject")
+    beta: float = setting(0.3, "what is kept of the subject; paper: 1")
     lam_prior: float = setting(1.0, "paper, for CounterFact: weight of the old answer's loss")
     lam_kl: float = setting(10.0, "paper: weight of the KL")
     follow: int = setting(1, "prompts of an example in a step, drawn; paper", above=0)
@@ -119,9 +122,11 @@ class REMEDI(TrainedMethod):
             raise Unsupported("remedi keeps what a decoder predicts in the prompt; here an encoder reads that")
         depth = lm.sites.depth
         layer = depth // 4 if self.layer is None else self.layer
-        if layer >= depth:
-            raise BadInput(f"remedi's layer lies within 0 to {depth - 1}; found {layer}")
-        return replace(self, layer=layer)
+        read = round(depth / 28) if self.attribute_layer is None else self.attribute_layer
+        for name, found in (("layer", layer), ("attribute_layer", read)):
+            if not 0 <= found < depth:
+                raise BadInput(f"remedi's {name} lies within 0 to {depth - 1}; found {found}")
+        return replace(self, layer=layer, attribute_layer=read)
 
     def site(self, lm: HFLM) -> str:
         """The block that acts."""
@@ -148,7 +153,8 @@ class REMEDI(TrainedMethod):
             last = lm.tokens.last_of_subject(edit.prompt, edit.subject, edit.at)
             rows.append([*prompt, *target])
             columns.append(list(range(last + 1, len(rows[-1]))))
-        site = self.site(lm), "out"
+        assert self.attribute_layer is not None
+        site = lm.sites.layer[self.attribute_layer], "out"
         h = lm.read(rows, columns, [site])[site].float()
         return torch.stack([some.mean(0) for some in h.split(list(map(len, columns)))]).to(lm.device)
 
