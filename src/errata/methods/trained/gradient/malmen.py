@@ -109,3 +109,8 @@ class MALMEN(LeastSquaresEditor):
 
     name: ClassVar[str] = "malmen"
     paper: ClassVar[str] = "Tan et al. 2024, Massive Editing for LLMs via Meta Learning, arXiv:2311.04661"
+
+    c_keep: float = setting(
+        10.0, "weight of what must stay; paper: 1, where a neighbour is a random fact", key="loc_coef"
+    )
+    keep: int = setting(8, "prompts to keep for each example of a step; paper: 1")
