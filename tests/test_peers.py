@@ -1,0 +1,223 @@
+"""benchmarks/peers: settings are written and read by the peer's own class, its model is scored, errors are clear."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import EDITS, tiny_lm
+
+import errata
+from errata.errors import BadInput
+from errata.report.rows import read_rows
+
+HERE = Path(__file__).parents[1] / "benchmarks" / "peers"
+NAMES = ("checkout", "beside", "place", "recipes", "runner", "easyedit")
+
+HPARAMS = """
+from dataclasses import dataclass
+from pathlib import Path
+import json
+
+@dataclass
+class {name}HyperParams:
+    layers: list
+    v_lr: float
+    v_loss_layer: int
+    rewrite_module_tmp: str
+    mlp_module_tmp: str
+    ln_f_module: str
+    lm_head_module: str
+    model_name: str
+    stats_dir: str
+    mom2_dataset: str
+    mom2_n_samples: int
+    mom2_dtype: str
+    mom2_update_weight: float
+    device: int
+
+    @classmethod
+    def from_hparams(cls, path):
+        return cls(**json.loads(Path(path).read_text()))
+
+def apply_{function}_to_model(model, tok, requests, hparams, return_orig_weights=False, **more):
+    print("what a peer prints is dropped")
+    {body}
+    return model, {{}}
+"""
+OWN = {
+    "layers": [17],
+    "v_lr": 0.5,
+    "v_loss_layer": 47,
+    **dict.fromkeys(("rewrite_module_tmp", "mlp_module_tmp", "ln_f_module", "lm_head_module"), "of gpt2-xl"),
+    **{"model_name": "gpt2-xl", "stats_dir": "data", "device": 0},
+    **{"mom2_dataset": "wikipedia", "mom2_n_samples": 100000, "mom2_dtype": "float32", "mom2_update_weight": 1},
+}
+FORGET = "model.transformer.wte.weight.data.zero_(); model.seen = (requests, hparams, tok.padding_side)"
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The files of the benchmark; what they and a checkout add to the process is taken away after the test."""
+    before, path = set(sys.modules), list(sys.path)
+    monkeypatch.syspath_prepend(HERE)
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if name in NAMES or name.startswith(("easyeditor", "nowhere")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A toolkit with EasyEdit's entry points, whose packages must not be run whole."""
+    folder = tmp_path / "EasyEdit"
+    bodies = {"memit": ("MEMIT", FORGET), "rome": ("ROME", "raise ValueError('no such device: cuda')")}
+    for name, (upper, body) in bodies.items():
+        package = folder / "easyeditor" / "models" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(HPARAMS.format(name=upper, function=name, body=body))
+        (folder / "hparams" / upper).mkdir(parents=True)
+        (folder / "hparams" / upper / "gpt2-xl.yaml").write_text(json.dumps(OWN))
+    for package in ("easyeditor", "easyeditor/models"):
+        (folder / package / "__init__.py").write_text("raise RuntimeError('imports everything')")
+    return folder
+
+
+@pytest.fixture
+def place(peers: SimpleNamespace, tmp_path: Path) -> Any:
+    return peers.place.Place(tmp_path, tiny_lm("gpt2"))
+
+
+def test_settings_are_theirs_with_this_models_names_and_what_was_tuned(
+    peers: SimpleNamespace, checkout: Path, place: Any
+) -> None:
+    made = peers.easyedit.EasyEdit(checkout, "memit", place).hparams
+    lm, tuned = place.lm, peers.recipes.RECIPES["memit"].tuned
+    assert made.layers == list(errata.method("memit").chosen_layers(lm))  # pyright: ignore
+    assert made.rewrite_module_tmp.format(1) == lm.sites.mlp_out[1]
+    assert made.mlp_module_tmp.format(1) == lm.sites.mlp_out[1].removesuffix(".c_proj")
+    assert (made.ln_f_module, made.lm_head_module) == (lm.sites.final_norm, lm.sites.embed)  # a head that is tied
+    assert made.v_loss_layer == lm.sites.depth - 1
+    assert (made.v_lr, made.device) == (tuned["v_lr"], "cpu")
+    assert "gpt2-xl" in made.model_name
+    assert (Path(made.model_name) / "model.safetensors").is_file()
+    own = peers.easyedit.EasyEdit(checkout, "memit", place, own=True)
+    assert (own.hparams.v_lr, own.hparams.layers, own.settings) == (0.5, made.layers, "")
+    given = peers.easyedit.EasyEdit(checkout, "memit", place, {"v_lr": 7}, own=True)
+    assert (given.hparams.v_lr, given.settings) == (7, "v_lr=7")
+
+
+def test_key_statistics_are_ours_in_the_peers_cache(peers: SimpleNamespace, checkout: Path, place: Any) -> None:
+    made = peers.easyedit.EasyEdit(checkout, "memit", place).hparams
+    ours = errata.method("memit").prepare(place.lm).tensors
+    folder = Path(made.stats_dir) / Path(made.model_name).name / "wikipedia_stats"
+    assert len(ours) == len(list(folder.iterdir()))
+    for name, c in ours.items():
+        with np.load(folder / f"{name.removeprefix('C/')}_float32_mom2_100000.npz") as cached:
+            assert np.array_equal(cached["mom2.mom2"] / cached["mom2.count"], c.numpy())
+            assert cached["sample_size"] == 100000
+
+
+def test_an_edit_calls_the_peer_and_its_model_is_asked(peers: SimpleNamespace, checkout: Path, place: Any) -> None:
+    peer = peers.easyedit.EasyEdit(checkout, "memit", place)
+    fresh = peer.fresh()
+    assert torch.equal(fresh.transformer.wte.weight, place.lm.model.transformer.wte.weight)
+    edited = peer.edit(fresh, EDITS)
+    requests, hparams, side = edited.seen
+    assert [(r["prompt"], r["subject"], r["target_new"]) for r in requests] == [
+        (edit.prompt, edit.subject, edit.target_new) for edit in EDITS
+    ]
+    assert (hparams, side) == (peer.hparams, "right")
+    text = peer.speaks(edited).generate([EDITS[0].prompt], 4)
+    assert text != place.lm.generate([EDITS[0].prompt], 4)
+    assert text == errata.load(edited, tokenizer=place.lm.tokenizer).generate([EDITS[0].prompt], 4)
+
+
+def test_a_model_that_only_generates_says_what_ours_says(peers: SimpleNamespace) -> None:
+    lm = tiny_lm("gpt2")
+    speaking = peers.beside.Generating(lm.model.generate, lm.tokenizer)
+    prompts = [edit.prompt for edit in EDITS]
+    assert speaking.generate(prompts, 6, until_answer=True) == lm.generate(prompts, 6)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    lm = tiny_lm("gpt2")
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_both_sides_are_timed_scored_and_written(
+    peers: SimpleNamespace, checkout: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    words = ["--checkout", checkout, "--model", folder, "--edits", 2, "--repeats", 2, "--method", "rome", "memit"]
+    assert peers.easyedit.main([*map(str, words), "-o", str(rows)]) == 1  # one of the methods failed
+    printed = capsys.readouterr().out
+    assert "a commit that is not known" in printed and "what a peer prints" not in printed
+    lines = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in printed.splitlines()}
+    assert "failed: models/rome/__init__.py:29: ValueError: no such device: cuda" in lines["rome (EasyEdit)"]
+    assert len(lines["rome"][1].split(", ")) == 2  # ours is measured all the same
+    theirs, ours = ([float(s) for s in lines[name][1].split(", ")] for name in ("memit (EasyEdit)", "memit"))
+    assert (len(theirs), len(ours)) == (2, 2)
+    read = read_rows(rows)
+    assert {row.method for row in read} == {"memit (EasyEdit)", "memit", "rome"}
+    assert all(row.mode == "generated" for row in read)
+    peer = [row for row in read if row.method == "memit (EasyEdit)"]
+    assert {row.settings for row in peer} == {
+        " ".join(f"{k}={v}" for k, v in peers.recipes.RECIPES["memit"].tuned.items())
+    }
+    cost = next(row for row in peer if row.kind == "cost")
+    assert cost.after == pytest.approx(sum(theirs) / 2 / 2)
+    assert {row.kind for row in peer} >= {"edit", "paraphrase", "neighborhood"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--checkout", "nowhere"], "there is no folder .*nowhere: git clone https://github.com/zjunlp/EasyEdit"),
+        (["--checkout", "."], "no checkout of EasyEdit: it has no easyeditor/models/memit/__init__.py"),
+        (["--method", "memitt"], "unknown method of EasyEdit 'memitt'; did you mean memit"),
+        (["--set", "v_lr"], "--set takes NAME=VALUE, found 'v_lr'"),
+        (["-o", "/dev/null/rows"], "cannot write"),
+    ],
+)
+def test_wrong_words_are_said_before_a_model_is_loaded(
+    peers: SimpleNamespace,
+    checkout: Path,
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(errata, "load", lambda *_, **__: pytest.fail("loaded a model"))
+    given = words if "--checkout" in words else ["--checkout", str(checkout), *words]
+    assert peers.easyedit.main(given) == 2
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(capsys.readouterr().err)
+
+
+def test_a_setting_that_the_peer_lacks_is_refused(peers: SimpleNamespace, checkout: Path, place: Any) -> None:
+    with pytest.raises(BadInput, match=r"unknown setting of memit \(EasyEdit\) 'v_lrr'; did you mean v_lr"):
+        _ = peers.easyedit.EasyEdit(checkout, "memit", place, {"v_lrr": 1}).hparams
+
+
+def test_missing_modules(peers: SimpleNamespace, checkout: Path) -> None:
+    source = peers.checkout.Source(
+        "EasyEdit", "its address", ("easyeditor",), "hparams/MEMIT/gpt2-xl.yaml", ("easyeditor",)
+    )
+    with pytest.raises(BadInput, match=r"easyeditor.models of .* cannot be imported: No module named 'nowhere'"):
+        (checkout / "easyeditor" / "models" / "__init__.py").write_text("import nowhere.above")
+        source.module(checkout, "easyeditor.models")
+    peers.checkout.stand_in("nowhere.above", ["called"])
+    module: Any = importlib.import_module("nowhere.above")
+    with pytest.raises(BadInput, match=r"nowhere.above.called was called, .* install nowhere"):
+        module.called(1)
