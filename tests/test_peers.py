@@ -140,11 +140,31 @@ def test_an_edit_calls_the_peer_and_its_model_is_asked(peers: SimpleNamespace, c
     assert text == errata.load(edited, tokenizer=place.lm.tokenizer).generate([EDITS[0].prompt], 4)
 
 
-def test_a_model_that_only_generates_says_what_ours_says(peers: SimpleNamespace) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_a_model_that_only_generates_says_what_ours_says(peers: SimpleNamespace, at_once: int) -> None:
     lm = tiny_lm("gpt2")
-    speaking = peers.beside.Generating(lm.model.generate, lm.tokenizer)
     prompts = [edit.prompt for edit in EDITS]
-    assert speaking.generate(prompts, 6, until_answer=True) == lm.generate(prompts, 6)
+    speaking = peers.beside.Generating(lm.model.generate, lm.tokenizer, at_once)
+    assert speaking.generate(prompts, 6) == lm.generate(prompts, 6)
+    asked: list[int] = []
+    counting = peers.beside.Generating(
+        lambda **read: asked.append(len(read["input_ids"])) or lm.model.generate(**read), lm.tokenizer, at_once
+    )
+    assert len(counting.generate(prompts, 1)) == 3
+    assert max(asked) == min(at_once, 3)
+
+
+def test_what_only_generates_ends_where_every_answer_has(
+    peers: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm("gpt2")
+    speaking = peers.beside.Generating(lm.model.generate, lm.tokenizer, 3)
+    prompts = [edit.prompt for edit in EDITS]
+    whole = speaking.generate(prompts, 12)
+    monkeypatch.setattr(peers.beside, "complete", lambda text: len(text) > 4)
+    short = speaking.generate(prompts, 12, until_answer=True)
+    assert all(len(text) > 4 and full.startswith(text) for text, full in zip(short, whole, strict=True))
+    assert min(map(len, short)) < min(map(len, whole))
 
 
 @pytest.fixture

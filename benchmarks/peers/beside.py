@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ import torch
 from typing_extensions import override
 
 import errata
+from errata.answers import complete
 from errata.model.lm import LM
 from errata.types import Case, Edit, Row
 
@@ -90,17 +92,32 @@ def _counts(row: Row, kind: str) -> bool:
 
 
 class Generating(LM):
-    """A model that is reached by ``generate`` of transformers alone, a prompt at a time."""
+    """A model that is reached by ``generate`` of transformers alone; ``at_once`` prompts are asked together."""
 
-    def __init__(self, generate: Callable[..., Any], tokenizer: Any) -> None:
-        self.tokenizer, self._generate = tokenizer, generate
+    def __init__(self, generate: Callable[..., Any], tokenizer: Any, at_once: int = 1) -> None:
+        self.tokenizer, self._generate, self._at_once = tokenizer, generate, at_once
 
     @override
-    def generate(self, prompts: Sequence[str], max_new_tokens: int = 32, **ignored: Any) -> list[str]:
-        return [self._continuation(prompt, max_new_tokens) for prompt in prompts]
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int = 32, *, until_answer: bool = False, **ignored: Any
+    ) -> list[str]:
+        """Greedy; where an answer is enough, it ends once every prompt of a batch has one."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        batches = [order[i : i + self._at_once] for i in range(0, len(order), self._at_once)]
+        answers = [self._answers([prompts[i] for i in batch], max_new_tokens, until_answer) for batch in batches]
+        found = dict(zip(order, chain.from_iterable(answers), strict=True))
+        return [found[i] for i in range(len(prompts))]
 
-    def _continuation(self, prompt: str, most: int) -> str:
-        read = self.tokenizer(prompt, return_tensors="pt")
+    def _answers(self, prompts: Sequence[str], most: int, until_answer: bool) -> list[str]:
+        read = self.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
+        width = read["input_ids"].shape[1]
+
+        def texts(ids: Any) -> list[str]:
+            return self.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
+
+        def ended(ids: Any, scores: Any, **more: Any) -> bool:
+            return until_answer and all(map(complete, texts(ids)))
+
         with torch.no_grad():
             ids = self._generate(
                 input_ids=read["input_ids"],
@@ -108,8 +125,9 @@ class Generating(LM):
                 max_new_tokens=most,
                 do_sample=False,
                 pad_token_id=self.tokenizer.pad_token_id,
+                stopping_criteria=[ended],
             )
-        return self.tokenizer.decode(ids[0, read["input_ids"].shape[1] :], skip_special_tokens=True)
+        return texts(ids)
 
 
 def beside(

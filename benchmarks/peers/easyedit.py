@@ -133,7 +133,7 @@ class EasyEdit:
 
     def speaks(self, edited: Any) -> Any:
         if self.recipe.adapter:
-            return Generating(edited.generate, self.place.lm.tokenizer)
+            return Generating(edited.generate, self.place.lm.tokenizer, self.recipe.asked)
         return errata.load(edited, tokenizer=self.place.lm.tokenizer)
 
 

@@ -29,6 +29,8 @@ class Recipe:
     """It takes one edit at a time, each upon the one before."""
     adapter: bool = False
     """What it returns stands around the model and is reached by ``generate``."""
+    asked: int = 1
+    """Prompts that such an adapter may read together: 1 where it decides for a whole batch."""
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings that make it this method, or that let it run here at all."""
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -67,11 +69,12 @@ RECIPES: dict[str, Recipe] = {
         "prompt_last", 1, tried={"layers": ([0], [2]), "lr": (5e-4, 2e-3), "norm_constraint": (5e-4, 2e-3, 5e-3, 2e-2)},
     ),
     "ft-m": _fine_tuning(
-        "target_new", 64, tried={"layers": ([0], [2], [5], [6]), "lr": (5e-4, 2e-3), "norm_constraint": (False, 2e-3)},
+        "target_new", 64, tuned={"layers": [6], "lr": 2e-3, "norm_constraint": False},
+        tried={"layers": ([0], [2], [5], [6]), "lr": (5e-4, 2e-3), "norm_constraint": (False, 2e-3)},
     ),
     "grace": Recipe(
         "easyeditor.models.grace", "apply_grace_to_model", "GraceHyperParams", "GRACE/gpt2-xl.yaml",
-        pads="left", one_by_one=True, adapter=True,
+        pads="left", one_by_one=True, adapter=True, asked=64,
         tried={"inner_params": ("mlp_in", "mlp_out"), "eps": (1.0, 5.0, 20.0), "n_iter": (50, 200)},
     ),
     "alphaedit": _closed_form(
