@@ -58,7 +58,7 @@ STEPS = (0.5, 2.0, 4.4, 9.0)  # of the search of a target: EasyEdit's is 0.5, ou
 RECIPES: dict[str, Recipe] = {
     "memit": _closed_form(
         "memit", "memit", "MEMIT", "MEMIT/gpt2-xl.yaml",
-        tuned={"v_lr": 4.4, "mom2_update_weight": 500},
+        tuned={"v_lr": 9.0, "mom2_update_weight": 1500},
         tried={"v_lr": STEPS, "mom2_update_weight": (500, 1500, 5000, 20000)},
     ),
     "rome": _closed_form(
