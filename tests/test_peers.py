@@ -18,7 +18,8 @@ from errata.errors import BadInput
 from errata.report.rows import read_rows
 
 HERE = Path(__file__).parents[1] / "benchmarks" / "peers"
-NAMES = ("checkout", "beside", "place", "recipes", "runner", "easyedit")
+NAMES = ("checkout", "beside", "place", "recipes", "runner", "easyedit", "authors", "tune")
+THEIRS = ("easyeditor", "memit", "util", "nowhere")
 
 HPARAMS = """
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
     sys.path[:] = path
     for name in set(sys.modules) - before:
-        if name in NAMES or name.startswith(("easyeditor", "nowhere")):
+        if name in NAMES or name.partition(".")[0] in THEIRS:
             del sys.modules[name]
 
 
@@ -241,3 +242,101 @@ def test_missing_modules(peers: SimpleNamespace, checkout: Path) -> None:
     module: Any = importlib.import_module("nowhere.above")
     with pytest.raises(BadInput, match=r"nowhere.above.called was called, .* install nowhere"):
         module.called(1)
+
+
+def test_a_part_of_a_grid(peers: SimpleNamespace) -> None:
+    grid = peers.recipes.RECIPES["memit"].grid()
+    assert len(grid) == 16
+    part = peers.tune.chosen(grid, {"v_lr": 9, "n_iter": 50})  # what a method does not have says nothing of it
+    assert part == [setting for setting in grid if setting["v_lr"] == 9.0] and len(part) == 4
+    assert peers.tune.chosen(grid, {}) == grid
+
+
+def test_a_line_of_the_search(peers: SimpleNamespace) -> None:
+    about: dict[str, Any] = {"metric": "accuracy", "mode": "generated", "method": "theirs"}
+    rows = [errata.Row(kind=kind, after=after, **about) for kind, after in (("edit", True), ("edit", False))]
+    rows += [errata.Row(kind="unrelated", after=True, **about), errata.Row(kind="edit", metric="drift", after=9.0)]
+    line = peers.tune.line_of("memit", {"v_lr": 9}, peers.beside.Side("theirs", [1.5], rows))
+    assert line == {
+        "method": "memit", "setting": {"v_lr": 9}, "mean": 0.75, "edit": 0.5, "unrelated": 1.0,
+        "seconds": [1.5], "error": "",
+    }  # fmt: skip
+
+
+# The authors' code --------------------------------------------------------------------------------
+
+OLD = """
+import yaml
+import json
+from dataclasses import dataclass
+import torch
+from pathlib import Path
+
+STATS = json.loads(Path("globals.yml").read_text())["STATS_DIR"]  # as it stands in a folder that has this file
+
+@dataclass
+class MEMITHyperParams:
+    layers: list
+    v_lr: float
+    layer_module_tmp: str
+    mom2_dataset: str
+    mom2_n_samples: int
+    mom2_dtype: str
+
+def apply_memit_to_model(model, tok, requests, hparams):
+    layer = model.get_submodule(hparams.layer_module_tmp.format(1))
+    delta = torch.zeros(model.config.n_embd, device="cuda") + 1
+    seen = []
+
+    def edit(module, inputs, output):
+        output[0][0, -1, :] += delta.to("cuda")
+        seen.append(output)
+        return output
+
+    hook = layer.register_forward_hook(edit)
+    model(torch.tensor([[3, 4]]).to("cuda"))
+    hook.remove()
+    assert isinstance(seen[0], tuple)
+    assert sorted(Path(STATS).glob("*/*_stats/*.npz"))
+    model.transformer.wte.weight.data.zero_()
+    model.seen = requests
+"""
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    """A checkout as the authors': made for a GPU and for blocks that give tuples."""
+    folder = tmp_path / "released"
+    (folder / "memit").mkdir(parents=True)
+    (folder / "memit" / "__init__.py").write_text("from .memit_main import *")
+    (folder / "memit" / "memit_main.py").write_text(OLD)
+    (folder / "globals.yml").write_text('{"STATS_DIR": "data/stats"}')
+    (folder / "hparams" / "MEMIT").mkdir(parents=True)
+    kept = {key: OWN[key] for key in ("layers", "v_lr", "mom2_dataset", "mom2_n_samples", "mom2_dtype")}
+    (folder / "hparams" / "MEMIT" / "gpt2-xl.json").write_text(json.dumps(kept | {"layer_module_tmp": "h.{}"}))
+    return folder
+
+
+def test_the_authors_code_runs_on_the_cpu(peers: SimpleNamespace, released: Path, place: Any) -> None:
+    peer = peers.authors.Authors(released, "memit", place, own=True)
+    edited = peer.edit(peer.fresh(), EDITS)
+    assert [(r["prompt"], r["target_new"]) for r in edited.seen] == [
+        ("{} was born in", {"str": "Oslo"}),
+        ("{} lives in", {"str": "New York"}),
+        ("The mayor is {} of", {"str": "Lima"}),
+    ]
+    spoken = peer.speaks(edited)
+    assert type(spoken.model.transformer.h[1]) is type(place.lm.model.transformer.h[1])
+    assert spoken.generate(["Ann Lee"], 3) != place.lm.generate(["Ann Lee"], 3)
+    with pytest.raises(BadInput, match=r"unknown setting of memit \(authors\) 'v_l'; did you mean v_lr"):
+        _ = peers.authors.Authors(released, "memit", place, {"v_l": 1}).hparams
+
+
+def test_a_block_with_tuples_gives_its_caller_what_it_gave(peers: SimpleNamespace, place: Any) -> None:
+    model, ids = peers.place.Place.fresh(place), torch.tensor([[3, 4, 5]])
+    before = model(ids).logits
+    for block in model.transformer.h:
+        peers.authors.with_tuples(block)
+    assert torch.equal(model(ids).logits, before)
+    with peers.authors.OnTheCPU():
+        assert torch.zeros(2, device="cuda").device == torch.ones(2).to("cuda").device == torch.device("cpu")

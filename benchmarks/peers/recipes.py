@@ -63,6 +63,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "rome": _closed_form(
         "rome", "rome", "ROME", "ROME/gpt2-xl.yaml", layers=MIDDLE, one_by_one=True,
+        tuned={"v_lr": 9.0},
         tried={"v_lr": STEPS, "mom2_adjustment": (False, True)},
     ),
     "ft-l": _fine_tuning(  # one at a time in the one call: targets of several lengths would learn their padding
