@@ -3,7 +3,7 @@
 Their own settings are read from the checkout (``hparams/…/gpt2-xl.yaml``). Layers, module names and the place of
 statistics are those of the model at hand. ``tuned`` holds what was found on the bundled model's validation subjects by
 ``tune.py``, whose grid is ``tried``: with its own numbers, made for GPT-2 XL, a method may change nothing here. Where
-nothing is said, as for FT-L, GRACE, PMET and WISE, nothing was looked for yet, and its own numbers hold.
+nothing is said, as for FT-L, PMET and WISE, nothing was looked for yet, and its own numbers hold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,8 @@ RECIPES: dict[str, Recipe] = {
     "grace": Recipe(
         "easyeditor.models.grace", "apply_grace_to_model", "GraceHyperParams", "GRACE/gpt2-xl.yaml",
         pads="left", one_by_one=True, adapter=True, asked=64,
-        tried={"inner_params": ("mlp_in", "mlp_out"), "eps": (1.0, 5.0, 20.0), "n_iter": (50, 200)},
+        tuned={"inner_params": "mlp_out", "eps": 40.0, "n_iter": 50},
+        tried={"inner_params": ("mlp_in", "mlp_out"), "eps": (1.0, 5.0, 20.0, 40.0), "n_iter": (50, 200)},
     ),
     "alphaedit": _closed_form(
         "alphaedit", "AlphaEdit", "AlphaEdit", "AlphaEdit/gpt2-xl.yaml", call={"reset_cache": True},
