@@ -17,7 +17,7 @@ from errata.types import Row
 
 if TYPE_CHECKING:
     from errata.bench.plan import Plan
-    from errata.bench.run import OnProgress
+    from errata.bench.progress import OnProgress
 
 PICTURES = (".png", ".svg", ".pdf")
 
