@@ -411,6 +411,87 @@ def test_a_worker_stays_with_a_method_and_helps_out_where_most_is_left() -> None
     assert tasks.take(0) is None and tasks.take(1) is None
 
 
+def test_the_largest_come_first_and_the_method_with_the_most_seconds_left() -> None:
+    one, five = {"kind": "batch", "size": 1, "cases": 1}, {"kind": "sequential", "batch": 5, "checkpoints": [5, 10]}
+    units = units_of(
+        plan(methods=[FTM, {"name": "ft-m", "steps": 3}], settings=[one, five, "single"]), errata.method, long
+    )
+    now = [0.0]
+    tasks = UnitTasks(units, len, *(lambda *about: None, lambda *about: [], lambda *about: None), clock=lambda: now[0])
+
+    def taken(worker: int) -> Task:
+        task = tasks.take(worker)
+        assert isinstance(task, Task)
+        return task
+
+    def of(task: Task) -> tuple[str, str]:
+        return units[task.number].labels["settings"], units[task.number].setting.kind
+
+    first, second = taken(0), taken(1)
+    assert [of(first), of(second)] == [("steps=2", "sequential"), ("steps=3", "sequential")]
+    assert [of(taken(0)) for _ in range(2)] == [("steps=2", "batch"), ("steps=2", "single")]
+    now[0] = 1.0
+    tasks.done(first, [])
+    now[0] = 100.0
+    tasks.done(second, [])
+    assert of(taken(2))[0] == "steps=3", "less is left of it, and it takes longer"
+    last = taken(2)
+    tasks.give_back(last)
+    assert taken(2) is last
+    left = [of(taken(worker)) for worker in (0, 1) for _ in range(9)]
+    assert len(left) + 7 == len(units) - 2 and tasks.take(0) is None
+
+
+def long(name: str = "", limit: int | None = None, **options: Any) -> list[Case]:
+    return cases(limit=10)
+
+
+def test_in_a_new_file_workers_load_at_once_and_say_how_the_model_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def asked(model: str) -> str:
+        told.append(f"asked {model}")
+        return "plain"
+
+    def check(model: str) -> None:
+        told.append(f"check {model}")
+
+    monkeypatch.setattr(HFLM, "asked_label", "plain")
+    pool, ray = fake_pool(monkeypatch)
+    made: list[str] = []
+    units = units_of
+
+    def noted(*about: Any) -> Any:
+        made.append(f"{ray.running or pool.starting is not None}, {len(ray.actors)}")
+        return units(*about)
+
+    monkeypatch.setattr("errata.bench.run.units_of", noted)
+    with pool:
+        rows = bench(tmp_path / "b.jsonl", pool, plan(settings=["single"]), asked=asked, check=check)
+    assert not told and made == ["True, 0"] and len(ray.actors) == 2 and {row.chat for row in rows} == {"plain"}
+    pool, ray = fake_pool(monkeypatch)
+    with pool:
+        again = bench(tmp_path / "b.jsonl", pool, plan(settings=["single"]), asked=asked, check=check)
+    assert told == ["asked tiny"] and not ray.actors and again == rows
+    with fake_pool(monkeypatch)[0] as pool:
+        bench(tmp_path / "c.jsonl", pool, plan(settings=["single"], models=["tiny", "other"]), asked=asked, check=check)
+    assert told[1:] == ["asked tiny", "asked other", "check tiny", "check other"]
+
+
+def no_model(name: str) -> Any:
+    raise BadInput(f"there is no model {name!r}")
+
+
+def test_a_model_that_workers_cannot_load_is_said_and_nothing_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with fake_pool(monkeypatch)[0] as pool, pytest.raises(BadInput, match="there is no model 'tiny'"):
+        bench(tmp_path / "b.jsonl", pool, load=no_model)
+    assert not list(tmp_path.iterdir())
+
+
 # Ray itself --------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from errata.bench.gold_of import GoldOf
 from errata.bench.measurer import Measurer
 from errata.bench.plan import Plan
 from errata.bench.progress import OnProgress, Reporter
-from errata.bench.sharing import share_out
+from errata.bench.sharing import asked_label_in, share_out
 from errata.bench.store import RowFile
 from errata.bench.units import Unit, units_of
 from errata.distributed.pool import Pool
@@ -49,34 +49,58 @@ def run(
     another chat template stays in ``output`` and counts for nothing here. Raises :class:`BadInput` for a plan that
     cannot be carried out, and where another run writes ``output``, before anything is done.
     """
-    golds = Golds()
+    file, golds = RowFile(Path(output)), Golds()
+    new = not file.path.exists()  # else it may hold everything already, and nothing needs to be loaded
+    if workers is not None and new:
+        workers.begin()
     units, gold_of = units_of(plan, method, cases, golds), GoldOf(golds, load)
-    file = RowFile(Path(output))
     with file.locked():
-        chats = {model: _chat_of(model, asked, check) for model in plan.models}
+        if workers is not None and new:
+            workers.load(partial(load, plan.models[0]))
+        told = workers is not None and new and len(plan.models) == 1  # when it is loaded
+        chats = {model: "" if told else _chat_of(model, asked, check) for model in plan.models}
         units = [unit.asked(chats[unit.labels["model"]]) for unit in units]
         left = _left(units, file, retry, gold_of)
-        for model in left:
+        for model in () if told else left:
             check(model)
         reporter = Reporter(on_progress, sum(len(unit.cases) for of_model in left.values() for unit in of_model))
         done = 0
         for model, of_model in left.items():
-            if workers is not None:
-                share_out(workers, partial(load, model), of_model, file, reporter)
-                done += len(of_model)
-                continue
-            lm = load(model)
-            if lm.asked_label != chats[model]:
-                units = [unit.asked(lm.asked_label) if unit.labels["model"] == model else unit for unit in units]
-                of_model = _left([unit.asked(lm.asked_label) for unit in of_model], file, retry, gold_of).get(model, [])
-            measurer = Measurer(lm, of_model, gold_of, file)
-            for unit in of_model:
-                file.keep(unit, measurer.rows(unit, reporter))
+            held = new and model == plan.models[0]
+            make = partial(load, model)
+            chat, measure = _here(make, gold_of) if workers is None else _there(workers, make, held)
+            if chat != chats[model]:
+                units = [unit.asked(chat) if unit.labels["model"] == model else unit for unit in units]
+                of_model = _left([unit.asked(chat) for unit in of_model], file, retry, gold_of).get(model, [])
+            measure(of_model, file, reporter)
             done += len(of_model)
-            del lm, measurer  # before the next is loaded
+            del measure  # and the model, before the next is loaded
         if workers is not None or 0 < sum(map(len, left.values())) < len(units):
             file.sort(units)
     return done
+
+
+Measure = Callable[[Sequence[Unit], RowFile, Reporter], None]
+
+
+def _here(load: Callable[[], HFLM], gold_of: GoldOf) -> tuple[str, Measure]:
+    """How a model is asked, and what measures its units here."""
+    lm = load()
+    return lm.asked_label, partial(_measure, lm, gold_of)
+
+
+def _there(workers: Pool, load: Callable[[], HFLM], held: bool) -> tuple[str, Measure]:
+    """The same in workers, which may hold the model already."""
+    if not held:
+        workers.load(load)
+    return asked_label_in(workers), partial(share_out, workers)
+
+
+def _measure(lm: HFLM, gold_of: GoldOf, units: Sequence[Unit], file: RowFile, reporter: Reporter) -> None:
+    """Measures the units of one model here."""
+    measurer = Measurer(lm, units, gold_of, file)
+    for unit in units:
+        file.keep(unit, measurer.rows(unit, reporter))
 
 
 def _chat_of(model: str, asked: Callable[[str], str], check: Callable[[str], Any]) -> str:

@@ -1,7 +1,7 @@
 """The units of one model measured in worker processes."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from errata.bench.gold_of import GoldOf
@@ -22,9 +22,13 @@ from errata.types import Row
 log = logging.getLogger(__name__)
 
 
-def share_out(pool: Pool, load: Callable[[], HFLM], units: Sequence[Unit], file: RowFile, reporter: Reporter) -> None:
-    """Measures the units of one model in the workers of a pool."""
-    pool.load(load)
+def asked_label_in(pool: Pool) -> str:
+    """``HFLM.asked_label`` of the model that the workers hold, or load."""
+    return pool.map(_asked_label, [()])[0]
+
+
+def share_out(pool: Pool, units: Sequence[Unit], file: RowFile, reporter: Reporter) -> None:
+    """Measures units of the model that the workers hold, or load."""
     before: dict[Any, Baseline] = {}
     for unit in units:
         if unit.questions_key not in before:
@@ -38,6 +42,11 @@ def share_out(pool: Pool, load: Callable[[], HFLM], units: Sequence[Unit], file:
         reporter.report(text)
 
     pool.run(UnitTasks(units, _measured, file.keep, _gave_up, progress))
+
+
+def _asked_label(lm: HFLM) -> str:
+    """In a worker: how the model is asked."""
+    return lm.asked_label
 
 
 def _set_up(held: Held, units: list[Unit], before: dict[Any, Baseline], file: RowFile) -> None:
