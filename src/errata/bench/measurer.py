@@ -42,8 +42,8 @@ class Measurer:
         if gold is not None and (gold, unit.modes) not in self.nearnesses:
             reporter.report(f"asking {lm.name} what the gold asks")
             self.nearnesses[gold, unit.modes] = Nearness.of(gold, lm, unit.modes)
-        if unit.method is not self.prepared.method:
-            self.prepared = Prepared(lm, unit.method)  # one state is held at a time
+        if unit.method is not self.prepared.method or unit.train is not self.prepared.train:
+            self.prepared = Prepared(lm, unit.method, unit.train)  # one state is held at a time
             if unit.spec.settings_file is not None:
                 warn_of_origin(Path(unit.spec.settings_file), unit.spec.name, lm.name, lm.fingerprint)
         checkup = self.checkups.get((unit.ability, unit.modes))
