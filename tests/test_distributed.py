@@ -33,9 +33,10 @@ from errata.bench.units import units_of
 from errata.cli import app
 from errata.cli.measure import eval_
 from errata.distributed.asked import SharedOut
+from errata.distributed.asked import asked as ask_one
 from errata.distributed.attach import asking, workers
 from errata.distributed.pool import Pool
-from errata.distributed.tasks import ATTEMPTS, Task, WorkerDied, WorkerFailed
+from errata.distributed.tasks import ATTEMPTS, Task, WorkerDied, WorkerFailed, of_model
 from errata.distributed.worker import Held, Worker
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.evaluation.baseline import baseline
@@ -376,7 +377,7 @@ def test_a_unit_that_kills_its_workers_becomes_an_error_and_the_others_are_measu
     planned = plan(**MIXED)
     units = units_of(planned, errata.method, cases)
     deadly = next(i for i, unit in enumerate(units) if unit.name == "case 2")
-    pool, ray = fake_pool(monkeypatch, kills=lambda verb, args: verb == "do" and args[1:] == (deadly,))
+    pool, ray = fake_pool(monkeypatch, kills=lambda verb, args: verb == "do" and args[1:2] == (deadly,))
     with pool:
         rows = bench(tmp_path / "b.jsonl", pool)
     failed = [row for row in rows if row.error]
@@ -430,6 +431,7 @@ def test_the_largest_come_first_and_the_method_with_the_most_seconds_left() -> N
     first, second = taken(0), taken(1)
     assert [of(first), of(second)] == [("steps=2", "sequential"), ("steps=3", "sequential")]
     assert [of(taken(0)) for _ in range(2)] == [("steps=2", "batch"), ("steps=2", "single")]
+    assert {of(taken(1))[0] for _ in range(5)} == {"steps=3"}
     now[0] = 1.0
     tasks.done(first, [])
     now[0] = 100.0
@@ -438,8 +440,31 @@ def test_the_largest_come_first_and_the_method_with_the_most_seconds_left() -> N
     last = taken(2)
     tasks.give_back(last)
     assert taken(2) is last
-    left = [of(taken(worker)) for worker in (0, 1) for _ in range(9)]
-    assert len(left) + 7 == len(units) - 2 and tasks.take(0) is None
+    assert [of(taken(0))[0] for _ in range(13)] == ["steps=2"] * 9 + ["steps=3"] * 4
+    assert not tasks.is_left() and tasks.take(0) is None
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["answering", "dying"])
+def test_workers_without_a_unit_help_the_others_to_ask(
+    dies: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    helped: list[int] = []
+
+    def kills(verb: str, args: tuple[Any, ...]) -> bool:
+        if verb == "do" and args[:2] == (of_model, ask_one) and args[2]:  # with a patch
+            helped.append(len(args[4][0]))
+            return dies
+        return False
+
+    planned = plan(settings=[SEQUENCE], modes=["generated", "forced"])
+    pool, ray = fake_pool(monkeypatch, count=3, kills=kills)
+    with pool:
+        shared = bench(tmp_path / "b.jsonl", pool, planned)
+    alone = bench(tmp_path / "a.jsonl", planned=planned)
+    assert [about_of(row) for row in timeless(shared)] == [about_of(row) for row in timeless(alone)]
+    assert [row.after for row in timeless(shared)] == pytest.approx([row.after for row in timeless(alone)], abs=1e-5)
+    assert len(ray.actors) == 3 and not any(row.error for row in shared)
+    assert len(helped) == 2 if dies else len(helped) >= 2 * 2 * len(SEQUENCE["checkpoints"])
 
 
 def long(name: str = "", limit: int | None = None, **options: Any) -> list[Case]:

@@ -6,7 +6,8 @@ step of it.
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,13 +15,16 @@ from errata.bench.prepared import Prepared
 from errata.bench.progress import Reporter
 from errata.bench.store import UnitCheckpoint, UnitProgress
 from errata.bench.units import LAST_METRIC, SPEED, Unit
+from errata.distributed.asked import SharedOut
 from errata.errors import ErrataError
 from errata.evaluation.ability import Checkup
 from errata.evaluation.baseline import Baseline
 from errata.evaluation.evaluate import evaluate
 from errata.evaluation.nearness import Nearness
 from errata.model.hf import HFLM
+from errata.model.lm import LM
 from errata.model.peak import PeakMemory
+from errata.model.workers import Workers
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Case, Row
 
@@ -39,6 +43,7 @@ class Fold:
     nearness: Nearness | None
     checkpoint: UnitCheckpoint
     reporter: Reporter
+    helpers: Workers | None = None
     edits: int = 0  # in force, or being made
 
     def rows(self) -> list[Row]:
@@ -103,7 +108,7 @@ class Fold:
         unit, n = self.unit, self.edits
         about: Any = {"after_edits": n, "protocol": unit.protocol.name, **unit.labels}
         patch = self._transform("end", progress.patch, EMPTY)
-        with patch.applied(self.lm) as edited:
+        with self._applied(patch) as edited:
             asked = [*unit.asked_after(cases), *unit.untouched]
             rows = evaluate(self.before, edited, asked, after_edits=n, **unit.labels)
             ability = [] if self.checkup is None else self.checkup.rows(edited, **about)
@@ -119,6 +124,15 @@ class Fold:
             "kilobytes_per_edit": round(patch.nbytes / 1000 / n, 3),
         }
         return rows + ability + unit.cost_rows(n, figures)
+
+    @contextmanager
+    def _applied(self, patch: Patch) -> Iterator[LM]:
+        """Context manager that yields the edited model, of which helpers are asked a share."""
+        if self.helpers is not None:
+            yield SharedOut(self.helpers, patch)
+            return
+        with patch.applied(self.lm) as edited:
+            yield edited
 
     def _report(self, activity: str) -> None:
         labels = self.unit.labels

@@ -16,6 +16,7 @@ from errata.evaluation.nearness import Nearness
 from errata.locate.found import warn_of_origin
 from errata.model.hf import HFLM
 from errata.model.lm import LM
+from errata.model.workers import Workers
 from errata.types import Row
 
 
@@ -29,8 +30,8 @@ class Measurer:
         self.nearnesses: dict[Any, Nearness] = {}
         self.prepared = Prepared(lm)
 
-    def rows(self, unit: Unit, reporter: Reporter) -> list[Row]:
-        """All rows of a unit."""
+    def rows(self, unit: Unit, reporter: Reporter, helpers: Workers | None = None) -> list[Row]:
+        """All rows of a unit; ``helpers`` hold the model too, and answer what it is asked after edits."""
         lm, gold, key = self.lm, self.gold_of.of(unit, self.lm), unit.questions_key
         if key not in self.baselines:
             reporter.report(f"asking {lm.name} before the edits")
@@ -48,7 +49,7 @@ class Measurer:
                 warn_of_origin(Path(unit.spec.settings_file), unit.spec.name, lm.name, lm.fingerprint)
         checkup = self.checkups.get((unit.ability, unit.modes))
         asked = (self.baselines[key], checkup, None if gold is None else self.nearnesses[gold, unit.modes])
-        return Fold(unit, lm, self.prepared, *asked, self.file.checkpoint(unit), reporter).rows()
+        return Fold(unit, lm, self.prepared, *asked, self.file.checkpoint(unit), reporter, helpers).rows()
 
 
 def baseline_of(lm: LM, unit: Unit, units: Sequence[Unit]) -> Baseline:

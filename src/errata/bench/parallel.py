@@ -27,7 +27,8 @@ class UnitTasks(Tasks):
     """A task for each unit. A worker stays with a method while there are units of it, as it has prepared it.
 
     The largest come first, of methods and of a method's units, so that in the end no worker waits for long: as many
-    seconds as those before it took for its size.
+    seconds as those before it took for its size. Of more workers than units the first measure one each, and the others
+    are their ``helpers``.
 
     ``keep`` takes the rows of a unit as it ends, and ``gave_up`` makes those of a unit at which workers died.
     ``progress`` is told how many more cases are done, and what is being done.
@@ -40,9 +41,11 @@ class UnitTasks(Tasks):
         keep: Callable[[Unit, list[Row]], None],
         gave_up: Callable[[Unit, str], list[Row]],
         progress: Callable[[int, str], None],
+        helpers: Callable[[int], Sequence[Any]] = lambda worker: (),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.units, self.keep, self.gave_up, self.progress, self.clock = units, keep, gave_up, progress, clock
+        self.units, self.keep, self.gave_up, self.progress = units, keep, gave_up, progress
+        self.helpers, self.clock = helpers, clock
         self.done_cases, self.told = 0, 0
         self.sizes = [_size(unit) for unit in units]
         self.groups: dict[Any, _Group] = {}
@@ -52,7 +55,13 @@ class UnitTasks(Tasks):
         self.began: dict[int, float] = {}  # task -> when it was taken
 
     @override
+    def is_left(self) -> bool:
+        return any(group.left for group in self.groups.values())
+
+    @override
     def take(self, worker: int) -> Task | None:
+        if worker >= len(self.units):
+            return None  # it helps
         mine = self.at.get(worker)
         if mine is None or not self.groups[mine].left:
             left = [name for name, group in self.groups.items() if group.left]
@@ -63,6 +72,7 @@ class UnitTasks(Tasks):
         task = self.groups[mine].left.popleft()
         self.groups[mine].size -= self.sizes[task.number]
         self.began[task.number] = self.clock()
+        task.args = (task.number, self.helpers(worker))
         return task
 
     def _seconds_left(self, name: Any) -> float:

@@ -11,6 +11,7 @@ from errata.bench.progress import Reporter
 from errata.bench.store import RowFile
 from errata.bench.units import LAST_METRIC, Unit
 from errata.distributed.asked import SharedOut
+from errata.distributed.helpers import Helpers
 from errata.distributed.pool import Pool
 from errata.distributed.tasks import WorkerDied
 from errata.distributed.worker import Held
@@ -41,7 +42,10 @@ def share_out(pool: Pool, units: Sequence[Unit], file: RowFile, reporter: Report
         reporter.done = done + more
         reporter.report(text)
 
-    pool.run(UnitTasks(units, _measured, file.keep, _gave_up, progress))
+    def helpers(worker: int) -> list[Any]:
+        return pool.actors(slice(worker + len(units), None, len(units)))
+
+    pool.run(UnitTasks(units, _measured, file.keep, _gave_up, progress, helpers))
 
 
 def _asked_label(lm: HFLM) -> str:
@@ -56,15 +60,16 @@ def _set_up(held: Held, units: list[Unit], before: dict[Any, Baseline], file: Ro
     held.kept["measurer"] = measurer
 
 
-def _measured(held: Held, number: int) -> list[Row]:
-    """In a worker: the rows of a unit."""
+def _measured(held: Held, number: int, helpers: Sequence[Any]) -> list[Row]:
+    """In a worker: the rows of a unit; ``helpers`` are idle workers."""
     measurer: Measurer = held.kept["measurer"]
 
     def on_progress(done: int, total: int, text: str) -> None:
         held.activity = (done, text)
 
     try:
-        return measurer.rows(measurer.units[number], Reporter(on_progress, 0))
+        asking = Helpers(held.lm, helpers) if helpers else None
+        return measurer.rows(measurer.units[number], Reporter(on_progress, 0), asking)
     finally:
         held.activity = (0, "")
 

@@ -127,13 +127,17 @@ class Pool:
                 if member.asked is None:
                     member.asked = self._next(member, tasks)
             asked = {member.asked[0]: member for member in self.members if member.asked}
-            if len(asked) < self.count and not any(m.asked and m.asked[1] for m in self.members):
-                return  # somebody found nothing left, and the others are but being set up
+            if not tasks.is_left() and not any(m.asked and m.asked[1] for m in self.members):
+                return  # some may be still being set up
             finished, _ = self.ray.wait(list(asked), num_returns=1, timeout=SECOND)
             for ref in finished:
                 self._finish(asked[ref], tasks)
             if not finished:
                 tasks.watch(self._activities())
+
+    def actors(self, members: slice) -> list[Any]:
+        """The actors of some of the workers."""
+        return [member.actor for member in self.members[members]]
 
     def _set_up(self, member: _Member) -> tuple[Any, None] | None:
         """Gives a member the next of the pool's calls; None where it has answered all."""
