@@ -26,9 +26,9 @@ class _Group:
 class UnitTasks(Tasks):
     """A task for each unit. A worker stays with a method while there are units of it, as it has prepared it.
 
-    The largest come first, of methods and of a method's units, so that in the end no worker waits for long: as many
-    seconds as those before it took for its size. Of more workers than units the first measure one each, and the others
-    are their ``helpers``.
+    The largest come first, among methods (by the seconds that their units took so far) and among the units of one, so
+    that in the end no worker waits for long. Where there are more workers than units, the first measure one each, and
+    the others are their ``helpers``.
 
     ``keep`` takes the rows of a unit as it ends, and ``gave_up`` makes those of a unit at which workers died.
     ``progress`` is told how many more cases are done, and what is being done.
