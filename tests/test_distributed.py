@@ -446,7 +446,7 @@ def test_the_largest_come_first_and_the_method_with_the_most_seconds_left() -> N
 
 @pytest.mark.parametrize("dies", [False, True], ids=["answering", "dying"])
 def test_workers_without_a_unit_help_the_others_to_ask(
-    dies: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    dies: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     helped: list[int] = []
 
@@ -464,6 +464,7 @@ def test_workers_without_a_unit_help_the_others_to_ask(
     assert [about_of(row) for row in timeless(shared)] == [about_of(row) for row in timeless(alone)]
     assert [row.after for row in timeless(shared)] == pytest.approx([row.after for row in timeless(alone)], abs=1e-5)
     assert len(ray.actors) == 3 and not any(row.error for row in shared)
+    assert ("a worker could not help" in caplog.text) == dies
     assert len(helped) == 2 if dies else len(helped) >= 2 * 2 * len(SEQUENCE["checkpoints"])
 
 
@@ -521,7 +522,7 @@ def test_a_model_that_workers_cannot_load_is_said_and_nothing_written(
 
 
 def test_ray_measures_and_replaces_what_was_killed_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # this file's functions run in the workers
     me, killed = psutil.Process(), list[int]()
@@ -535,6 +536,9 @@ def test_ray_measures_and_replaces_what_was_killed_and_nothing_is_left(
     before = {one.pid for one in me.children(recursive=True)}
     with Pool(2) as pool:
         shared = bench(tmp_path / "b.jsonl", pool, on_progress=on_progress)
+        helped = bench(tmp_path / "c.jsonl", pool, plan(settings=[SEQUENCE]))
+    assert timeless(helped) == timeless(bench(tmp_path / "d.jsonl", planned=plan(settings=[SEQUENCE])))
+    assert "could not help" not in caplog.text
     assert killed and timeless(shared) == timeless(bench(tmp_path / "a.jsonl"))
     left = [one for one in me.children(recursive=True) if one.pid not in before]
     assert [one.name() for one in left if one.status() != psutil.STATUS_ZOMBIE] == []

@@ -1,12 +1,16 @@
 """Idle workers that another one asks: they answer shares of what it would do alone."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from errata.distributed import pool
 from errata.distributed.tasks import of_model
 from errata.distributed.worker import Reply
+from errata.errors import first_line
 from errata.model.hf import HFLM
+
+log = logging.getLogger(__name__)
 
 
 class Helpers:
@@ -26,15 +30,18 @@ class Helpers:
         results = [function(self.lm, *shard) for shard in shards[:1]]
         for ref, shard in zip(asked, others, strict=True):
             reply = _reply(ref)
-            done = reply is not None and reply.error is None and not reply.crash
-            results.append(reply.value if reply is not None and done else function(self.lm, *shard))
+            if wrong := reply.error or reply.crash:
+                log.warning("a worker could not help, and its share is done by the one that asked: %s", wrong)
+                results.append(function(self.lm, *shard))
+            else:
+                results.append(reply.value)
         return results
 
 
-def _reply(ref: Any) -> Reply | None:
-    """What a helper replied; None where it died."""
+def _reply(ref: Any) -> Reply:
+    """What a helper replied, or that it died."""
     ray = pool.import_ray()
     try:
         return ray.get(ref)
-    except ray.exceptions.RayError:
-        return None
+    except ray.exceptions.RayError as error:
+        return Reply(crash=first_line(error))
