@@ -764,7 +764,7 @@ def test_everything_is_made_and_read_before_the_work(tmp_path: Path) -> None:
         ({"data": [{"name": "x", "limit": 0}]}, "data[0].limit is a whole number from 1, found 0"),
         ({"data": [{"name": "x", "limit": "3"}]}, "data[0].limit is a whole number from 1, found '3'"),
         ({"data": [{"name": "x", "limt": 3}]}, "data[0]: unknown key of data 'limt'; did you mean limit"),
-        ({"data": [{"name": "x", "options": {}}]}, "unknown key of data 'options'; known: format"),
+        ({"data": [{"name": "x", "settings": {}}]}, "unknown key of data 'settings'"),
         ({"data": [{"name": "x", "read": {"a": 3}}]}, "data[0].read is a table of texts, true and false, found"),
         ({"data": [{"name": "x", "protocol": "wilde"}]}, "data[0].protocol: unknown protocol 'wilde'; did you"),
         ({"settings": ["singl"]}, "settings[0]: unknown kind of setting 'singl'; did you mean single"),

@@ -337,13 +337,21 @@ def test_rows_of_workers_are_those_of_one_process_in_the_plans_order(
 ) -> None:
     pool, _ = fake_pool(monkeypatch)
     kept: list[Any] = []
+    busy: list[int] = []
     real = RowFile.keep
-    monkeypatch.setattr(RowFile, "keep", lambda self, unit, rows: kept.append(unit.key) or real(self, unit, rows))
+
+    def keep(self: RowFile, unit: Any, rows: list[Row]) -> None:
+        kept.append(unit.key)
+        busy.append(sum(member.asked is not None for member in pool.members))
+        real(self, unit, rows)
+
+    monkeypatch.setattr(RowFile, "keep", keep)
     told: list[tuple[int, int, str]] = []
     with pool:
         shared = bench(tmp_path / "b.jsonl", pool, on_progress=lambda *about: told.append(about))
     assert not (tmp_path / "b.jsonl.parts").exists()
     assert sorted(n for n, _, _ in told) == [n for n, _, _ in told] and told[-1][:2] == (24, 24)
+    assert busy[:5] == [2] * 5, "a worker has its next unit before the rows of the last are written"
     as_measured = list(kept)
     kept.clear()
     alone = bench(tmp_path / "a.jsonl")
