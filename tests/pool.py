@@ -19,11 +19,23 @@ class RayTaskError(RayError):
     """As Ray's: what a method returned could not be sent."""
 
 
+HANDLES: dict[int, Any] = {}  # of actors that are sent to others
+
+
+def handle(number: int) -> Any:
+    """The actor that was sent."""
+    return HANDLES[number]
+
+
 class Actor:
     """Methods are called when somebody waits for them; what is sent there and back is pickled, as Ray does."""
 
     def __init__(self, worker: Any, kills: Callable[[str, tuple[Any, ...]], bool]) -> None:
         self.worker, self.kills, self.alive = worker, kills, True
+
+    def __reduce__(self) -> Any:
+        HANDLES[id(self)] = self
+        return handle, (id(self),)
 
     def __getattr__(self, verb: str) -> Any:
         def remote(*args: Any) -> "Ref":

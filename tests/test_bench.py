@@ -17,7 +17,7 @@ from test_evaluate import Table
 from typer.testing import CliRunner
 
 import errata
-from errata.bench import run as bench
+from errata.bench import measurer
 from errata.bench.plan import MethodSpec, Plan, Setting
 from errata.bench.run import run
 from errata.bench.units import Unit, units_of
@@ -125,13 +125,13 @@ def test_a_sequence_is_the_fold_and_asks_all_earlier_cases(tmp_path: Path) -> No
 
 def test_before_the_edits_only_what_will_be_asked_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[str] = []
-    real = bench.baseline
+    real = measurer.baseline
 
     def watched(lm: Any, asked: Sequence[Case], *more: Any, **options: Any) -> Any:
         seen.extend(case.id for case in asked)
         return real(lm, asked, *more, **options)
 
-    monkeypatch.setattr(bench, "baseline", watched)
+    monkeypatch.setattr(measurer, "baseline", watched)
     setting = {"kind": "sequential", "batch": 1, "checkpoints": [6], "recheck": 2}
     rows = go(plan(settings=[setting]), tmp_path / "rows.jsonl")
     assert seen == list(dict.fromkeys(row.case for row in rows if row.kind == "edit")) and len(seen) == 2
@@ -764,7 +764,7 @@ def test_everything_is_made_and_read_before_the_work(tmp_path: Path) -> None:
         ({"data": [{"name": "x", "limit": 0}]}, "data[0].limit is a whole number from 1, found 0"),
         ({"data": [{"name": "x", "limit": "3"}]}, "data[0].limit is a whole number from 1, found '3'"),
         ({"data": [{"name": "x", "limt": 3}]}, "data[0]: unknown key of data 'limt'; did you mean limit"),
-        ({"data": [{"name": "x", "options": {}}]}, "unknown key of data 'options'; known: format"),
+        ({"data": [{"name": "x", "settings": {}}]}, "unknown key of data 'settings'"),
         ({"data": [{"name": "x", "read": {"a": 3}}]}, "data[0].read is a table of texts, true and false, found"),
         ({"data": [{"name": "x", "protocol": "wilde"}]}, "data[0].protocol: unknown protocol 'wilde'; did you"),
         ({"settings": ["singl"]}, "settings[0]: unknown kind of setting 'singl'; did you mean single"),

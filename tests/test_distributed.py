@@ -33,9 +33,10 @@ from errata.bench.units import units_of
 from errata.cli import app
 from errata.cli.measure import eval_
 from errata.distributed.asked import SharedOut
+from errata.distributed.asked import asked as ask_one
 from errata.distributed.attach import asking, workers
 from errata.distributed.pool import Pool
-from errata.distributed.tasks import ATTEMPTS, Task, WorkerDied, WorkerFailed
+from errata.distributed.tasks import ATTEMPTS, Task, WorkerDied, WorkerFailed, of_model
 from errata.distributed.worker import Held, Worker
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.evaluation.baseline import baseline
@@ -336,13 +337,21 @@ def test_rows_of_workers_are_those_of_one_process_in_the_plans_order(
 ) -> None:
     pool, _ = fake_pool(monkeypatch)
     kept: list[Any] = []
+    busy: list[int] = []
     real = RowFile.keep
-    monkeypatch.setattr(RowFile, "keep", lambda self, unit, rows: kept.append(unit.key) or real(self, unit, rows))
+
+    def keep(self: RowFile, unit: Any, rows: list[Row]) -> None:
+        kept.append(unit.key)
+        busy.append(sum(member.asked is not None for member in pool.members))
+        real(self, unit, rows)
+
+    monkeypatch.setattr(RowFile, "keep", keep)
     told: list[tuple[int, int, str]] = []
     with pool:
         shared = bench(tmp_path / "b.jsonl", pool, on_progress=lambda *about: told.append(about))
     assert not (tmp_path / "b.jsonl.parts").exists()
     assert sorted(n for n, _, _ in told) == [n for n, _, _ in told] and told[-1][:2] == (24, 24)
+    assert busy[:5] == [2] * 5, "a worker has its next unit before the rows of the last are written"
     as_measured = list(kept)
     kept.clear()
     alone = bench(tmp_path / "a.jsonl")
@@ -376,7 +385,7 @@ def test_a_unit_that_kills_its_workers_becomes_an_error_and_the_others_are_measu
     planned = plan(**MIXED)
     units = units_of(planned, errata.method, cases)
     deadly = next(i for i, unit in enumerate(units) if unit.name == "case 2")
-    pool, ray = fake_pool(monkeypatch, kills=lambda verb, args: verb == "do" and args[1:] == (deadly,))
+    pool, ray = fake_pool(monkeypatch, kills=lambda verb, args: verb == "do" and args[1:2] == (deadly,))
     with pool:
         rows = bench(tmp_path / "b.jsonl", pool)
     failed = [row for row in rows if row.error]
@@ -411,11 +420,117 @@ def test_a_worker_stays_with_a_method_and_helps_out_where_most_is_left() -> None
     assert tasks.take(0) is None and tasks.take(1) is None
 
 
+def test_the_largest_come_first_and_the_method_with_the_most_seconds_left() -> None:
+    one, five = {"kind": "batch", "size": 1, "cases": 1}, {"kind": "sequential", "batch": 5, "checkpoints": [5, 10]}
+    units = units_of(
+        plan(methods=[FTM, {"name": "ft-m", "steps": 3}], settings=[one, five, "single"]), errata.method, long
+    )
+    now = [0.0]
+    tasks = UnitTasks(units, len, *(lambda *about: None, lambda *about: [], lambda *about: None), clock=lambda: now[0])
+
+    def taken(worker: int) -> Task:
+        task = tasks.take(worker)
+        assert isinstance(task, Task)
+        return task
+
+    def of(task: Task) -> tuple[str, str]:
+        return units[task.number].labels["settings"], units[task.number].setting.kind
+
+    first, second = taken(0), taken(1)
+    assert [of(first), of(second)] == [("steps=2", "sequential"), ("steps=3", "sequential")]
+    assert [of(taken(0)) for _ in range(2)] == [("steps=2", "batch"), ("steps=2", "single")]
+    assert {of(taken(1))[0] for _ in range(5)} == {"steps=3"}
+    now[0] = 1.0
+    tasks.done(first, [])
+    now[0] = 100.0
+    tasks.done(second, [])
+    assert of(taken(2))[0] == "steps=3", "less is left of it, and it takes longer"
+    last = taken(2)
+    tasks.give_back(last)
+    assert taken(2) is last
+    assert [of(taken(0))[0] for _ in range(13)] == ["steps=2"] * 9 + ["steps=3"] * 4
+    assert not tasks.is_left() and tasks.take(0) is None
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["answering", "dying"])
+def test_workers_without_a_unit_help_the_others_to_ask(
+    dies: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    helped: list[int] = []
+
+    def kills(verb: str, args: tuple[Any, ...]) -> bool:
+        if verb == "do" and args[:2] == (of_model, ask_one) and args[2]:  # with a patch
+            helped.append(len(args[4][0]))
+            return dies
+        return False
+
+    planned = plan(settings=[SEQUENCE], modes=["generated", "forced"])
+    pool, ray = fake_pool(monkeypatch, count=3, kills=kills)
+    with pool:
+        shared = bench(tmp_path / "b.jsonl", pool, planned)
+    alone = bench(tmp_path / "a.jsonl", planned=planned)
+    assert [about_of(row) for row in timeless(shared)] == [about_of(row) for row in timeless(alone)]
+    assert [row.after for row in timeless(shared)] == pytest.approx([row.after for row in timeless(alone)], abs=1e-5)
+    assert len(ray.actors) == 3 and not any(row.error for row in shared)
+    assert ("a worker could not help" in caplog.text) == dies
+    assert len(helped) == 2 if dies else len(helped) >= 2 * 2 * len(SEQUENCE["checkpoints"])
+
+
+def long(name: str = "", limit: int | None = None, **options: Any) -> list[Case]:
+    return cases(limit=10)
+
+
+def test_in_a_new_file_workers_load_at_once_and_say_how_the_model_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def asked(model: str) -> str:
+        told.append(f"asked {model}")
+        return "plain"
+
+    def check(model: str) -> None:
+        told.append(f"check {model}")
+
+    monkeypatch.setattr(HFLM, "asked_label", "plain")
+    pool, ray = fake_pool(monkeypatch)
+    made: list[str] = []
+    units = units_of
+
+    def noted(*about: Any) -> Any:
+        made.append(f"{ray.running or pool.starting is not None}, {len(ray.actors)}")
+        return units(*about)
+
+    monkeypatch.setattr("errata.bench.run.units_of", noted)
+    with pool:
+        rows = bench(tmp_path / "b.jsonl", pool, plan(settings=["single"]), asked=asked, check=check)
+    assert not told and made == ["True, 0"] and len(ray.actors) == 2 and {row.chat for row in rows} == {"plain"}
+    pool, ray = fake_pool(monkeypatch)
+    with pool:
+        again = bench(tmp_path / "b.jsonl", pool, plan(settings=["single"]), asked=asked, check=check)
+    assert told == ["asked tiny"] and not ray.actors and again == rows
+    with fake_pool(monkeypatch)[0] as pool:
+        bench(tmp_path / "c.jsonl", pool, plan(settings=["single"], models=["tiny", "other"]), asked=asked, check=check)
+    assert told[1:] == ["asked tiny", "asked other", "check tiny", "check other"]
+
+
+def no_model(name: str) -> Any:
+    raise BadInput(f"there is no model {name!r}")
+
+
+def test_a_model_that_workers_cannot_load_is_said_and_nothing_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with fake_pool(monkeypatch)[0] as pool, pytest.raises(BadInput, match="there is no model 'tiny'"):
+        bench(tmp_path / "b.jsonl", pool, load=no_model)
+    assert not list(tmp_path.iterdir())
+
+
 # Ray itself --------------------------------------------------------------------------------------
 
 
 def test_ray_measures_and_replaces_what_was_killed_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # this file's functions run in the workers
     me, killed = psutil.Process(), list[int]()
@@ -429,6 +544,9 @@ def test_ray_measures_and_replaces_what_was_killed_and_nothing_is_left(
     before = {one.pid for one in me.children(recursive=True)}
     with Pool(2) as pool:
         shared = bench(tmp_path / "b.jsonl", pool, on_progress=on_progress)
+        helped = bench(tmp_path / "c.jsonl", pool, plan(settings=[SEQUENCE]))
+    assert timeless(helped) == timeless(bench(tmp_path / "d.jsonl", planned=plan(settings=[SEQUENCE])))
+    assert "could not help" not in caplog.text
     assert killed and timeless(shared) == timeless(bench(tmp_path / "a.jsonl"))
     left = [one for one in me.children(recursive=True) if one.pid not in before]
     assert [one.name() for one in left if one.status() != psutil.STATUS_ZOMBIE] == []

@@ -471,7 +471,7 @@ def test_rows_beside_the_probes_are_of_the_protocol_of_the_unit(
     light: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ability = Ability(tuple(people(limit=1)), ("Ann Lee lives in Rome.",), ("Ann Lee lives in Rome.",) * 20)
-    monkeypatch.setattr("errata.bench.run.ability_of", lambda *of: ability)
+    monkeypatch.setattr("errata.bench.measurer.ability_of", lambda *of: ability)
     setting = FOUR | {"gold": str(light), "ability": True}
     rows = go(plan_of(settings=[setting], protocol="rome"), tmp_path / "rows.jsonl")
     assert {"text", "drift", "cost", "gold"} <= {row.kind for row in rows}

@@ -209,7 +209,7 @@ def test_the_options_make_the_plan(here: Path, monkeypatch: pytest.MonkeyPatch) 
         (["bench"], "nothing to measure: name a TOML file, or --protocol"),
         (
             ["bench", "run.toml", "--protocol", "yao2023"],
-            "write protocol, models and data in run.toml",
+            "write protocol, models, data and train in run.toml",
         ),
         (["bench", "run.toml", "--limit", "3"], "go without a file"),
         (["bench", "--protocol", "yao203", "--model", "m"], "did you mean yao2023"),

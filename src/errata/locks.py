@@ -7,11 +7,11 @@ with held(Path("rows.jsonl.parts/lock"), "rows.jsonl"):
 import errno
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from platform import node
-from time import strftime
 from typing import TYPE_CHECKING
 
 from errata.errors import BadInput
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOOK = 0.2  # seconds between two looks at whether it is our turn
 UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems that have no locks
 
 
@@ -57,9 +58,38 @@ def held(path: Path, what: str) -> Iterator[None]:
         return
     if lock is None:
         raise BadInput(f"{what} is being written by {_holder(path)}; wait until that ends, or name another place")
+    with _named(lock, path):
+        yield
+
+
+@contextmanager
+def in_turn(path: Path, what: str) -> Iterator[bool]:
+    """Context manager: no other process does the same meanwhile. Yields whether one did, for which this one has waited.
+
+    The lock file ``path`` stands for what is done (``what``, in words, for the log), and is removed in the end. Another
+    thread of this process is not waited for: it may wait for what this one holds. Where nothing can be locked, nobody
+    waits.
+    """
+    waited, lock = False, None
+    with suppress(OSError):
+        while (lock := try_lock(path)) is None and not _holder(path).startswith(f"process {os.getpid()} on {node()} "):
+            if not waited:
+                log.info("%s by %s already: waiting for that", what, _holder(path))
+            waited = True
+            time.sleep(LOOK)
+    if lock is None:
+        yield waited
+        return
+    with _named(lock, path):
+        yield waited
+
+
+@contextmanager
+def _named(lock: "BaseFileLock", path: Path) -> Iterator[None]:
+    """Context manager: a lock file says who holds it, and is removed in the end."""
     try:
         with suppress(OSError):
-            path.write_text(f"process {os.getpid()} on {node()} since {strftime('%Y-%m-%d %H:%M:%S')}", "utf-8")
+            path.write_text(f"process {os.getpid()} on {node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", "utf-8")
         yield
     finally:
         with suppress(OSError):

@@ -117,20 +117,18 @@ class MethodSpec(NamedTable):
         return read | (self.model_extra or {})
 
 
-class DataSpec(NamedTable):
+class CasesSpec(NamedTable):
     """Cases: the first ``limit`` that ``seed`` draws; the run's seed where none is given.
 
     ``options`` (``read`` in TOML) are those of ``errata.data.reader.read``: a format's own, ``strict``, ``conflicts``.
-    ``protocol`` is by whose rules these cases are asked; the plan's where none is given.
     """
 
-    title: ClassVar[str] = "data"
+    title: ClassVar[str] = "cases"
 
     limit: Count | None = None
     seed: Seed | None = None
     format: Text | None = None
     options: Options = Field(default=(), alias="read")
-    protocol: ProtocolName | None = None
 
     @property
     def label(self) -> str:
@@ -138,6 +136,33 @@ class DataSpec(NamedTable):
         given = {"limit": self.limit, "seed": self.seed, "format": self.format}
         words = {key: value for key, value in given.items() if value is not None} | dict(self.options)
         return f"{self.name} {_words(words)}".strip()
+
+
+class TrainSpec(CasesSpec):
+    """What methods are trained on that read cases: others than are edited, of another split.
+
+    Cases that are edited, too, are refused (``overlap``), or left out.
+    """
+
+    title: ClassVar[str] = "train"
+
+    overlap: Annotated[Literal["refuse", "leave-out"], expected("'refuse' or 'leave-out'")] = "refuse"
+
+    @property
+    @override
+    def label(self) -> str:
+        """Which cases, as text."""
+        return super().label + " but those edited" * (self.overlap == "leave-out")
+
+
+class DataSpec(CasesSpec):
+    """Cases to edit. ``protocol`` is by whose rules they are asked, ``train`` what methods are trained on for them;
+    the plan's where none is given."""
+
+    title: ClassVar[str] = "data"
+
+    protocol: ProtocolName | None = None
+    train: TrainSpec | None = None
 
 
 class Stop(Table):
@@ -315,6 +340,8 @@ SETTINGS: Mapping[str, type[Setting]] = {"single": Single, "batch": Batch, "sequ
 class Plan(Table):
     """What is crossed with what, and by whose rules it is asked.
 
+    ``train`` is what methods are trained on that read cases; where nothing is named, what goes with the model.
+
     ``modes`` are each protocol's own where they are not given (of ``errata``: generated alone). ``protocol`` may
     also be a paper's settings (:mod:`errata.bench.recipes`), which keys of the file's own replace.
     """
@@ -328,6 +355,7 @@ class Plan(Table):
     modes: List[ModeName] | None = None
     seeds: List[Seed] = (0,)
     protocol: ProtocolName = "errata"
+    train: TrainSpec | None = None
 
     @classmethod
     def read(cls, path: str | Path, every: Sequence[str] = ()) -> Self:

@@ -91,12 +91,29 @@ def _data(name: str, roles: Mapping[str, Record], given: Any) -> list[Record]:
             raise unknown(f"data of {name}", role, list(roles))
         if not isinstance(file, str | dict):
             raise BadInput(f"data.{role} is a file or a table, found {file!r}")
-        own = {key: value for key, value in roles[role].items() if key != "origin"}
-        made.append(own | ({"name": file} if isinstance(file, str) else cast("Record", file)))
+        own = {key: value for key, value in roles[role].items() if key not in ("origin", "train")}
+        table = own | ({"name": file} if isinstance(file, str) else cast("Record", file))
+        made.append(table | _trained_on(name, role, roles[role], table.get("train")))
     for role in roles:
         if role not in given:
             log.warning("%s also measures %s (%s): left out, as no file was named", name, role, roles[role]["origin"])
     return made
+
+
+def _trained_on(name: str, role: str, paper: Record, given: Any) -> Record:
+    """``train`` of a role's table, if a file is named: with what else the paper's says."""
+    if given is None:
+        if (wanted := paper.get("train")) is not None:
+            log.warning(
+                "%s trains methods on %s for %s: name that file (--train %s=FILE); else they are trained on what goes "
+                "with the model",
+                *(name, wanted["origin"], role, role),
+            )
+        return {}
+    if not isinstance(given, str | dict):
+        raise BadInput(f"data.{role}.train is a file or a table, found {given!r}")
+    own = {key: value for key, value in paper.get("train", {}).items() if key != "origin"}
+    return {"train": own | ({"name": given} if isinstance(given, str) else cast("Record", given))}
 
 
 def _small(made: Record, limit: int) -> Record:

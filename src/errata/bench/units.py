@@ -1,5 +1,6 @@
 """The units of a plan: each one fold of edits with its batches, checkpoints and labels."""
 
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,9 @@ from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
 
-from errata.bench.plan import Batch, DataSpec, MethodSpec, Plan, Sequential, Setting, Single, Stop
+from errata.bench.drawn import Drawn
+from errata.bench.plan import Batch, MethodSpec, Plan, Sequential, Setting, Single, Stop
+from errata.bench.trained_on import reads_cases
 from errata.errors import BadInput
 from errata.evaluation import protocols
 from errata.evaluation.ability import texts_of
@@ -20,8 +23,10 @@ from errata.evaluation.metrics import mean_over_cases
 from errata.evaluation.nearness import match_of
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
-from errata.types import Case, Edit, Mode, Probe, Row
+from errata.types import Case, Edit, Mode, Row
 from errata.world.named import known_to
+
+log = logging.getLogger(__name__)
 
 COST = "cost"  # the kind of rows that end a unit
 SPEED = "seconds_per_edit"  # the metric of one of them, which each checkpoint has
@@ -59,7 +64,8 @@ class Unit:
     """One fold of edits: the smallest part of a plan that is measured, written and resumed as a whole.
 
     ``labels`` go into its rows, ``name`` says which of the cases it edits (``case`` of its cost rows). ``untouched``
-    are cases that are asked and never edited.
+    are cases that are asked and never edited, ``train`` those that the method is prepared with; None where that is left
+    to it.
     """
 
     labels: Mapping[str, Any]
@@ -71,6 +77,7 @@ class Unit:
     method: Editor
     protocol: protocols.Protocol
     modes: tuple[Mode, ...]
+    train: Sequence[Case] | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -173,7 +180,7 @@ def units_of(
 
     All methods are made and all cases read, so that :class:`BadInput` is raised before the work begins.
     """
-    drawn, golds = _Cases(cases), golds or Golds()
+    drawn, golds = Drawn(cases), golds or Golds()
     units: list[Unit] = []
     asked: set[tuple[str, str, int]] = set()
     for k, setting in enumerate(plan.settings):
@@ -185,6 +192,7 @@ def units_of(
             made = method(spec.name, **{"seed": seed, **spec.settings})
             if spec.transform:
                 spec.transform.make()
+        trained = reads_cases(made)
         for (j, data), (k, setting) in product(enumerate(plan.data), enumerate(plan.settings)):
             protocol = protocols.protocol(data.protocol or plan.protocol)
             modes = modes_of(protocol, plan.modes)
@@ -197,17 +205,25 @@ def units_of(
                 with _at(f"data[{j}]"):
                     check_asks(groups_of(edited, protocol), protocol, modes)
                 asked.add(questions)
+            train = data.train or plan.train if trained else None
+            with _at(f"data[{j}].train" if data.train else "train"):
+                trained_on = None if train is None else drawn.apart(model, data, train, plan.settings, seed)
             labels = {
-                "model": model, "method": spec.name, "settings": spec.label,
+                "model": model, "method": spec.name,
+                "settings": spec.label if train is None else f"{spec.label} trained on {train.label}".strip(),
                 "data": data.label, "seed": seed, "setting": setting.label,
             }  # fmt: skip
             of_setting: list[Unit] = []
             for number, batches in enumerate(folds, start=1):
                 name = batches[0][0].id if isinstance(setting, Single) else f"{setting.kind} {number}"
-                of_setting.append(Unit(labels, name, batches, untouched, setting, spec, made, protocol, modes))
+                of_setting.append(
+                    Unit(labels, name, batches, untouched, setting, spec, made, protocol, modes, trained_on)
+                )
             with _at(f"data[{j}], settings[{k}]"):
                 _check_gold(of_setting, data.label, golds)
             units += of_setting
+    if (plan.train or any(data.train for data in plan.data)) and all(unit.train is None for unit in units):
+        log.warning("train goes unread: no method of the plan is prepared with cases")
     keys = [unit.key for unit in units]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
@@ -222,33 +238,6 @@ def _at(place: str) -> Iterator[None]:
         yield
     except BadInput as error:
         raise type(error)(f"{place}: {error}") from error
-
-
-class _Cases:
-    """The cases of a plan's data, each read once."""
-
-    def __init__(self, read: Callable[..., list[Case]]) -> None:
-        self.read, self.drawn = read, dict[Any, list[Case]]()
-
-    def split(self, name: str, data: DataSpec, setting: Setting, seed: int) -> tuple[list[Case], list[Case]]:
-        """(cases to edit, cases that stay untouched) of a setting; ``name`` is what the data's means for the model.
-
-        Raises :class:`BadInput` where there are too few.
-        """
-        drawn = self._draw(name, data, seed if data.seed is None else data.seed, setting.untouched)
-        count = len(drawn) - setting.untouched
-        if count < 1:
-            raise BadInput(f"{data.label!r} gives {len(drawn)} cases, and {setting.untouched} shall stay untouched")
-        if setting.cases is not None and setting.cases > count:
-            raise BadInput(f"{setting.cases} cases were asked for; {data.label!r} gives {count}")
-        return drawn[: setting.cases or count], [_as_unrelated(case) for case in drawn[count:]]
-
-    def _draw(self, name: str, data: DataSpec, seed: int, more: int) -> list[Case]:
-        limit = None if data.limit is None else data.limit + more
-        key = (name, data.format, data.options, seed, limit)
-        if key not in self.drawn:
-            self.drawn[key] = self.read(name, limit=limit, seed=seed, format=data.format, **dict(data.options))
-        return self.drawn[key]
 
 
 def _check(setting: Setting, protocol: protocols.Protocol, modes: Sequence[Mode]) -> None:
@@ -282,9 +271,3 @@ def _check_gold(units: Sequence[Unit], data: str, golds: Golds) -> None:
 def _stop_mode(stop: Stop, protocol: protocols.Protocol, modes: Sequence[Mode]) -> Mode | None:
     """The first mode in which the protocol asks what the stop rule looks at."""
     return next((mode for mode in modes if stop.metric in protocol.scorers_of(stop.kind, mode)), None)
-
-
-def _as_unrelated(case: Case) -> Case:
-    """The questions of edits that are never made, with the true answers."""
-    known = [(edit.prompt, (edit.target_true,) if edit.target_true else ()) for edit in case.edits]
-    return Case(f"untouched {case.id}", case.edits, tuple(Probe("unrelated", prompt, true) for prompt, true in known))

@@ -17,7 +17,7 @@ from errata.types import Row
 
 if TYPE_CHECKING:
     from errata.bench.plan import Plan
-    from errata.bench.run import OnProgress
+    from errata.bench.progress import OnProgress
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -78,29 +78,44 @@ def _progress_bar(quiet: bool) -> Iterator["OnProgress"]:
         yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
 
 
-def paper_plan(protocol: str, models: Sequence[str], data: Sequence[str], limit: int | None = None) -> "Plan":
-    """The plan of a paper's settings on these models; ``data`` are texts as ``counterfact=FILE``."""
+def paper_plan(
+    protocol: str, models: Sequence[str], data: Sequence[str], limit: int | None = None, train: Sequence[str] = ()
+) -> "Plan":
+    """The plan of a paper's settings on these models; ``data`` are texts as ``counterfact=FILE``, and so are those of
+    ``train``: what methods are trained on for that data."""
     from errata.bench.plan import Plan
     from errata.bench.recipes import filled
 
-    files: Any = dict(entry.split("=", 1) for entry in data if "=" in entry)
-    plain = [entry for entry in data if "=" not in entry]
-    if len(files) + len(plain) < len(data) or (plain and len(data) > 1):
-        raise BadInput(f"each file of data has a name of its own, as counterfact=FILE; found {' '.join(data)}")
-    return Plan.of(filled(protocol, {"models": list(models), "data": plain[0] if plain else files}, limit))
+    files, plain = _by_role("data", data)
+    given: Any = plain or {role: {"name": file} for role, file in files.items()}
+    trained_on, all_of_them = _by_role("train", train)
+    for role, file in trained_on.items():
+        if role not in files:
+            raise BadInput(f"--train {role}={file} goes with --data {role}=FILE; found {' '.join(data) or 'none'}")
+        given[role]["train"] = file
+    more = {"train": all_of_them} if all_of_them else {}
+    return Plan.of(filled(protocol, {"models": list(models), "data": given, **more}, limit))
 
 
-def _plan(
-    file: Path | None, protocol: str | None, models: Sequence[str], data: Sequence[str], limit: int | None
-) -> "Path | Plan":
-    """What to measure: a file's plan, or a paper's."""
+def _by_role(option: str, entries: Sequence[str]) -> tuple[dict[str, str], str | None]:
+    """Files by the role that is typed before them; or the only file, without one. Raises :class:`BadInput`."""
+    files = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    plain = [entry for entry in entries if "=" not in entry]
+    if len(files) + len(plain) < len(entries) or (plain and len(entries) > 1):
+        raise BadInput(f"each file of {option} has a name of its own, as counterfact=FILE; found {' '.join(entries)}")
+    return files, plain[0] if plain else None
+
+
+def _plan(file: Path | None, protocol: str | None, **options: Any) -> "Path | Plan":
+    """What to measure: a file's plan, or a paper's, with the options of :func:`paper_plan`."""
     if protocol is not None and file is None:
-        return paper_plan(protocol, models, data, limit)
+        return paper_plan(protocol, **options)
     if file is None:
         raise BadInput("nothing to measure: name a TOML file, or --protocol with --model and --data")
-    if protocol is not None or models or data or limit is not None:
+    if protocol is not None or any(options.values()):
         raise BadInput(
-            f"--protocol, --model, --data and --limit go without a file; write protocol, models and data in {file}"
+            f"--protocol, --model, --data, --train and --limit go without a file; write protocol, models, data and "
+            f"train in {file}"
         )
     return file
 
@@ -116,6 +131,10 @@ def bench_command(
     model: Annotated[list[str] | None, typer.Option("--model", help="The model, with --protocol; repeatable.")] = None,
     data: Annotated[
         list[str] | None, typer.Option("--data", help="With --protocol: counterfact=FILE; repeatable.")
+    ] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option("--train", help="With --protocol: counterfact=FILE, what methods are trained on; repeatable."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="With --protocol: try it on so many cases of each data set.")
@@ -142,7 +161,8 @@ def bench_command(
     about: Any = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
     about |= {"chat": chat, "system": system}
     about |= {"workers": workers, "threads": threads, "ray_address": ray_address}
-    chosen = _plan(plan, protocol, model or (), data or (), limit)
+    of_paper: Any = {"models": model or (), "data": data or (), "limit": limit, "train": train or ()}
+    chosen = _plan(plan, protocol, **of_paper)
     done = bench(chosen, output, **about, retry=retry, quiet=quiet)
     outcome = f"wrote {output}: {done} units more" if done else f"{output} holds all of it already"
     common.say(f"{outcome}; see `errata report {output}`")

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack, override
 
-from errata.distributed.pool import Pool
 from errata.errors import BadInput
 from errata.model.hf import HFLM
 from errata.model.lm import LM, listed
 from errata.model.sampling import Sampling, for_rows
+from errata.model.workers import Workers
 from errata.patch.patch import EMPTY, Patch
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class SharedOut(LM):
     A prompt goes to a worker with every n-th other.
     """
 
-    def __init__(self, pool: Pool, patch: Patch = EMPTY) -> None:
+    def __init__(self, pool: Workers, patch: Patch = EMPTY) -> None:
         self.pool, self.patch = pool, patch
 
     @override

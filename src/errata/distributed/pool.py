@@ -10,6 +10,7 @@ A worker that dies is replaced, and what it did is done again. The driver holds 
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -48,7 +49,7 @@ class Pool:
     """``count`` worker processes with ``threads`` each. A context manager: when it ends, so do they.
 
     Ray is started on this machine, unless ``address`` names a cluster or Ray runs in this process already. With
-    ``accelerators`` each worker has so many for itself. Nothing starts before :meth:`load`.
+    ``accelerators`` each worker has so many for itself. Nothing starts before :meth:`begin` or :meth:`load`.
     """
 
     def __init__(self, count: int, *, threads: int = 1, address: str | None = None, accelerators: int = 0) -> None:
@@ -60,6 +61,8 @@ class Pool:
         self.members: list[_Member] = []
         self.calls: list[tuple[str, tuple[Any, ...]]] = []  # what every worker answers before its first task
         self.told: set[str] = set()
+        self.thread: ThreadPoolExecutor | None = None  # that starts Ray, whose processes end when it does
+        self.starting: Future[None] | None = None
         self.started = False
 
     def __enter__(self) -> Self:
@@ -67,6 +70,9 @@ class Pool:
 
     def __exit__(self, *error: object) -> None:
         """Ends the workers, and Ray where this pool started it."""
+        if self.starting is not None:
+            self.starting.exception()  # waits: nobody needs to know any more what went wrong
+            self.starting = None
         for member in self.members:
             with suppress(Exception):
                 self.ray.kill(member.actor)
@@ -74,16 +80,29 @@ class Pool:
         if self.started:
             self.ray.shutdown()
             self.started = False
+        if self.thread is not None:
+            self.thread.shutdown()
+            self.thread = None
 
     # What workers do -----------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Ray starts meanwhile, in a thread; what goes wrong there :meth:`load` raises."""
+        if self.starting is None:
+            self.thread = self.thread or ThreadPoolExecutor(1, "ray")
+            self.starting = self.thread.submit(self._start_ray)
+
     def load(self, make: Callable[[], HFLM]) -> None:
-        """Every worker, and whoever takes its place, holds the model that ``make()`` gives, and nothing else."""
+        """Every worker, and whoever takes its place, holds the model that ``make()`` gives, and nothing else.
+
+        They begin with it at once, and the call returns.
+        """
         self.calls = [("load", (make,))]
-        for member in self.members:
-            member.set_up, member.asked = 0, None
         if not self.members:
             self._start()
+        for member in self.members:
+            member.set_up = 0
+            member.asked = self._set_up(member)
 
     def every(self, function: Callable[..., Any], *args: Any) -> None:
         """Every worker, and whoever takes its place, does ``function(held, *args)`` before its next task."""
@@ -108,24 +127,34 @@ class Pool:
                 if member.asked is None:
                     member.asked = self._next(member, tasks)
             asked = {member.asked[0]: member for member in self.members if member.asked}
-            if len(asked) < self.count and not any(m.asked and m.asked[1] for m in self.members):
-                return  # somebody found nothing left, and the others are but being set up
+            if not tasks.is_left() and not any(m.asked and m.asked[1] for m in self.members):
+                return  # some may be still being set up
             finished, _ = self.ray.wait(list(asked), num_returns=1, timeout=SECOND)
             for ref in finished:
                 self._finish(asked[ref], tasks)
             if not finished:
                 tasks.watch(self._activities())
 
+    def actors(self, members: slice) -> list[Any]:
+        """The actors of some of the workers."""
+        return [member.actor for member in self.members[members]]
+
+    def _set_up(self, member: _Member) -> tuple[Any, None] | None:
+        """Gives a member the next of the pool's calls; None where it has answered all."""
+        if member.set_up == len(self.calls):
+            return None
+        verb, args = self.calls[member.set_up]
+        return getattr(member.actor, verb).remote(*args), None
+
     def _next(self, member: _Member, tasks: Tasks) -> tuple[Any, Task | None] | None:
         """Gives a member what is next for it; None where that is nothing."""
-        if member.set_up < len(self.calls):
-            verb, args = self.calls[member.set_up]
-            return getattr(member.actor, verb).remote(*args), None
+        if (call := self._set_up(member)) is not None:
+            return call
         task = tasks.take(member.number)
         return None if task is None else (member.actor.do.remote(task.function, *task.args), task)
 
     def _finish(self, member: _Member, tasks: Tasks) -> None:
-        """Hands on what came of what a member was asked."""
+        """Hands on what came of what a member was asked; it has its next task before that is written."""
         assert member.asked is not None
         (ref, task), member.asked = member.asked, None
         try:
@@ -146,6 +175,7 @@ class Pool:
         if task is None:
             member.set_up, member.deaths = member.set_up + 1, 0
         else:
+            member.asked = self._next(member, tasks)
             tasks.done(task, reply.value)
 
     def _replace(self, member: _Member, task: Task | None, why: str, tasks: Tasks) -> None:
@@ -179,6 +209,22 @@ class Pool:
 
     def _start(self) -> None:
         """Starts Ray, unless it runs here, and the workers. Raises :class:`BadInput` where they have no room."""
+        self.begin()
+        starting, self.starting = self.starting, None
+        assert starting is not None
+        starting.result()
+        there = self.ray.cluster_resources()
+        for what, needed in (("CPU", self.count * self.threads), ("GPU", self.count * self.accelerators)):
+            if needed > there.get(what, 0):
+                raise BadInput(
+                    f"{self.count} workers need {needed} {what}s, and Ray has {there.get(what, 0):g} here; "
+                    "take fewer workers, or fewer threads for each"
+                )
+        for number in range(self.count):
+            self.members.append(_Member(number, self._actor()))
+
+    def _start_ray(self) -> None:
+        """Starts Ray, unless it runs here. Raises :class:`BadInput`."""
         quiet: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not self.ray.is_initialized():
             with _environment():
@@ -193,15 +239,6 @@ class Pool:
                     where = "Ray cannot be started here" if self.address is None else f"no Ray at {self.address}"
                     raise BadInput(f"{where}: {first_line(error)}") from error
             self.started = True
-        there = self.ray.cluster_resources()
-        for what, needed in (("CPU", self.count * self.threads), ("GPU", self.count * self.accelerators)):
-            if needed > there.get(what, 0):
-                raise BadInput(
-                    f"{self.count} workers need {needed} {what}s, and Ray has {there.get(what, 0):g} here; "
-                    "take fewer workers, or fewer threads for each"
-                )
-        for number in range(self.count):
-            self.members.append(_Member(number, self._actor()))
 
     def _actor(self) -> Any:
         groups: Any = {"concurrency_groups": {"watch": 1}, "max_restarts": 0}

@@ -42,6 +42,10 @@ class Tasks(ABC):
         """The next task for a worker; None where none is left."""
 
     @abstractmethod
+    def is_left(self) -> bool:
+        """Whether there is one that nobody has taken."""
+
+    @abstractmethod
     def give_back(self, task: Task) -> None:
         """It is left again: its worker died."""
 
@@ -67,6 +71,10 @@ class Shards(Tasks):
     @override
     def take(self, worker: int) -> Task | None:
         return self.left.popleft() if self.left else None
+
+    @override
+    def is_left(self) -> bool:
+        return bool(self.left)
 
     @override
     def give_back(self, task: Task) -> None:

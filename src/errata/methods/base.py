@@ -17,6 +17,7 @@ from torch import Tensor
 from errata.answers import normalise
 from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported, WrongModel
 from errata.files import cache_file, check_writable
+from errata.locks import in_turn
 from errata.methods.outcomes import Outcome, amended, answered, searched, warn
 from errata.methods.settings import checked, setting
 from errata.model.fingerprint import versions
@@ -116,22 +117,27 @@ def cached_state(kind: str, content: Any, make: Callable[[], State], check: Call
     """The state that the cache holds for ``content`` (JSON), else the result of ``make()``, which is cached.
 
     A file that is damaged, or whose state ``check`` refuses by :class:`BadInput`, is made again. That is logged, and,
-    before the work, that the cache cannot be written: the state is in memory alone then.
+    before the work, that the cache cannot be written: the state is in memory alone then. While another process makes
+    it, this one waits, and reads what that has made.
     """
     try:
         file = cache_file(kind, content)
-        if file.is_file() and (state := _kept(file, check)) is not None:
+        there = file.is_file()
+        if there and (state := _kept(file, check)) is not None:
             return state
         check_writable(file)
     except (BadInput, OSError) as error:  # where a folder above cannot even be looked into, is_file says so
         log.warning("what is prepared now is kept in memory alone: %s (ERRATA_CACHE names the folder)", error)
         return make()
-    state = make()
-    try:
-        state.save(file)
-    except BadInput as error:  # the disk is full by now: the state is good all the same
-        log.warning("%s", error)
-    return state
+    with in_turn(file.with_name(f".{file.name}.lock"), f"{kind} are prepared") as waited:
+        if (waited or not there) and file.is_file() and (state := _kept(file, check)) is not None:
+            return state
+        state = make()
+        try:
+            state.save(file)
+        except BadInput as error:  # the disk is full by now: the state is good all the same
+            log.warning("%s", error)
+        return state
 
 
 def _kept(file: Path, check: Callable[[State], object]) -> State | None:
