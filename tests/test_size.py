@@ -22,7 +22,7 @@ from errata.cli import app
 from errata.cost import plan as planning
 from errata.cost import room
 from errata.errors import BadInput
-from errata.methods.closed_form import base, solve, symmetric
+from errata.methods.closed_form import choices, solve, symmetric, wanted
 from errata.methods.closed_form.symmetric import Symmetric
 from errata.methods.texts import CONTEXT_TOKENS
 from errata.model.detect import find_sites
@@ -283,9 +283,9 @@ def test_of_many_experts_few_inverses_are_held(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_a_search_leaves_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, events = tiny_lm("llama"), list[str]()
-    find, give = base.find_deltas, base.give_back
-    monkeypatch.setattr(base, "find_deltas", lambda *a, **k: (events.append("search"), find(*a, **k))[1])
-    monkeypatch.setattr(base, "give_back", lambda: (events.append("given back"), give())[1])
+    find, give = choices.find_deltas, wanted.give_back
+    monkeypatch.setattr(choices, "find_deltas", lambda *a, **k: (events.append("search"), find(*a, **k))[1])
+    monkeypatch.setattr(wanted, "give_back", lambda: (events.append("given back"), give())[1])
     made = errata.method("memit", contexts=0, steps=1, layers=(1,))
     made.edit(lm, EDITS[:1], made.prepare(lm, TEXTS))
     assert events == ["search", "given back"]
