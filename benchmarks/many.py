@@ -9,7 +9,9 @@ not count. Memory is the process's peak above what it held before the call.
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
+from itertools import islice
 from random import Random
 from string import ascii_letters
 from typing import Any
@@ -31,10 +33,9 @@ FACTORS: dict[Any, Callable[..., float]] = {
 COUNTED = ("inverse", "targets", "keys", "solve", "sums", "ask")
 
 
-def small() -> Any:
+def small(tokenizer: Any) -> Any:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    tokenizer = errata.load("world").tokenizer
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)
     torch.manual_seed(0)
@@ -77,12 +78,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    lm: Any = small()
+    world: Any = errata.load("world")
+    lm: Any = small(world.tokenizer)
     method: Any = errata.method(args.method, contexts=0, steps=args.steps, stop=0.0)
-    state = method.prepare(lm, list(errata.load("world").resources.texts())[:500])
+    state = method.prepare(lm, list(islice(world.resources.texts(), 500)))
     method.edit(lm, facts(8), state)  # the first time fast passes are compared with plain ones
-    rows = [measured(lm, method, state, n) for n in args.edits]
-    held = [row["peak_mib"] for row in rows]
+    rows: list[dict[str, Any]] = []
+    for n in args.edits:
+        rows.append(measured(lm, method, state, n))
+        print(rows[-1], file=sys.stderr)
+    held: list[Any] = [row["peak_mib"] for row in rows]
     figures: dict[str, Any] = {"method": args.method, "rows": rows}
     if len(rows) > 1 and None not in held:
         more = (held[-1] - held[0]) * 2**20 / (args.edits[-1] - args.edits[0])

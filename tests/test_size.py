@@ -333,12 +333,13 @@ def test_second_moments_for_which_there_is_no_room_stay_in_a_file(
     patch = method.edit(lm, MANY[:3], here)
     next(tmp_path.glob("*.safetensors")).unlink()
     monkeypatch.setattr(shelf, "ROOM", 0)
+    monkeypatch.setattr(shelf, "READING", 0)
     f = Size.of(lm, True).downs(0)[0].into
     with Live(lambda x: x.dtype == torch.float32 and x.shape[-2:] == (f, f) and in_memory(x)) as live:
         made = method.prepare(lm, TEXTS)
     assert live.most <= 3 * 4 * f * f  # a sum, the matrix of it, and what is added where few tokens were seen
     again = method.prepare(lm, TEXTS)
-    assert [file.name[:5] for file in tmp_path.iterdir()] == ["keys-"]
+    assert [file.name[:5] for file in tmp_path.iterdir()] == ["keys-"]  # and nothing unfinished beside it
     for state in (made, again):
         assert set(state.tensors) == set(here.tensors) and state.info == here.info
         assert not any(map(in_memory, state.tensors.values()))
@@ -375,6 +376,7 @@ def test_a_plan_of_many_experts_counts_what_stays_in_a_file(monkeypatch: pytest.
     lm, method = tiny_lm("mixtral"), errata.method("memit", contexts=0, steps=2, layers=(0, 1, 2))
     before = {s.name: s for s in errata.plan(lm, method, edits=MANY, texts=500, measure=False).steps}
     monkeypatch.setattr(shelf, "ROOM", 0)
+    monkeypatch.setattr(shelf, "READING", 0)
     made = errata.plan(lm, method, edits=MANY, texts=500, measure=False)
     after, downs = {s.name: s for s in made.steps}, Size.of(lm, True).downs(0)
     c = sum(4 * down.count * down.into**2 for down in downs)

@@ -1,7 +1,6 @@
 """Where second moments are kept while they are made: in main memory, or where there are too many of them in files.
 
-A mixture of many experts has so many that all together are larger than the model's share of them in use: of an edit
-those count whose experts its subjects are sent to.
+A mixture of experts has one for each of them, more together than main memory should hold, of which an edit reads a few.
 """
 
 import logging
@@ -22,6 +21,7 @@ from errata.model.weights import shape_of
 
 log = logging.getLogger(__name__)
 
+READING = 8_000_000_000  # bytes of sums that are made in one reading of the texts; or those of one layer
 Put = Callable[[Tensor], Tensor]  # a matrix that is made -> the same where it is kept
 
 
@@ -36,10 +36,10 @@ def too_many(model: nn.Module, projections: Sequence[Projection]) -> bool:
 
 
 def in_groups(model: nn.Module, projections: Sequence[Projection]) -> list[list[Projection]]:
-    """The projections whose sums are made in one reading: within ROOM, but those of one layer at the least."""
+    """The projections whose sums are made in one reading: of a layer, and of as many more as READING has room for."""
     groups: list[list[Projection]] = []
     for projection in projections:
-        if groups and HELD * entries(model, [*groups[-1], projection]) <= ROOM:
+        if groups and HELD * entries(model, [*groups[-1], projection]) <= READING:
             groups[-1].append(projection)
         else:
             groups.append([projection])
@@ -50,7 +50,8 @@ def in_groups(model: nn.Module, projections: Sequence[Projection]) -> list[list[
 def shelf(in_files: bool) -> Iterator[Put]:
     """Context manager: what keeps a matrix, in main memory or in a file that is gone behind the block.
 
-    A file's matrix is read and written by the system as it is used, and stays whole while somebody holds it.
+    A file's matrix is read and written by the system as it is used, and stays while somebody holds it, as unnamed
+    files do.
     """
     with ExitStack() as stack:
         folder = None

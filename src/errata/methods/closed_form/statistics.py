@@ -44,22 +44,22 @@ def key_statistics(lm: HFLM, layers: Sequence[int], data: Iterable[str] | None, 
         pieces = list(pieces_of(lm, texts, None if data is not None else tokens_needed))
 
     in_files = too_many(lm.model, projections)
-    with shelf(in_files) as put:
 
-        def make() -> State:
-            read = list(pieces_of(lm, sampled_texts(lm, seed), tokens_needed)) if pieces is None else pieces
-            info = {
-                "model": {"name": lm.name, "fingerprint": lm.fingerprint},
-                "what": "key second moments",
-                "source": source,
-                "tokens": sum(map(len, read)),
-                "layers": list(layers),
-                "norms": typical_norms(lm, read[:: max(1, len(read) // NORM_PIECES)], layers),
-            }
+    def make() -> State:
+        read = list(pieces_of(lm, sampled_texts(lm, seed), tokens_needed)) if pieces is None else pieces
+        info = {
+            "model": {"name": lm.name, "fingerprint": lm.fingerprint},
+            "what": "key second moments",
+            "source": source,
+            "tokens": sum(map(len, read)),
+            "layers": list(layers),
+            "norms": typical_norms(lm, read[:: max(1, len(read) // NORM_PIECES)], layers),
+        }
+        with shelf(in_files) as put:
             return State(_moments(lm, read, projections, put), info)
 
-        content = [lm.fingerprint, paths, source, tokens_needed, pieces]
-        return cached_state("keys", content, make, lambda state: check_statistics(lm, layers, state), mapped=in_files)
+    content = [lm.fingerprint, paths, source, tokens_needed, pieces]
+    return cached_state("keys", content, make, lambda state: check_statistics(lm, layers, state), mapped=in_files)
 
 
 def _moments(
