@@ -24,10 +24,8 @@ class Gram:
     def __init__(self, width: int, device: torch.device):
         rows = -(-width // STRIPS)
         self.width, self.device, self.count = width, device, 0
-        ends = [min(start + rows, width) for start in range(0, width, rows)]
-        self.strips = [
-            torch.zeros(end - start, end, device=device) for start, end in zip([0, *ends], ends, strict=False)
-        ]
+        ends = (min(start + rows, width) for start in range(0, width, rows))
+        self.strips = [torch.zeros(end - i * rows, end, device=device) for i, end in enumerate(ends)]
         self._keys: Tensor | None = None
         self._waiting = 0
 
