@@ -9,11 +9,14 @@ from conftest import CASES, EDITS, TEXTS, tiny_lm
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.closed_form import anchor, base, solve
+from errata.methods.closed_form import anchor, choices, portions, solve
+from errata.methods.closed_form.context import EditContext
+from errata.methods.closed_form.keys import SubjectRows
 from errata.methods.closed_form.objective import rows_of
 from errata.methods.closed_form.search import FALL, GroupSearch
 from errata.methods.closed_form.symmetric import ROOM, Kept, Symmetric
 from errata.methods.closed_form.targets import find_deltas
+from errata.methods.closed_form.wanted import measured_at
 from errata.methods.registry import method
 from errata.methods.texts import contexts_of
 from errata.model.intervention import InterventionSite
@@ -202,7 +205,7 @@ def test_the_new_value_is_met(name: str, arch: str) -> None:
     resolved = made.resolve(lm, state)
     contexts = contexts_of(lm, 2, made.seed)
     edit, site = EDITS[0], lm.sites.mlp_out[1]
-    context = base.EditContext(lm, [edit], contexts, state, EMPTY, {}, resolved.rows(lm, [edit], contexts))
+    context = EditContext(lm, [edit], contexts, state, EMPTY, {}, resolved.rows(lm, [edit], contexts))
     delta = resolved._targets(lm, [edit], context, resolved.target_site(lm, 1)).delta
     sites = [(site, "in"), (site, "out")]
     keys, values = resolved._read(lm, context, sites, []).values()
@@ -256,7 +259,7 @@ def test_blue_edits_the_first_and_the_last_layer_for_themselves(name: str) -> No
     patch = made.edit(lm, EDITS[:1], state)
     assert sorted(patch.parts[0].weights) == [f"{lm.sites.mlp_out[layer]}.weight" for layer in (0, 2)]
     alone: Any = method(name, layers=(0,), contexts=0, lam=1e-6, lr=made.resolve(lm, state).lr)
-    rate = state.info["norms"][base.measured_at(lm, 0)] / state.info["norms"][base.measured_at(lm, 2)]
+    rate = state.info["norms"][measured_at(lm, 0)] / state.info["norms"][measured_at(lm, 2)]
     first = replace(alone, lr=alone.lr * rate).edit(lm, EDITS[:1], state)
     for w, expected in zip(patch.parts[0].weights.values(), first.parts[0].weights.values()):
         assert torch.allclose(dense(w), dense(expected), atol=1e-5)  # whole residual, not a half of it
@@ -281,13 +284,13 @@ def test_rome_reads_and_searches_facts_of_different_subjects_together(monkeypatc
     lm = tiny_lm("gpt2")
     made: Any = method("r-rome", contexts=1, steps=3, together=2)
     state, searched = made.prepare(lm, TEXTS), list[list[str]]()
-    find = base.find_deltas
+    find = choices.find_deltas
 
     def counted(lm: Any, edits: Any, *args: Any, **more: Any) -> Any:
         searched.append([edit.subject for edit in edits])
         return find(lm, edits, *args, **more)
 
-    monkeypatch.setattr(base, "find_deltas", counted)
+    monkeypatch.setattr(choices, "find_deltas", counted)
     again = replace(EDITS[0], target_new="Oslo", id="")
     facts = [EDITS[0], again, *EDITS[1:]]
     a, b, c = (edit.subject for edit in EDITS)
@@ -308,7 +311,7 @@ def test_each_fact_of_a_part_has_the_value_that_its_search_found(name: str) -> N
     state = made.prepare(lm, TEXTS)
     alone, all_three = (made.edit(lm, edits, state) for edits in (EDITS[2:], EDITS))
     site = (lm.sites.mlp_out[1], "out")
-    rows = base.SubjectRows.of(lm, EDITS[2:], contexts_of(lm, 2, made.seed))
+    rows = SubjectRows.of(lm, EDITS[2:], contexts_of(lm, 2, made.seed))
     values: list[Tensor] = []
     for patch in (alone, all_three):
         with patch.applied(lm) as edited:
@@ -331,7 +334,7 @@ def test_nas_gives_new_values_one_length() -> None:
     made: Any = method("memit", layers=(1,), nas=True, contexts=0)
     state = made.prepare(lm, TEXTS)
     resolved, site = made.resolve(lm, state), InterventionSite(1)
-    context = base.EditContext(lm, EDITS, [""], state, EMPTY, {}, resolved.rows(lm, EDITS, [""]))
+    context = EditContext(lm, EDITS, [""], state, EMPTY, {}, resolved.rows(lm, EDITS, [""]))
     free = resolved._targets(lm, EDITS, context, site)
     anchored = resolved._anchored(context, free, site)
     c = context.memory["anchor/" + lm.sites.mlp_out[1]].item()
@@ -496,3 +499,56 @@ def test_low_rank_becomes_dense_where_that_is_smaller() -> None:
     assert isinstance(both, Tensor) and torch.equal(both, 2 * thin.dense())
     delta = Delta({"w": thin}) + Delta({"w": thin})
     assert torch.equal(delta.tensors()["w"], 2 * thin.dense())
+
+
+# More facts than directions -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["inverse", "projector"])
+@pytest.mark.parametrize("n", [F // 2 + 1, F, 3 * F + 1])
+def test_facts_in_portions_have_the_change_of_all_together(metric: str, n: int, numbers: dict[str, Tensor]) -> None:
+    """n x n at once (Woodbury), and a portion after another: one least-squares problem."""
+    c = numbers["X"] @ numbers["X"].T / 200
+    m = Symmetric.of(solve.inverse_of(c) if metric == "inverse" else solve.scaled_null_projector(c, 0.3))
+    before = whole(m).clone()
+    g = torch.Generator().manual_seed(2)
+    k, r = (torch.randn(rows, n, generator=g, dtype=torch.float64) for rows in (F, D))
+    k[:, 1] = k[:, 0]  # two facts of one subject
+    assert portions.pays(k, 0.5) and not portions.pays(k, 0.0) and not portions.pays(k[:, : F // 2], 0.5)
+    got = portions.least_squares(m, k, r, 0.5)
+    (together,) = solve.least_squares([m], [k], r, 0.5)
+    assert isinstance(got, Tensor) and torch.allclose(got, together.dense(), atol=1e-9)
+    assert torch.equal(whole(m), before)
+
+
+def test_portions_give_way_where_rounding_leaves_no_factor(
+    numbers: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, r = torch.randn(F, 2 * F, dtype=torch.float64), torch.randn(D, 2 * F, dtype=torch.float64)
+    m = Symmetric.of(torch.eye(F, dtype=torch.float64))
+    (together,) = solve.least_squares([m], [k], r, 0.5)
+    factor = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda x: (factor(x)[0], torch.ones((), dtype=torch.int)))
+    got: Any = portions.least_squares(m, k, r, 0.5)
+    assert torch.equal(got.dense(), together.dense())
+
+
+def test_many_keys_join_an_inverse_as_all_at_once(numbers: dict[str, Tensor]) -> None:
+    keys = torch.randn(2 * F, F, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    running = solve.RunningInverse(Symmetric.of(torch.eye(F, dtype=torch.float64)))
+    joined = running.after(keys, None, 0.7)
+    assert torch.allclose(whole(joined), torch.linalg.inv(torch.eye(F, dtype=torch.float64) + keys.T @ keys / 0.7))
+    again = solve.RunningInverse(running.initial).after(None, keys.T @ keys, 0.7)
+    assert torch.allclose(whole(again), whole(joined))
+
+
+@pytest.mark.parametrize("name", ["memit", "alphaedit", "emmet", "pmet"])
+def test_an_edit_of_more_facts_than_directions_is_the_one_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    made = method(name, **({"cut": 0.3} if name == "alphaedit" else {}), layers=(1,), contexts=0, steps=1)
+    state = made.prepare(lm, TEXTS)
+    facts = [replace(EDITS[0], prompt=f"Ann {i} Lee was born in", subject=f"Ann {i} Lee", id="") for i in range(40)]
+    patch: Any = made.edit(lm, facts, state)
+    monkeypatch.setattr(portions, "pays", lambda *_: False)
+    for weight, change in made.edit(lm, facts, state).parts[0].weights.items():  # pyright: ignore
+        assert torch.allclose(dense(change), dense(patch.parts[0].weights[weight]), atol=1e-5, rtol=1e-3)

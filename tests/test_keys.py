@@ -16,7 +16,7 @@ from errata.methods.base import State
 from errata.methods.closed_form import keys as key_readings
 from errata.methods.closed_form import solve
 from errata.methods.closed_form import targets as target_search
-from errata.methods.closed_form.base import Targets
+from errata.methods.closed_form.context import Targets
 from errata.methods.closed_form.objective import FactRows, continuations_of, rows_of
 from errata.methods.closed_form.search import GroupSearch
 from errata.methods.registry import method

@@ -10,7 +10,8 @@ from conftest import EDITS, TEXTS, tiny_lm
 from torch import Tensor, nn
 
 from errata.errors import BadInput
-from errata.methods.closed_form.base import ClosedForm, Targets
+from errata.methods.closed_form.base import ClosedForm
+from errata.methods.closed_form.context import Targets
 from errata.methods.closed_form.outlet import Norm, Outlet
 from errata.methods.registry import method
 from errata.model.hf import HFLM

@@ -76,7 +76,7 @@ def test_without_an_edit_is_as_if_it_had_never_been_made(name: str, arch: str) -
 def test_nothing_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
     made, lm, state = made_with("memit", "gpt2", torch.float32, layers=(0, 1))
     patch = made.edit(lm, MORE, state)
-    monkeypatch.setattr("errata.methods.closed_form.base.find_deltas", None)
+    monkeypatch.setattr("errata.methods.closed_form.choices.find_deltas", None)
     _, how = errata.reverted(lm, patch, TAKEN.id, state)
     assert how == EXACT
 

@@ -59,15 +59,17 @@ def _apart(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     return apart
 
 
-def read_tensors(path: Path, what: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def read_tensors(path: Path, what: str, mapped: bool = False) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Tensors and JSON header of a file that :func:`write_tensors` wrote; ``what`` is its name in errors.
 
-    Raises :class:`BadInput` for a file of another kind or format, one that was damaged, and one that was written with
-    other numbers than finite ones.
+    ``mapped`` tensors stay in the file, which the system reads as they are used, and must not be written. Raises
+    :class:`BadInput` for a file of another kind or format, one that was damaged, and one that was written with other
+    numbers than finite ones.
     """
     with _opened(path, what) as (file, described):
-        # copied, since a product with unaligned numbers may differ in the last bit
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if not mapped:  # copied, since a product with unaligned numbers may differ in the last bit
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         if described.pop("checksum", None) != checksum(described, tensors):
             raise ValueError("its content and its checksum differ: it was damaged")
         for name, tensor in tensors.items():

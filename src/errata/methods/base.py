@@ -97,9 +97,12 @@ class State:
         write_tensors(Path(path), self.tensors, self.info, "state")
 
     @classmethod
-    def load(cls, path: str | Path) -> "State":
-        """The state that :meth:`save` wrote. Raises :class:`BadInput` where there is none, or it is damaged."""
-        tensors, info = read_tensors(Path(path), "state")
+    def load(cls, path: str | Path, *, mapped: bool = False) -> "State":
+        """The state that :meth:`save` wrote. Raises :class:`BadInput` where there is none, or it is damaged.
+
+        With ``mapped`` its tensors stay in the file, which the system reads as they are used.
+        """
+        tensors, info = read_tensors(Path(path), "state", mapped=mapped)
         try:
             read(Info, info)
         except BadInput as error:
@@ -113,37 +116,40 @@ class Info(Record):
     model: Model | None = None
 
 
-def cached_state(kind: str, content: Any, make: Callable[[], State], check: Callable[[State], object]) -> State:
+def cached_state(
+    kind: str, content: Any, make: Callable[[], State], check: Callable[[State], object], *, mapped: bool = False
+) -> State:
     """The state that the cache holds for ``content`` (JSON), else the result of ``make()``, which is cached.
 
-    A file that is damaged, or whose state ``check`` refuses by :class:`BadInput`, is made again. That is logged, and,
-    before the work, that the cache cannot be written: the state is in memory alone then. While another process makes
-    it, this one waits, and reads what that has made.
+    With ``mapped`` its tensors stay in the file, in both cases. A file that is damaged, or whose state ``check``
+    refuses by :class:`BadInput`, is made again. That is logged, and, before the work, that the cache cannot be written:
+    the state is in memory alone then. While another process makes it, this one waits, and reads what that has made.
     """
     try:
         file = cache_file(kind, content)
         there = file.is_file()
-        if there and (state := _kept(file, check)) is not None:
+        if there and (state := _kept(file, check, mapped)) is not None:
             return state
         check_writable(file)
     except (BadInput, OSError) as error:  # where a folder above cannot even be looked into, is_file says so
         log.warning("what is prepared now is kept in memory alone: %s (ERRATA_CACHE names the folder)", error)
         return make()
     with in_turn(file.with_name(f".{file.name}.lock"), f"{kind} are prepared") as waited:
-        if (waited or not there) and file.is_file() and (state := _kept(file, check)) is not None:
+        if (waited or not there) and file.is_file() and (state := _kept(file, check, mapped)) is not None:
             return state
         state = make()
         try:
             state.save(file)
         except BadInput as error:  # the disk is full by now: the state is good all the same
             log.warning("%s", error)
-        return state
+            return state
+        return State.load(file, mapped=True) if mapped else state
 
 
-def _kept(file: Path, check: Callable[[State], object]) -> State | None:
+def _kept(file: Path, check: Callable[[State], object], mapped: bool) -> State | None:
     """The state in a file of the cache; None, which is logged, where that is of no use."""
     try:
-        state = State.load(file)
+        state = State.load(file, mapped=mapped)
         check(state)
         return state
     except BadInput as error:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from errata.model import passes
+from errata.model.gram import Gram
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.projection import KEY, WeightKeys
@@ -22,34 +23,39 @@ def second_moments(
     ``pieces`` are token ids, ``paths`` those of down projections. In a mixture of experts k is zero for a token that an
     expert did not see; the mean counts it all the same. float32, on the CPU.
     """
+    sums, tokens = key_sums(lm, pieces, paths), sum(map(len, pieces))
+    counts = {name: gram.count for name, gram in sums.items()}
+    return {name: sums.pop(name).matrix().div_(tokens).cpu() for name in list(sums)}, counts
+
+
+def key_sums(lm: HFLM, pieces: Sequence[Sequence[int]], paths: Sequence[str]) -> dict[str, Gram]:
+    """Sum of k kᵀ over every token of the pieces, by weight; where the model runs. See :func:`second_moments`."""
     lm.check()
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    for sums, seen in in_shares(lm, _sums, pieces, list(paths)):
-        for name, count in seen.items():
-            counts[name] = counts.get(name, 0) + count
-            totals[name] = totals[name].add_(sums[name]) if name in totals else sums[name]
-    tokens = sum(map(len, pieces))
-    return {name: totals.pop(name).div_(tokens).cpu() for name in list(totals)}, counts
+    totals: dict[str, Gram] = {}
+    for sums in in_shares(lm, _sums, pieces, list(paths)):
+        for name, gram in sums.items():
+            if name in totals:
+                totals[name].join(gram)
+            else:
+                totals[name] = gram
+    return totals
 
 
-def _sums(lm: HFLM, pieces: Sequence[Sequence[int]], paths: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Sum of k kᵀ over every token of the pieces, by weight; and the tokens that it saw."""
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+def _sums(lm: HFLM, pieces: Sequence[Sequence[int]], paths: Sequence[str]) -> dict[str, Gram]:
+    """Sum of k kᵀ over every token of the pieces, by weight."""
+    totals: dict[str, Gram] = {}
 
     def add(real: Tensor, read: WeightKeys) -> None:
         chosen = real.flatten().to(read.keys.device)
-        k = read.keys[chosen if read.tokens is None else chosen[read.tokens]].float()  # (n, f)
-        counts[read.weight] = counts.get(read.weight, 0) + len(k)
-        if read.weight in totals:
-            totals[read.weight].addmm_(k.T, k)
-        else:
-            totals[read.weight] = k.T @ k
+        k = read.keys[chosen if read.tokens is None else chosen[read.tokens]]  # (n, f)
+        if read.weight not in totals:
+            totals[read.weight] = Gram(k.shape[1], k.device)
+        totals[read.weight].add(k)
 
+    lengths = [len(piece) for piece in pieces]
     with torch.no_grad():
-        for batch in passes.budgeted([len(piece) for piece in pieces], lm.budget):
+        for batch in passes.budgeted(lengths, lm.budget, lengths):  # with little padding
             rows = pad([pieces[i] for i in batch], "right", lm.tokens.fill, lm.device)
             with lm.calling(Call(rows.mask)):
                 lm.watch(rows.ids, rows.mask, {(path, KEY): partial(add, rows.mask.bool()) for path in paths})
-    return totals, counts
+    return {name: gram.settled() for name, gram in totals.items()}

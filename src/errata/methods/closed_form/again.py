@@ -11,13 +11,14 @@ is kept as the δ that it is, or searched for anew (``search``), which makes the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from errata.errors import BadInput, Unsupported, first_line
 from errata.methods.base import State, frozen_rng, undisturbed
+from errata.methods.closed_form.found import Found, Record, searched_at
 from errata.methods.outcomes import Outcome, answered, searched
 from errata.methods.registry import method
 from errata.model.hf import HFLM
@@ -28,46 +29,46 @@ from errata.patch.parts import Adapter, Part
 from errata.patch.patch import Patch
 from errata.types import Edit
 
-if TYPE_CHECKING:
-    from errata.methods.closed_form.base import ClosedForm
-
 SAME = 1e-2  # of its length is how far a change may be from what it was when it is solved again
 EXACT, KEPT = "exact: solved again", "solved again; targets of later edits, found with it in force, were kept"
 SEARCHED = "exact: solved again, later edits searched for anew"
 INSTEAD = "make the other edits again, from the patch before it"
 
-Record = Mapping[str, Any]
 
+class Solver(Protocol):
+    """What an edit is solved again by: a closed form, whose members these are."""
 
-@dataclass
-class Found:
-    """δ of searches that were made before, path -> (n, d), which the next searches take in turn.
+    seed: Any
+    layers: Any
 
-    ``kept`` are the paths whose new targets go into the memory.
-    """
+    @property
+    def turns(self) -> list[tuple[int, ...]]:
+        """The layers that are solved for together, in turn."""
+        ...
 
-    rows: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    kept: set[str] = field(default_factory=set[str])
-    _taken: dict[str, int] = field(default_factory=dict[str, int])
+    def prepare(self, lm: HFLM) -> State:
+        """What it needs."""
+        ...
 
-    def take(self, path: str, n: int) -> Tensor | None:
-        """The next n rows of a path, (n, d); None where there are no more."""
-        start = self._taken.get(path, 0)
-        self._taken[path] = start + n
-        rows = self.rows.get(path, torch.empty(0))[start : start + n]
-        return rows if len(rows) == n else None
+    def check_state(self, lm: HFLM, state: State) -> None:
+        """Raises :class:`BadInput` for the state of another."""
+        ...
 
+    def resolve(self, lm: HFLM, state: State) -> "Solver":
+        """With the settings of this model."""
+        ...
 
-def with_whole_targets(prior: Patch, paths: Sequence[str]) -> tuple[Patch, set[str]]:
-    """A patch without targets of paths where those of earlier edits are missing, and the paths where none is.
+    def record(self, lm: HFLM) -> dict[str, Any]:
+        """What a record says of where targets are."""
+        ...
 
-    Behind changes of weights that cannot be solved again none is kept.
-    """
-    made: Sequence[Record] = prior.meta.get("made", ())
-    alone = not prior.of_kind(Delta) or any("targets" in record for record in made)
-    whole = {path for path in paths if alone and len(prior.memory.get(TARGETS + path, ())) == _count(made, path)}
-    gone = {TARGETS + path for path in paths if path not in whole}
-    return replace(prior, memory={name: t for name, t in prior.memory.items() if name not in gone}), whole
+    def batches(self, edits: Sequence[Edit]) -> list[list[Edit]]:
+        """The edits in parts, each made with those before it in force."""
+        ...
+
+    def solved(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch, found: Found) -> Patch:
+        """``prior`` and these edits."""
+        ...
 
 
 def solved_again(
@@ -106,7 +107,7 @@ class _Replay:
     later: bool = False  # whether targets were searched for with it in force
 
     def after(
-        self, record: Record, solver: "ClosedForm", state: State, *, without: str | None = None, search: bool = False
+        self, record: Record, solver: Solver, state: State, *, without: str | None = None, search: bool = False
     ) -> "_Replay":
         """With the edits of a record, less one."""
         edits = [Edit.from_json(edit) for edit in record["edits"]]
@@ -135,7 +136,7 @@ class _Replay:
         return self.of.memory[TARGETS + path][start : start + n]
 
 
-def _without_it(solver: "ClosedForm", edits: Sequence[Edit], out: int, paths: Sequence[str]) -> dict[str, int]:
+def _without_it(solver: Solver, edits: Sequence[Edit], out: int, paths: Sequence[str]) -> dict[str, int]:
     """How many of the targets were found without edit number ``out`` in force, by path: to the end of its part of the
     call at the first path, and to the part's beginning at the others, where the first one's change was in force."""
     start = end = 0
@@ -146,7 +147,7 @@ def _without_it(solver: "ClosedForm", edits: Sequence[Edit], out: int, paths: Se
     return dict.fromkeys(paths, start) | {paths[0]: end - 1}
 
 
-def _closed(lm: HFLM, patch: Patch, edit_id: str) -> "list[tuple[Record, ClosedForm]]":
+def _closed(lm: HFLM, patch: Patch, edit_id: str) -> list[tuple[Record, Solver]]:
     """The records of closed forms, with their methods; :class:`Unsupported` where they cannot be solved again."""
     refused = f"the edit {edit_id} cannot be taken out: "
     patch.check(lm)
@@ -170,7 +171,7 @@ def _closed(lm: HFLM, patch: Patch, edit_id: str) -> "list[tuple[Record, ClosedF
         if not getattr(solver, "layers", None) or solver.record(lm).get("targets") != record["targets"]:
             raise Unsupported(f"{refused}its record does not say where {record['method']} made it; {INSTEAD}")
         for path, layer in zip(record["targets"], solver.turns, strict=True):
-            held, count = patch.memory.get(TARGETS + path), _count(made, path)
+            held, count = patch.memory.get(TARGETS + path), searched_at(made, path)
             if held is None or held.shape != (count, Projection.of(lm.sites, layer[-1]).shape(lm.model)[0]):
                 raise Unsupported(
                     f"{refused}the patch keeps none, or not all, of {count} targets at layer {layer[-1]}: there are as "
@@ -179,7 +180,7 @@ def _closed(lm: HFLM, patch: Patch, edit_id: str) -> "list[tuple[Record, ClosedF
     return records
 
 
-def _resolved(lm: HFLM, solver: "ClosedForm", state: State | None) -> "tuple[ClosedForm, State]":
+def _resolved(lm: HFLM, solver: Solver, state: State | None) -> tuple[Solver, State]:
     """The method as its record says, and the state that it is solved with."""
     state = solver.prepare(lm) if state is None else state
     solver.check_state(lm, state)
@@ -251,8 +252,3 @@ def _unsolved(patch: Patch) -> dict[str, Tensor]:
 
 def _ids(record: Record) -> list[str]:
     return [edit["id"] for edit in record["edits"]]
-
-
-def _count(made: Sequence[Record], path: str) -> int:
-    """How many targets were searched for at a path."""
-    return sum(len(record["edits"]) for record in made if path in record.get("targets", ()))

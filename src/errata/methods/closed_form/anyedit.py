@@ -11,8 +11,9 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import Method, State, Tags
 from errata.methods.closed_form import solve
-from errata.methods.closed_form.base import ClosedForm, EditContext, Targets
+from errata.methods.closed_form.base import ClosedForm
 from errata.methods.closed_form.chunks import Chunked, check_overlap, default_window, find_chunk_deltas, key_rows
+from errata.methods.closed_form.context import EditContext, Targets
 from errata.methods.closed_form.keys import Site, SubjectReadings, SubjectRows
 from errata.methods.closed_form.others import about_others, other_subjects
 from errata.methods.closed_form.search import SearchResult

@@ -4,23 +4,26 @@ n facts, d and f the sides of a down projection, t tokens of text. In a mixture 
 experts a token is sent is taken to be drawn for each token anew. The tests count the operations of real runs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from errata.methods.closed_form.choices import Choices
 from errata.methods.closed_form.keys import CHUNK
+from errata.methods.closed_form.shelf import entries, in_groups, too_many
+from errata.methods.closed_form.solve import PORTION
 from errata.methods.closed_form.statistics import NORM_PIECES, PER_DIMENSION
 from errata.methods.closed_form.symmetric import ROOM
 from errata.methods.texts import CONTEXT_TOKENS
+from errata.model.gram import COMPUTED, HELD
+from errata.model.projection import Projection
 from errata.model.size import Size, Step, Work
-
-if TYPE_CHECKING:
-    from errata.methods.closed_form.base import ClosedForm
 
 LOGITS = 5  # tables of float32 over the vocabulary that the loss of an entry holds
 
 
-def steps(method: "ClosedForm", size: Size, work: Work) -> list[Step]:
+def steps(method: Choices, size: Size, work: Work) -> list[Step]:
     """What ``method`` does, in order. Searches are counted to their last step: many facts end earlier."""
     layers = method.chosen_layers(size.lm)
     edited = tuple(sorted({layers[0], layers[-1]})) if method.blue else layers
@@ -32,17 +35,22 @@ def steps(method: "ClosedForm", size: Size, work: Work) -> list[Step]:
         _solve(method, size, work, edited),
         *_sums(method, size, work, edited),
     ]
-    held = _held(size, layers, 4) + _inverses(method, size, work, edited)  # C, inverses: all the time
+    held = _held(size, layers) + _inverses(method, size, work, edited)  # C, inverses: all the time
     editing = [replace(step, host=step.host + held) for step in editing]
     return [*_prepare(size, work, layers), *editing, _put_on(method, size, work, edited)]
 
 
-def _held(size: Size, layers: tuple[int, ...], bytes_of_entry: float) -> float:
-    """Bytes of a matrix (f, f) for each weight of the layers."""
-    return sum(bytes_of_entry * down.count * down.into**2 for layer in layers for down in size.downs(layer))
+def _projections(size: Size, layers: tuple[int, ...]) -> list[Projection]:
+    return [Projection.of(size.lm.sites, layer) for layer in layers]
 
 
-def _inverses(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> float:
+def _held(size: Size, layers: tuple[int, ...]) -> float:
+    """Bytes of C, float32, of all weights of the layers; none where they stay in a file."""
+    projections = _projections(size, layers)
+    return 0.0 if too_many(size.lm.model, projections) else 4.0 * entries(size.lm.model, projections)
+
+
+def _inverses(method: Choices, size: Size, work: Work, edited: tuple[int, ...]) -> float:
     """Bytes of the inverses that are held: of all weights that the facts reach, or of as many as there is room for."""
     downs = [down for layer in edited for down in size.downs(layer)]
     entry = 8 if method.history else 4
@@ -50,7 +58,7 @@ def _inverses(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, .
     return min(all_of_them, max(ROOM, entry * len(edited) * _widest(size, edited) ** 2))
 
 
-def _readings(method: "ClosedForm", edits: float) -> float:
+def _readings(method: Choices, edits: float) -> float:
     """How often subjects' last tokens are read: each in all its contexts."""
     return edits * (method.contexts + 1)
 
@@ -73,8 +81,8 @@ def _tokens(size: Size, work: Work, layers: tuple[int, ...]) -> float:
 
 def _prepare(size: Size, work: Work, layers: tuple[int, ...]) -> list[Step]:
     t, last, w = _tokens(size, work, layers), layers[-1], size.window
-    budget = size.lm.budget
-    c = _held(size, layers, 4)
+    budget, model, projections = size.lm.budget, size.lm.model, _projections(size, layers)
+    c, groups = 4.0 * entries(model, projections), in_groups(model, projections)
     made: list[Step] = []
     if work.sampled:
         rows = max(1, budget // w)
@@ -84,27 +92,38 @@ def _prepare(size: Size, work: Work, layers: tuple[int, ...]) -> list[Step]:
         made.append(Step("sample texts", "prepare", {"model": flop}, moved, device=size.passing(budget), note=note))
     pieces = ceil(t / w)
     of_norms = ceil(pieces / max(1, pieces // NORM_PIECES)) * min(w, t)
-    spared = 0.0 if size.lm.sites.experts_of(last) else 2 * size.downs(last)[0].active  # it ends at the key
-    again = sum(map(size.keys_again, layers))
-    reading = t * (size.blocks(0, last + 1, w) - spared + again) + of_norms * size.blocks(0, last + 1, w)
+    reading = of_norms * size.blocks(0, last + 1, w) + t * sum(_to_the_keys(size, group, w) for group in groups)
     downs = [down for layer in layers for down in size.downs(layer)]
-    moments = sum(2.0 * down.reached * down.into**2 * t for down in downs)
-    device = size.passing(budget) + 4 * budget * max(down.reached * down.into for down in downs) + c
-    made.append(Step("read texts", "prepare", {"model": reading}, device=device, note=f"{t:,.0f} tokens"))
-    made.append(Step("second moments", "prepare", {"float32": moments}, device=device, host=c, disk=c))
+    moments = sum(COMPUTED * 2.0 * down.reached * down.into**2 * t for down in downs)
+    sums = HELD * max(entries(model, group) for group in groups)
+    device = size.passing(budget) + 4 * budget * max(down.reached * down.into for down in downs) + sums
+    again = f" in each of {len(groups)} readings" if len(groups) > 1 else ""
+    made.append(Step("read texts", "prepare", {"model": reading}, device=device, note=f"{t:,.0f} tokens{again}"))
+    held, whole = _held(size, layers), 4.0 * _widest(size, layers) ** 2
+    kept: Any = {"host": held or whole, "disk": c if held else 2 * c}
+    note = "" if held else "C stays in the cache's file, and is written twice"
+    made.append(Step("second moments", "prepare", {"float32": moments}, device=sums + whole, **kept, note=note))
     return made
 
 
-def _inverse(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> Step:
+def _to_the_keys(size: Size, projections: Sequence[Projection], seen: float) -> float:
+    """Operations for a token up to the keys of the last of some layers, where a reading ends."""
+    layers = [size.lm.sites.mlp_out.index(projection.path) for projection in projections]
+    spared = 0.0 if projections[-1].experts else 2 * size.downs(layers[-1])[0].active
+    return size.blocks(0, layers[-1] + 1, seen) - spared + sum(map(size.keys_again, layers))
+
+
+def _inverse(method: Choices, size: Size, work: Work, edited: tuple[int, ...]) -> Step:
     widest = _widest(size, edited) ** 2
     downs = [down for layer in edited for down in size.downs(layer)]
     made = sum(down.touched(_readings(method, work.edits)) * float(down.into) ** 3 for down in downs)
     beside = 8.0 * method.METRIC_COPIES * widest
+    beside += 0.0 if _held(size, edited) else 4.0 * widest  # C itself, from its file
     there = beside if size.on_host else beside + 20.0 * widest  # C and, in float64, itself twice
     return Step("inverse", "edit", {"inverse": method.METRIC_FLOP * made}, device=there)
 
 
-def _search(method: "ClosedForm", size: Size, work: Work, last: int) -> Step:
+def _search(method: Choices, size: Size, work: Work, last: int) -> Step:
     """The target vectors at one layer: the beginnings once, then only what lies behind and above."""
     searched = min(method.contexts, method.search_contexts) + 1
     n, rows, lengths = work.edits, searched + bool(method.kl), work.prompt + work.context
@@ -127,7 +146,7 @@ def _search(method: "ClosedForm", size: Size, work: Work, last: int) -> Step:
     return Step("targets", "edit", {"model": flop}, device=activations + cache + logits, note="every search to its end")
 
 
-def _keys(method: "ClosedForm", size: Size, work: Work, turns: list[tuple[int, ...]]) -> Step:
+def _keys(method: Choices, size: Size, work: Work, turns: list[tuple[int, ...]]) -> Step:
     n, at, context = work.edits, work.subject_end, work.context
     beginnings = method.contexts * context * ceil(n / min(CHUNK, method.at_once(n)))
     flop = 0.0
@@ -142,20 +161,26 @@ def _keys(method: "ClosedForm", size: Size, work: Work, turns: list[tuple[int, .
     return Step("keys", "edit", {"model": flop}, device=size.passing(size.lm.budget), host=8.0 * read)
 
 
-def _solve(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> Step:
+def _solve(method: Choices, size: Size, work: Work, edited: tuple[int, ...]) -> Step:
     n, flop, host = float(work.edits), 0.0, 0.0
     for downs in map(size.downs, edited):
         d, together = downs[0].out, float(method.at_once(work.edits))
-        flop += n * (2 * together**2 / 3 + 2 * d * together)
         keys = 0.0
         for down in downs:
             f, reached = down.into, down.touched(_readings(method, 1))  # of one fact
             seen = together * reached / down.count  # by each, of those that are solved for together
+            keys += f * together * reached
             flop += n * reached * (2 * f * f + 2 * f * seen)
-            keys += 2 * f * together * reached
             if method.history:
-                flop += n * reached * (4 * f * f + 2 * f * seen) + 9 * down.count * seen**3
-        host = max(host, 8 * (keys + 2 * d * together + 2 * together**2))
+                b = min(seen, max(1, f // PORTION))
+                flop += n * reached * (3 * f * f + 4 * f * b + 9 * b * b)
+        f, b = downs[0].into, max(1, downs[0].into // PORTION)
+        if len(downs) == downs[0].count == 1 and together > f // 2:
+            flop += n * (f * (f + 4 * d + 3 * b - 2 * together) + d * b + b * b / 3)
+            host = max(host, 8 * (keys + 2 * d * together + f * f / 2 + f * (d + 3 * b) + 2 * b * b))
+        else:
+            flop += n * (2 * together**2 / 3 + 2 * d * together)
+            host = max(host, 8 * (2 * keys + 2 * d * together + 2 * together**2))
     return Step("solve", "edit", {"float64": flop}, host=host)
 
 
@@ -168,7 +193,7 @@ class _Sum:
     patch: float
 
 
-def _sum(method: "ClosedForm", size: Size, edits: int, edited: tuple[int, ...]) -> _Sum:
+def _sum(method: Choices, size: Size, edits: int, edited: tuple[int, ...]) -> _Sum:
     flop = storage = patch = 0.0
     for down in (down for layer in edited for down in size.downs(layer)):
         d, f, changed = down.out, down.into, down.touched(_readings(method, edits))
@@ -180,7 +205,7 @@ def _sum(method: "ClosedForm", size: Size, edits: int, edited: tuple[int, ...]) 
     return _Sum(flop, storage, patch)
 
 
-def _sums(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> list[Step]:
+def _sums(method: Choices, size: Size, work: Work, edited: tuple[int, ...]) -> list[Step]:
     """The model with the changes so far, which the next layer or fact is read with; and asked, when all are made."""
     n, whole, again = work.edits, _sum(method, size, work.edits, edited), (len(edited) - 1) / 2
     downs = [down for layer in edited for down in size.downs(layer)]
@@ -201,7 +226,7 @@ def _sums(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...])
     ]
 
 
-def _put_on(method: "ClosedForm", size: Size, work: Work, edited: tuple[int, ...]) -> Step:
+def _put_on(method: Choices, size: Size, work: Work, edited: tuple[int, ...]) -> Step:
     whole = _sum(method, size, work.edits, edited)
     held: Any = {"device": whole.storage, "host": whole.patch}
     return Step("put on", "apply", {"float32": whole.flop}, 2 * whole.storage, **held)

@@ -10,12 +10,13 @@ from typing_extensions import override
 from errata.errors import BadInput
 from errata.methods.base import State
 from errata.methods.closed_form import solve
-from errata.methods.closed_form.base import ClosedForm, Targets
+from errata.methods.closed_form.base import ClosedForm
+from errata.methods.closed_form.context import Targets
 from errata.methods.closed_form.keys import SubjectReadings
 from errata.methods.defaults import critical_layer
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
-from errata.patch.delta import LowRank
+from errata.patch.delta import Weight
 from errata.types import Edit
 
 Keys = Literal["mixed", "averaged", "bare"]
@@ -106,7 +107,7 @@ class ROME(ClosedForm):
     @override
     def change(
         self, inverses: Iterable[solve.Metric], keys: Sequence[SubjectReadings], residual: Tensor
-    ) -> Sequence[LowRank]:
+    ) -> Sequence[Weight]:
         assert self.lam is not None
         direction = [(key.bare if self.keys == "bare" else key.mean).T for key in keys]
         met_at = [(key.mean if self.keys == "averaged" else key.bare).T for key in keys]

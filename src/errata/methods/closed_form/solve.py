@@ -25,6 +25,7 @@ from errata.patch.delta import LowRank
 log = logging.getLogger(__name__)
 
 
+PORTION = 8  # of f: so many keys are taken in at a time
 MOST_RIDGE = 100.0  # times the mean eigenvalue: what rounding of sums leaves below zero is far nearer to it
 
 
@@ -152,7 +153,7 @@ class RunningInverse:
             self._reset(lam)
             n = 0
         if gram is not None and self.memory is None:
-            self.current = with_keys(self.initial, _root(gram), lam)
+            self._take_in(_root(gram), lam)
         elif gram is None and n < len(memory):
             self._take_in(memory[n:].T, lam)
         self.memory, self.lam = memory, lam
@@ -169,7 +170,8 @@ class RunningInverse:
         Until ``memory`` says so too, λ is none: what is interrupted here is made anew.
         """
         self.lam = nan
-        self.current = with_keys(self.current, keys, lam, in_place=self.current is not self.initial)
+        for some in keys.split(max(1, len(keys) // PORTION), 1):  # so that no matrix is as wide as all of them
+            self.current = with_keys(self.current, some, lam, in_place=self.current is not self.initial)
 
 
 def _root(gram: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
 """Statistics of a model that closed forms need: the second moments of keys, and the lengths of hidden states."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from errata.methods.base import State, cached_state
+from errata.methods.closed_form.shelf import Put, in_groups, shelf, too_many
 from errata.methods.texts import pieces_of, sampled_texts
 from errata.model.hf import HFLM
 from errata.model.projection import KEY, Projection
-from errata.model.second_moment import second_moments
+from errata.model.second_moment import key_sums
 from errata.model.weights import shape_of, stem
 from errata.patch.delta import weight_shape
 from errata.patch.schema import Floats
@@ -42,25 +43,39 @@ def key_statistics(lm: HFLM, layers: Sequence[int], data: Iterable[str] | None, 
     if texts is not None:
         pieces = list(pieces_of(lm, texts, None if data is not None else tokens_needed))
 
+    in_files = too_many(lm.model, projections)
+
     def make() -> State:
         read = list(pieces_of(lm, sampled_texts(lm, seed), tokens_needed)) if pieces is None else pieces
-        moments, seen = second_moments(lm, read, paths)
-        tokens = sum(map(len, read))
-        norms = typical_norms(lm, read[:: max(1, len(read) // NORM_PIECES)], layers)
-        for projection in projections:
-            moments |= _completed(lm, projection, moments, seen)
         info = {
             "model": {"name": lm.name, "fingerprint": lm.fingerprint},
             "what": "key second moments",
             "source": source,
-            "tokens": tokens,
+            "tokens": sum(map(len, read)),
             "layers": list(layers),
-            "norms": norms,
+            "norms": typical_norms(lm, read[:: max(1, len(read) // NORM_PIECES)], layers),
         }
-        return State({f"C/{stem(name)}": moment for name, moment in moments.items()}, info)
+        with shelf(in_files) as put:
+            return State(_moments(lm, read, projections, put), info)
 
     content = [lm.fingerprint, paths, source, tokens_needed, pieces]
-    return cached_state("keys", content, make, lambda state: check_statistics(lm, layers, state))
+    return cached_state("keys", content, make, lambda state: check_statistics(lm, layers, state), mapped=in_files)
+
+
+def _moments(
+    lm: HFLM, pieces: Sequence[Sequence[int]], projections: Sequence[Projection], put: Put
+) -> dict[str, Tensor]:
+    """C by name, of as many layers in one reading of the pieces as there is room for."""
+    tokens, made = sum(map(len, pieces)), dict[str, Tensor]()
+    for group in in_groups(lm.model, projections):
+        sums = key_sums(lm, pieces, [projection.path for projection in group])
+        seen = {name: gram.count for name, gram in sums.items()}
+        moments = {name: put(sums.pop(name).matrix().div_(tokens)) for name in list(sums)}
+        for projection in group:
+            for name, c in _completed(lm, projection, moments, seen):
+                moments[name] = put(c)
+        made |= {f"C/{stem(name)}": c for name, c in moments.items()}
+    return made
 
 
 def _tokens_needed(lm: HFLM, projection: Projection) -> int:
@@ -78,8 +93,8 @@ def _tokens_needed(lm: HFLM, projection: Projection) -> int:
 
 def _completed(
     lm: HFLM, projection: Projection, moments: Mapping[str, Tensor], seen: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """C of each weight of a down projection, of those too that saw few tokens or none; which these are is logged.
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and C of the weights of a down projection that saw few tokens or none, one after another; which is logged.
 
     In the directions that an expert did not see C is what it is for the others in the mean: as a share of f tokens
     lacks, that share of their mean eigenvalue is added to each of its own.
@@ -89,7 +104,7 @@ def _completed(
     widths = {name: shape_of(model, name)[1] for name in names}
     few = [name for name in names if seen.get(name, 0) < widths[name]]
     if not few:
-        return {}
+        return
     numbers = ", ".join(f"{name} {seen.get(name, 0)}" for name in few[:4]) + (" and more" if len(few) > 4 else "")
     log.warning(
         "fewer tokens than dimensions of their keys (%d) were seen by %d of %d weights (%s): give more text for better "
@@ -97,14 +112,13 @@ def _completed(
         *(max(widths[name] for name in few), len(few), len(names), numbers),
     )
     if len(names) == 1:
-        return {}
+        return
     mean = sum(float(moments[name].trace()) / widths[name] for name in names if name in moments) / len(names)
-    completed: dict[str, Tensor] = {}
     for name in few:
         f = widths[name]
-        completed[name] = moments[name].clone() if name in moments else torch.zeros(f, f)
-        completed[name].diagonal().add_((1 - seen.get(name, 0) / f) * mean)
-    return completed
+        c = moments[name].clone() if name in moments else torch.zeros(f, f)
+        c.diagonal().add_((1 - seen.get(name, 0) / f) * mean)
+        yield name, c
 
 
 class KeyStatistics(TypedDict):
