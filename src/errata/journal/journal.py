@@ -89,6 +89,7 @@ class Journal(Looking):
         review: Any = None,
         branch: str | None = None,
         onto: str | None = None,
+        force: bool = False,
     ) -> Commit:
         """Records a patch, or a file of one, on a branch (that of HEAD), and returns the commit.
 
@@ -96,11 +97,12 @@ class Journal(Looking):
         whole or not at all. ``scores`` and ``review`` (JSON, or what has ``to_json``) are what it was accepted with;
         ``author`` is by default ``$ERRATA_AUTHOR`` or the user. Edits of the branch that the patch does not hold are
         gone with it, which is warned of, and so are edits that contradict those; ``onto`` names the revision that the
-        branch must be at, or it is :class:`Refused`. A patch of another model than the branch's raises
-        :class:`WrongModel`, anything else that is wrong :class:`BadInput`.
+        branch must be at, or it is :class:`Refused`. So is a review that names another patch, unless ``force``. A patch
+        of another model than the branch's raises :class:`WrongModel`, anything else that is wrong :class:`BadInput`.
         """
         says = said(why, author) | {"scores": checked_scores(scores), "review": checked_review(review)}
-        commit = record(self, patch, says, branch, expected=None if onto is None else self.find(onto).id)
+        expected = None if onto is None else self.find(onto).id
+        commit = record(self, patch, says, branch, expected=expected, force=force)
         warn(self, commit)
         return commit
 
