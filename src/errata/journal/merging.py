@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from errata.errors import BadInput, Refused, Unsupported, WrongModel
 from errata.journal import history
 from errata.journal.again import answered, check_records, made_again, named, without
-from errata.journal.clashes import Clash, Rule, clashes_of, decided
+from errata.journal.clashes import OUT_OURS, Clash, Rule, clashes_of, decided, on_what_is_gone
 from errata.journal.combining import combined
 from errata.journal.commit import Commit, fact
 from errata.journal.folder import is_journal
@@ -160,7 +160,8 @@ def _merged(sides: tuple[Side, Side], bases: Sequence[Side], how: How) -> tuple[
     ours, theirs = sides
     common = {key: edit for base in bases for key, edit in base.edits.items()}
     times = ours.times | {key: time for key, time in theirs.times.items() if key not in ours.edits}
-    clashes = clashes_of(common, ours.edits, theirs.edits, how.lm, ours.patch)
+    of_base = bases[0].patch if len(bases) == 1 else None
+    clashes = clashes_of(common, ours.edits, theirs.edits, how.lm, ours.patch, of_base)
     clashes = decided(clashes, how.rule, how.resolutions, times)
     gone = {key for key in common if key not in ours.edits or key not in theirs.edits}
     gone |= {key for clash in clashes for key in clash.dropped}
@@ -171,7 +172,8 @@ def _merged(sides: tuple[Side, Side], bases: Sequence[Side], how: How) -> tuple[
             raise Unsupported("asked for")
         if len(bases) > 1:
             raise Unsupported(SEVERAL)
-        patch, way = combined(ours.patch, theirs.patch, bases[0].patch if bases else EMPTY, wanted)
+        rests = next((c for c in clashes if on_what_is_gone(c, ours.edits, theirs.edits)), None)
+        patch, way = combined(ours.patch, theirs.patch, of_base or EMPTY, wanted, rests and _made_on(rests))
     except Unsupported as error:
         if not how.again and (one := _as_it_is(sides, wanted)) is not None:
             return *one, clashes
@@ -182,6 +184,12 @@ def _merged(sides: tuple[Side, Side], bases: Sequence[Side], how: How) -> tuple[
             ) from error
         patch, way = _again(how.lm, sides, bases, wanted)
     return named(patch, ours.patch if ours.patch.meta else theirs.patch), way + note, clashes
+
+
+def _made_on(clash: Clash) -> str:
+    edits = (clash.ours, clash.theirs) if clash.kind == OUT_OURS else (clash.theirs, clash.ours)
+    gone, stays = (f"{edit.prompt!r} -> {edit.target_new!r}" for edit in edits)
+    return f"{stays} was made with {gone} in force, which is gone, so that in the sum of weights it would be lost"
 
 
 def _as_it_is(sides: tuple[Side, Side], wanted: Sequence[str]) -> tuple[Patch, str] | None:
@@ -197,7 +205,7 @@ def _as_it_is(sides: tuple[Side, Side], wanted: Sequence[str]) -> tuple[Patch, s
 
 def _again(lm: HFLM, sides: tuple[Side, Side], bases: Sequence[Side], wanted: Sequence[str]) -> tuple[Patch, str]:
     """The wanted edits, made again where ours does not have them. Raises :class:`Refused`."""
-    starts = [lambda one=one: without(one.patch, one.edits.keys() - set(wanted)) for one in (sides[0], *bases)]
+    starts = [lambda one=one: without(one.patch, one.edits.keys() - set(wanted)) for one in (*sides, *bases)]
     try:
         for side in sides:
             check_records(side.patch)
