@@ -78,18 +78,23 @@ def run(
         reporter = _Reporter(on_progress, sum(len(unit.cases) for of_model in left.values() for unit in of_model))
         done = 0
         for model, of_model in left.items():
+            if workers is None:
+                lm = load(model)
+                label = lm.asked_label
+            else:
+                lm = None
+                label = _label_in(workers, partial(load, model))
+            if label != chats[model]:
+                units = [unit.asked(label) if unit.labels["model"] == model else unit for unit in units]
+                of_model = _left([unit.asked(label) for unit in of_model], file, retry, gold_of).get(model, [])
+            done += len(of_model)
             if workers is not None:
-                _share_out(workers, partial(load, model), of_model, file, reporter)
-                done += len(of_model)
+                _share_out(workers, of_model, file, reporter)
                 continue
-            lm = load(model)
-            if lm.asked_label != chats[model]:
-                units = [unit.asked(lm.asked_label) if unit.labels["model"] == model else unit for unit in units]
-                of_model = _left([unit.asked(lm.asked_label) for unit in of_model], file, retry, gold_of).get(model, [])
+            assert lm is not None
             measurer = _Measurer(lm, of_model, gold_of, file)
             for unit in of_model:
                 file.keep(unit, measurer.rows(unit, reporter))
-            done += len(of_model)
             del lm, measurer  # before the next is loaded
         if workers is not None or 0 < sum(map(len, left.values())) < len(units):
             file.sort(units)
@@ -160,11 +165,19 @@ def _baseline(lm: LM, unit: Unit, units: Sequence[Unit]) -> Baseline:
 # With workers ------------------------------------------------------------------------------------
 
 
-def _share_out(
-    pool: Pool, load: Callable[[], HFLM], units: Sequence[Unit], file: RowFile, reporter: "_Reporter"
-) -> None:
-    """Measures the units of one model in the workers of a pool."""
+def _label_in(pool: Pool, load: Callable[[], HFLM]) -> str:
+    """How a model is asked that the workers of a pool load and hold from here on."""
     pool.load(load)
+    (label,) = pool.map(_label_of, [()])
+    return label
+
+
+def _label_of(lm: HFLM) -> str:
+    return lm.asked_label
+
+
+def _share_out(pool: Pool, units: Sequence[Unit], file: RowFile, reporter: "_Reporter") -> None:
+    """Measures the units of the model that the workers of a pool hold."""
     before: dict[Any, Baseline] = {}
     for unit in units:
         if unit.questions_key not in before:
