@@ -22,6 +22,8 @@ from typing_extensions import TypedDict, Unpack, override
 from errata.errors import BadInput
 from errata.methods.memory.log import EditLog, EditRecord, newest
 from errata.methods.memory.logged import LoggedWrapper
+from errata.methods.memory.reworded import joined as joined_words
+from errata.methods.memory.reworded import live
 from errata.methods.retrieval import Index, index, named
 from errata.model.lm import LM, listed
 from errata.model.sampling import Sampling
@@ -108,10 +110,8 @@ class FactPrompt(LoggedWrapper):
     @cached_property
     def in_use(self) -> list[int]:
         """Indices of the edits whose prompt no later edit repeats, and that none contradicts in other words."""
-        last = {record.id: i for i, record in enumerate(self.log)}
-        reworded = self.settings.get("reworded", {})
         latest = newest(" ".join(record.prompt.split()).casefold() for record in self.log)
-        return [i for i in latest if all(last.get(id, -1) <= i for id in reworded.get(self.log[i].id, ()))]
+        return live(self.log, latest, self.settings.get("reworded", {}))
 
     @cached_property
     def facts(self) -> EditLog:
@@ -200,12 +200,7 @@ class FactPrompt(LoggedWrapper):
 
     def with_reworded(self, gone: Container[str], more: Mapping[str, Sequence[str]] | None = None) -> Self:
         """With more of ``reworded``, and less of it about edits that are gone."""
-        known: Mapping[str, Sequence[str]] = self.settings.get("reworded", {})
-        kept: dict[str, list[str]] = {}
-        for id, others in (*known.items(), *(more or {}).items()):
-            left = [other for other in others if id not in gone and other not in gone]
-            if left:
-                kept[id] = [*dict.fromkeys([*kept.get(id, ()), *left])]
+        kept = joined_words(self.settings.get("reworded", {}), more or {}, gone)
         rest = {name: value for name, value in self.settings.items() if name != "reworded"}
         return replace(self, settings=rest | ({"reworded": kept} if kept else {}))
 
