@@ -11,11 +11,14 @@ from errata.conflicts.rewording import same_fact
 from errata.methods.memory.log import EditRecord
 from errata.model.hf import HFLM
 from errata.patch.patch import Patch
+from errata.types import Edit
 
 Reworded = Mapping[str, Sequence[str]]  # id of an edit -> those of the edits that contradict it in other words
 
 
-def reworded_by(lm: HFLM, log: Sequence[EditRecord], new: int, patch: Patch | None = None) -> dict[str, list[str]]:
+def reworded_by(
+    lm: HFLM, log: Sequence[EditRecord | Edit], new: int, patch: Patch | None = None
+) -> dict[str, list[str]]:
     """By an edit's id those of the last ``new`` that contradict it in other words; ``patch`` holds the older ones."""
     about: dict[str, list[int]] = {}
     for i, record in enumerate(log):
