@@ -64,19 +64,6 @@ class Journal(Looking):
             log.warning("%s was made by an earlier Errata and was led on", folder)
         return cls.open(folder, url)
 
-    @classmethod
-    def open(cls, path: str | Path = "journal", url: str | None = None) -> "Journal":
-        """The journal in a folder, which is checked for damage; ``url`` is its database's, with a password, say.
-
-        Raises :class:`BadInput` where there is none or it is damaged, and :class:`Refused` for one that another
-        version of Errata made.
-        """
-        folder = Path(path)
-        id, kept = place.read_about(folder)
-        journal = cls(folder, database_of(folder, id, url or kept))
-        journal.database.check()
-        return journal
-
     # Recording ---------------------------------------------------------------------------------------
 
     def commit(

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from errata.errors import BadInput, Refused, Unsupported, WrongModel
 from errata.journal import history
@@ -14,13 +14,11 @@ from errata.journal.clashes import OUT_OURS, Clash, Rule, clashes_of, decided, o
 from errata.journal.combining import combined
 from errata.journal.commit import Commit, fact
 from errata.journal.folder import is_journal
+from errata.journal.looking import Looking
 from errata.journal.recording import record
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
-
-if TYPE_CHECKING:
-    from errata.journal.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -82,20 +80,18 @@ class Side:
 class Source:
     """Where the other side is: this journal or another one, and its commit."""
 
-    journal: "Journal"
+    journal: Looking
     commit: Commit
     name: str
 
     @classmethod
-    def of(cls, ours: "Journal", other: "str | Path | Journal", revision: str) -> "Source":
+    def of(cls, ours: Looking, other: str | Path | Looking, revision: str) -> "Source":
         """The journal of a folder, or this one's revision. Raises :class:`BadInput`."""
-        from errata.journal.journal import Journal
-
         if isinstance(other, str) and other in {*ours.branches(), *ours.tags()}:
             return cls(ours, ours.find(other), other)
         if isinstance(other, str | Path) and is_journal(Path(other)):
-            other = Journal.open(other)
-        if isinstance(other, Journal):
+            other = type(ours).open(other)
+        if isinstance(other, Looking):
             return cls(other, other.find(revision), f"{other.path} {revision}")
         if isinstance(other, Path):
             raise BadInput(f"there is no journal in {other}; give the folder of one, or a branch")
@@ -113,8 +109,8 @@ class How:
 
 
 def merge(
-    journal: "Journal",
-    other: "str | Path | Journal",
+    journal: Looking,
+    other: str | Path | Looking,
     revision: str,
     how: How,
     said: Callable[[str], dict[str, Any]],
@@ -235,7 +231,7 @@ def _asked(lm: HFLM, patch: Patch, sides: Iterable[Side]) -> dict[str, Any]:
     return {"edits": len(edits), "answered": len(edits) - len(missed), "lost": list(lost)}
 
 
-def _forward(journal: "Journal", source: Source, name: str, ours: Commit | None, taken: Sequence[Commit]) -> Merged:
+def _forward(journal: Looking, source: Source, name: str, ours: Commit | None, taken: Sequence[Commit]) -> Merged:
     """The branch, on which nothing was done since, goes on to the other commit."""
     if ours is not None and ours.id == source.commit.id:
         return Merged(ours, NOTHING, ours)
@@ -250,13 +246,13 @@ def _forward(journal: "Journal", source: Source, name: str, ours: Commit | None,
     return Merged(commit, FORWARD, ours)
 
 
-def _take(journal: "Journal", other: "Journal", commits: Sequence[Commit]) -> None:
+def _take(journal: Looking, other: Looking, commits: Sequence[Commit]) -> None:
     """Copies the patch files of another journal's commits."""
     for digest in dict.fromkeys(commit.patch for commit in commits):
         journal.blobs.take(other.blobs, digest)
 
 
-def _either(ours: "Journal", theirs: "Journal") -> history.Get:
+def _either(ours: Looking, theirs: Looking) -> history.Get:
     """Commits of two journals by their ids."""
 
     def get(id: str) -> Commit:

@@ -23,7 +23,7 @@ from errata.journal.commit import (
 from errata.printable import shown
 
 if TYPE_CHECKING:
-    from errata.journal.journal import Journal
+    from errata.journal.looking import Looking
     from errata.patch.patch import Patch
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def _user() -> str:
 
 
 def record(
-    journal: "Journal",
+    journal: "Looking",
     patch: "Patch | str | Path",
     says: Mapping[str, Any],
     branch: str | None,
@@ -96,7 +96,7 @@ def record(
     return journal.database.append(branch, make, taken)
 
 
-def _written(journal: "Journal", patch: "Patch | str | Path") -> "tuple[str, int, Patch]":
+def _written(journal: "Looking", patch: "Patch | str | Path") -> "tuple[str, int, Patch]":
     """Digest, bytes and content of a patch that is now among the journal's files."""
     from errata.patch.patch import Patch
 
@@ -153,7 +153,7 @@ def _other_patch(review: Mapping[str, Any] | None, patch: "Patch", force: bool) 
     return found
 
 
-def warn(journal: "Journal", commit: Commit) -> None:
+def warn(journal: "Looking", commit: Commit) -> None:
     """Warns of a review that refuses, of edits that a commit leaves behind, and of those against earlier ones."""
     from errata.journal.clashes import conflicting
 
