@@ -23,6 +23,7 @@ import torch
 from conftest import TEXTS, tiny_lm, tiny_model, tokenizer
 from pool import fake_pool
 from test_bench import FTM, SEQUENCE, case, cases, plan, timeless
+from test_chat import chat
 from typer.testing import CliRunner
 
 import errata
@@ -325,6 +326,27 @@ def test_only_a_model_that_can_be_loaded_again_has_workers(monkeypatch: pytest.M
 
 
 # The bench ---------------------------------------------------------------------------------------
+
+
+def load_plain(model: str) -> HFLM:
+    return chat(chat=False)
+
+
+def load_brief(model: str) -> HFLM:
+    return chat(system="Be brief.")
+
+
+def test_rows_of_workers_say_how_the_model_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where only the loaded model shows it; a resumed run that asks otherwise does not mix with them."""
+    small: Any = plan(data=[{"name": "people", "limit": 1}], settings=["single"])
+    output, counts, rows = tmp_path / "rows.jsonl", list[int](), list[Row]()
+    for made in (load_plain, load_brief, load_plain):
+        pool, _ = fake_pool(monkeypatch)
+        with pool:
+            rows = bench(output, pool, small, load=made)
+        counts.append(len(rows))
+    assert {row.chat for row in rows} == {"plain", load_brief("").asked_label}
+    assert counts == [counts[0], 2 * counts[0], 2 * counts[0]]
 
 
 def bench(output: Path, pool: Pool | None = None, planned: Any = None, **how: Any) -> list[Row]:

@@ -22,10 +22,11 @@ from errata.exchange import card, from_checkpoints, from_peft, to_folder, to_mer
 from errata.exchange.difference import differences, leading, rounding
 from errata.methods.base import State
 from errata.methods.registry import METHODS
+from errata.model import weights as weights_of
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank
 from errata.patch.patch import EMPTY, Patch
-from errata.patch.peft import CONFIG, TENSORS
+from errata.patch.peft import CONFIG, TENSORS, lora_files
 from errata.types import Edit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
@@ -207,8 +208,11 @@ def test_tied_weights_experts_and_other_models_are_refused(tmp_path: Path) -> No
         tied.to_peft(tmp_path / "a", lm)
     moe = tiny_lm("qwen3_moe")
     expert = Patch((Delta({"model.layers.1.mlp.experts.down_proj[2]": LowRank(torch.ones(32, 1), torch.ones(1, 16))}),))
-    with pytest.raises(Unsupported, match="one expert of a stack"):
-        expert.to_peft(tmp_path / "a", moe)
+    with pytest.raises(Unsupported, match=r"one expert of a stack, .*to_peft\(folder, lm\)"):
+        expert.to_peft(tmp_path / "a")
+    plain = Patch((Delta({"model.layers.1.mlp.gate[0]": LowRank(torch.ones(32, 1), torch.ones(1, 16))}),))
+    with pytest.raises(Unsupported, match="is no expert of a stack"):
+        lora_files(plain.of_kind(Delta)[0].weights, moe)
     with pytest.raises(WrongModel):
         low_rank(tiny_lm("gpt2"), [1]).to_peft(tmp_path / "a", lm)
     for wrong in (0, -1, True, 1.5):
@@ -217,6 +221,44 @@ def test_tied_weights_experts_and_other_models_are_refused(tmp_path: Path) -> No
     with pytest.raises(Unsupported, match="changes no weight"):
         EMPTY.to_peft(tmp_path / "a", lm)
     assert not list(tmp_path.iterdir())
+
+
+def experts_of(lm: HFLM, ranks: Sequence[int], leaves: Sequence[str], seed: int = 0) -> Patch:
+    """A random change of rank ``ranks[i]`` of expert i, in the stacks of these names of the first block with some."""
+    draw, changes = torch.Generator().manual_seed(seed), dict[str, Any]()
+    layer = next(i for i in range(4) if any("experts" in path for path in lm.sites.experts_of(i)))
+    stack = next(path for path in lm.sites.experts_of(layer) if path.endswith("experts"))
+    for leaf in leaves:
+        for e, r in enumerate(ranks):
+            out, into = weights_of.shape_of(lm.model, f"{stack}.{leaf}[{e}]")
+            pair = torch.randn(out, r, generator=draw), torch.randn(r, into, generator=draw)
+            changes |= {f"{stack}.{leaf}[{e}]": LowRank(*pair)} if r else {}
+    changes[f"{lm.sites.attn_out[1]}.weight"] = LowRank(torch.ones(32, 1), torch.ones(1, 32))
+    return Patch((Delta(changes),))
+
+
+@pytest.mark.parametrize("leaves", [["down_proj"], ["down_proj", "gate_up_proj"]], ids=["one", "nested"])
+@pytest.mark.parametrize("arch", ["mixtral", "qwen2_moe", "gpt_oss", "llama4_text"])
+def test_an_adapter_of_stacked_experts(arch: str, leaves: list[str], tmp_path: Path) -> None:
+    """Stored (out, in), (in, out) by their own word, and (in, out) without one; experts of several ranks and none."""
+    lm = tiny_lm(arch)
+    patch = experts_of(lm, [1, 0, 3, 2], leaves)
+    exported = to_peft(lm, patch, tmp_path / "a")
+    edited = edited_logits(lm, patch)
+    assert (by_peft(lm, exported.folder) - edited).abs().max() < 1e-4 < (edited - logits(lm)).abs().max() / 4
+    config = json.loads((exported.folder / CONFIG).read_text())
+    assert [name.rpartition(".")[2] for name in config["target_parameters"]] == leaves and config["r"] == 3
+
+
+@pytest.mark.parametrize("arch", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_an_adapter_of_edits_in_a_mixture_and_its_shared_expert(arch: str, tmp_path: Path) -> None:
+    lm = tiny_lm(arch)
+    patch = made("memit", lm, EDITS)
+    names = [name for delta in patch.of_kind(Delta) for name in delta.weights]
+    assert any("[" in name for name in names) and (arch != "qwen2_moe" or any("shared" in name for name in names))
+    edited = edited_logits(lm, patch)
+    near = 1e-4 * float((edited - logits(lm)).abs().max()) + 1e-4
+    assert (by_peft(lm, patch.to_peft(tmp_path / "a", lm)) - edited).abs().max() < near
 
 
 # Folders -----------------------------------------------------------------------------------------

@@ -362,6 +362,35 @@ def test_code_in_a_folder_runs_at_the_users_word_alone(
     assert trace.exists()
 
 
+@pytest.mark.parametrize("renamed", [False, True], ids=["by its files", "loaded whole"])
+def test_the_edited_model_of_an_audit_or_import_is_trusted_at_the_same_word(
+    renamed: bool, saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, monkeypatched = tmp_path / "ran", str(tmp_path / "cache")
+    monkeypatch.setenv("HF_MODULES_CACHE", monkeypatched)
+    base = with_code(saved(), "config", trace)
+    edited = tmp_path / "edited"
+    shutil.copytree(base, edited)
+    tensors = load_file(edited / "model.safetensors")
+    name = next(name for name in tensors if "down_proj" in name)
+    tensors[name] = tensors[name] + torch.ones(len(tensors[name]), 1) @ torch.ones(1, tensors[name].shape[1])
+    if renamed:
+        monkeypatch.setattr("errata.exchange.difference._named", lambda *_: None)
+    save_file(tensors, edited / "model.safetensors", {"format": "pt"})
+    out = tmp_path / "p.safetensors"
+    commands = (["import", str(base), "--edited", str(edited), "-o", str(out)], ["audit", str(base), str(edited)])
+    for command in commands:
+        refused = CliRunner().invoke(app, [*command, "-q"])
+        assert refused.exit_code == 2 and "--trust-remote-code" in refused.stderr and not trace.exists()
+    lm = errata.load(base, trust_remote_code=True)
+    with pytest.raises(BadInput, match="wants to run code"):
+        errata.exchange.from_checkpoints(lm, edited)
+    for command in commands:
+        done = CliRunner().invoke(app, [*command, "-q", "--trust-remote-code"])
+        assert done.exit_code == 0, done.stderr
+    assert out.exists()
+
+
 def test_every_command_that_loads_a_model_has_the_flag() -> None:
     commands: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
     flags = {name: {flag for param in command.params for flag in param.opts} for name, command in commands.items()}

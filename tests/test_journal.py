@@ -556,6 +556,18 @@ def test_a_review_of_another_model_is_refused_and_one_that_refuses_is_warned_of(
     assert "with which it was recorded, refuses the patch" in caplog.text
 
 
+def test_a_review_of_another_patch_is_refused_unless_forced(filed: Journal, caplog: pytest.LogCaptureFixture) -> None:
+    other = {"passed": True, "patch": patch_of(BORN[1:3]).digest}
+    with pytest.raises(Refused, match=f"is of the patch '{other['patch'][:10]}…', and this one is"):
+        filed.commit(ONE, why="1", review=other)
+    assert filed.log() == [] and not caplog.text
+    forced = filed.commit(ONE, why="1", review=other, force=True)
+    assert forced.how == {"review of another patch": other["patch"]} and "is of another patch" in caplog.text
+    caplog.clear()
+    own = filed.commit(ONE, why="2", review={"passed": True, "patch": ONE.digest}, force=True)
+    assert own.how is None and not caplog.text
+
+
 def test_what_cannot_be_made_again_is_refused(filed: Journal) -> None:
     lm = tiny_lm("gpt2")
     meta = {"made": [record(EDITS[:2], method="nobody")]}

@@ -74,6 +74,16 @@ def test_a_commit_says_what_its_review_said(here: Path) -> None:
         assert f"review {word}" in " ".join(run("log", "-n", 1).stdout.split())
 
 
+def test_a_review_of_another_patch_is_refused_without_force(here: Path) -> None:
+    run("init")
+    review = here / "review.json"
+    review.write_text(json.dumps({"passed": True, "patch": Patch.load("p2.safetensors").digest}))
+    asked = ("commit", "p1.safetensors", "-m", "1", "--review", review)
+    assert "the review is of the patch" in run(*asked, code=3).stderr and loaded("log") == []
+    assert "review: passed, of another patch" in run(*asked, "--force").stdout
+    assert "of another patch" in " ".join(run("log").stdout.split())
+
+
 def test_the_journal_is_named_by_an_option_or_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("init", "elsewhere/deep")
     run("commit", "p1.safetensors", "-m", "1", "--journal", "elsewhere/deep")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,43 @@ def test_one_has_taken_out_what_the_other_has_changed(journal: Journal) -> None:
         journal.merge("main", branch="side")
     (clash,) = refusal.value.clashes
     assert clash.kind == OUT_THEIRS and clash.ours.target_new == "Rome" and clash.theirs == BORN[0]
+
+
+@pytest.mark.parametrize("changed_by", ["ours", "theirs"])
+def test_a_change_of_what_the_other_has_taken_out_is_made_again(changed_by: Any, tmp_path: Path) -> None:
+    """It was made with the older edit in force, so added to weights without that it would lead elsewhere."""
+    lm, edit = grown("rome")
+    anew = replace(EDITS[0], target_new="Lima", id="")
+    base = edit(EDITS[:2])
+    changed = edit([anew], base)
+    journal = Journal.create(tmp_path / "j")
+    journal.commit(base, why="base")
+    journal.branch("out")
+    journal.branch("changed")
+    journal.revert(EDITS[0].id, branch="out", lm=lm)
+    journal.commit(changed, why="changed", branch="changed")
+    ours, theirs = ("changed", "out") if changed_by == "ours" else ("out", "changed")
+    with pytest.raises(Refused, match=r"without the model \(.* made with .* in force.*; give the model \(--model\)"):
+        journal.merge(theirs, rule=changed_by, branch=ours)
+    merged = journal.merge(theirs, rule=changed_by, branch=ours, lm=lm)
+    assert merged.way == "made again: 1 by rome, on a patch of 1"
+    rome = quick("rome")
+    again = rome.edit(lm, [anew], rome.prepare(lm), journal.checkout("out" if changed_by == "ours" else "out~1"))
+    assert [fact(one) for one in journal.edits(ours)] == [fact(EDITS[1]), fact(anew)]
+    assert journal.checkout(ours) == again
+
+
+def test_with_a_model_what_was_taken_out_is_known_in_other_words(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reworded = Edit("The birthplace of {} is", BORN[0].subject, "Rome")
+    parted(journal, patch_of(BORN[1:2]), patch_of([reworded], BASE))
+    monkeypatch.setattr("errata.conflicts.rewording.same_fact", lambda lm, pairs, patch: [True for _ in pairs])
+    with pytest.raises(Clashing) as refusal:
+        journal.merge("side", lm=tiny_lm("gpt2"))
+    (clash,) = refusal.value.clashes
+    assert clash.kind == OUT_OURS and (clash.ours, clash.theirs) == (BORN[0], reworded)
+    journal.merge("side")  # texts do not tell
 
 
 def test_equal_ids_of_different_facts_clash(journal: Journal) -> None:

@@ -155,6 +155,7 @@ def test_saved_and_loaded_is_equal(edited: Edited, tmp_path: Path) -> None:
     made, lm, _, patch = edited
     loaded = Patch.load(patch.save(tmp_path / "patch.safetensors"))
     assert loaded == patch and loaded.meta == patch.meta and loaded.edits == [EDIT]
+    assert loaded.digest == patch.digest != EMPTY.digest
     with patch.applied(lm) as one:
         first = answers_of(one)
     with loaded.applied(lm) as two:

@@ -258,3 +258,22 @@ def test_nothing_heavy_comes_with_the_command_line(path: Path) -> None:
     for name in imports(at_import(path)):
         assert name.split(".")[0] not in HEAVY
         assert not name.startswith("errata.") or name in light or name.startswith("errata.cli")
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules that a file names in imports, wherever they stand; only those for type checkers too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_no_two_files_of_the_journal_lead_to_each_other() -> None:
+    names = {f"errata.journal.{path.stem}": path for path in (Path(errata.__file__).parent / "journal").glob("*.py")}
+    arrows = {name: imports_of(path) & names.keys() for name, path in names.items()}
+    order: list[str] = []
+    while left := arrows.keys() - set(order):
+        free = sorted(name for name in left if not arrows[name] - set(order))
+        assert free, f"a circle within {sorted(left)}"
+        order += free

@@ -18,7 +18,7 @@ from test_cli import refused, run, saved
 from typer.testing import CliRunner
 
 import errata
-from errata.cli import ask, common, edited
+from errata.cli import ask, common, edited, terminal
 from errata.errors import BadInput
 from errata.printable import printable, shown
 from errata.report.html import page
@@ -71,7 +71,7 @@ def test_consoles_and_tables_show_what_they_print(capsys: pytest.CaptureFixture[
 def test_a_terminal_is_steered_by_rich_alone() -> None:
     """With colours on, the only escapes are rich's own, of the looks of a text."""
     file = io.StringIO()
-    console = common._Console(file=file, force_terminal=True, width=60, color_system="standard")
+    console = terminal._Console(file=file, force_terminal=True, width=60, color_system="standard")
     console.print(common.make_table("t", ("a",), [(edited.coloured("\x1b[2Jx", True),)]))
     assert "\x1b[32m\\x1b[2Jx" in file.getvalue() and "\x1b[2J" not in file.getvalue()
 

@@ -128,6 +128,32 @@ def test_what_acts_is_explained() -> None:
     assert lines == [[f"remedi: edit {EDIT.id}, {EDIT.prompt!r}"], []]
 
 
+def test_a_newer_edit_in_other_words_takes_the_place_of_the_older(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, made = tiny_lm("gpt2"), quick("remedi")
+    state = made.prepare(lm, CASES)
+    newer = Edit("The birthplace of {} is", EDIT.subject, "Lima")
+    other = Edit("{} lives in", EDIT.subject, "Rome")
+    asked: list[Any] = []
+
+    def same_fact(lm: HFLM, pairs: Any, patch: Patch | None) -> list[bool]:
+        asked.append(patch)
+        return [(old.prompt, new.prompt) == (EDIT.prompt, newer.prompt) for old, new in pairs]
+
+    monkeypatch.setattr("errata.methods.memory.reworded.same_fact", same_fact)
+    first = made.edit(lm, [EDIT, other], state)
+    patch = made.edit(lm, [newer], state, first)
+    assert asked == [None, first]
+    (part,) = patch.of_kind(EntityDirections)
+    assert part.subjects == {EDIT.subject: [1, 2]}
+    assert [entry["in use"] for entry in part.entries()] == ["a newer one", "yes", "yes"]
+    assert Patch.load(patch.save(tmp_path / "p.safetensors")) == patch
+    (left,) = patch.without(newer.id).of_kind(EntityDirections)
+    assert left.subjects == {EDIT.subject: [0, 1]} and left == first.of_kind(EntityDirections)[0]
+    assert "reworded" not in left.config() and "reworded" in part.config()
+
+
 # Training -----------------------------------------------------------------------------------------------
 
 

@@ -435,6 +435,15 @@ def test_json_there_and_back(tmp_path: Path) -> None:
     assert Review.load(review.save(tmp_path / "r.json")) == review
 
 
+def test_a_review_names_the_patch_its_edits_and_who_made_it(tmp_path: Path) -> None:
+    review, patch = made(), patch_of()
+    assert (review.patch, review.edited, review.method) == (patch.digest, (EDIT,), "ft-m")
+    loaded = Patch.load(patch.save(tmp_path / "p.safetensors", memory=False))
+    assert loaded.digest == patch.digest != (patch * 2).digest and len(patch.digest) == 64
+    told = " ".join(page(review).split())
+    assert patch.digest in told and EDIT.target_new in told.partition("What was edited")[2].partition("</table>")[0]
+
+
 def test_numbers_that_are_not_finite_are_null_in_json() -> None:
     review = replace(made(), rows=(row("text", "loss", float("nan")),))
     assert Review.from_json(review.to_json()).rows[0].after is None

@@ -97,20 +97,21 @@ def audit(
     texts: Iterable[str] | None = None,
     patch: Patch | None = None,
     ask: int = ASKED,
+    trust_remote_code: bool = False,
 ) -> Audit:
     """What differs between the base ``lm`` and an edited model (a folder, a hub id), and which subjects are behind it.
 
     ``subjects`` are looked at; by default the names in ``texts``, which are by default those that go with the model.
     The first ``ask`` suspects are asked about, before and after. ``patch`` is compared with what differs. The models
-    are left as they were. Raises what :func:`errata.exchange.difference.differences` raises, and :class:`BadInput`
-    where ``ask`` is no count.
+    are left as they were; code that comes with the edited one runs with ``trust_remote_code`` alone. Raises what
+    :func:`errata.exchange.difference.differences` raises, and :class:`BadInput` where ``ask`` is no count.
     """
     if type(cast(Any, ask)) is not int or ask < 0:
         raise BadInput(f"ask is a whole number of at least 0; found {ask!r}")
     if patch is not None:
         check_parts(patch.parts, Delta, "compared with what differs")
         patch.check(lm)
-    found = list(differences(lm, edited))
+    found = list(differences(lm, edited, trust_remote_code=trust_remote_code))
     name = edited.name if isinstance(edited, HFLM) else str(edited)
     changes = tuple(Touched(change, *place_of(lm.sites, change.name)) for change, _ in found)
     weights = {change.name: w for change, w in found}

@@ -45,7 +45,8 @@ def audit_command(
     claimed = None if patch is None else load(patch)
     lm = common.load_model(base, device, dtype, quiet, trust_remote_code)
     with common.step(f"comparing {edited} with {base}", quiet):
-        found = audit(lm, edited, known, texts=read, patch=claimed, ask=ask)
+        about: Any = {"patch": claimed, "ask": ask, "trust_remote_code": trust_remote_code}
+        found = audit(lm, edited, known, texts=read, **about)
     if as_json:
         common.print_json(found.to_json())
         return

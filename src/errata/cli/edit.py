@@ -50,6 +50,7 @@ def edit(
     return Edited(patch, edits, before, after)
 
 
+@guards.limited
 def edit_command(
     model: common.Model,
     text: Annotated[
@@ -94,15 +95,7 @@ def edit_command(
     review: Annotated[
         bool, typer.Option("--review", help="Review the patch, and write nothing where a guard refuses it (exit 3).")
     ] = False,
-    min_reliability: guards.MinReliability = None,
-    min_paraphrase: guards.MinParaphrase = None,
-    min_neighborhood: guards.MinNeighborhood = None,
-    min_same_subject: guards.MinSameSubject = None,
-    min_unrelated: guards.MinUnrelated = None,
-    max_kl: guards.MaxKL = None,
-    max_loss: guards.MaxLoss = None,
-    max_norm: guards.MaxNorm = None,
-    max_block: guards.MaxBlock = None,
+    limits: Mapping[str, float | None] = guards.NONE,
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
@@ -116,17 +109,6 @@ def edit_command(
     as_json: common.Json = False,
 ) -> None:
     """Make a patch that changes one fact, or many at once."""
-    limits = guards.given(
-        min_reliability=min_reliability,
-        min_paraphrase=min_paraphrase,
-        min_neighborhood=min_neighborhood,
-        min_same_subject=min_same_subject,
-        min_unrelated=min_unrelated,
-        max_kl=max_kl,
-        max_loss=max_loss,
-        max_norm=max_norm,
-        max_block=max_block,
-    )
     if limits and not review:
         raise BadInput(f"{guards.option(next(iter(limits)))} is a limit of the review; add --review")
     asked = edits_of(prompt, subject, target, edits, text)

@@ -153,7 +153,8 @@ def import_command(
 
     lm = common.load_model(base, device, dtype, quiet, trust_remote_code)
     with common.step(f"reading {peft or edited}", quiet):
-        patch = from_peft(lm, peft) if peft is not None else from_checkpoints(lm, str(edited), exact=exact)
+        how: Any = {"exact": exact, "trust_remote_code": trust_remote_code}
+        patch = from_peft(lm, peft) if peft is not None else from_checkpoints(lm, str(edited), **how)
     if not patch:
         raise BadInput(f"{edited} differs from {base} in no weight, so there is no patch; nothing was written")
     patch.save(output)

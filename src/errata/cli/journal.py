@@ -66,6 +66,7 @@ def commit_command(
         str | None,
         typer.Option(metavar="REVISION", help="Refuse unless the branch is there still.", show_default=False),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Record a review of another patch all the same.")] = False,
     journal: Where = FOLDER,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
@@ -74,7 +75,8 @@ def commit_command(
     common.show_logs(quiet)
     read = None if review is None else read_json(review, "review", dict)
     opened = open_journal(journal)
-    made = opened.commit(patch, why=why, author=author, scores=_scores(score), review=read, branch=branch, onto=onto)
+    says: Any = {"why": why, "author": author, "scores": _scores(score), "review": read}
+    made = opened.commit(patch, **says, branch=branch, onto=onto, force=force)
     told(opened, made, as_json)
 
 
@@ -245,7 +247,8 @@ def _verdict(commit: "Commit") -> str:
     review = commit.review or {}
     if not isinstance(passed := review.get("passed"), bool):
         return "on record" if review else ""
-    return "passed" if passed else "refused"
+    another = ", of another patch" * bool(commit.how and "review of another patch" in commit.how)
+    return ("passed" if passed else "refused") + another
 
 
 def short(edit: "Edit") -> str:

@@ -1,6 +1,6 @@
 """``errata review``: what a patch changed and what it broke, with limits that can refuse it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 KINDS = (".json", ".jsonl", ".html")  # what -o may end in
 
 
+@guards.limited
 def review_command(
     model: common.Model,
     patch: Annotated[Path, typer.Argument(help="A patch.", show_default=False)],
@@ -38,15 +39,7 @@ def review_command(
         ),
     ] = None,
     force: common.Force = False,
-    min_reliability: guards.MinReliability = None,
-    min_paraphrase: guards.MinParaphrase = None,
-    min_neighborhood: guards.MinNeighborhood = None,
-    min_same_subject: guards.MinSameSubject = None,
-    min_unrelated: guards.MinUnrelated = None,
-    max_kl: guards.MaxKL = None,
-    max_loss: guards.MaxLoss = None,
-    max_norm: guards.MaxNorm = None,
-    max_block: guards.MaxBlock = None,
+    limits: Mapping[str, float | None] = guards.NONE,
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,
@@ -60,17 +53,6 @@ def review_command(
 
     Ends with exit code 3 where they are not; what -o names is written all the same.
     """
-    limits = guards.given(
-        min_reliability=min_reliability,
-        min_paraphrase=min_paraphrase,
-        min_neighborhood=min_neighborhood,
-        min_same_subject=min_same_subject,
-        min_unrelated=min_unrelated,
-        max_kl=max_kl,
-        max_loss=max_loss,
-        max_norm=max_norm,
-        max_block=max_block,
-    )
     common.show_logs(quiet)
     outputs = _outputs(output, force)
     subject, earlier = load_patch(patch), load_patch(prior)

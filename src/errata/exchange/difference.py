@@ -59,17 +59,20 @@ class Change:
         return asdict(self) | {"shape": list(self.shape), "largest": list(self.largest)}
 
 
-def differences(lm: HFLM, edited: "str | Path | HFLM", *, exact: bool = False) -> Iterator[tuple[Change, Weight]]:
+def differences(
+    lm: HFLM, edited: "str | Path | HFLM", *, exact: bool = False, trust_remote_code: bool = False
+) -> Iterator[tuple[Change, Weight]]:
     """Each weight that differs, and its difference Δ = W_edited − W, (out, in), float32 or finer.
 
     A product of two factors where the numeric rank is at most half of the smaller side (the rest is rounding), else
     dense; with ``exact`` always dense, to the last bit. ``lm`` is the base. Of a folder one weight at a time is read
-    where its names are those of the model; otherwise it is loaded whole, which is logged. Raises :class:`BadInput`
+    where its names are those of the model; otherwise it is loaded whole, which is logged. Code that comes with it runs
+    with ``trust_remote_code`` alone. Raises :class:`BadInput`
     for a folder that cannot be read or holds its weights as a pickle, :class:`WrongModel` for another model,
     :class:`Unsupported` where weights of the base are offloaded or quantised.
     """
     lm.check()
-    for name, old, new in _pairs(lm, edited):
+    for name, old, new in _pairs(lm, edited, trust_remote_code):
         if new.shape != old.shape:
             raise WrongModel(
                 f"{name} has the shape {tuple(old.shape)} in the base and {tuple(new.shape)} in the edited model; "
@@ -154,17 +157,17 @@ def rounding(weight: Tensor, dtype: torch.dtype) -> float:
 # The two models ----------------------------------------------------------------------------------
 
 
-def _pairs(lm: HFLM, edited: "str | Path | HFLM") -> Iterator[tuple[str, Tensor, Tensor]]:
+def _pairs(lm: HFLM, edited: "str | Path | HFLM", trusted: bool) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, base's and edited's values of each parameter, tied ones once, in the module's own order."""
     if not isinstance(edited, HFLM):
-        check_config(lm, str(edited))
+        check_config(lm, str(edited), trusted)
         shards = Shards.of(Path(edited)) if Path(edited).is_dir() else None
         if shards is not None and (named := _named(lm, shards)) is not None:
             for name in _parameters(lm):
                 yield name, stored.plain(lm.model, name, "its values are needed"), shards.read(named[name])
             return
         log.warning("the weights of %s have other names than the model's, so the whole of it is loaded", edited)
-        edited = loading.load(edited, dtype=_dtype(str(edited)))
+        edited = loading.load(edited, dtype=_dtype(str(edited), trusted), trust_remote_code=trusted)
     theirs = dict(edited.model.named_parameters())
     ours = _parameters(lm)
     if unmatched := sorted({*ours} ^ theirs.keys()):
@@ -179,9 +182,9 @@ def _parameters(lm: HFLM) -> list[str]:
     return [name for name, _ in lm.model.named_parameters()]
 
 
-def check_config(lm: HFLM, edited: str) -> None:
+def check_config(lm: HFLM, edited: str, trust_remote_code: bool = False) -> None:
     """Raises :class:`WrongModel` where another configuration than the base's makes the edited model."""
-    config: Any = loading.config_of(edited)
+    config: Any = loading.config_of(edited, trust_remote_code=trust_remote_code)
     ours, theirs = (specific(one.to_dict()) for one in (lm.config, config))
     if getattr(config, "quantization_config", None):
         raise Unsupported(f"{edited} is quantised, so its weights are no numbers to compare; give it unquantised")
@@ -230,6 +233,6 @@ def _same(one: Tensor, two: Tensor) -> bool:
     return not one.is_floating_point() or (one.shape == two.shape and torch.equal(one, two.to(one)))
 
 
-def _dtype(edited: str) -> torch.dtype | None:
-    found = getattr(loading.config_of(edited), "dtype", None)
+def _dtype(edited: str, trusted: bool) -> torch.dtype | None:
+    found = getattr(loading.config_of(edited, trust_remote_code=trusted), "dtype", None)
     return found if found in stored.FLOATS else None

@@ -1,12 +1,12 @@
 # pyright: strict
 """Edits of two sides that cannot both hold, and what was decided about them: by a rule, or one by one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from errata.answers import normalise
-from errata.conflicts.pairs import conflicts
+from errata.conflicts.pairs import OTHER_WORDS, conflicts
 from errata.errors import BadInput, Refused, unknown
 from errata.journal.commit import fact
 from errata.printable import shown
@@ -83,15 +83,19 @@ def clashes_of(
     theirs: Mapping[str, Edit],
     lm: "HFLM | None" = None,
     patch: "Patch | None" = None,
+    common: "Patch | None" = None,
 ) -> list[Clash]:
-    """What clashes between two sides that have gone on from ``base``: edits by their facts; ``patch`` is ours."""
+    """What clashes between two sides that have gone on from ``base``: edits by their facts.
+
+    ``patch`` is ours, ``common`` that of the base.
+    """
     new_ours = {key: edit for key, edit in ours.items() if key not in base}
     new_theirs = {key: edit for key, edit in theirs.items() if key not in base}
     only_ours = [edit for key, edit in new_ours.items() if key not in new_theirs]
     only_theirs = [edit for key, edit in new_theirs.items() if key not in new_ours]
     found = [Clash(older, newer, kind) for older, newer, kind in conflicting(only_ours, only_theirs, lm, patch)]
-    found += _taken_out(base, ours, only_theirs, OUT_OURS)
-    found += [Clash(c.theirs, c.ours, c.kind) for c in _taken_out(base, theirs, only_ours, OUT_THEIRS)]
+    found += _taken_out(base, ours, only_theirs, OUT_OURS, lm, common)
+    found += [Clash(c.theirs, c.ours, c.kind) for c in _taken_out(base, theirs, only_ours, OUT_THEIRS, lm, common)]
     by_id = {edit.id: edit for edit in ours.values()}
     same = [edit for edit in only_theirs if edit.id in by_id and fact(by_id[edit.id]) != fact(edit)]
     found += [Clash(by_id[edit.id], edit, SAME_ID) for edit in same]
@@ -101,11 +105,34 @@ def clashes_of(
     return list(pairs.values())
 
 
-def _taken_out(base: Mapping[str, Edit], side: Mapping[str, Edit], others: Iterable[Edit], kind: str) -> list[Clash]:
-    """Edits of the other side in the place of one that this side has taken out and not replaced."""
+def _taken_out(
+    base: Mapping[str, Edit],
+    side: Mapping[str, Edit],
+    others: Sequence[Edit],
+    kind: str,
+    lm: "HFLM | None",
+    patch: "Patch | None",
+) -> list[Clash]:
+    """Edits of the other side in the place of one that this side has taken out and not replaced.
+
+    With a model also those in other words; ``patch`` holds what was taken out.
+    """
     kept = {_asked(edit) for edit in side.values()}
     gone = {_asked(edit): edit for key, edit in base.items() if key not in side and _asked(edit) not in kept}
-    return [Clash(gone[_asked(edit)], edit, kind) for edit in others if _asked(edit) in gone]
+    found = [Clash(gone[_asked(edit)], edit, kind) for edit in others if _asked(edit) in gone]
+    if gone and lm is not None:
+        pairs = conflicting(list(gone.values()), others, lm, patch)
+        found += [Clash(older, newer, kind) for older, newer, why in pairs if why == OTHER_WORDS]
+    return found
+
+
+def on_what_is_gone(clash: Clash, ours: Mapping[str, Edit], theirs: Mapping[str, Edit]) -> bool:
+    """Whether the edit that stays was made with the one in force that the other side has taken out."""
+    if clash.keep == "neither":
+        return False
+    if clash.kind == OUT_OURS:
+        return clash.keep != "ours" and fact(clash.ours) in theirs
+    return clash.kind == OUT_THEIRS and clash.keep != "theirs" and fact(clash.theirs) in ours
 
 
 def _asked(edit: Edit) -> str:

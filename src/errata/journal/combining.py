@@ -27,10 +27,13 @@ TWICE = "both sides have taken out the same edit, which the sum of their changes
 ANEW = "both sides have changed the same memory, whose entries must be made again"
 
 
-def combined(ours: Patch, theirs: Patch, base: Patch, wanted: Iterable[str]) -> tuple[Patch, str]:
+def combined(
+    ours: Patch, theirs: Patch, base: Patch, wanted: Iterable[str], rests: str | None = None
+) -> tuple[Patch, str]:
     """The patch with the wanted edits (their facts), and how it was had, in words. Raises :class:`Unsupported`.
 
-    Whether each edit still holds beside the others only the model can tell.
+    ``rests`` says of an edit, if there is such a one, that it was made with another in force that is gone: then no
+    weights are added. Whether each edit still holds beside the others only the model can tell.
     """
     facts, of_base = set(wanted), {fact(edit) for edit in base.edits}
     mine = {fact(edit) for edit in ours.edits}
@@ -40,7 +43,7 @@ def combined(ours: Patch, theirs: Patch, base: Patch, wanted: Iterable[str]) -> 
     new = others - of_base
     theirs = without(theirs, new - facts | new & mine)
     gone = of_base - mine - others
-    parts, ways = _parts(ours, theirs, base, bool(gone))
+    parts, ways = _parts(ours, theirs, base, TWICE if gone else rests)
     meta = {**theirs.meta, **ours.meta, "made": _made(ours, theirs, facts)}
     patch = Patch(parts, _memory(ours.memory, theirs.memory, base.memory), meta)
     if {fact(edit) for edit in patch.edits} != facts:
@@ -48,14 +51,14 @@ def combined(ours: Patch, theirs: Patch, base: Patch, wanted: Iterable[str]) -> 
     return (patch if parts else replace(EMPTY, meta=meta)), "; ".join(ways)
 
 
-def _parts(ours: Patch, theirs: Patch, base: Patch, gone: bool) -> tuple[tuple[Part, ...], list[str]]:
+def _parts(ours: Patch, theirs: Patch, base: Patch, no_sum: str | None) -> tuple[tuple[Part, ...], list[str]]:
     """The parts of both sides, changes of weights first (which are put on first anyway), and how each was had.
 
-    ``gone``: whether there are edits that both have taken out.
+    ``no_sum`` says why changes of both sides cannot be added, where that is so.
     """
     a, b, o = (total(patch) for patch in (ours, theirs, base))
-    if gone and a != o and b != o:
-        raise Unsupported(TWICE)
+    if no_sum and a != o and b != o:
+        raise Unsupported(no_sum)
     weights = a if b == o else b if a == o else a + _difference(b, o)
     ways = [ADDED if a != o and b != o else ONE_SIDE] if weights.weights else []
     mine, other, common = (_others(patch) for patch in (ours, theirs, base))

@@ -64,19 +64,6 @@ class Journal(Looking):
             log.warning("%s was made by an earlier Errata and was led on", folder)
         return cls.open(folder, url)
 
-    @classmethod
-    def open(cls, path: str | Path = "journal", url: str | None = None) -> "Journal":
-        """The journal in a folder, which is checked for damage; ``url`` is its database's, with a password, say.
-
-        Raises :class:`BadInput` where there is none or it is damaged, and :class:`Refused` for one that another
-        version of Errata made.
-        """
-        folder = Path(path)
-        id, kept = place.read_about(folder)
-        journal = cls(folder, database_of(folder, id, url or kept))
-        journal.database.check()
-        return journal
-
     # Recording ---------------------------------------------------------------------------------------
 
     def commit(
@@ -89,6 +76,7 @@ class Journal(Looking):
         review: Any = None,
         branch: str | None = None,
         onto: str | None = None,
+        force: bool = False,
     ) -> Commit:
         """Records a patch, or a file of one, on a branch (that of HEAD), and returns the commit.
 
@@ -96,11 +84,12 @@ class Journal(Looking):
         whole or not at all. ``scores`` and ``review`` (JSON, or what has ``to_json``) are what it was accepted with;
         ``author`` is by default ``$ERRATA_AUTHOR`` or the user. Edits of the branch that the patch does not hold are
         gone with it, which is warned of, and so are edits that contradict those; ``onto`` names the revision that the
-        branch must be at, or it is :class:`Refused`. A patch of another model than the branch's raises
-        :class:`WrongModel`, anything else that is wrong :class:`BadInput`.
+        branch must be at, or it is :class:`Refused`. So is a review that names another patch, unless ``force``. A patch
+        of another model than the branch's raises :class:`WrongModel`, anything else that is wrong :class:`BadInput`.
         """
         says = said(why, author) | {"scores": checked_scores(scores), "review": checked_review(review)}
-        commit = record(self, patch, says, branch, expected=None if onto is None else self.find(onto).id)
+        expected = None if onto is None else self.find(onto).id
+        commit = record(self, patch, says, branch, expected=expected, force=force)
         warn(self, commit)
         return commit
 

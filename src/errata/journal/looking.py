@@ -2,7 +2,7 @@
 """What is in a journal: commits by their revisions, names, and the patches of commits. Nothing here writes to it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from errata.errors import BadInput, unknown
 from errata.journal import folder as place
@@ -10,6 +10,7 @@ from errata.journal.blobs import Blobs
 from errata.journal.commit import Commit, fact
 from errata.journal.history import back, before, missing
 from errata.journal.names import HEAD, ID, steps_back
+from errata.journal.opening import database_of
 
 if TYPE_CHECKING:
     from errata.journal.database import Database
@@ -24,6 +25,19 @@ class Looking:
         """For :meth:`create` and :meth:`open`; ``database`` and ``blobs`` are for the code beside this."""
         self.path, self.database = path, database
         self.blobs = Blobs(path / place.PATCHES)
+
+    @classmethod
+    def open(cls, path: str | Path = "journal", url: str | None = None) -> Self:
+        """The journal in a folder, which is checked for damage; ``url`` is its database's, with a password, say.
+
+        Raises :class:`BadInput` where there is none or it is damaged, and :class:`Refused` for one that another
+        version of Errata made.
+        """
+        folder = Path(path)
+        id, kept = place.read_about(folder)
+        journal = cls(folder, database_of(folder, id, url or kept))
+        journal.database.check()
+        return journal
 
     def __repr__(self) -> str:
         return f"<Journal: {self.path}>"

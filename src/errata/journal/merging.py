@@ -5,22 +5,20 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from errata.errors import BadInput, Refused, Unsupported, WrongModel
 from errata.journal import history
 from errata.journal.again import answered, check_records, made_again, named, without
-from errata.journal.clashes import Clash, Rule, clashes_of, decided
+from errata.journal.clashes import OUT_OURS, Clash, Rule, clashes_of, decided, on_what_is_gone
 from errata.journal.combining import combined
 from errata.journal.commit import Commit, fact
 from errata.journal.folder import is_journal
+from errata.journal.looking import Looking
 from errata.journal.recording import record
 from errata.model.hf import HFLM
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
-
-if TYPE_CHECKING:
-    from errata.journal.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -82,20 +80,18 @@ class Side:
 class Source:
     """Where the other side is: this journal or another one, and its commit."""
 
-    journal: "Journal"
+    journal: Looking
     commit: Commit
     name: str
 
     @classmethod
-    def of(cls, ours: "Journal", other: "str | Path | Journal", revision: str) -> "Source":
+    def of(cls, ours: Looking, other: str | Path | Looking, revision: str) -> "Source":
         """The journal of a folder, or this one's revision. Raises :class:`BadInput`."""
-        from errata.journal.journal import Journal
-
         if isinstance(other, str) and other in {*ours.branches(), *ours.tags()}:
             return cls(ours, ours.find(other), other)
         if isinstance(other, str | Path) and is_journal(Path(other)):
-            other = Journal.open(other)
-        if isinstance(other, Journal):
+            other = type(ours).open(other)
+        if isinstance(other, Looking):
             return cls(other, other.find(revision), f"{other.path} {revision}")
         if isinstance(other, Path):
             raise BadInput(f"there is no journal in {other}; give the folder of one, or a branch")
@@ -113,8 +109,8 @@ class How:
 
 
 def merge(
-    journal: "Journal",
-    other: "str | Path | Journal",
+    journal: Looking,
+    other: str | Path | Looking,
     revision: str,
     how: How,
     said: Callable[[str], dict[str, Any]],
@@ -160,7 +156,8 @@ def _merged(sides: tuple[Side, Side], bases: Sequence[Side], how: How) -> tuple[
     ours, theirs = sides
     common = {key: edit for base in bases for key, edit in base.edits.items()}
     times = ours.times | {key: time for key, time in theirs.times.items() if key not in ours.edits}
-    clashes = clashes_of(common, ours.edits, theirs.edits, how.lm, ours.patch)
+    of_base = bases[0].patch if len(bases) == 1 else None
+    clashes = clashes_of(common, ours.edits, theirs.edits, how.lm, ours.patch, of_base)
     clashes = decided(clashes, how.rule, how.resolutions, times)
     gone = {key for key in common if key not in ours.edits or key not in theirs.edits}
     gone |= {key for clash in clashes for key in clash.dropped}
@@ -171,7 +168,8 @@ def _merged(sides: tuple[Side, Side], bases: Sequence[Side], how: How) -> tuple[
             raise Unsupported("asked for")
         if len(bases) > 1:
             raise Unsupported(SEVERAL)
-        patch, way = combined(ours.patch, theirs.patch, bases[0].patch if bases else EMPTY, wanted)
+        rests = next((c for c in clashes if on_what_is_gone(c, ours.edits, theirs.edits)), None)
+        patch, way = combined(ours.patch, theirs.patch, of_base or EMPTY, wanted, rests and _made_on(rests))
     except Unsupported as error:
         if not how.again and (one := _as_it_is(sides, wanted)) is not None:
             return *one, clashes
@@ -182,6 +180,12 @@ def _merged(sides: tuple[Side, Side], bases: Sequence[Side], how: How) -> tuple[
             ) from error
         patch, way = _again(how.lm, sides, bases, wanted)
     return named(patch, ours.patch if ours.patch.meta else theirs.patch), way + note, clashes
+
+
+def _made_on(clash: Clash) -> str:
+    edits = (clash.ours, clash.theirs) if clash.kind == OUT_OURS else (clash.theirs, clash.ours)
+    gone, stays = (f"{edit.prompt!r} -> {edit.target_new!r}" for edit in edits)
+    return f"{stays} was made with {gone} in force, which is gone, so that in the sum of weights it would be lost"
 
 
 def _as_it_is(sides: tuple[Side, Side], wanted: Sequence[str]) -> tuple[Patch, str] | None:
@@ -197,7 +201,7 @@ def _as_it_is(sides: tuple[Side, Side], wanted: Sequence[str]) -> tuple[Patch, s
 
 def _again(lm: HFLM, sides: tuple[Side, Side], bases: Sequence[Side], wanted: Sequence[str]) -> tuple[Patch, str]:
     """The wanted edits, made again where ours does not have them. Raises :class:`Refused`."""
-    starts = [lambda one=one: without(one.patch, one.edits.keys() - set(wanted)) for one in (sides[0], *bases)]
+    starts = [lambda one=one: without(one.patch, one.edits.keys() - set(wanted)) for one in (*sides, *bases)]
     try:
         for side in sides:
             check_records(side.patch)
@@ -227,7 +231,7 @@ def _asked(lm: HFLM, patch: Patch, sides: Iterable[Side]) -> dict[str, Any]:
     return {"edits": len(edits), "answered": len(edits) - len(missed), "lost": list(lost)}
 
 
-def _forward(journal: "Journal", source: Source, name: str, ours: Commit | None, taken: Sequence[Commit]) -> Merged:
+def _forward(journal: Looking, source: Source, name: str, ours: Commit | None, taken: Sequence[Commit]) -> Merged:
     """The branch, on which nothing was done since, goes on to the other commit."""
     if ours is not None and ours.id == source.commit.id:
         return Merged(ours, NOTHING, ours)
@@ -242,13 +246,13 @@ def _forward(journal: "Journal", source: Source, name: str, ours: Commit | None,
     return Merged(commit, FORWARD, ours)
 
 
-def _take(journal: "Journal", other: "Journal", commits: Sequence[Commit]) -> None:
+def _take(journal: Looking, other: Looking, commits: Sequence[Commit]) -> None:
     """Copies the patch files of another journal's commits."""
     for digest in dict.fromkeys(commit.patch for commit in commits):
         journal.blobs.take(other.blobs, digest)
 
 
-def _either(ours: "Journal", theirs: "Journal") -> history.Get:
+def _either(ours: Looking, theirs: Looking) -> history.Get:
     """Commits of two journals by their ids."""
 
     def get(id: str) -> Commit:

@@ -23,13 +23,14 @@ from errata.journal.commit import (
 from errata.printable import shown
 
 if TYPE_CHECKING:
-    from errata.journal.journal import Journal
+    from errata.journal.looking import Looking
     from errata.patch.patch import Patch
 
 log = logging.getLogger(__name__)
 
 AUTHOR = "ERRATA_AUTHOR"
 SAID = 3  # edits that a warning names
+OF_ANOTHER = "review of another patch"  # how a commit says which one its review is of
 
 
 def said(why: str, author: str | None) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def _user() -> str:
 
 
 def record(
-    journal: "Journal",
+    journal: "Looking",
     patch: "Patch | str | Path",
     says: Mapping[str, Any],
     branch: str | None,
@@ -59,9 +60,15 @@ def record(
     merged: Sequence[Commit] = (),
     taken: Sequence[Commit] = (),
     how: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> Commit:
-    """Writes the patch, and then its commit on a branch, whose last commit must be ``expected`` if that is given."""
+    """Writes the patch, and then its commit on a branch, whose last commit must be ``expected`` if that is given.
+
+    ``force`` lets a review of another patch pass, which the commit then says.
+    """
     digest, size, read = _written(journal, patch)
+    if other := _other_patch(says.get("review"), read, force):
+        how = {**(how or {}), OF_ANOTHER: other}
     edits = {fact(edit): edit for edit in read.edits}
     of = read.meta.get("model")
 
@@ -89,7 +96,7 @@ def record(
     return journal.database.append(branch, make, taken)
 
 
-def _written(journal: "Journal", patch: "Patch | str | Path") -> "tuple[str, int, Patch]":
+def _written(journal: "Looking", patch: "Patch | str | Path") -> "tuple[str, int, Patch]":
     """Digest, bytes and content of a patch that is now among the journal's files."""
     from errata.patch.patch import Patch
 
@@ -133,12 +140,27 @@ def _check_review(review: Mapping[str, Any] | None, of: Mapping[str, Any] | None
         )
 
 
-def warn(journal: "Journal", commit: Commit) -> None:
+def _other_patch(review: Mapping[str, Any] | None, patch: "Patch", force: bool) -> str | None:
+    """The patch that a review is of, where it is another; raises :class:`Refused` then, unless ``force``."""
+    found = (review or {}).get("patch")
+    if not isinstance(found, str) or not found or found == (own := patch.digest):
+        return None
+    if not force:
+        raise Refused(
+            f"the review is of the patch {shown(found[:10] + '…')}, and this one is '{own[:10]}…'; give the review of "
+            "this patch (`errata review -o FILE.json`), or record that one all the same with --force (force=True)"
+        )
+    return found
+
+
+def warn(journal: "Looking", commit: Commit) -> None:
     """Warns of a review that refuses, of edits that a commit leaves behind, and of those against earlier ones."""
     from errata.journal.clashes import conflicting
 
     if commit.review and commit.review.get("passed") is False:
         log.warning("the review of %s, with which it was recorded, refuses the patch", commit.short)
+    if commit.how and OF_ANOTHER in commit.how:
+        log.warning("the review with which %s was recorded is of another patch", commit.short)
     if not commit.parents:
         return
     last = journal.get(commit.parents[0])

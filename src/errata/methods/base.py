@@ -19,6 +19,7 @@ from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported, WrongMod
 from errata.files import cache_file, check_writable
 from errata.locks import in_turn
 from errata.methods.outcomes import Outcome, amended, answered, searched, warn
+from errata.methods.restating import restated
 from errata.methods.settings import checked, setting
 from errata.model.fingerprint import versions
 from errata.model.hf import HFLM
@@ -165,7 +166,8 @@ class Tags:
     ``reads_context``: edits act through the context or the contrast of prompts, which a random model cannot use.
     ``runs_model``: ``edit`` runs the model. ``memory``: each edit is an entry of one part, which acts for its own
     prompts alone, in every verb. ``prepares_with``: what ``prepare`` reads; of what reads either, cases say more.
-    ``mixtures``: whether it edits mixtures of experts.
+    ``mixtures``: whether it edits mixtures of experts. ``restates``: an earlier edit that a new one contradicts in
+    other words is made again beside it, with its answer (:mod:`errata.methods.restating`); of changes of weights alone.
     """
 
     quick: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -174,6 +176,7 @@ class Tags:
     memory: bool = False
     prepares_with: Literal["texts", "cases", "either"] = "texts"
     mixtures: bool = True
+    restates: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +266,8 @@ class Method(ABC):
         start = time.perf_counter()
         with frozen_rng(self.seed), searched() as found:
             resolved = self.resolve(lm, state)
-            patch = resolved._edit(lm, edits, state, prior)
+            again = restated(lm, edits, prior) if self.tags.restates else []
+            patch = resolved._edit(lm, [*edits, *again], state, prior)
         if where := patch.not_finite():
             raise Refused(
                 f"{self.name} made a patch in which {where} is no finite number, so there is none; load the model in "

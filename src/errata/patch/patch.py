@@ -24,6 +24,7 @@ from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.model.weights import FLOATS
 from errata.patch.delta import Delta
+from errata.patch.digest import digest_of
 from errata.patch.file import read_patch, write_patch
 from errata.patch.memory import joined_memory, sites_of
 from errata.patch.parts import Adapter, P, Part, Wrapper, same_tensors, widths
@@ -52,6 +53,14 @@ class Patch:
     def edits(self) -> list[Edit]:
         """Every edit that was made, in order; ``entries()`` of a memory's part says which of them are in use."""
         return [Edit.from_json(edit) for made in self.meta.get("made", ()) for edit in made["edits"]]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the parts: equal for patches that do the same, whenever they were made and with or without memory.
+
+        Not that of a file, which also holds the time.
+        """
+        return digest_of(self.parts)
 
     def of_kind(self, kind: type[P]) -> list[P]:
         """The parts of a class."""
@@ -206,8 +215,8 @@ class Patch:
         The adapter adds exactly what the patch does, up to float32. With ``lm`` the patch is checked to be of that
         model, and changes outside of the blocks can be told to fit. ``rank`` cuts what has a larger one, which is
         logged with the share that is lost. Raises :class:`Unsupported` for what no LoRA adapter holds (other parts
-        than changes of weights, experts of a stack, tied weights, a dense change of large rank), :class:`BadInput`
-        where the folder exists, unless ``force``.
+        than changes of weights, tied weights, a dense change of large rank, experts where ``lm`` is not given),
+        :class:`BadInput` where the folder exists, unless ``force``.
         """
         made = self.as_lora(lm, rank=rank)
         with folder_written_whole(folder, replace=CONFIG if force else None) as part:

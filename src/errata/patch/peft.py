@@ -20,6 +20,7 @@ from errata.model import weights as stored
 from errata.model.hf import HFLM
 from errata.patch.delta import LowRank, Weight
 from errata.patch.parts import Part
+from errata.patch.peft_experts import by_parameter, check_stack, padded, stacked
 from errata.patch.spectra import cut, in_float64, numeric_rank, svd
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # the names that peft and vLLM look for
@@ -36,7 +37,8 @@ class LoRAFiles:
     config: dict[str, Any]
     """``adapter_config.json``."""
     tensors: dict[str, Tensor]
-    """``adapter_model.safetensors``: ``base_model.model.PATH.lora_A.weight`` (r, in), ``…lora_B.weight`` (out, r)."""
+    """``adapter_model.safetensors``: ``base_model.model.PATH.lora_A.weight`` (r, in), ``…lora_B.weight`` (out, r); of a
+    stack of E experts (E · r, in) and (out, r · E)."""
     lost: dict[str, float] = field(default_factory=dict[str, float])
     """Parameter name -> ‖Δ − BA‖ / ‖Δ‖, of each that was cut to a rank."""
 
@@ -66,36 +68,52 @@ def lora_files(
 
     A product stays what it is, to the last bit of its numbers. A dense change of small rank is factorised, exactly up
     to float32. Any other is cut to ``rank``, which ``lost`` tells, or refused. Raises :class:`Unsupported` for what
-    LoRA cannot hold; what the model alone tells (tied and embedding weights) is asked where it is given, and
-    otherwise only weights inside of blocks are taken.
+    LoRA cannot hold; what the model alone tells (tied and embedding weights, stacks of experts) is asked where it is
+    given, and otherwise only weights of linear layers inside of blocks are taken.
     """
     factors: dict[str, LowRank] = {}
+    experts: dict[str, LowRank] = {}
     lost: dict[str, float] = {}
     for name, w in weights.items():
-        _check_linear(name, w, lm)
+        of_stack = stored.indexed(name)[1] is not None
+        _check_expert(name, lm) if of_stack else _check_linear(name, w, lm)
         product, error = _factors(name, w, rank)
         if product.rank:
-            factors[name.removesuffix(".weight")] = _balanced(product)
+            (experts if of_stack else factors)[name.removesuffix(".weight")] = _balanced(product)
         if error:
             lost[name] = error
-    if not factors:
+    if not factors and not experts:
         raise Unsupported(
             "this patch changes no weight, and an adapter of nothing cannot be loaded; make an edit first"
         )
     turned = lm is not None and any(stored.transposed(lm.model.get_submodule(path)) for path in factors)
-    config = _config({path: w.rank for path, w in factors.items()}, base, turned, lm is not None and lm.seq2seq)
+    r = max(w.rank for w in (*factors.values(), *experts.values()))
+    stacks = stacked(lm.model, experts, r) if lm is not None and experts else {}
+    named = [path for path in factors if by_parameter(lm and lm.model, path)]
+    factors |= {path: padded(factors[path], r) for path in named}
+    layers = {path: w.rank for path, w in factors.items() if path not in named}
+    parameters = [*stacks, *(f"{path}.weight" for path in named)]
+    config = _config(layers, parameters, r, base, turned, lm is not None and lm.seq2seq)
     tensors = {
         f"{PREFIX}{path}.{side}.weight": factor.to(_saved(factor.dtype)).cpu().contiguous().clone()
-        for path, w in factors.items()
+        for path, w in [*factors.items(), *stacks.values()]
         for side, factor in zip(SIDES, (w.b, w.a), strict=True)
     }
     return LoRAFiles(config, tensors, lost)
 
 
+def _check_expert(name: str, lm: HFLM | None) -> None:
+    """Raises :class:`Unsupported` unless the model is there and has the stack."""
+    if lm is None:
+        raise Unsupported(
+            f"{name} is one expert of a stack, which the model alone describes: give it, patch.to_peft(folder, lm); "
+            f"or {MERGE}"
+        )
+    check_stack(lm.model, name)
+
+
 def _check_linear(name: str, w: Weight, lm: HFLM | None) -> None:
     """Raises :class:`Unsupported` unless the change is of the matrix of a linear layer that nothing else reads."""
-    if stored.indexed(name)[1] is not None:
-        raise Unsupported(f"{name} is one expert of a stack, and LoRA adds to whole layers; {MERGE}")
     if len(w.shape) != 2 or not name.endswith(".weight"):
         raise Unsupported(f"{name} is no matrix of a linear layer, and LoRA adds to those alone; {MERGE}")
     if lm is None:
@@ -148,10 +166,14 @@ def _saved(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float64 else dtype
 
 
-def _config(ranks: Mapping[str, int], base: str, turned: bool, seq2seq: bool) -> dict[str, Any]:
-    """``adapter_config.json``; ``turned`` where layers keep their weights as (in, out), as GPT-2's do."""
-    r = max(ranks.values())
-    own = {rf"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != r}
+def _config(
+    layers: Mapping[str, int], parameters: Sequence[str], r: int, base: str, turned: bool, seq2seq: bool
+) -> dict[str, Any]:
+    """``adapter_config.json``, from the layers' ranks, of which ``r`` is the largest, and that of all parameters.
+
+    ``turned`` where layers keep their weights as (in, out), as GPT-2's do.
+    """
+    own = {rf"^{re.escape(path)}": rank for path, rank in layers.items() if rank != r}
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
@@ -161,7 +183,8 @@ def _config(ranks: Mapping[str, int], base: str, turned: bool, seq2seq: bool) ->
         "lora_alpha": r,
         "rank_pattern": own,
         "alpha_pattern": own,
-        "target_modules": list(ranks),
+        "target_modules": list(layers),
+        **({"target_parameters": [*parameters]} if parameters else {}),
         "fan_in_fan_out": turned,
         "lora_dropout": 0.0,
         "bias": "none",

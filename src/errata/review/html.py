@@ -33,7 +33,8 @@ def page(review: Review) -> str:
 
 def _when(review: Review) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in review.versions.items())
-    return f"{review.time}, seed {review.seed}, {review.seconds:g} s; model {review.fingerprint}; {versions}"
+    patch = f"; patch {review.patch}" * bool(review.patch)
+    return f"{review.time}, seed {review.seed}, {review.seconds:g} s; model {review.fingerprint}{patch}; {versions}"
 
 
 def chart(review: Review) -> Chart | None:

@@ -15,7 +15,7 @@ from errata.printable import shown
 from errata.report.folds import Summary, summary
 from errata.report.rows import record_of
 from errata.review.guards import JSON, Guard
-from errata.types import Row
+from errata.types import Edit, Row
 
 Verdict = Literal["took", "missed", "kept", "moved", "unknown"]
 BAD = ("missed", "moved")
@@ -48,7 +48,8 @@ class Review:
     ``edits`` is how many the patch makes, ``asked`` how many of them were asked about. ``rows`` are the measurements:
     of answers as :func:`errata.evaluate` gives them, of kinds ``text`` (loss and KL on canary text), ``block``
     (relative change of a block's output) and ``drift`` (relative norm and ranks of a weight's change). ``parts`` is the
-    patch's own summary, ``notes`` what could not be asked or measured. Equal to what :meth:`from_json` makes of its
+    patch's own summary, ``notes`` what could not be asked or measured. ``patch`` names the patch
+    (:attr:`errata.Patch.digest`), ``edited`` are all edits that it holds. Equal to what :meth:`from_json` makes of its
     JSON.
     """
 
@@ -69,6 +70,8 @@ class Review:
     seconds: float = 0.0
     time: str = ""
     versions: dict[str, str] = field(default_factory=dict[str, str])
+    patch: str = ""
+    edited: tuple[Edit, ...] = ()
 
     @property
     def refused(self) -> tuple[Guard, ...]:
@@ -118,12 +121,14 @@ class Review:
 
     def to_json(self) -> dict[str, Any]:
         """The review as a JSON object, with ``passed``."""
-        record = {name: value for name, value in vars(self).items() if name not in ("rows", "questions", "guards")}
+        lists = ("rows", "questions", "guards", "edited")
+        record = {name: value for name, value in vars(self).items() if name not in lists}
         return {
             "passed": self.passed,
             **record,
             "parts": list(self.parts),
             "notes": list(self.notes),
+            "edited": [edit.to_json() for edit in self.edited],
             "guards": [{**asdict(guard), "passed": guard.passed} for guard in self.guards],
             "questions": [asdict(q) | {"expected": list(q.expected)} for q in self.questions],
             "rows": [record_of(row) for row in self.rows],

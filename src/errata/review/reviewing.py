@@ -127,6 +127,8 @@ def reviewed(before: Before, patch: Patch, guards: Mapping[str, float | None] | 
         seconds=round(before.seconds + time.perf_counter() - start, 1),
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         versions=versions(),
+        patch=patch.digest,
+        edited=tuple(patch.edits),
     )
 
 

@@ -17,9 +17,9 @@ on unchanged, and so does one that asks for an edit's fact itself.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict, Unpack, override
@@ -27,11 +27,11 @@ from typing_extensions import TypedDict, Unpack, override
 from errata.answers import answer_of, begins_with_answer, normalise
 from errata.errors import BadInput
 from errata.methods.assured.questions import slot
-from errata.methods.memory.log import EditLog, EditRecord, log_entries, log_without, newest
+from errata.methods.memory.log import EditLog, EditRecord, newest
+from errata.methods.memory.logged import LoggedWrapper
 from errata.model.lm import LM, listed
 from errata.model.sampling import Sampling, for_rows
 from errata.model.tokens import Tokens
-from errata.patch.parts import Wrapper
 from errata.patch.schema import STRICT, read
 from errata.subjects import mentions
 from errata.types import Score
@@ -102,7 +102,7 @@ class HopSettings(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
-class HopChain(Wrapper):
+class HopChain(LoggedWrapper):
     """Edits whose answers are followed through questions over several hops.
 
     ``settings`` hold the ``method``; at most how many ``rounds``; the ``examples`` before a chain; how a ``step`` of it
@@ -170,15 +170,6 @@ class HopChain(Wrapper):
     @override
     def wrap(self, inner: LM) -> LM:
         return HopLM(self, inner)
-
-    @override
-    def without(self, edit_id: str) -> "Self | None":
-        left = log_without(self.log, edit_id)
-        return replace(self, log=left) if left else None
-
-    @override
-    def entries(self) -> list[dict[str, Any]]:
-        return log_entries(self.log, self.in_use)
 
     @override
     def summary(self) -> list[dict[str, Any]]:

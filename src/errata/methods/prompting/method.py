@@ -9,11 +9,10 @@ from typing import Any, ClassVar, Self
 
 from typing_extensions import override
 
-from errata.answers import normalise
-from errata.conflicts.rewording import same_fact
 from errata.errors import BadInput
 from errata.methods.base import Method, State, Tags
 from errata.methods.memory.log import EditRecord
+from errata.methods.memory.reworded import reworded_by
 from errata.methods.prompting.prompted import Example, FactPrompt
 from errata.methods.retrieval import default_encoder
 from errata.methods.settings import setting
@@ -59,8 +58,8 @@ class PromptMethod(Method):
             if held.settings["method"] == self.name:
                 self._check(held, part)
                 part = replace(held, log=(*held.log, *log))
-                return prior.swap(held, part.with_reworded((), _reworded(lm, part.log, len(log))))
-        return prior + Patch((part.with_reworded((), _reworded(lm, log, len(log))),))
+                return prior.swap(held, part.with_reworded((), reworded_by(lm, part.log, len(log))))
+        return prior + Patch((part.with_reworded((), reworded_by(lm, log, len(log))),))
 
     def _check(self, held: FactPrompt, new: FactPrompt) -> None:
         for name, value in new.settings.items():
@@ -71,22 +70,3 @@ class PromptMethod(Method):
                 )
         if held.examples != new.examples:
             raise BadInput(f"{self.name} in prior has other examples; go on with the same state")
-
-
-def _reworded(lm: HFLM, log: Sequence[EditRecord], new: int) -> dict[str, list[str]]:
-    """By an edit's id those of the last ``new`` that contradict it in other words."""
-    about: dict[str, list[int]] = {}
-    for i, record in enumerate(log):
-        about.setdefault(record.subject.casefold(), []).append(i)
-    pairs = [
-        (i, j)
-        for j in range(len(log) - new, len(log))
-        for i in about[log[j].subject.casefold()]
-        if i < j and log[i].prompt != log[j].prompt and normalise(log[i].target_new) != normalise(log[j].target_new)
-    ]
-    found: dict[str, list[str]] = {}
-    same = same_fact(lm, [(log[i], log[j]) for i, j in pairs]) if pairs else []
-    for (i, j), told in zip(pairs, same, strict=True):
-        if told:
-            found.setdefault(log[i].id, []).append(log[j].id)
-    return found

@@ -20,12 +20,14 @@ from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict, Unpack, override
 
 from errata.errors import BadInput
-from errata.methods.memory.log import EditLog, EditRecord, log_entries, log_without, newest
+from errata.methods.memory.log import EditLog, EditRecord, newest
+from errata.methods.memory.logged import LoggedWrapper
+from errata.methods.memory.reworded import joined as joined_words
+from errata.methods.memory.reworded import live
 from errata.methods.retrieval import Index, index, named
 from errata.model.lm import LM, listed
 from errata.model.sampling import Sampling
 from errata.model.tokens import Tokens, joined
-from errata.patch.parts import Wrapper
 from errata.patch.schema import STRICT, read
 from errata.types import Score
 
@@ -82,7 +84,7 @@ class FactSettings(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
-class FactPrompt(Wrapper):
+class FactPrompt(LoggedWrapper):
     """Edits as facts that are prepended to a prompt. Of two edits of one fact the newer counts.
 
     ``settings`` hold the ``method``, the ``encoder``, how facts are chosen (``most``, ``near``, ``named``) and laid out
@@ -108,10 +110,8 @@ class FactPrompt(Wrapper):
     @cached_property
     def in_use(self) -> list[int]:
         """Indices of the edits whose prompt no later edit repeats, and that none contradicts in other words."""
-        last = {record.id: i for i, record in enumerate(self.log)}
-        reworded = self.settings.get("reworded", {})
         latest = newest(" ".join(record.prompt.split()).casefold() for record in self.log)
-        return [i for i in latest if all(last.get(id, -1) <= i for id in reworded.get(self.log[i].id, ()))]
+        return live(self.log, latest, self.settings.get("reworded", {}))
 
     @cached_property
     def facts(self) -> EditLog:
@@ -195,23 +195,14 @@ class FactPrompt(Wrapper):
 
     @override
     def without(self, edit_id: str) -> "Self | None":
-        left = log_without(self.log, edit_id)
-        return replace(self, log=left).with_reworded({edit_id}) if left else None
+        left = super().without(edit_id)
+        return None if left is None else left.with_reworded({edit_id})
 
     def with_reworded(self, gone: Container[str], more: Mapping[str, Sequence[str]] | None = None) -> Self:
         """With more of ``reworded``, and less of it about edits that are gone."""
-        known: Mapping[str, Sequence[str]] = self.settings.get("reworded", {})
-        kept: dict[str, list[str]] = {}
-        for id, others in (*known.items(), *(more or {}).items()):
-            left = [other for other in others if id not in gone and other not in gone]
-            if left:
-                kept[id] = [*dict.fromkeys([*kept.get(id, ()), *left])]
+        kept = joined_words(self.settings.get("reworded", {}), more or {}, gone)
         rest = {name: value for name, value in self.settings.items() if name != "reworded"}
         return replace(self, settings=rest | ({"reworded": kept} if kept else {}))
-
-    @override
-    def entries(self) -> list[dict[str, Any]]:
-        return log_entries(self.log, self.in_use)
 
     @override
     def summary(self) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State
+from errata.methods.base import State, Tags
 from errata.methods.settings import setting
 from errata.methods.trained.gradient.changes import delta_of
 from errata.methods.trained.gradient.editor import output_size
@@ -49,6 +49,8 @@ class UltraEdit(MLPWeights):
     family: ClassVar[str] = "gradients"
     paper: ClassVar[str] = "Gu et al. 2025, UltraEdit: Training-, Subject-, and Memory-Free Editing, arXiv:2505.14679"
     stores: ClassVar[str] = "a change of weights; in the memory statistics of keys and gradients"
+
+    tags: ClassVar[Tags] = Tags(restates=True)  # keys of another wording are far from the fact's own
 
     eta: float | None = setting(None, "η; SHARE · outputs / f; paper: 1e-6", key="lr", above=0)
     ridge: float = setting(1.0, "λ: the released code's", above=0)

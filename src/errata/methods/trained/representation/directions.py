@@ -1,8 +1,8 @@
 """The adapter of REMEDI: directions that are added where a prompt names their subjects."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Self
 
@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from errata.errors import WrongModel
 from errata.methods.memory.log import EditLog, EditRecord, newest
+from errata.methods.memory.reworded import Reworded, joined, live
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.tokens import Tokens
@@ -25,7 +26,8 @@ Found = tuple[int, int]  # index of a token in a prompt, and of a subject
 class EntityDirections(Adapter):
     """h ← β h + Σ directions, at a block's output, at the last token of each prompt's last mention of a subject.
 
-    The directions are those of all edits of the subject, except where a later one has the same prompt. While the
+    The directions are those of all edits of the subject, except where a later one has the same prompt or contradicts it
+    in other words (``reworded``, by an edit's id those that do). While the
     answer is decoded nothing is added, and a prompt that names no subject is left as it is, bit for bit. Of two
     subjects of which one is part of the other ("Ann" in "Ann Lee"), the longer is meant.
     """
@@ -36,12 +38,23 @@ class EntityDirections(Adapter):
     beta: float
     log: EditLog
     directions: Annotated[Tensor, Floats("n out")]
+    reworded: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+    @override
+    def config(self) -> dict[str, Any]:
+        said = super().config()
+        return said if self.reworded else {name: value for name, value in said.items() if name != "reworded"}
+
+    @classmethod
+    @override
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        return super().build({"reworded": {}, **config}, tensors)
 
     @cached_property
     def subjects(self) -> dict[str, list[int]]:
         """Subject -> indices of its edits that are in force."""
         of: dict[str, list[int]] = {}
-        for i in newest(record.prompt for record in self.log):
+        for i in live(self.log, newest(record.prompt for record in self.log), self.reworded):
             of.setdefault(self.log[i].subject, []).append(i)
         return of
 
@@ -96,16 +109,18 @@ class EntityDirections(Adapter):
         named = [[str(self.log[i]) for k in row if k >= 0 for i in edits[k]] for row in rows]
         return [f"{self.kind}: {'; '.join(some)}" if some else None for some in named]
 
-    def extended(self, log: Sequence[EditRecord], directions: Tensor) -> Self:
-        """With more edits and their directions (k, d)."""
-        return replace(self, log=(*self.log, *log), directions=torch.cat([self.directions, directions]))
+    def extended(self, log: Sequence[EditRecord], directions: Tensor, reworded: Reworded) -> Self:
+        """With more edits, their directions (k, d), and which earlier ones they contradict in other words."""
+        rows = torch.cat([self.directions, directions])
+        return replace(self, log=(*self.log, *log), directions=rows, reworded=joined(self.reworded, reworded))
 
     @override
     def without(self, edit_id: str) -> "Self | None":
         keep = [i for i, record in enumerate(self.log) if record.id != edit_id]
         if not keep:
             return None
-        return replace(self, log=tuple(self.log[i] for i in keep), directions=self.directions[keep])
+        log, reworded = tuple(self.log[i] for i in keep), joined(self.reworded, {}, {edit_id})
+        return replace(self, log=log, directions=self.directions[keep], reworded=reworded)
 
     @override
     def check_model(self, lm: HFLM) -> None:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from errata.errors import BadInput, Unsupported
 from errata.methods.base import State, Tags
 from errata.methods.memory.log import EditRecord
+from errata.methods.memory.reworded import reworded_by
 from errata.methods.settings import setting
 from errata.methods.trained.examples import Asked, Example
 from errata.methods.trained.method import QUICK, TrainedMethod
@@ -235,7 +236,10 @@ class REMEDI(TrainedMethod):
         old = self._held(lm, prior)
         with prior.swap(old, None).without_wrappers().applied(lm) as edited, torch.no_grad():
             directions = self.directions(self.loaded(lm, state), self.attributes(edited, edits))
-        return prior.swap(old, old.extended([EditRecord.of(edit) for edit in edits], directions.cpu()))
+        log = [EditRecord.of(edit) for edit in edits]
+        held = Patch((old,)) if old.log else None
+        reworded = reworded_by(lm, (*old.log, *log), len(log), held)
+        return prior.swap(old, old.extended(log, directions.cpu(), reworded))
 
     def _held(self, lm: HFLM, prior: Patch) -> EntityDirections:
         """The part of ``prior`` that these edits join, or an empty one."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput, Unsupported, WrongModel
-from errata.methods.memory.log import EditLog, EditRecord, log_entries, log_without, newest
+from errata.methods.memory.log import EditLog, EditRecord, newest
+from errata.methods.memory.logged import LoggedWrapper
 from errata.methods.trained.routed.helpers import Helpers, Sizes
 from errata.methods.trained.routed.reading import PROMPT, QUERY, TARGET, Row, words
 from errata.methods.trained.routed.router import BUDGET, RoutedLM
@@ -21,7 +22,6 @@ from errata.model.decoding import Choose, StopRule
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.model.tokens import Tokens
-from errata.patch.parts import Wrapper
 from errata.patch.schema import APART, STRICT, held
 from errata.types import Edit
 
@@ -65,7 +65,7 @@ def embedded(helpers: Helpers, rows: Sequence[Row]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class ScopedAnswers(Wrapper):
+class ScopedAnswers(LoggedWrapper):
     """Edits, each of which is answered by the counterfactual model where the scope classifier says so.
 
     Of the edits that are in use the nearest one answers, if exp(−d²) is above ``settings["threshold"]``; otherwise the
@@ -135,15 +135,6 @@ class ScopedAnswers(Wrapper):
     @override
     def wrap(self, inner: LM) -> LM:
         return ScopedLM(self, inner)
-
-    @override
-    def without(self, edit_id: str) -> "Self | None":
-        left = log_without(self.log, edit_id)
-        return replace(self, log=left) if left else None
-
-    @override
-    def entries(self) -> list[dict[str, Any]]:
-        return log_entries(self.log, self.in_use)
 
     @override
     def summary(self) -> list[dict[str, Any]]:
