@@ -11,6 +11,7 @@ from errata.errors import BadInput, Unsupported, WrongModel
 from errata.locate import believes
 from errata.methods.memory.log import EditRecord
 from errata.methods.neurons.added import MostActive, Neurons
+from errata.methods.neurons.silence import Memory, added_noise
 from errata.methods.neurons.t_patcher import TPatcherNeurons
 from errata.methods.neurons.training import TargetTokens
 from errata.methods.registry import method
@@ -161,7 +162,9 @@ def test_the_losses_that_hold_a_neuron() -> None:
     made: Any = method("t-patcher", top=0.5)
     q, memory = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.0], [0.0, 1.0], [-1.0, 0.0], [9.0, 0.0]])
     silent = torch.tensor([[True, True, True, False]])
-    near, far = made._losses(torch.tensor([[2.0, 0.0]]), torch.tensor([-1.0]), q, memory, silent)[0]
+    keys = torch.tensor([[2.0, 0.0]])
+    nearest = Memory.of(memory, silent).strongest(keys, 2)
+    near, far = made._losses(keys, torch.tensor([-1.0]), q, nearest)[0]
     assert float(near) == pytest.approx(torch.tensor(-1.0).exp().item())  # the neuron gives 1
     # the two that fire most of those that shall not: 0 and -1
     expected = sum(torch.tensor([a + 3.0, a - 1.0 + 3.0]).exp().sum().item() for a in (0.0, -1.0)) / 2
