@@ -63,9 +63,9 @@ class FineTuning(Descent):
     def cost(self, size: Size, work: Work) -> list[Step]:
         d, f = size.down(self._layer(size.lm))
         forward = work.prompt * size.whole(work.prompt) + work.target * size.head_flop
-        above = forward - work.prompt * size.blocks(0, self._layer(size.lm), work.prompt)
+        above = forward - work.prompt * size.blocks(0, self._layer(size.lm) + 1, work.prompt)
         active = sum(down.active for down in size.downs(self._layer(size.lm)))
-        flop = self.steps * work.edits * (forward + above + 2.0 * active * work.prompt)
+        flop = work.edits * (forward + self.steps * (2.0 * above + 4.0 * active * work.prompt))  # below it once
         activations = size.kept * (size.depth - self._layer(size.lm)) * max(size.lm.budget, work.prompt)
         trained = 20.0 * d * f  # the copy, its start, its gradient, Adam's two moments
         note = "every round, without what a penalty adds"

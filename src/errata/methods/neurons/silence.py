@@ -61,7 +61,7 @@ class _At(torch.autograd.Function):
 
     @staticmethod
     @override
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         at, states = ctx.saved_tensors
         return embedding_bag(at, states, mode="sum", per_sample_weights=gradient), None, None
 

@@ -155,7 +155,7 @@ class _Norms(torch.autograd.Function):
 
     @staticmethod
     @override
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, products, norms = ctx.saved_tensors
         some = (gradient != 0) & (norms > 0)
         return ((gradient[some] / norms[some])[:, None] * products[some]).T @ x[some], None
