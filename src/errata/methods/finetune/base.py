@@ -65,7 +65,8 @@ class FineTuning(Descent):
         forward = work.prompt * size.whole(work.prompt) + work.target * size.head_flop
         above = forward - work.prompt * size.blocks(0, self._layer(size.lm) + 1, work.prompt)
         active = sum(down.active for down in size.downs(self._layer(size.lm)))
-        flop = work.edits * (forward + self.steps * (2.0 * above + 4.0 * active * work.prompt))  # below it once
+        # what is below runs twice: up to the block, and within it; then the new answers are asked
+        flop = work.edits * (2.0 * forward + self.steps * (2.0 * above + 4.0 * active * work.prompt))
         activations = size.kept * (size.depth - self._layer(size.lm)) * max(size.lm.budget, work.prompt)
         trained = 20.0 * d * f  # the copy, its start, its gradient, Adam's two moments
         note = "every round, without what a penalty adds"
