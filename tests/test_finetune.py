@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, EDIT, EDITS, TEXTS, same_weights, tiny_lm, weights
+from conftest import ARCHITECTURES, EDIT, EDITS, TEXTS, quick, same_weights, tiny_lm, weights
 
 from errata.errors import BadInput
+from errata.methods.finetune.above import LogitsAbove
 from errata.methods.finetune.base import weights_of
 from errata.methods.finetune.ewc import fisher
 from errata.methods.finetune.lora import injected
@@ -99,6 +100,43 @@ def test_gradients_gathered_over_passes_are_those_of_one_pass() -> None:
     (loss, (gradient,)), (small_loss, (small_gradient,)) = results
     assert loss == pytest.approx(small_loss, abs=1e-12)
     assert torch.allclose(gradient, small_gradient, atol=1e-12) and gradient.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gemma2", "mixtral", "t5"])
+def test_what_is_below_the_trained_layer_runs_once(arch: str, dtype: torch.dtype) -> None:
+    """The gradient is that of whole passes; of what is held, of what is not, and of what one batch has no room for."""
+    made = method("ft-m")
+    lm = tiny_lm(arch, dtype)
+    examples = made.examples(lm, EDITS, [e.target_new for e in EDITS])
+    w = {name: x + 0.01 for name, x in trainable(lm, weights_of(lm, 2)).items()}
+    whole, way = partial(lm.target_logits, weights=w), LogitsAbove(lm, 2, w)
+    way.hold(examples[:2])
+    assert len(way.held) == (0 if arch == "t5" else 2)
+    lm.budget = 8  # rows in passes of their own
+    small = LogitsAbove(lm, 2, w)
+    small.hold(examples[::-1])
+    assert arch == "t5" or [bool(run.within) for run, _ in small.held.values()].count(True) < 3
+    lm.budget = 4096
+    expected = made._gradients(lm, whole, examples, list(w.values()))
+    tolerance = 1e-4 if dtype is torch.float32 else 0.05
+    for logits in (way, small):
+        loss, gradients = made._gradients(lm, logits, examples, list(w.values()))
+        assert loss == pytest.approx(expected[0], rel=tolerance)
+        for one, two in zip(gradients, expected[1], strict=True):
+            assert (one - two).norm() <= tolerance * two.norm() and (arch == "mixtral" or two.any())
+
+
+@pytest.mark.parametrize("name", ["ft", "ft-l", "ft-m", "locft-bf", "ewc", "recadam", "f-learning"])
+def test_edits_are_those_of_whole_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, lm, patches = quick(name), tiny_lm("llama"), list[Any]()
+    state = made.prepare(lm, TEXTS)
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(LogitsAbove, "hold", lambda self, pairs: None)
+        patches.append(made.edit(lm, EDITS, state))
+    for one, two in zip(*(patch.parts[0].tensors().values() for patch in patches), strict=True):
+        assert (one - two).norm() < 0.01 * two.norm() and two.any()
 
 
 def test_the_end_is_learned_where_set() -> None:

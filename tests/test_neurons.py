@@ -11,6 +11,7 @@ from errata.errors import BadInput, Unsupported, WrongModel
 from errata.locate import believes
 from errata.methods.memory.log import EditRecord
 from errata.methods.neurons.added import MostActive, Neurons
+from errata.methods.neurons.silence import Memory, added_noise
 from errata.methods.neurons.t_patcher import TPatcherNeurons
 from errata.methods.neurons.training import TargetTokens
 from errata.methods.registry import method
@@ -77,6 +78,70 @@ def test_the_suffix_is_as_good_as_the_whole_pass(arch: str) -> None:
         results.append((tokens.queries, tokens.outputs, losses, right, k.grad))
     for one, two in zip(*results, strict=True):
         assert torch.allclose(one.double(), two.double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox", "gemma2", "granite"])
+def test_the_head_alone_is_as_good_as_the_whole_pass(arch: str, dtype: torch.dtype) -> None:
+    """Where it gives the model's logits: not behind a norm or a scale. What is in force already counts too."""
+    lm = tiny_lm(arch, dtype)
+    neurons, results = some(lm).payload, []
+    keys, values = neurons.keys.float(), 0.1 * neurons.values.float()
+    for how in ({"plain": True}, {}, {"head": False}):
+        k = (keys + 0.1).requires_grad_()
+        tokens = TargetTokens(lm, 3, FACTS, lambda q: torch.relu(q @ keys.T) @ values, **how)
+        assert (tokens.hidden is not None) == (not how and arch not in ("gemma2", "granite"))
+        losses, right = tokens.backward(lambda q, k=k: torch.relu(q @ k.T) @ values, smooth=0.1)
+        assert torch.equal(tokens.wrong(), torch.zeros_like(right)) or tokens.wrong().any()
+        results.append((losses, k.grad))
+    loss, gradient = results[0]
+    tolerance = 1e-4 if dtype is torch.float32 else 0.1
+    for other_loss, other_gradient in results[1:]:
+        assert torch.allclose(loss, other_loss, rtol=tolerance, atol=tolerance)
+        assert (gradient - other_gradient).norm() < tolerance * gradient.norm()
+
+
+def test_tokens_that_are_likely_enough_have_no_graph() -> None:
+    lm = tiny_lm("gpt2")
+    values, results = some(lm).payload.values, []
+    keys = some(lm).payload.keys
+    for plain in (True, False):
+        tokens = TargetTokens(lm, 3, FACTS, plain=plain)
+        first, _ = tokens.backward(lambda q: torch.relu(q @ keys.T) @ values)
+        stop = float(first.median())
+        for quiet in (None, first < stop, first >= stop, first > 0):  # those that are not quiet go on
+            k = keys.clone().requires_grad_()
+            losses, right = tokens.backward(lambda q, k=k: torch.relu(q @ k.T) @ values, stop=stop, quiet=quiet)
+            results.append((losses, right, k.grad))
+    for other in results[1:]:
+        assert all(torch.allclose(a.float(), b.float(), atol=1e-5) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("n", [3, 20])
+def test_the_states_where_neurons_are_most_active(n: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    keys = torch.randn(n, 8, generator=draw, dtype=torch.float64).requires_grad_()
+    states, silent = torch.randn(50, 8, generator=draw, dtype=torch.float64), torch.rand(n, 50, generator=draw) < 0.8
+    silent[0] = False
+    silent[0, :3] = True  # fewer than are asked for
+    expected = (keys @ states.T).masked_fill(~silent, -torch.inf).topk(5, -1).values
+    found = Memory.of(states, silent).strongest(keys, 5).activity(keys)
+    assert torch.allclose(found.sort(-1).values, expected.sort(-1).values) and found[0].isinf().sum() == 2
+    gradients = [torch.autograd.grad(x.exp().sum(), keys, retain_graph=True)[0] for x in (found, expected)]
+    assert torch.allclose(*gradients) and gradients[0].any()
+
+
+def test_the_noise_of_neurons() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, k, v = (torch.randn(n, 8, generator=draw, dtype=torch.float64) for n in (30, 4, 4))
+    b = torch.randn(4, generator=draw, dtype=torch.float64)
+    leaves = [t.requires_grad_() for t in (k, b, v)]
+    expected = (torch.relu(x @ k.T + b) @ v).square().mean(-1).mean()
+    found = added_noise(torch.relu, x, k, b, v)
+    assert torch.allclose(found, expected)
+    for one, two in zip(*(torch.autograd.grad(y, leaves) for y in (found, expected)), strict=True):
+        assert torch.allclose(one, two) and one.any()
+    assert added_noise(torch.relu, x[:0], k, b, v).item() == 0
 
 
 def test_queries_are_the_inputs_that_precede_the_targets_tokens() -> None:
@@ -161,7 +226,9 @@ def test_the_losses_that_hold_a_neuron() -> None:
     made: Any = method("t-patcher", top=0.5)
     q, memory = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.0], [0.0, 1.0], [-1.0, 0.0], [9.0, 0.0]])
     silent = torch.tensor([[True, True, True, False]])
-    near, far = made._losses(torch.tensor([[2.0, 0.0]]), torch.tensor([-1.0]), q, memory, silent)[0]
+    keys = torch.tensor([[2.0, 0.0]])
+    nearest = Memory.of(memory, silent).strongest(keys, 2)
+    near, far = made._losses(keys, torch.tensor([-1.0]), q, nearest)[0]
     assert float(near) == pytest.approx(torch.tensor(-1.0).exp().item())  # the neuron gives 1
     # the two that fire most of those that shall not: 0 and -1
     expected = sum(torch.tensor([a + 3.0, a - 1.0 + 3.0]).exp().sum().item() for a in (0.0, -1.0)) / 2

@@ -10,6 +10,8 @@ from errata.model import hooks
 from errata.model.caches import Caching
 from errata.model.intervention import FullPass, InterventionSite, SuffixPass
 from errata.model.passes import budgeted
+from errata.model.projection import Projection
+from errata.patch.delta import trainable
 from errata.types import Score
 
 PROMPTS = [
@@ -58,6 +60,31 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     assert (one[0] - fast.logits(None, columns)).abs().max() > 1e-6, "the change must show"
     start = sum(len(c) for c in columns[:2])
     assert torch.allclose(some[: len(columns[2])], one[0][start : start + len(columns[2])], atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [*READERS, *IMAGE_TEXT])
+def test_the_block_of_a_down_projection_keeps_what_nothing_added_there_can_change(name: str) -> None:
+    dtype = torch.float32 if name in SINGLE else torch.float64
+    tolerance = 1e-4 if name in SINGLE else 1e-8
+    lm = tiny_lm(name, dtype)
+    rows = rows_of(lm)
+    columns = [list(range(len(row))) for row in rows]
+    site = InterventionSite(1, mlp_output=True)
+    with hooks.frozen(lm.model):
+        fast, full = (lm.intervention(rows, [0] * len(rows), site, columns, plain=plain) for plain in (False, True))
+        weights = {
+            n: w.detach() * 1.1 for n, w in trainable(lm, Projection.of(lm.sites, 1).parameters(lm.model)).items()
+        }
+        delta = torch.randn(len(rows), 32, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        for others in (None, weights):
+            one, two = (p.logits(delta, columns, others).detach() for p in (fast, full))
+            some = fast.select([2, 0]).logits(delta[[2, 0]], [columns[2], columns[0]], others)
+            start = sum(len(c) for c in columns[:2])
+            assert torch.allclose(one, two, atol=tolerance)
+            assert torch.allclose(some[: len(columns[2])], two[start : start + len(columns[2])], atol=tolerance)
+        assert (one - fast.logits(delta, columns)).abs().max() > 1e-6, "other weights must show"
+        if name == "gpt2":
+            assert fast.within.keys() == {f"transformer.h.1.{part}" for part in ("attn", "mlp.c_fc", "mlp.c_proj")}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "bloom", "opt", "mistral", "mllama"])

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import EDIT, EDITS, TEXTS, tiny_lm
 from tiny import build
 
 from errata.errors import BadInput, Unsupported
+from errata.methods import texts
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.packing import pack, unpack
 from errata.methods.registry import method
@@ -17,7 +19,7 @@ from errata.methods.side_memory.alike import alike, names_in, parting
 from errata.methods.side_memory.matrix import of_prompts
 from errata.methods.side_memory.memoir import MaskedMatrix, Masks, tophash
 from errata.methods.side_memory.training import SiteLosses
-from errata.methods.side_memory.wise import Distances, SideMatrices, WiseMemory, ties
+from errata.methods.side_memory.wise import Distances, PromptInputs, SideMatrices, WiseMemory, ties
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.patch.patch import Patch
@@ -72,6 +74,43 @@ def test_losses_from_the_site_up_are_losses_from_the_start(arch: str) -> None:
             losses.sum().backward()
         gradients.append(w.grad)
     assert torch.allclose(*gradients, atol=1e-8) and gradients[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gemma2"])
+def test_edits_are_those_of_whole_passes(arch: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, _, fast = made(name, EDITS, arch)
+    monkeypatch.setattr(f"errata.methods.side_memory.{name}.SiteLosses", partial(SiteLosses, plain=True))
+    _, _, _, plain = made(name, EDITS, arch)
+    one, two = (next(t for n, t in side(p).payload.tensors().items() if n.endswith("values")) for p in (fast, plain))
+    assert (one - two).norm() < 0.02 * two.norm()
+
+
+def test_distances_that_no_penalty_looks_at_have_no_gradient() -> None:
+    x = torch.randn(6, 5, dtype=torch.float64)
+    inputs = PromptInputs(x, torch.tensor([0, 0, 1, 2, 2, 3]), 4)
+    w = torch.randn(3, 5, dtype=torch.float64).requires_grad_()
+    for some in ([0, 1, 2, 3], [2], []):
+        gradients = []
+        for way in (
+            inputs.distances(w),
+            torch.stack([(x[inputs.of == i] @ w.T).norm(dim=-1).mean() for i in range(4)]),
+        ):
+            gradients.append(torch.autograd.grad(way[some].square().sum(), w)[0])
+        assert torch.allclose(*gradients) and gradients[0].any() == bool(some)
+    none = torch.zeros(3, 5, requires_grad=True)
+    inputs.distances(none.double()).sum().backward()
+    assert none.grad is not None and not none.grad.any()
+
+
+def test_contexts_are_written_once_for_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, m = tiny_lm("gpt2"), method("memoir", **QUICK["memoir"])
+    state, asked = m.prepare(lm, TEXTS), list[int]()
+    real = texts.contexts_of
+    monkeypatch.setattr(texts, "contexts_of", lambda lm, n, seed: asked.append(n) or real(lm, n, seed))
+    first = m.edit(lm, EDITS[:1], state)
+    m.edit(lm, EDITS[1:], state, first)
+    assert asked == [1]
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -65,7 +65,7 @@ def last_word(text: str, subject: str) -> int:
 
 def mentions(text: str, subject: str) -> bool:
     """Whether the text has the subject as a word, and not only inside of others."""
-    return last_word(text, subject) >= 0
+    return subject in text and last_word(text, subject) >= 0
 
 
 def as_spelt(text: str, subject: str) -> re.Match[str] | None:

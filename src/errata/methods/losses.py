@@ -1,10 +1,19 @@
 """The loss of a token of the answer: its −log P, or OVERTONE's smoothed and clipped form of it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from errata.model.passes import at_least_float32
+
+
+def means(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """(n,): of the values (k,) of n facts, so many for each in turn, each fact's mean."""
+    sizes = torch.tensor(counts, device=values.device)
+    of = torch.arange(len(counts), device=values.device).repeat_interleave(sizes)
+    return values.new_zeros(len(counts)).index_add(0, of, values) / sizes
 
 
 def token_losses(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from errata.errors import BadInput
+from errata.methods.base import State
 from errata.model.hf import HFLM
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,12 @@ def contexts_of(lm: HFLM, n: int, seed: int) -> list[str]:
     length = min(CONTEXT_TOKENS, max(2, (lm.tokens.limit or 4 * CONTEXT_TOKENS) // 4))
     sampled = lm.sample([""] * n, length, seed=seed) if n else []
     return ["", *(_sentence(lm.tokens.decode(ids)) for ids in sampled)]
+
+
+def kept_contexts(lm: HFLM, state: State, n: int, seed: int) -> list[str]:
+    """:func:`contexts_of`, written once for a state: ``lm`` is the unedited model when it is first asked."""
+    drawn = (n, seed, sorted(lm.tokens.ends), str(lm.dtype), lm.budget)  # what contexts depend on
+    return state.once(f"contexts/{drawn}", lambda: contexts_of(lm, n, seed))
 
 
 def _sentence(text: str) -> str:

@@ -27,6 +27,7 @@ from errata.model.passes import (
     only_at,
     unflattened,
     with_hidden,
+    with_weights,
 )
 from errata.model.prefixes import extend, shared_lengths, shared_prefixes
 from errata.model.sites import Sites
@@ -81,6 +82,7 @@ def _adding(delta: Tensor | None, rows: Tensor, columns: Tensor, b: int) -> Call
     return add
 
 
+Weights = Mapping[str, Tensor] | None  # of parameters, by name
 Held = Mapping[int, Tensor]  # column of a row -> what is added there all the time, (d for each path of the site,)
 
 
@@ -110,10 +112,11 @@ class Pass(Protocol):
     What a row holds at earlier positions (``held``) is in force in every pass.
     """
 
-    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]], weights: Weights = None) -> Tensor:
         """Logits at ``columns`` of each row, with ``delta`` (b, d) added to the hidden states. (k, V).
 
-        Columns are counted from the row's changed position. None for ``delta`` changes nothing. Differentiable.
+        Columns are counted from the row's changed position. None for ``delta`` changes nothing. ``weights`` replace
+        parameters of the site's down projection inside the graph. Differentiable.
         """
         ...
 
@@ -145,13 +148,15 @@ class FullPass(Pass):
         self.padded = pad(self.rows, "right", fill, input_device(model, sites))
 
     @override
-    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]], weights: Weights = None) -> Tensor:
         rows, cols = _flat([[p + c for c in some] for p, some in zip(self.positions, columns, strict=True)])
         device = self.padded.ids.device
         where = torch.arange(len(self.rows), device=device), torch.tensor(self.positions, device=device)
         holding = _holding(self.model, self.sites, self.site, self.held, [0] * len(self.rows))
         with use_of(self.model).lock, holding, _changed(self.model, self.sites, self.site, delta, *where):
-            logits = self.model(**inputs_of(self.model, self.padded.ids, self.padded.mask)).logits  # (b, t, V)
+            logits = with_weights(
+                self.model, weights, inputs_of(self.model, self.padded.ids, self.padded.mask)
+            ).logits  # (b, t, V)
         return logits[rows.to(logits.device), cols.to(logits.device)]
 
     @override
@@ -164,6 +169,9 @@ class FullPass(Pass):
 
 class SuffixPass(Pass):
     """Runs only the layers above the site, and only the tokens from the changed position on.
+
+    Where the site is a down projection, of its own block no attention runs either, and no linear: what they put out is
+    kept, the projection's own output too, unless it is asked for with other ``weights``.
 
     Prefixes are padded on the left and suffixes on the right, so there is no padding between the two; the joined mask
     and explicit positions go with every pass; each pass works on copies of the cache's layer objects.
@@ -191,6 +199,7 @@ class SuffixPass(Pass):
         with use_of(model).lock, torch.no_grad():
             self.cache = self._prefix_cache(prefixes, held)
             self.stored = self._output_of_skipped()
+            self.within = self._outputs_within()
 
     @property
     def skipped(self) -> int:
@@ -250,26 +259,69 @@ class SuffixPass(Pass):
             pass
         return outputs[0]
 
-    def _run(self) -> Any:
-        return self.model(**inputs_of(self.model, self.suffix.ids, self.mask, spent_copy(self.cache)))
+    def _outputs_within(self) -> dict[str, Any]:
+        """What the modules of the site's block put out on the suffixes that nothing added at the site can change."""
+        outputs: dict[str, Any] = {}
+        paths = self._constant()
+        if not paths:
+            return outputs
+
+        def keep(path: str, output: Any) -> None:
+            outputs[path] = output
+            if path == paths[-1]:
+                raise hooks.Stop
+
+        watched = (
+            hooks.after(self.model.get_submodule(path), lambda args, kwargs, output, path=path: keep(path, output))
+            for path in paths
+        )
+        try:
+            with hooks.forward_replaced(self._skipping()), hooks.all_of(watched):
+                self._run()
+        except hooks.Stop:
+            pass
+        return outputs if outputs.keys() == set(paths) else {}
+
+    def _constant(self) -> list[str]:
+        """The paths of those modules: the attention, the linears that the MLP begins with, the projection itself."""
+        layer, sites = self.site.layer, self.sites
+        down = sites.mlp_out[layer]
+        if not self.site.mlp_output or self.site.attention or sites.mixing(layer):
+            return []
+        attention = (sites.attn_out[layer] or "").rpartition(".")[0]
+        inside = attention.startswith(f"{sites.layer[layer]}.") and not down.startswith(f"{attention}.")
+        linears = [] if sites.experts_of(layer) else sites.mlp_in[layer]
+        return [*([attention] if inside else []), *linears, down]
+
+    def _skipping(self) -> dict[nn.Module, Callable[..., Any]]:
+        """The blocks below, each with what stands in for its ``forward``."""
+        blocks = [self.model.get_submodule(path) for path in self.sites.layer[: self.skipped]]
+        return {block: lambda *a, **k: self.stored for block in blocks}
+
+    def _run(self, weights: Weights = None) -> Any:
+        inputs = inputs_of(self.model, self.suffix.ids, self.mask, spent_copy(self.cache))
+        return with_weights(self.model, weights, inputs)
 
     @override
-    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]], weights: Weights = None) -> Tensor:
         rows, cols = _flat(columns)
         b, device = len(self.suffix.ids), self.suffix.ids.device
         where = torch.arange(b, device=device), torch.zeros(b, dtype=torch.long, device=device)
-        blocks = [self.model.get_submodule(path) for path in self.sites.layer[: self.skipped]]
-        forwards = {block: lambda *a, **k: self.stored for block in blocks}
+        forwards = self._skipping()
+        for path, output in self.within.items():
+            if not weights or path != self.sites.mlp_out[self.site.layer]:
+                forwards[self.model.get_submodule(path)] = lambda *a, output=output, **k: output
         changed = sparse = nullcontext()
         if self.site.mlp_output:
             changed = _changed(self.model, self.sites, self.site, delta, *where)
         else:
-            forwards[blocks[-1]] = lambda *a, **k: _adding(delta, *where, b)(self.stored)
+            last = self.model.get_submodule(self.sites.layer[self.site.layer])
+            forwards[last] = lambda *a, **k: _adding(delta, *where, b)(self.stored)
         if self.sites.depth - 1 > self.site.layer and not self.sites.mixing(-1):
             sparse = only_at(self.model, self.sites, (b, self.suffix.ids.shape[1]), rows, cols)
         gather = gathered(self.model, self.sites, rows, cols)
         with use_of(self.model).lock, hooks.forward_replaced(forwards), changed, sparse, gather:
-            return self._run().logits[0]
+            return self._run(weights).logits[0]
 
     @override
     def select(self, rows: Sequence[int]) -> "SuffixPass":
@@ -280,6 +332,7 @@ class SuffixPass(Pass):
         chosen.cache = cache_rows(self.cache, index)
         if self.skipped:
             chosen.stored = with_hidden(self.stored, hidden_of(self.stored)[index])
+        chosen.within = {path: _rows_in(output, index, len(self.suffix.ids)) for path, output in self.within.items()}
         return chosen
 
 
@@ -287,6 +340,13 @@ def _flat(columns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Row and column of every position, (k,) each."""
     rows = [i for i, some in enumerate(columns) for _ in some]
     return torch.tensor(rows), torch.tensor([c for some in columns for c in some])
+
+
+def _rows_in(output: Any, index: Tensor, b: int) -> Any:
+    """Some rows of a module's output on ``b`` rows, in the form that it has."""
+    hidden = hidden_of(output)
+    rows = unflattened(hidden, b)[index.to(hidden.device)]
+    return with_hidden(output, rows.flatten(0, 1) if hidden.ndim == 2 else rows)
 
 
 def _rows_of(padded: Padded, index: Tensor) -> Padded:

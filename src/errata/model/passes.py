@@ -1,8 +1,9 @@
 """Forward passes over many rows: batches by token budget, inputs, the forms of outputs, the logits that are needed."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -48,7 +49,13 @@ def budgeted(
 
 def accepts(model: nn.Module, name: str) -> bool:
     """Whether the model's ``forward`` takes an argument of this name."""
-    return name in inspect.signature(type(model).forward).parameters
+    return name in _arguments(type(model).forward)
+
+
+@lru_cache(maxsize=64)
+def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
+    """The names of a function's arguments. Asked of one function many times in each pass."""
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def cache_argument(model: nn.Module) -> str | None:
@@ -72,6 +79,14 @@ def inputs_of(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None) ->
     if accepts(model, "position_ids"):
         inputs["position_ids"] = positions_of(mask)[:, -ids.shape[1] :].contiguous()
     return inputs
+
+
+def with_weights(model: nn.Module, weights: Mapping[str, Tensor] | None, inputs: dict[str, Any]) -> Any:
+    """The transformers output for keyword arguments; ``weights`` replace parameters inside the graph."""
+    if not weights:
+        return model(**inputs)
+    typed = {name: w.to(model.get_parameter(name).dtype) for name, w in weights.items()}
+    return torch.func.functional_call(model, typed, (), inputs)
 
 
 def decoder_start(config: Any, fill: int) -> int:

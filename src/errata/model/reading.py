@@ -64,10 +64,20 @@ class TensorPasses(ModelView):
         """The transformers output for keyword arguments ``inputs``; ``weights`` replace parameters inside the graph."""
         with self.alone():
             self._use.check(self._inside)
-            if weights:
-                typed = {name: w.to(self.model.get_parameter(name).dtype) for name, w in weights.items()}
-                return torch.func.functional_call(self.model, typed, (), inputs)
-            return self.model(**inputs)
+            return passes.with_weights(self.model, weights, inputs)
+
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        """What the final norm and ``lm_head`` alone make of the last block's outputs (k, d). (k, V). Differentiable.
+
+        A model may do more between the two and behind them (a scale, a soft cap): hold these against the logits of a
+        whole pass (:func:`errata.model.passes.same_logits`) before they are used in their place.
+        """
+        with self.alone():
+            self._use.check(self._inside)
+            flow: Any = hidden[None]
+            for path in (self.sites.final_norm, self.sites.lm_head):
+                flow = flow if path is None else self.model.get_submodule(path)(flow)
+            return flow[0]
 
     @torch.no_grad()
     def read(self, rows: passes.Rows, columns: Sequence[Sequence[int]], sites: Sequence[Site]) -> dict[Site, Tensor]:

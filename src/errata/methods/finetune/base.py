@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -11,7 +10,8 @@ from typing_extensions import override
 
 from errata.errors import BadInput
 from errata.methods.base import State
-from errata.methods.finetune.descent import Descent, Logits, Penalty
+from errata.methods.finetune.above import LogitsAbove
+from errata.methods.finetune.descent import Descent, Example, Logits, Penalty
 from errata.methods.settings import setting
 from errata.model import hooks
 from errata.model.hf import HFLM
@@ -63,9 +63,10 @@ class FineTuning(Descent):
     def cost(self, size: Size, work: Work) -> list[Step]:
         d, f = size.down(self._layer(size.lm))
         forward = work.prompt * size.whole(work.prompt) + work.target * size.head_flop
-        above = forward - work.prompt * size.blocks(0, self._layer(size.lm), work.prompt)
+        above = forward - work.prompt * size.blocks(0, self._layer(size.lm) + 1, work.prompt)
         active = sum(down.active for down in size.downs(self._layer(size.lm)))
-        flop = self.steps * work.edits * (forward + above + 2.0 * active * work.prompt)
+        # what is below runs twice: up to the block, and within it; then the new answers are asked
+        flop = work.edits * (2.0 * forward + self.steps * (2.0 * above + 4.0 * active * work.prompt))
         activations = size.kept * (size.depth - self._layer(size.lm)) * max(size.lm.budget, work.prompt)
         trained = 20.0 * d * f  # the copy, its start, its gradient, Adam's two moments
         note = "every round, without what a penalty adds"
@@ -85,7 +86,7 @@ class FineTuning(Descent):
         penalty = self.penalty(lm, state)
         with prior.without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
             weights = trainable(edited, weights_of(lm, self.layer))
-            logits = partial(edited.target_logits, weights=weights)
+            logits = LogitsAbove(edited, self.layer, weights)
             self.learn(edited, logits, edits, list(weights.values()), penalty)
             return prior + Patch((difference(edited, weights),))
 
@@ -99,6 +100,19 @@ class FineTuning(Descent):
         """Moves ``weights`` in place until the model gives the new answers; ``lm`` has the prior patch in force."""
         examples = self.examples(lm, edits, [edit.target_new for edit in edits])
         self.report(edits, self.descend(lm, logits, examples, weights, penalty))
+
+    @override
+    def descend(
+        self,
+        lm: HFLM,
+        logits: Logits,
+        examples: Sequence[Example],
+        weights: Sequence[Tensor],
+        penalty: Penalty | None = None,
+    ) -> tuple[float, bool]:
+        if isinstance(logits, LogitsAbove):
+            logits.hold(self.asked(examples))
+        return super().descend(lm, logits, examples, weights, penalty)
 
     @override
     def step(self, adam: torch.optim.Adam, weights: Sequence[Tensor], start: Sequence[Tensor], epoch: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from errata.errors import BadInput
 from errata.methods.base import Method
-from errata.methods.losses import token_losses
+from errata.methods.losses import means, token_losses
 from errata.methods.outcomes import report
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
@@ -79,7 +79,8 @@ class Descent(Method):
         """
         assert self.lr is not None
         start = [w.detach().clone() for w in weights]
-        adam = torch.optim.Adam(weights, lr=self.lr)
+        # one pass over the weights in the place of ten
+        adam = torch.optim.Adam(weights, lr=self.lr, fused=all(w.device.type == "cpu" for w in weights))
         stop = max(self.stop, self.floor * 1.0001)  # at the floor there is no gradient
         mean = inf
         for epoch in range(self.steps):
@@ -113,23 +114,26 @@ class Descent(Method):
         """(n,): for each fact, the mean over its target tokens."""
         counts = [len(target) for _, target in examples]
         targets = torch.tensor([token for _, target in examples for token in target])
-        if self.objective == "target":
-            predicted = logits(examples)  # (k, V)
-        else:
-            at_prompt_end = logits([(prompt, target[:1]) for prompt, target in examples])  # (n, V)
-            predicted = at_prompt_end.repeat_interleave(torch.tensor(counts, device=at_prompt_end.device), 0)
+        predicted = logits(self.asked(examples))  # (k, V), or (n, V) at the prompts' ends
+        if self.objective == "prompt_last":
+            predicted = predicted.repeat_interleave(torch.tensor(counts, device=predicted.device), 0)
         by_token = token_losses(predicted, targets.to(predicted.device), self.smooth, self.floor, self.top_n)
-        return torch.stack([fact.mean() for fact in by_token.split(counts)])
+        return means(by_token, counts)
+
+    def asked(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """What the logits of examples are asked for."""
+        last = self.objective == "prompt_last"
+        return [(prompt, target[:1]) for prompt, target in examples] if last else examples
 
     def _gradients(
         self, lm: HFLM, logits: Logits, batch: Sequence[Example], weights: Sequence[Tensor]
     ) -> tuple[float, list[Tensor]]:
         """The mean loss of a batch and its gradients, gathered in passes that keep the model's token budget."""
-        total, gradients = 0.0, [torch.zeros_like(w) for w in weights]
+        total, gradients = 0.0, list[Tensor]()
         for indices in budgeted([len(prompt) + len(target) for prompt, target in batch], lm.budget):
             loss = self.losses(logits, [batch[i] for i in indices]).sum() / len(batch)
-            for total_gradient, gradient in zip(gradients, torch.autograd.grad(loss, weights), strict=True):
-                total_gradient += gradient
+            more = torch.autograd.grad(loss, weights)
+            gradients = [g + m for g, m in zip(gradients, more, strict=True)] if gradients else list(more)
             total += loss.item()
         return total, gradients
 

@@ -51,6 +51,9 @@ class MemoryMethod(Method):
     def train(self, lm: HFLM, old: Any, log: Sequence[EditRecord], state: State) -> EditMemory[Any, Any]:
         """The memory ``old`` with more edits; ``lm`` has everything else of the prior patch in force."""
 
+    def read_once(self, lm: HFLM, state: State) -> None:
+        """Keeps in the state what training asks of the unedited model ``lm`` and what all edits share."""
+
     def prepared_for(self, lm: HFLM) -> dict[str, Any]:
         """What a state must have been prepared for."""
         return {"method": self.name, "layer": self.resolved_layer(lm)}
@@ -113,6 +116,7 @@ class MemoryMethod(Method):
     @override
     def _edit(self, lm: HFLM, edits: Sequence[Edit], state: State, prior: Patch) -> Patch:
         old = self._held(lm, state, prior)
+        self.read_once(lm, state)
         log = [EditRecord.of(edit, lm.tokens) for edit in edits]
         with prior.swap(old, None).without_wrappers().applied(lm) as edited, hooks.frozen(lm.model):
             new = self.train(edited, old, log, state)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.methods.losses import token_losses
+from errata.methods.losses import means, token_losses
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.lm import Call
@@ -41,8 +41,7 @@ def observe(
 def row_losses(logits: Tensor, rows: Rows) -> Tensor:
     """Mean loss of a target token for each row, from the logits (k, V) that predict all targets in order. (b,)"""
     targets = torch.tensor([token for _, target in rows for token in target], device=logits.device)
-    losses = token_losses(logits, targets).split([len(target) for _, target in rows])
-    return torch.stack([row.mean() for row in losses])
+    return means(token_losses(logits, targets), [len(target) for _, target in rows])
 
 
 def pair_quantiles(similarity: Tensor) -> Tensor:

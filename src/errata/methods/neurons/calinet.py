@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from typing_extensions import override
 
 from errata.methods.base import State, Tags
@@ -19,9 +20,10 @@ from errata.methods.memory.log import EditRecord, current
 from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
 from errata.methods.neurons.added import ACTIVATIONS, MostActive, Neurons
+from errata.methods.neurons.silence import added_noise
 from errata.methods.neurons.training import NeuronSettings, TargetTokens, hidden_states
 from errata.methods.settings import setting
-from errata.methods.texts import contexts_of
+from errata.methods.texts import kept_contexts
 from errata.model.hf import HFLM
 from errata.subjects import mentions
 
@@ -73,7 +75,8 @@ class CaliNet(NeuronSettings, MemoryMethod):
     @override
     def train(self, lm: HFLM, old: CalinetNeurons, log: Sequence[EditRecord], state: State) -> CalinetNeurons:
         neurons, whole = old.payload, (*old.log, *log)
-        tokens = TargetTokens(lm, self.resolved_layer(lm), self._facts(lm, old, log))
+        under = neurons.added if len(neurons.keys) else None
+        tokens = TargetTokens(lm, self.resolved_layer(lm), self._facts(lm, old, log, state), under)
         q, size = tokens.queries, float(tokens.outputs.square().mean().sqrt())
         d = q.shape[1]
         others = state.tensors["states"][self._foreign(log, state)].to(q)
@@ -81,16 +84,14 @@ class CaliNet(NeuronSettings, MemoryMethod):
         k = (2 * torch.rand(self.slots, d, dtype=torch.float32) - 1).to(q).requires_grad_()
         b = q.new_zeros(self.slots, requires_grad=True)
         v = q.new_zeros(self.slots, tokens.outputs.shape[1], requires_grad=True)
-
-        def added(x: Tensor) -> Tensor:
-            return ACTIVATIONS[self.act](x @ (k * unit).T + b) @ v
-
+        act = ACTIVATIONS[self.act]
         adam = torch.optim.Adam([k, b, v], lr=self.lr)
+        quiet: Tensor | None = None
         for _ in range(self.steps):
             adam.zero_grad()
-            nlls, _ = tokens.backward(lambda x: neurons.added(x) + added(x) * size, stop=self.stop)
-            noise = added(others).square().mean(-1).sum() / max(1, len(others))
-            if (nlls < self.stop).all() and (not self.keep or noise.item() < NEGLIGIBLE**2):
+            nlls, _ = tokens.backward(lambda x: act(linear(x, k * unit, b)) @ v * size, stop=self.stop, quiet=quiet)
+            noise, quiet = added_noise(act, others, k * unit, b, v), nlls < self.stop
+            if quiet.all() and (not self.keep or noise.item() < NEGLIGIBLE**2):
                 break
             (self.keep * len(nlls) * noise).backward()
             adam.step()
@@ -98,11 +99,17 @@ class CaliNet(NeuronSettings, MemoryMethod):
         rows = {"keys": k * unit, "biases": b, "values": v * size, "owner": torch.full((self.slots,), group)}
         return replace(old, log=whole, payload=neurons.extended([group] * len(log), **rows))
 
-    def _facts(self, lm: HFLM, old: CalinetNeurons, log: Sequence[EditRecord]) -> list[tuple[list[int], list[int]]]:
+    @override
+    def read_once(self, lm: HFLM, state: State) -> None:
+        kept_contexts(lm, state, self.contexts, self.seed)
+
+    def _facts(
+        self, lm: HFLM, old: CalinetNeurons, log: Sequence[EditRecord], state: State
+    ) -> list[tuple[list[int], list[int]]]:
         """Prompt and target (ids) of all edits in force, and of the new ones behind contexts too."""
         whole = (*old.log, *log)
         live = current(whole)
-        contexts = contexts_of(lm, self.contexts, self.seed)[1:]
+        contexts = kept_contexts(lm, state, self.contexts, self.seed)[1:]
         new = [whole[i] for i in live if i >= len(old.log)]
         return [
             *((whole[i].prompt_ids, whole[i].target_ids) for i in live),

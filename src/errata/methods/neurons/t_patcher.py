@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from typing_extensions import override
 
 from errata.methods.base import State, Tags
@@ -19,12 +20,14 @@ from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
 from errata.methods.memory.replacing import replaced
 from errata.methods.neurons.added import ACTIVATIONS, MostActive, Neurons
+from errata.methods.neurons.silence import Memory, Strongest
 from errata.methods.neurons.training import NeuronSettings, TargetTokens, hidden_states
 from errata.methods.settings import setting
 from errata.model.hf import HFLM
 from errata.subjects import mentions
 
 CHECK = 25  # steps between two looks at whether more would help (released code)
+AGAIN = 10  # steps after which the states where a neuron is most active are looked for anew; at first after each
 FALL = 1e-3  # fall of a neuron's memory loss in so many steps that still counts (released code)
 
 
@@ -41,7 +44,7 @@ class TPatcher(NeuronSettings, MemoryMethod):
     An edit that contradicts an older one in other words has neurons at that one's prompt too, so that the newest answer
     wins there.
 
-    The edits of one call are trained together, each with the others' q as memory, which is why hundreds take minutes.
+    The edits of one call are trained together, each with the others' q as memory, which is why hundreds take a minute.
     Keys, biases and values are trained in units of their own size, so that one rate does for every model. Values begin
     at zero, where the paper draws them 10 times as large as a normal number: with 10 edits of the bundled model's
     validation split draws of 1 and of 10 times the MLP's output gave the same answers, with values 1.2 and 4.7 times as
@@ -85,16 +88,17 @@ class TPatcher(NeuronSettings, MemoryMethod):
             asked = {tuple(other.prompt_ids): other for other in (log[i], *(old.log[j] for j in found[i]))}
             facts += [self._asked(lm, log[i], other) for other in asked.values()]
             owners += [groups[i]] * len(asked)
-        tokens = TargetTokens(lm, self.resolved_layer(lm), [(fact.prompt_ids, fact.target_ids) for fact in facts])
-        wrong = tokens.wrong(neurons.added).tolist()
+        rows = [(fact.prompt_ids, fact.target_ids) for fact in facts]
+        tokens = TargetTokens(lm, self.resolved_layer(lm), rows, neurons.added if len(neurons.keys) else None)
+        wrong = tokens.wrong().tolist()
         chosen: list[int] = []  # tokens that get a neuron
         for fact in range(len(facts)):
             chosen += [k for k in (tokens.of == fact).nonzero()[:, 0].tolist() if wrong[k]][: self.tokens]
         if not chosen:
             return replace(old, log=whole, payload=neurons.extended(groups))
         of = tokens.of[chosen]
-        memory, silent = self._memory(old, facts, owners, tokens, of, state)
-        keys, biases, values = self._descend(neurons, tokens, chosen, memory, silent, float(state.info["size"]))
+        memory = Memory.of(*self._memory(old, facts, owners, tokens, of, state))
+        keys, biases, values = self._descend(tokens, chosen, memory, float(state.info["size"]))
         owner = torch.tensor([owners[i] for i in of.tolist()])
         rows = {"keys": keys, "biases": biases, "values": values, "owner": owner, "queries": tokens.queries[chosen]}
         return replace(old, log=whole, payload=neurons.extended(groups, **rows))
@@ -131,32 +135,29 @@ class TPatcher(NeuronSettings, MemoryMethod):
         return memory, torch.stack(silent)[of].to(q.device)
 
     def _descend(
-        self,
-        old: Neurons,
-        tokens: TargetTokens,
-        chosen: Sequence[int],
-        memory: Tensor,
-        silent: Tensor,
-        size: float,
+        self, tokens: TargetTokens, chosen: Sequence[int], memory: Memory, size: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys (n, d), biases (n,) and values (n, d) of the new neurons."""
-        q, mean = tokens.queries[chosen], memory.mean(0)  # (n, d), (d,)
+        """Keys (n, d), biases (n,) and values (n, d) of neurons for the ``chosen`` tokens."""
+        q, mean = tokens.queries[chosen], memory.states.mean(0)  # (n, d), (d,)
         apart = q - mean
         unit = 1 / (apart.norm(dim=-1, keepdim=True) * q.shape[1] ** 0.5)  # (n, 1): of a key's entry
         k = apart / apart.square().sum(-1, keepdim=True)  # activation 1 at q, as in the paper, and 0 at the mean
         b = (-k @ mean).requires_grad_()
         k, v = (k / unit).requires_grad_(), torch.zeros_like(tokens.outputs[chosen], requires_grad=True)
-        act = ACTIVATIONS[self.act]
+        act, most = ACTIVATIONS[self.act], max(1, round(self.top * len(memory.states)))
+        nearest = memory.strongest(k * unit, most)
 
         def added(x: Tensor) -> Tensor:
-            return old.added(x) + act(x @ (k * unit).T + b) @ v * size
+            return act(linear(x, k * unit, b)) @ v * size
 
         adam = torch.optim.Adam([k, b, v], lr=self.lr)
         before = torch.inf
         for step in range(self.steps):
             adam.zero_grad()
             _, right = tokens.backward(added, self.smooth)
-            held = self._losses(k * unit, b, q, memory, silent)  # (n, 2)
+            if step < CHECK or step % AGAIN == 0:
+                nearest = memory.strongest(k * unit, most)
+            held = self._losses(k * unit, b, q, nearest)  # (n, 2)
             (self.near * held[:, 0].sum() + self.far * held[:, 1].sum()).backward()
             if step % CHECK == CHECK - 1:
                 now = float(held.detach()[:, 1].mean())
@@ -166,12 +167,11 @@ class TPatcher(NeuronSettings, MemoryMethod):
             adam.step()
         return k.detach() * unit, b.detach(), v.detach() * size
 
-    def _losses(self, keys: Tensor, b: Tensor, q: Tensor, memory: Tensor, silent: Tensor) -> Tensor:
+    def _losses(self, keys: Tensor, b: Tensor, q: Tensor, nearest: Strongest) -> Tensor:
         """For each neuron the activation loss, exp(-k q), and the memory loss of the states where it is most active.
         (n, 2)"""
         own = (keys * q).sum(-1) + b  # (n,)
-        most = max(1, round(self.top * len(memory)))
-        others = (memory @ keys.T + b).T.masked_fill(~silent, -torch.inf).topk(most, -1).values  # (n, m')
+        others = nearest.activity(keys) + b[:, None]  # (n, m')
         real = torch.isfinite(others)
         over = (others + self.margin).exp() + (others - own[:, None] + self.margin).exp()
         return torch.stack([(-own).exp(), (over * real).sum(-1) / real.sum(-1).clamp(min=1)], -1)

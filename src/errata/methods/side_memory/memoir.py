@@ -161,6 +161,10 @@ class MEMOIR(SideSettings, MemoryMethod):
         return k
 
     @override
+    def read_once(self, lm: HFLM, state: State) -> None:
+        self.before(lm, state, self.seed)
+
+    @override
     def measure(self, lm: HFLM, texts: list[str]) -> Measured:
         xs, info = side_statistics(lm, self.site(lm), texts)
         features = torch.stack([self._feature(x) for x in xs])  # (n, f)
@@ -203,7 +207,7 @@ class MEMOIR(SideSettings, MemoryMethod):
         masks = torch.cat([old.payload.masks, old.lookup.mask(features).cpu()])
         edits = [whole[i] for i in fresh]
         before = [[whole[i] for i in found[j]] for j in last]
-        rows, of = training_rows(lm, edits, self.contexts, self.seed, before)
+        rows, of = training_rows(lm, edits, self.before(lm, state, self.seed), before)
         own, scale = masks[fresh].to(features), unit(state)
 
         def change(v: Tensor) -> Change:

@@ -17,7 +17,7 @@ from errata.methods.memory.log import EditRecord
 from errata.methods.memory.reading import Rows, observe, row_losses
 from errata.methods.settings import setting
 from errata.methods.side_memory.matrix import At
-from errata.methods.texts import contexts_of
+from errata.methods.texts import kept_contexts
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite, Pass
 from errata.model.lm import Call
@@ -63,20 +63,18 @@ def unit(state: State) -> float:
 def training_rows(
     lm: HFLM,
     log: Sequence[EditRecord],
-    contexts: int,
-    seed: int,
+    contexts: Sequence[str],
     replaced: Sequence[Sequence[EditRecord]],
     bare: int = 0,
 ) -> tuple[Rows, Tensor]:
-    """Each edit's prompt and target (ids), alone, behind contexts, and with the prompts of the edits that it
+    """Each edit's prompt and target (ids), alone, behind ``contexts``, and with the prompts of the edits that it
     ``replaced``; and the edit of each row. The first ``bare`` edits are there without contexts.
     """
-    before = contexts_of(lm, contexts, seed)[1:] if not lm.seq2seq else []
     rows: list[tuple[list[int], list[int]]] = []
     of: list[int] = []
     for i, (edit, others) in enumerate(zip(log, replaced, strict=True)):
         asked = [(edit.prompt_ids, edit.target_ids)]
-        asked += [(lm.tokens.prompt(context + edit.prompt), edit.target_ids) for context in before if i >= bare]
+        asked += [(lm.tokens.prompt(context + edit.prompt), edit.target_ids) for context in contexts if i >= bare]
         for other in others:
             if other.prompt_ids != edit.prompt_ids:
                 asked.append((other.prompt_ids, lm.tokens.target(other.prompt, edit.target_new)))
@@ -138,6 +136,10 @@ class SideSettings:
     at: At = setting(
         "last", "which tokens of a prompt decide; papers: the mean, which tells paraphrases from others less well"
     )
+
+    def before(self, lm: HFLM, state: State, seed: int) -> list[str]:
+        """The contexts; an encoder-decoder has none."""
+        return [] if lm.seq2seq else kept_contexts(lm, state, self.contexts, seed)[1:]
 
     @property
     def descent(self) -> "Descent":

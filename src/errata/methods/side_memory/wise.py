@@ -138,8 +138,27 @@ class PromptInputs:
 
     def distances(self, w: Tensor) -> Tensor:
         """The mean of ‖w x‖ over each prompt's tokens. (n,)"""
-        norms = (self.x @ w.T).norm(dim=-1)
+        norms: Tensor = _Norms.apply(w, self.x)  # pyright: ignore[reportAssignmentType]
         return norms.new_zeros(self.n).index_add(0, self.of, norms) / torch.bincount(self.of)
+
+
+class _Norms(torch.autograd.Function):
+    """‖w x‖ of each x (T, f): its gradient is of those x that a penalty looks at, often few."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, w: Tensor, x: Tensor) -> Tensor:
+        products = x @ w.T  # (T, d)
+        norms = products.norm(dim=-1)
+        ctx.save_for_backward(x, products, norms)
+        return norms
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, products, norms = ctx.saved_tensors
+        some = (gradient != 0) & (norms > 0)
+        return ((gradient[some] / norms[some])[:, None] * products[some]).T @ x[some], None
 
 
 def ties(deltas: Tensor, weights: Tensor, density: float) -> Tensor:
@@ -226,6 +245,10 @@ class WISE(SideSettings, MemoryMethod):
         return {**super().prepared_for(lm), "at": self.at}
 
     @override
+    def read_once(self, lm: HFLM, state: State) -> None:
+        self.before(lm, state, self.seed)
+
+    @override
     def measure(self, lm: HFLM, texts: list[str]) -> Measured:
         xs, info = side_statistics(lm, self.site(lm), texts)
         kept = [deciding(x, self.at) for x in xs]
@@ -300,7 +323,7 @@ class WISE(SideSettings, MemoryMethod):
         again = [known[i] for i in torch.randperm(len(known), generator=draw)[: self.replay].tolist()]
         edits = [memory.log[i] for i in (*again, *fresh)]
         asked = [*([] for _ in again), *(before[i] for i in fresh)]
-        rows, of = training_rows(lm, edits, self.contexts, self.seed, asked, bare=len(again))
+        rows, of = training_rows(lm, edits, self.before(lm, state, self.seed), asked, bare=len(again))
         losses = SiteLosses(lm, memory.site, rows)
         inside = self._inputs(lm, memory.site, [memory.log[i].prompt_ids for i in known] + [list(p) for p, _ in rows])
         elsewhere = [memory.log[i].prompt_ids for i in live if of_matrix[i] != m]  # appendix B.3
