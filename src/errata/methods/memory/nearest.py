@@ -1,0 +1,158 @@
+"""The nearest of many keys to a query, as if all were compared: nearly all are ruled out by short vectors.
+
+    seen = Nearest(keys).seen(queries)              # keys (n, f), read once; queries (b, f)
+    seen.nearest(radii)                             # (b,): -1 where the nearest key does not reach the query
+
+Each key k is kept as its coordinates in a few orthonormal directions P, and the length of the rest of it,
+
+    k̃ = (P k, ‖k − Pᵀ P k‖),    ‖q̃ − k̃‖ ≤ ‖q − k‖    (Cauchy and Schwarz)
+
+so that a key whose k̃ is farther than a radius is farther itself: one product of matrices tells which. The keys that are
+left are compared in float64. Of keys that are equally near the first is the nearest.
+"""
+
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+DIRECTIONS = 47  # with the rest 48 numbers: a 32nd of what a key of the bundled model holds
+SAMPLE = 512  # keys by which the directions are chosen, at most
+GROWTH = 4  # times as many keys as the directions were chosen for, before they are chosen anew
+BLOCK = 4096  # keys that are made short or compared at a time, so that those of a file need not be in memory together
+SOME = 256  # keys that are compared first, the likeliest
+PASSES = 64  # queries of a product
+SLACK = 1e-5  # of ‖q‖² + ‖k‖²: above what rounding to float32 adds to ‖q̃ − k̃‖², for vectors of up to 64 numbers
+
+
+class Axes(NamedTuple):
+    """Where short vectors come from: x -> (P (x − middle), the length of the rest)."""
+
+    middle: Tensor  # (f,)
+    basis: Tensor  # P (r, f)
+    keys: int  # how many there were
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Self:
+        """The principal directions of some of the rows (n, f)."""
+        some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).long()].double()
+        if not len(some):
+            return cls(some.new_zeros(rows.shape[1]), some, 0)
+        centred = some - some.mean(0)
+        squares, vectors = torch.linalg.eigh(centred @ centred.T)
+        chosen = (squares > 1e-9 * squares[-1]).nonzero()[-DIRECTIONS:, 0]
+        return cls(some.mean(0), torch.linalg.qr(centred.T @ vectors[:, chosen]).Q.T, len(rows))
+
+    def short(self, x: Tensor) -> Tensor:
+        """Short vectors of x (n, f), in float32. (n, r + 1)"""
+        x = x.double() - self.middle
+        inside = x @ self.basis.T
+        rest = (x.square().sum(-1) - inside.square().sum(-1)).clamp(min=0).sqrt()
+        return torch.cat([inside, rest[:, None]], 1).float()
+
+
+class Nearest:
+    """Keys (n, f) on the CPU, and a short vector of each: read in blocks, and afterwards as far as needed."""
+
+    def __init__(self, rows: Tensor, old: "Nearest | None" = None) -> None:
+        """The index of the rows; ``old`` is that of the first of them, whose short vectors are kept."""
+        moved = {} if old is None else old.moved
+        if old is not None and len(rows) > GROWTH * old.axes.keys:
+            old = None
+        self.rows, self.moved = rows, dict[int, Tensor]()
+        self.axes = Axes.of(rows) if old is None else old.axes
+        shorts = [torch.empty(0, len(self.axes.basis) + 1) if old is None else old.shorts]
+        shorts += [self.axes.short(rows[at : at + BLOCK]) for at in range(len(shorts[0]), len(rows), BLOCK)]
+        self.shorts = torch.cat(shorts)  # (n, r + 1)
+        self.squares = self.shorts.square().sum(1)
+        for i, row in moved.items():
+            self.put(i, row)
+
+    def put(self, i: int, row: Tensor) -> None:
+        """Another key (f,) in the place of key i, in place."""
+        self.moved[i] = row
+        self.shorts[i] = self.axes.short(row[None])[0]
+        self.squares[i] = self.shorts[i].square().sum()
+
+    def back(self, i: int) -> None:
+        """Key i in its place again."""
+        if i in self.moved:
+            self.put(i, self.rows[i])
+            del self.moved[i]
+
+    def distances(self, q: Tensor, some: Tensor) -> Tensor:
+        """How far a query (f,) is from some keys (k,): computed in float64, and rounded to the type of the keys. (k,)"""
+        return torch.cat([self._distances(q, block) for block in some.split(BLOCK)])
+
+    def _distances(self, q: Tensor, some: Tensor) -> Tensor:
+        keys = self.rows[some].double()
+        for at, i in enumerate(some.tolist() if self.moved else ()):
+            if i in self.moved:
+                keys[at] = self.moved[i].double()
+        return (keys - q.double()).norm(dim=-1).to(self.rows)
+
+    def seen(self, q: Tensor) -> "Seen":
+        """The keys as seen from queries (b, f)."""
+        return Seen(self, q.detach().cpu())
+
+
+class Seen:
+    """Keys as seen from queries (b, f), on the CPU."""
+
+    def __init__(self, index: Nearest, q: Tensor) -> None:
+        self.index, self.q = index, q
+        self.shorts = index.axes.short(q)  # (b, r + 1)
+        self.squares = self.shorts.square().sum(1)
+
+    def nearest(self, radii: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest key to each query, and its distance; -1 and infinity where that key's radius (n,) is smaller.
+
+        A key whose radius is below 0 is none, and an infinite one reaches everywhere. (b,) and (b,)
+        """
+        found: list[tuple[float, int]] = []
+        least = ((1 - SLACK) * self.index.squares - (1 + SLACK) * radii.float().square()).where(radii >= 0, torch.inf)
+        for at in range(0, len(self.q), PASSES):
+            products = self.shorts[at : at + PASSES] @ self.index.shorts.T  # (b, n)
+            found += [self._nearest(at + i, product, radii, least) for i, product in enumerate(products)]
+        distances, entries = zip(*found, strict=True) if found else ((), ())
+        return torch.tensor(entries, dtype=torch.long), torch.tensor(distances, dtype=self.q.dtype)
+
+    def within(self, limits: Tensor | float, row: int = 0) -> tuple[Tensor, Tensor]:
+        """The keys no farther from query ``row`` than their limits (n,), or one for all, in order; and how far each is.
+
+        (k,) and (k,)
+        """
+        limits = torch.as_tensor(limits)
+        lower = self._lower(row, self.index.shorts @ self.shorts[row])
+        some = ((lower <= (1 + SLACK) * limits.square()) & (limits >= 0)).nonzero()[:, 0]
+        distances = self.index.distances(self.q[row], some)
+        near = distances <= (limits[some] if limits.ndim else limits)
+        return some[near], distances[near]
+
+    def _lower(self, row: int, product: Tensor, some: Tensor | slice = slice(None)) -> Tensor:
+        """What the squared distances of some keys (k,) are at least, by their product with a query (n,). (k,)"""
+        squares = self.index.squares[some]
+        return (1 - SLACK) * (squares + self.squares[row]) - 2 * product[some]
+
+    def _nearest(self, row: int, product: Tensor, radii: Tensor, least: Tensor) -> tuple[float, int]:
+        """The distance and number of the nearest key, by the product of all with a query (n,)."""
+        reaching = (2 * product - least >= (1 - SLACK) * self.squares[row]).nonzero()[:, 0]
+        distance, entry = self._best(row, reaching, product)
+        if entry < 0 or distance > float(radii[entry]):
+            return torch.inf, -1
+        nearer = (self._lower(row, product) <= (1 + SLACK) * distance**2) & (radii >= 0)
+        if self._best(row, nearer.nonzero()[:, 0], product)[1] != entry:
+            return torch.inf, -1  # what is nearer reaches less far
+        return distance, entry
+
+    def _best(self, row: int, some: Tensor, product: Tensor) -> tuple[float, int]:
+        """The distance and number of the nearest of some keys (k,), the likeliest first; of none: infinity and -1."""
+        lower, order = self._lower(row, product, some).sort()
+        best: tuple[float, int] = (torch.inf, -1)
+        for at in range(0, len(some), SOME):
+            if float(lower[at]) > (1 + SLACK) * best[0] ** 2:
+                break
+            keys = some[order[at : at + SOME]]
+            distances = self.index.distances(self.q[row], keys)
+            best = min(best, (float(distances.min()), int(keys[distances == distances.min()].min())))
+        return best
