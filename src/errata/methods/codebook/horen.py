@@ -98,6 +98,7 @@ class HorenCodebook(EditMemory[Directions, Values]):
     """Values of prompts whose direction is that of an edit's prompt."""
 
     kind: ClassVar[str] = "horen"
+    by_rows: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -171,6 +171,7 @@ class MeloClusters(EditMemory[Clusters, LoRABlocks]):
     """LoRAs of prompts that lie within a cluster of edits' prompts."""
 
     kind: ClassVar[str] = "melo"
+    by_rows: ClassVar[bool] = True
 
     @contextmanager
     @override

@@ -81,7 +81,7 @@ class Nearest:
             del self.moved[i]
 
     def distances(self, q: Tensor, some: Tensor) -> Tensor:
-        """How far a query (f,) is from some keys (k,): computed in float64, and rounded to the type of the keys. (k,)"""
+        """How far a query (f,) is from some keys (k,), computed in float64, in the type of the keys. (k,)"""
         return torch.cat([self._distances(q, block) for block in some.split(BLOCK)])
 
     def _distances(self, q: Tensor, some: Tensor) -> Tensor:
