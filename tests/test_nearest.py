@@ -53,12 +53,13 @@ def crowds(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @BY_HAND
-@given(crowds(), st.integers(1, 90), st.sampled_from([1, 3, 47]))
-def test_the_nearest_is_that_of_comparing_all(crowd: Any, first: int, directions: int) -> None:
+@given(crowds(), st.integers(1, 90), st.sampled_from([(1, 1), (1, 2), (3, 5), (47, 191)]))
+def test_the_nearest_is_that_of_comparing_all(crowd: Any, first: int, directions: tuple[int, int]) -> None:
     """Also with few directions, and where the index was made of the first keys and then grew."""
     rows, q, radii = crowd
     with pytest.MonkeyPatch.context() as patched:
-        for name, value in (("DIRECTIONS", directions), ("SOME", 3), ("BLOCK", 8), ("PASSES", 2)):
+        sizes = {"SOME": 3, "BLOCK": 8, "PASSES": 2}
+        for name, value in {**sizes, **dict(zip(("DIRECTIONS", "MORE"), directions, strict=True))}.items():
             patched.setattr(nearest, name, value)
         for index in (Nearest(rows), Nearest(rows, Nearest(rows[:first]))):
             entries, distances = index.seen(q).nearest(radii)

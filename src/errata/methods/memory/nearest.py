@@ -7,8 +7,9 @@ Each key k is kept as its coordinates in a few orthonormal directions P, and the
 
     k̃ = (P k, ‖k − Pᵀ P k‖),    ‖q̃ − k̃‖ ≤ ‖q − k‖    (Cauchy and Schwarz)
 
-so that a key whose k̃ is farther than a radius is farther itself: one product of matrices tells which. The keys that are
-left are compared in float64. Of keys that are equally near the first is the nearest.
+so that a key whose k̃ is farther than a radius is farther itself: one product of matrices tells which. Of the keys that
+are left longer vectors of the same kind are compared, and of what those leave the keys themselves, in float64. Of keys
+that are equally near the first is the nearest.
 """
 
 from typing import NamedTuple, Self
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 DIRECTIONS = 47  # with the rest 48 numbers: a 32nd of what a key of the bundled model holds
+MORE = 191  # of the longer vectors
 SAMPLE = 512  # keys by which the directions are chosen, at most
 GROWTH = 4  # times as many keys as the directions were chosen for, before they are chosen anew
 BLOCK = 4096  # keys that are made short or compared at a time, so that those of a file need not be in memory together
-SOME = 256  # keys that are compared first, the likeliest
+SOME = 32  # keys that are compared together, the likeliest first
 PASSES = 64  # queries of a product
-SLACK = 1e-5  # of ‖q‖² + ‖k‖²: above what rounding to float32 adds to ‖q̃ − k̃‖², for vectors of up to 64 numbers
+SLACK = 1e-5  # of ‖q‖² + ‖k‖²: above what rounding to float32 adds to ‖q̃ − k̃‖²
 
 
 class Axes(NamedTuple):
@@ -40,15 +42,19 @@ class Axes(NamedTuple):
             return cls(some.new_zeros(rows.shape[1]), some, 0)
         centred = some - some.mean(0)
         squares, vectors = torch.linalg.eigh(centred @ centred.T)
-        chosen = (squares > 1e-9 * squares[-1]).nonzero()[-DIRECTIONS:, 0]
+        chosen = (squares > 1e-9 * squares[-1]).nonzero()[-MORE:, 0].flip(0)
         return cls(some.mean(0), torch.linalg.qr(centred.T @ vectors[:, chosen]).Q.T, len(rows))
 
-    def short(self, x: Tensor) -> Tensor:
-        """Short vectors of x (n, f), in float32. (n, r + 1)"""
+    def vectors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The short and the longer vectors of x (n, f), in float32. (n, r + 1) each"""
         x = x.double() - self.middle
-        inside = x @ self.basis.T
-        rest = (x.square().sum(-1) - inside.square().sum(-1)).clamp(min=0).sqrt()
-        return torch.cat([inside, rest[:, None]], 1).float()
+        inside, squares = x @ self.basis.T, x.square().sum(-1, keepdim=True)
+
+        def cut(r: int) -> Tensor:
+            rest = (squares - inside[:, :r].square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
+            return torch.cat([inside[:, :r], rest], 1).float()
+
+        return cut(DIRECTIONS), cut(MORE)
 
 
 class Nearest:
@@ -61,9 +67,9 @@ class Nearest:
             old = None
         self.rows, self.moved = rows, dict[int, Tensor]()
         self.axes = Axes.of(rows) if old is None else old.axes
-        shorts = [torch.empty(0, len(self.axes.basis) + 1) if old is None else old.shorts]
-        shorts += [self.axes.short(rows[at : at + BLOCK]) for at in range(len(shorts[0]), len(rows), BLOCK)]
-        self.shorts = torch.cat(shorts)  # (n, r + 1)
+        made = [self.axes.vectors(rows[:0]) if old is None else (old.shorts, old.longs)]
+        made += [self.axes.vectors(rows[at : at + BLOCK]) for at in range(len(made[0][0]), len(rows), BLOCK)]
+        self.shorts, self.longs = map(torch.cat, zip(*made, strict=True))  # (n, r + 1) each
         self.squares = self.shorts.square().sum(1)
         for i, row in moved.items():
             self.put(i, row)
@@ -71,7 +77,7 @@ class Nearest:
     def put(self, i: int, row: Tensor) -> None:
         """Another key (f,) in the place of key i, in place."""
         self.moved[i] = row
-        self.shorts[i] = self.axes.short(row[None])[0]
+        (self.shorts[i],), (self.longs[i],) = self.axes.vectors(row[None])
         self.squares[i] = self.shorts[i].square().sum()
 
     def back(self, i: int) -> None:
@@ -101,7 +107,7 @@ class Seen:
 
     def __init__(self, index: Nearest, q: Tensor) -> None:
         self.index, self.q = index, q
-        self.shorts = index.axes.short(q)  # (b, r + 1)
+        self.shorts, self.longs = index.axes.vectors(q)  # (b, r + 1) each
         self.squares = self.shorts.square().sum(1)
 
     def nearest(self, radii: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,29 +131,38 @@ class Seen:
         limits = torch.as_tensor(limits)
         lower = self._lower(row, self.index.shorts @ self.shorts[row])
         some = ((lower <= (1 + SLACK) * limits.square()) & (limits >= 0)).nonzero()[:, 0]
+        least = (1 + SLACK) * (limits[some] if limits.ndim else limits).square()
+        some = some[self._closer(row, some) <= least]
         distances = self.index.distances(self.q[row], some)
         near = distances <= (limits[some] if limits.ndim else limits)
         return some[near], distances[near]
 
-    def _lower(self, row: int, product: Tensor, some: Tensor | slice = slice(None)) -> Tensor:
-        """What the squared distances of some keys (k,) are at least, by their product with a query (n,). (k,)"""
-        squares = self.index.squares[some]
-        return (1 - SLACK) * (squares + self.squares[row]) - 2 * product[some]
+    def _lower(self, row: int, product: Tensor) -> Tensor:
+        """What the squared distances of the keys are at least, by their product with a query (n,). (n,)"""
+        return (1 - SLACK) * (self.index.squares + self.squares[row]) - 2 * product
+
+    def _closer(self, row: int, some: Tensor) -> Tensor:
+        """The same by their longer vectors. (k,)"""
+        apart = torch.cat([(self.index.longs[keys] - self.longs[row]).square().sum(1) for keys in some.split(BLOCK)])
+        return apart - SLACK * (self.index.squares[some] + self.squares[row])
 
     def _nearest(self, row: int, product: Tensor, radii: Tensor, least: Tensor) -> tuple[float, int]:
         """The distance and number of the nearest key, by the product of all with a query (n,)."""
         reaching = (2 * product - least >= (1 - SLACK) * self.squares[row]).nonzero()[:, 0]
-        distance, entry = self._best(row, reaching, product)
+        closer = self._closer(row, reaching)
+        left = closer <= (1 + SLACK) * radii[reaching].square()
+        distance, entry = self._best(row, reaching[left], closer[left])
         if entry < 0 or distance > float(radii[entry]):
             return torch.inf, -1
         nearer = (self._lower(row, product) <= (1 + SLACK) * distance**2) & (radii >= 0)
-        if self._best(row, nearer.nonzero()[:, 0], product)[1] != entry:
+        nearer = nearer.nonzero()[:, 0]
+        if self._best(row, nearer, self._closer(row, nearer))[1] != entry:
             return torch.inf, -1  # what is nearer reaches less far
         return distance, entry
 
-    def _best(self, row: int, some: Tensor, product: Tensor) -> tuple[float, int]:
+    def _best(self, row: int, some: Tensor, lower: Tensor) -> tuple[float, int]:
         """The distance and number of the nearest of some keys (k,), the likeliest first; of none: infinity and -1."""
-        lower, order = self._lower(row, product, some).sort()
+        lower, order = lower.sort()
         best: tuple[float, int] = (torch.inf, -1)
         for at in range(0, len(some), SOME):
             if float(lower[at]) > (1 + SLACK) * best[0] ** 2:
