@@ -58,7 +58,7 @@ def test_the_nearest_is_that_of_comparing_all(crowd: Any, first: int, directions
     """Also with few directions, and where the index was made of the first keys and then grew."""
     rows, q, radii = crowd
     with pytest.MonkeyPatch.context() as patched:
-        sizes = {"SOME": 3, "BLOCK": 8, "PASSES": 2}
+        sizes = {"SOME": 3, "MANY": 9, "BLOCK": 8, "PASSES": 2}
         for name, value in {**sizes, **dict(zip(("DIRECTIONS", "MORE"), directions, strict=True))}.items():
             patched.setattr(nearest, name, value)
         for index in (Nearest(rows), Nearest(rows, Nearest(rows[:first]))):
@@ -191,3 +191,48 @@ def test_edits_are_placed_as_if_each_were_compared_with_all(
         assert torch.equal(getattr(fast, name), getattr(plain, name)), name
     read = type(fast).build(fast.config(), fast.tensors())  # with an index that was not grown
     assert fast.match(asked)[0].tolist() == expected == read.match(asked)[0].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([Spheres, Clusters, Directions]),
+    st.sampled_from([0.2, 0.6, 2.0]),
+    st.sampled_from([4, 12, 1000]),
+)
+def test_an_edit_that_is_alone_is_taken_out_as_if_all_others_were_placed_anew(
+    seed: int, table: type[KeyTable], radius: float, answers: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    q = 2 * torch.randn(12, 3, generator=g)[torch.randint(12, (20,), generator=g)]
+    q = q + torch.randn(20, 3, generator=g) * 0.2 * (torch.rand(20, 1, generator=g) < 0.8)
+    q = torch.nn.functional.normalize(q, dim=-1) if table is Directions else q
+    prompts, targets = torch.randint(60, (20,), generator=g).tolist(), torch.randint(answers, (20,), generator=g)
+    log = tuple(
+        EditRecord(f"e{i}", f"p {i}", "p", "t", None, [prompt], [answer])
+        for i, (prompt, answer) in enumerate(zip(prompts, targets.tolist(), strict=True))
+    )
+    how: Any = {"recent": 0.0, "alpha": 0.1, "beta": 20.0} if table is Directions else {"split": False}
+    whole = table.empty(3, **how).extended(log, q, torch.full((20,), radius))[0]
+    alone = [whole._is_alone(i, log) for i in range(20)]
+    for i in range(20):
+        keep = [j for j in range(20) if j != i]
+        if not alone[i]:
+            continue
+        found = whole.kept(log, keep)
+        _, then = whole._anew(log, range(20))
+        anew, now = whole._anew(log, keep)
+        assert [([keep[j] for j in one.edits], keep[one.start]) for one in now] == [then[j] for j in keep]
+        for name in ("queries", "reach", "radii", "owner", "latest"):
+            assert torch.equal(getattr(found, name), getattr(anew, name)), name
+
+
+def test_most_edits_of_many_are_alone() -> None:
+    g = torch.Generator().manual_seed(0)
+    q = torch.randn(60, 40, generator=g)
+    log = tuple(EditRecord(f"e{i}", f"p {i}", f"s{i // 2}", "t", None, [i], [0]) for i in range(60))
+    table = Clusters.empty(40, split=False).extended(log, q, torch.full((60,), 0.5))[0]
+    assert not any(table._is_alone(i, log) for i in range(60))  # each has another of its subject and answer
+    lone = (*log, EditRecord("last", "p", "s", "t", None, [99], [0]))
+    table = table.extended(lone, 30 * torch.randn(1, 40, generator=g), torch.ones(1))[0]
+    assert table._is_alone(60, lone)

@@ -35,6 +35,8 @@ class Directions(KeyTable):
     alpha: float
     beta: float
 
+    local: ClassVar[bool] = False
+
     @override
     def query(self, call: Call, h: Tensor) -> Tensor:
         assert call.prompt_end is not None

@@ -69,6 +69,7 @@ class KeyTable(Lookup):
 
     side: ClassVar[Literal["in", "out"]] = "in"  # whether queries are of the site's input or of its output
     together: ClassVar[bool] = True  # whether the edits of an entry share a payload
+    local: ClassVar[bool] = True  # whether an edit that is far away changes nothing of a query's match
 
     @abstractmethod
     def query(self, call: Call, h: Tensor) -> Tensor:
@@ -100,11 +101,6 @@ class KeyTable(Lookup):
     def changed(self) -> set[int]:
         """Keys that came, moved or shrank since it was last seen to that every edit is found."""
         return set()
-
-    @cached_property
-    def _hashes(self) -> Tensor | None:
-        """A number for each edit's prompt, the same where prompts are; None before the log is known. (n,)"""
-        return None
 
     @classmethod
     def empty(cls, f: int, **settings: Any) -> Self:
@@ -157,8 +153,9 @@ class KeyTable(Lookup):
 
     def goes_on(self, old: Self, log: EditLog) -> None:
         """Takes over from ``old``, which this table begins with, what was computed of its edits."""
-        known = _hashed(log[: len(old.queries)]) if old._hashes is None else old._hashes
-        self.__dict__["_hashes"] = torch.cat([known, _hashed(log[len(old.queries) :])])
+        n = len(old.queries)
+        known: Numbers = old.__dict__.get("numbers") or Numbers.of(log[:n])
+        self.__dict__["numbers"] = Numbers(*map(torch.cat, zip(known, Numbers.of(log[n:]), strict=True)))
         self.__dict__["index"] = Nearest(self.queries, old.__dict__.get("index"))
 
     def _place(self, i: int, log: EditLog, reworded: Sequence[int]) -> Training:
@@ -186,8 +183,8 @@ class KeyTable(Lookup):
 
     def _asking_the_same(self, i: int, log: EditLog) -> list[int]:
         """The edits whose prompt is that of edit i, or reads the same."""
-        assert self._hashes is not None
-        repeats = (self._hashes == self._hashes[i]).nonzero()[:, 0].tolist()
+        prompts = self.__dict__["numbers"].prompts
+        repeats = (prompts == prompts[i]).nonzero()[:, 0].tolist()
         q = self.queries[i]
         near, _ = self.index.seen(q[None]).within(SAME * float(q.norm()))
         return sorted({*near.tolist(), *(j for j in repeats if log[j].prompt_ids == log[i].prompt_ids)} - {i})
@@ -251,6 +248,11 @@ class KeyTable(Lookup):
             shaken |= self.owner == key
         return (shaken & several).nonzero()[:, 0]
 
+    @property
+    def split_by_others(self) -> bool:
+        """Whether the nearest edit of another answer makes a radius smaller."""
+        return False
+
     def key(self, entry: int) -> Tensor:
         """The key of an entry. (f,)"""
         return self.queries[entry]
@@ -273,8 +275,12 @@ class KeyTable(Lookup):
 
     @override
     def kept(self, log: EditLog, keep: Sequence[int]) -> Self:
+        kept = set(keep)
+        gone = [i for i in range(len(log)) if i not in kept]
+        if all(self._is_alone(i, log) for i in gone):
+            return self._cut(keep)
         for i, answered in enumerate(self._reworded(log)):
-            if i not in keep and len(answered) > 1:  # of which one may have given up another
+            if i not in kept and len(answered) > 1:  # of which one may have given up another
                 raise joint_training(log[i], log, keep)
         _, then = self._anew(log, range(len(log)))
         left, now = self._anew(log, keep)
@@ -282,6 +288,46 @@ class KeyTable(Lookup):
             if ([keep[j] for j in now[at].edits], keep[now[at].start]) != then[i]:
                 raise joint_training(log[i], log, keep)
         return left
+
+    def _is_alone(self, i: int, log: EditLog) -> bool:
+        """Whether all other edits were placed as they would have been without edit i: if not, that is not known.
+
+        It shares and shared no entry, replaced none and none replaced it, and it is not so near to edits that may share
+        an entry that it could have parted them.
+        """
+        numbers: Numbers = self.__dict__.setdefault("numbers", Numbers.of(log))
+        linked = (self.owner == i) | (self.latest == i) | (numbers.prompts == numbers.prompts[i])
+        linked |= numbers.answers == numbers.answers[i]
+        if self.split_by_others or self.owner[i] != i or int(linked.sum()) > 1:
+            return False
+        q, (some, across) = self.queries[i], self._spread(numbers)
+        if not self.local and len(some):
+            return False
+        limits = torch.full_like(self.reach, SAME * float(self.index.farthest(q)))
+        limits[some] = torch.maximum(limits[some], across)
+        return len(self.index.seen(q[None]).within(limits)[0]) == 1
+
+    def _spread(self, numbers: "Numbers") -> tuple[Tensor, Tensor]:
+        """The edits that share an answer with another, and for each how far two of its answer are apart at most.
+
+        (m,) and (m,)
+        """
+        _, of, counts = numbers.answers.unique(return_inverse=True, return_counts=True)
+        some = (counts[of] > 1).nonzero()[:, 0]
+        if not len(some):
+            return some, self.reach[:0]
+        first = torch.full_like(counts, len(of)).scatter_reduce(0, of, torch.arange(len(of)), "amin")
+        apart = torch.cat([(self.queries[j] - self.queries[first[of[j]]]).norm(dim=-1) for j in some.split(4096)])
+        farthest = torch.zeros(len(counts), dtype=apart.dtype).scatter_reduce(0, of[some], apart, "amax")
+        return some, (2.001 * farthest[of[some]]).to(self.reach)
+
+    def _cut(self, keep: Sequence[int]) -> Self:
+        """Without the other edits, which nothing refers to."""
+        rows = torch.tensor(list(keep), dtype=torch.long)
+        number = torch.full((len(self.owner) + 1,), -1)  # the last is for -1
+        number[rows] = torch.arange(len(rows))
+        tensors = {name: getattr(self, name)[rows] for name in ("queries", "reach", "radii")}
+        return replace(self, **tensors, owner=number[self.owner[rows]], latest=number[self.latest[rows]])
 
     def _anew(self, log: EditLog, keep: Sequence[int]) -> tuple[Self, list[Training]]:
         none = {name: getattr(self, name)[:0] for name in ("queries", "reach", "radii", "owner", "latest")}
@@ -328,6 +374,11 @@ class Spheres(KeyTable):
         return h[torch.arange(len(h), device=h.device), call.prompt_end.to(h.device)]
 
     @property
+    @override
+    def split_by_others(self) -> bool:
+        return self.split
+
+    @property
     def keys(self) -> Nearest:
         """The keys, in the rows of the edits that own them."""
         return self.index
@@ -348,6 +399,9 @@ class Spheres(KeyTable):
 
     @override
     def joins(self, i: int, log: EditLog) -> int | None:
+        answers = self.__dict__["numbers"].answers
+        if int((answers == answers[i]).sum()) == 1:  # none to share an entry with
+            return None
         reach = torch.where(self.radii >= 0, self.reach[i] + self.radii, -1.0)
         (entry,), (distance,) = (found.tolist() for found in self.keys.seen(self.queries[i][None]).nearest(reach))
         if entry < 0 or self.owner[entry] < 0 or not agree(log[entry], log[i]):
@@ -361,13 +415,12 @@ class Spheres(KeyTable):
         super().open(i, log)
         if not self.split:
             return
-        near, distances = self.index.seen(self.queries[i][None]).within(float(self.radii[i] + self.radii.max()))
-        apart = [
-            (distance, j)
-            for j, distance in zip(near.tolist(), distances.tolist(), strict=True)
-            if self.owner[j] >= 0 and not agree(log[j], log[i])
-        ]
-        distance, j = min(apart, default=(torch.inf, i))
+        answers = self.__dict__["numbers"].answers
+        others = (self.owner >= 0) & (answers != answers[i])
+        found = self.index.seen(self.queries[i][None]).nearest(torch.where(others, torch.inf, -1.0))
+        (j,), (distance,) = (one.tolist() for one in found)
+        if j < 0:
+            return
         entry = int(self.owner[j])
         if distance <= float(self.radii[i] + self.radii[entry]):
             self.radii[i] = min(float(self.radii[i]), distance / 2)
@@ -380,6 +433,15 @@ def agree(one: EditRecord, other: EditRecord) -> bool:
     return one.subject == other.subject and one.target_ids == other.target_ids
 
 
-def _hashed(log: Sequence[EditRecord]) -> Tensor:
-    """A number for each prompt. (n,)"""
-    return torch.tensor([hash(tuple(record.prompt_ids)) for record in log], dtype=torch.long)
+class Numbers(NamedTuple):
+    """A number for each edit, the same where edits agree in what it is of; in one process alone."""
+
+    prompts: Tensor  # (n,)
+    answers: Tensor  # subject and target; (n,)
+
+    @classmethod
+    def of(cls, log: Sequence[EditRecord]) -> Self:
+        """The numbers of the edits of a log."""
+        prompts = [hash(tuple(record.prompt_ids)) for record in log]
+        answers = [hash((record.subject, tuple(record.target_ids))) for record in log]
+        return cls(*(torch.tensor(of, dtype=torch.long) for of in (prompts, answers)))

@@ -156,9 +156,11 @@ class LoRABlocks(Payload):
 
     @override
     def kept(self, log: EditLog, keep: Sequence[int]) -> Self:
-        for i in keep:
-            if not set((self.of[: i + 1] == self.of[i]).nonzero()[:, 0].tolist()) <= set(keep):
-                raise joint_training(log[i], log, keep)
+        kept = torch.zeros(len(log), dtype=torch.bool)
+        kept[list(keep)] = True
+        for i in (~kept).nonzero()[:, 0].tolist():
+            if bool((later := kept[i:] & (self.of[i:] == self.of[i])).any()):
+                raise joint_training(log[i + int(later.int().argmax())], log, keep)
         used, of = self.of[list(keep)].unique(return_inverse=True)
         return replace(self, of=of, factors={path: (a[used], b[used]) for path, (a, b) in self.factors.items()})
 

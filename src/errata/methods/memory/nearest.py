@@ -23,6 +23,7 @@ SAMPLE = 512  # keys by which the directions are chosen, at most
 GROWTH = 4  # times as many keys as the directions were chosen for, before they are chosen anew
 BLOCK = 4096  # keys that are made short or compared at a time, so that those of a file need not be in memory together
 SOME = 32  # keys that are compared together, the likeliest first
+MANY = 1024  # keys that may reach a query, from which on the likeliest of them are compared first
 PASSES = 64  # queries of a product
 SLACK = 1e-5  # of ‖q‖² + ‖k‖²: above what rounding to float32 adds to ‖q̃ − k̃‖²
 
@@ -86,6 +87,11 @@ class Nearest:
             self.put(i, self.rows[i])
             del self.moved[i]
 
+    def farthest(self, q: Tensor) -> float:
+        """What no key, nor the query (f,), is longer than."""
+        middle = float(self.axes.middle.norm())
+        return 1.001 * max(float(q.norm()), middle + float(self.squares.amax().clamp(min=0).sqrt()))
+
     def distances(self, q: Tensor, some: Tensor) -> Tensor:
         """How far a query (f,) is from some keys (k,), computed in float64, in the type of the keys. (k,)"""
         return torch.cat([self._distances(q, block) for block in some.split(BLOCK)])
@@ -148,13 +154,18 @@ class Seen:
 
     def _nearest(self, row: int, product: Tensor, radii: Tensor, least: Tensor) -> tuple[float, int]:
         """The distance and number of the nearest key, by the product of all with a query (n,)."""
+        lower = self._lower(row, product)
         reaching = (2 * product - least >= (1 - SLACK) * self.squares[row]).nonzero()[:, 0]
+        if len(reaching) > MANY:
+            likeliest = reaching[lower[reaching].topk(SOME, largest=False).indices]
+            distance, _ = self._best(row, likeliest, lower[likeliest])
+            reaching = reaching[lower[reaching] <= (1 + SLACK) * distance**2]
         closer = self._closer(row, reaching)
         left = closer <= (1 + SLACK) * radii[reaching].square()
         distance, entry = self._best(row, reaching[left], closer[left])
         if entry < 0 or distance > float(radii[entry]):
             return torch.inf, -1
-        nearer = (self._lower(row, product) <= (1 + SLACK) * distance**2) & (radii >= 0)
+        nearer = (lower <= (1 + SLACK) * distance**2) & (radii >= 0)
         nearer = nearer.nonzero()[:, 0]
         if self._best(row, nearer, self._closer(row, nearer))[1] != entry:
             return torch.inf, -1  # what is nearer reaches less far

@@ -23,7 +23,7 @@ from errata.methods.memory.reading import GRID, quantile
 from errata.methods.phrasings import group_index, templates_of
 from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.prompted import ALL, FactPrompt, FactSettings
-from errata.methods.retrieval import default_encoder, index, named
+from errata.methods.retrieval import default_encoder, index
 from errata.methods.settings import setting
 from errata.methods.texts import texts_of
 from errata.model.hf import HFLM
@@ -60,7 +60,7 @@ class RelationPrompt(FactPrompt):
 
     @override
     def similarity(self, questions: Sequence[str]) -> "tuple[npt.NDArray[Any], npt.NDArray[Any]]":
-        share = named([fact.subject for fact in self.facts], questions)  # (b, n)
+        share = self.names.named(questions)  # (b, n)
         pairs = np.argwhere(share >= self.settings["named"] - ALL)
         asked = [_template(questions[i], self.facts[j].subject) for i, j in pairs.tolist()]
         row = {template: u for u, template in enumerate(dict.fromkeys(asked))}
@@ -82,8 +82,8 @@ class RelationPrompt(FactPrompt):
     @cached_property
     def groups(self) -> "npt.NDArray[Any]":
         """(n,): the group of each fact's template; -1 where no known phrasing is near."""
-        k = len(self.known)
-        return self._groups(self.index.near(self.keys()[k:])[:, :k])
+        k, index = len(self.known), self.index
+        return self._groups(index.product(index.texts)[:, index.of[:k]])[index.of[k:]]
 
     def _groups(self, near: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
         """(u,): the group of the nearest phrasing, from cosines with all (u, k); -1 where none is near."""
