@@ -74,6 +74,9 @@ def test_the_nearest_is_that_of_comparing_all(crowd: Any, first: int, directions
                 near, far = index.seen(q).within(limits, len(q) - 1)
                 assert near.tolist() == ((whole[-1] <= most) & (most >= 0)).nonzero()[:, 0].tolist()
                 assert torch.equal(far, whole[-1, near])
+            limits = whole.median(1).values
+            near = (whole <= limits[:, None]).nonzero()
+            assert torch.equal(torch.cat(index.seen(q).each_within(limits)), near[:, 1])
     everywhere = torch.where(radii >= 0, math.inf, -1.0)
     assert Nearest(rows).seen(q).nearest(everywhere)[0].tolist() == nearest_by_hand(rows, q, everywhere)
 
@@ -146,6 +149,7 @@ def comparing_all(patched: pytest.MonkeyPatch) -> None:
 
     patched.setattr(Seen, "nearest", found)
     patched.setattr(Seen, "within", within)
+    patched.setattr(Seen, "each_within", lambda seen, limits: [within(seen, one, i)[0] for i, one in enumerate(limits)])
     patched.setattr(KeyTable, "_shaken", lambda table, changed, entries, several: several.nonzero()[:, 0])
     patched.setattr(Directions, "_may_reach", lambda table, seen, i: True)
 

@@ -18,7 +18,7 @@ from errata.methods.prompting.ike import examples_of
 from errata.methods.prompting.prompted import Example, FactPrompt, PromptedLM, fitting
 from errata.methods.prompting.rag import RelationPrompt
 from errata.methods.registry import method
-from errata.methods.retrieval import Index, Names
+from errata.methods.retrieval import SENTENCES, TFIDF, Index, Names, default_encoder
 from errata.model.lm import LM
 from errata.model.resources import Resources
 from errata.model.tokens import sentence

@@ -19,8 +19,11 @@ FORMAT = "2"  # of patches and states
 MOST_TENSORS = 100_000
 BLOCK = 2**22  # bytes of a file that are in memory together while it is checked
 MAPPED = 2**24  # bytes from which on a tensor may be left in its file
-MOST_TEXT = 64 * 2**20  # characters of a header
-MOST_VALUES = 4_000_000  # values in a header: a few characters of text each, and a hundred bytes of memory
+MOST_TEXT = 80 * 2**20  # characters of a header: of 100,000 edits with prompts of a line
+MOST_HEADER = (
+    96_000_000  # bytes of it and of the places of tensors, as they stand in the file: safetensors reads 100 MB
+)
+MOST_VALUES = 12_000_000  # values in a header: a few characters of text each, and a hundred bytes of memory
 WIDEST = 2**20  # the longest side of a tensor without numbers, which takes no room in the file
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -216,7 +219,7 @@ def _check_tensor(path: Path, name: str, tensor: "Tensor", *, finite: bool) -> N
 
 def _too_much(text: str) -> str | None:
     """What is too long of a header's text, in words; None where nothing is."""
-    if len(text) > MOST_TEXT:
+    if len(text) > MOST_TEXT or len(text) + text.count('"') + text.count("\\") > MOST_HEADER:
         return f"a header of {len(text)} letters, which are too many"
     return "a header of more values than any has" if sum(map(text.count, ",[{")) > MOST_VALUES else None
 

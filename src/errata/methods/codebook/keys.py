@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -149,7 +150,8 @@ class KeyTable(Lookup):
         )
         table.goes_on(self, log)
         replaces = reworded or [()] * k
-        return table, [table._place(i, log, some) for i, some in zip(new.tolist(), replaces, strict=True)]
+        alike = table.index.seen(queries).each_within(SAME * queries.norm(dim=-1))
+        return table, [table._place(*one) for one in zip(new.tolist(), repeat(log), alike, replaces)]
 
     def goes_on(self, old: Self, log: EditLog) -> None:
         """Takes over from ``old``, which this table begins with, what was computed of its edits."""
@@ -158,9 +160,9 @@ class KeyTable(Lookup):
         self.__dict__["numbers"] = Numbers(*map(torch.cat, zip(known, Numbers.of(log[n:]), strict=True)))
         self.__dict__["index"] = Nearest(self.queries, old.__dict__.get("index"))
 
-    def _place(self, i: int, log: EditLog, reworded: Sequence[int]) -> Training:
-        """Takes edit i in, the newest; what it replaces is no longer found."""
-        same = self._asking_the_same(i, log)
+    def _place(self, i: int, log: EditLog, alike: Tensor, reworded: Sequence[int]) -> Training:
+        """Takes edit i in, the newest, whose prompt reads as those of some edits do; what it replaces is not found."""
+        same = sorted({*alike.tolist(), *self._repeats(i, log)} - {i})
         self.radii[[j for j in same if self.owner[j] < 0]] = -1.0
         others = [question for j in reworded for question in self._give_up(j, i, log)]
         for j in [j for j in same if self.owner[j] >= 0 and not agree(log[j], log[i])]:
@@ -181,13 +183,11 @@ class KeyTable(Lookup):
                 self._take_apart(entry, log)
         return training
 
-    def _asking_the_same(self, i: int, log: EditLog) -> list[int]:
-        """The edits whose prompt is that of edit i, or reads the same."""
+    def _repeats(self, i: int, log: EditLog) -> list[int]:
+        """The edits of the same prompt as edit i."""
         prompts = self.__dict__["numbers"].prompts
         repeats = (prompts == prompts[i]).nonzero()[:, 0].tolist()
-        q = self.queries[i]
-        near, _ = self.index.seen(q[None]).within(SAME * float(q.norm()))
-        return sorted({*near.tolist(), *(j for j in repeats if log[j].prompt_ids == log[i].prompt_ids)} - {i})
+        return [j for j in repeats if log[j].prompt_ids == log[i].prompt_ids]
 
     @property
     def given_up(self) -> Tensor:

@@ -143,6 +143,19 @@ class Seen:
         near = distances <= (limits[some] if limits.ndim else limits)
         return some[near], distances[near]
 
+    def each_within(self, limits: Tensor) -> list[Tensor]:
+        """For each query, with a limit (b,) each, the keys no farther from it, in order."""
+        found: list[Tensor] = []
+        for at in range(0, len(self.q), PASSES):
+            rows = slice(at, at + PASSES)
+            apart = torch.addmm((1 - SLACK) * self.index.squares, self.shorts[rows], self.index.shorts.T, alpha=-2)
+            least = (1 + SLACK) * limits[rows].square() - (1 - SLACK) * self.squares[rows]
+            some = (apart <= least[:, None]).nonzero()
+            counts = torch.bincount(some[:, 0], minlength=len(apart)).tolist()
+            for row, keys in enumerate(some[:, 1].split(counts), at):
+                found.append(keys[self.index.distances(self.q[row], keys) <= limits[row]])
+        return found
+
     def _lower(self, row: int, product: Tensor) -> Tensor:
         """What the squared distances of the keys are at least, by their product with a query (n,). (n,)"""
         return (1 - SLACK) * (self.index.squares + self.squares[row]) - 2 * product
