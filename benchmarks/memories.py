@@ -34,7 +34,7 @@ from errata.types import Case, Edit
 
 PROMPTS, TOKENS = 64, 8
 AT_ONCE = 100  # edits of one call
-MADE = 5000  # entries that are added to a codebook at a time
+PLACED = 1000  # edits of one call that are placed in a codebook that holds all others
 
 
 def main() -> None:
@@ -115,14 +115,16 @@ def of_many(lm: Any, name: str, n: int, repeats: int) -> Iterator[tuple[str, str
     method = quick(name)
     state = method.prepare(lm)
     one = method.edit(lm, real[:1], state)
-    began = time.process_time()
     if isinstance(one.parts[0], EditMemory):
         some = method.edit(lm, real[: PROMPTS // 2], state)
-        began = time.process_time()
-        patch = filled(lm, some, n)
+        patch, placed = filled(lm, some, n)
+        yield f"{PLACED:,} edits placed among them, without training", placed
     else:
-        patch = method.edit(lm, [*real[: PROMPTS // 2], *invented(real, n - PROMPTS // 2)], state)
-    yield "made, without training", f"{time.process_time() - began:.1f} s, {patch.nbytes / 1e6:,.0f} MB"
+        edits = [*real[: PROMPTS // 2], *invented(real, n - PROMPTS // 2)]
+        began = time.process_time()
+        patch = method.edit(lm, edits, state)
+        yield "made", f"{time.process_time() - began:.1f} s"
+    yield "size", f"{patch.nbytes / 1e6:,.0f} MB"
     with TemporaryDirectory() as folder:
         path, began = Path(folder) / "many.safetensors", time.process_time()
         patch.save(path)
@@ -158,20 +160,29 @@ def invented(real: Sequence[Edit], n: int) -> list[Edit]:
     ]
 
 
-def filled(lm: Any, patch: Patch, n: int) -> Patch:
-    """The patch of a codebook, with entries of more edits up to n."""
+def filled(lm: Any, patch: Patch, n: int) -> tuple[Patch, str]:
+    """The patch of a codebook, with entries of more edits up to n, and how long the last of them took."""
     part: Any = patch.parts[0]
     edits = invented(patch.edits, n - len(part.log))
     log = (*part.log, *(EditRecord.of(edit, lm.tokens) for edit in edits))
     queries, reach = around(lm, part, len(edits))
-    lookup = part.lookup
-    for at in range(len(part.log), n, MADE):
-        to, first = min(n, at + MADE), at - len(part.log)
-        some = slice(first, first + to - at)
-        lookup, _ = lookup.extended(log[:to], queries[some], reach[some])
+    lookup = keyed(part.lookup, queries[:-PLACED], reach[:-PLACED])
+    _ = lookup.extended(log[: n - PLACED + 1], queries[-PLACED:][:1], reach[-PLACED:][:1])  # the index is made
+    began = time.process_time()
+    lookup, _ = lookup.extended(log, queries[-PLACED:], reach[-PLACED:])
+    seconds = time.process_time() - began
     whole = replace(part, log=log, lookup=lookup, payload=longer(part.payload, n))
     made = {**patch.meta["made"][0], "edits": [e.to_json() for e in edits], "outcomes": {}}
-    return replace(patch.swap(part, whole), meta={**patch.meta, "made": [*patch.meta["made"], made]})
+    meta = {**patch.meta, "made": [*patch.meta["made"], made]}
+    return replace(patch.swap(part, whole), meta=meta), f"{1000 * seconds / PLACED:.1f} ms each"
+
+
+def keyed(lookup: Any, queries: torch.Tensor, reach: torch.Tensor) -> Any:
+    """The look-up with more edits that have an entry each, as edits get that are far from all others."""
+    new = torch.arange(len(lookup.owner), len(lookup.owner) + len(reach))
+    more = {"queries": queries, "reach": reach, "radii": reach, "owner": new, "latest": new}
+    tensors = {name: torch.cat([getattr(lookup, name), x]) for name, x in more.items()}
+    return replace(lookup, **tensors)
 
 
 def around(lm: Any, part: Any, n: int) -> tuple[torch.Tensor, torch.Tensor]:

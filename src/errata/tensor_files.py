@@ -45,8 +45,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[s
     if (words := _too_much(text)) is not None:
         raise BadInput(f"{path} was not written: {words}, which no {what} is read with; make it of fewer edits")
     for name, tensor in stored.items():
-        finite = not tensor.is_floating_point() or not tensor.numel() or all(x.isfinite() for x in tensor.aminmax())
-        _check_tensor(path, name, tensor, finite=finite)
+        _check_tensor(path, name, tensor, finite=_is_finite(tensor))
     described = {"what": what, "format": FORMAT, "errata": text}
     try:
         with written_whole(path) as part:
@@ -96,13 +95,15 @@ def _check_content(path: Path, described: dict[str, str], tensors: Mapping[str, 
 
     It is read in blocks, so that no more of it is in memory than one.
     """
+    import torch
+
     expected, not_finite = described.pop("checksum", None), set[str]()
     digest = _begun(described)
     for name, tensor, blocks in _stored(path, tensors):
         digest.update(_named(name, tensor))
         for block in blocks:
             digest.update(block)
-            if not _is_finite(block, tensor.dtype):
+            if tensor.is_floating_point() and not _is_finite(torch.frombuffer(block, dtype=tensor.dtype)):
                 not_finite.add(name)
     if digest.hexdigest() != expected:
         raise ValueError("its content and its checksum differ: it was damaged")
@@ -130,13 +131,11 @@ def _stored(path: Path, tensors: Mapping[str, "Tensor"]) -> Iterator[tuple[str, 
             yield name, tensor, blocks(*(start + at for at in places[name]["data_offsets"]))
 
 
-def _is_finite(block: memoryview, dtype: "torch.dtype") -> bool:
-    """Whether all numbers of some bytes are finite; true of types that have no others, or that are not in use."""
-    import torch
-
-    if not dtype.is_floating_point or _name(dtype) not in DTYPES:
+def _is_finite(tensor: "Tensor") -> bool:
+    """Whether all numbers are finite; true of types that have no others, or that are not in use."""
+    if not tensor.is_floating_point() or not tensor.numel() or _name(tensor.dtype) not in DTYPES:
         return True
-    return all(bool(x.isfinite()) for x in torch.frombuffer(block, dtype=dtype).aminmax())
+    return all(bool(x.isfinite()) for x in tensor.aminmax())
 
 
 def read_header(path: Path, what: str) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class KeyTable(Lookup):
         n = len(old.queries)
         known: Numbers = old.__dict__.get("numbers") or Numbers.of(log[:n])
         self.__dict__["numbers"] = Numbers(*map(torch.cat, zip(known, Numbers.of(log[n:]), strict=True)))
-        self.__dict__["index"] = Nearest(self.queries, old.__dict__.get("index"))
+        self.__dict__["index"] = Nearest(self.queries, old.index)
 
     def _place(self, i: int, log: EditLog, alike: Tensor, reworded: Sequence[int]) -> Training:
         """Takes edit i in, the newest, whose prompt reads as those of some edits do; what it replaces is not found."""
