@@ -136,7 +136,7 @@ def comparing_all(patched: pytest.MonkeyPatch) -> None:
             rows[i] = row
         return rows
 
-    def found(seen: Seen, radii: Tensor) -> tuple[Tensor, Tensor]:
+    def found(seen: Seen, radii: Tensor, least: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rows = rows_of(seen)
         entries = torch.tensor(nearest_by_hand(rows, seen.q, radii))
         distances = compared(rows, seen.q)[torch.arange(len(seen.q)), entries]
@@ -195,6 +195,7 @@ def test_edits_are_placed_as_if_each_were_compared_with_all(
         assert torch.equal(getattr(fast, name), getattr(plain, name)), name
     read = type(fast).build(fast.config(), fast.tensors())  # with an index that was not grown
     assert fast.match(asked)[0].tolist() == expected == read.match(asked)[0].tolist()
+    assert fast.found(asked).tolist() == expected == read.found(asked).tolist()
 
 
 @settings(max_examples=40, deadline=None)

@@ -117,7 +117,11 @@ class KeyTable(Lookup):
 
     @override
     def find(self, call: Call, x: Tensor, y: Tensor, payload: Any) -> Tensor:
-        entry, near = self.match(self.query(call, at_least_float32(x if self.side == "in" else y)))
+        return self.found(self.query(call, at_least_float32(x if self.side == "in" else y)))
+
+    def found(self, q: Tensor) -> Tensor:
+        """What :meth:`match` gives for queries (b, f), once all edits have been placed; -1 for none. (b,)"""
+        entry, near = self.match(q)
         return torch.where(near, entry, -1)
 
     @override
@@ -391,6 +395,15 @@ class Spheres(KeyTable):
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
         entry = self.keys.seen(q).nearest(self.radii)[0].to(q.device)
         return entry, entry >= 0
+
+    @override
+    def found(self, q: Tensor) -> Tensor:
+        return self.keys.seen(q).nearest(self.radii, self.least)[0].to(q.device)
+
+    @cached_property
+    def least(self) -> Tensor:
+        """What the radii ask of a look-up, had once: of a table whose edits have all been placed. (n,)"""
+        return self.keys.least(self.radii)
 
     @override
     def _nearest_entry(self, i: int) -> int:

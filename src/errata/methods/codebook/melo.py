@@ -96,8 +96,16 @@ class Clusters(Spheres):
     @override
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
         clusters, near = super().match(q)
+        return self._nearest_of(clusters, q), near
+
+    @override
+    def found(self, q: Tensor) -> Tensor:
+        return self._nearest_of(super().found(q), q)
+
+    def _nearest_of(self, clusters: Tensor, q: Tensor) -> Tensor:
+        """The prompts of clusters (b,) that are nearest to queries (b, f); -1 of none. (b,)"""
         entry = [self._nearest_in(cluster, row) for cluster, row in zip(clusters.tolist(), q.cpu(), strict=True)]
-        return torch.tensor(entry, device=q.device), near
+        return torch.tensor(entry, dtype=torch.long, device=q.device)
 
     def _nearest_in(self, cluster: int, q: Tensor) -> int:
         """The prompt of a cluster whose query is nearest; -1 of none."""

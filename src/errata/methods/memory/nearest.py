@@ -72,6 +72,7 @@ class Nearest:
         made += [self.axes.vectors(rows[at : at + BLOCK]) for at in range(len(made[0][0]), len(rows), BLOCK)]
         self.shorts, self.longs = map(torch.cat, zip(*made, strict=True))  # (n, r + 1) each
         self.squares = self.shorts.square().sum(1)
+        self.halves = (1 - SLACK) / 2 * self.squares
         for i, row in moved.items():
             self.put(i, row)
 
@@ -80,12 +81,18 @@ class Nearest:
         self.moved[i] = row
         (self.shorts[i],), (self.longs[i],) = self.axes.vectors(row[None])
         self.squares[i] = self.shorts[i].square().sum()
+        self.halves[i] = (1 - SLACK) / 2 * self.squares[i]
 
     def back(self, i: int) -> None:
         """Key i in its place again."""
         if i in self.moved:
             self.put(i, self.rows[i])
             del self.moved[i]
+
+    def least(self, radii: Tensor) -> Tensor:
+        """What a key's product with a query is at least, less a term of the query's, where it may reach it. (n,)"""
+        least = (1 - SLACK) / 2 * self.squares - (1 + SLACK) / 2 * radii.float().square()
+        return least.where(radii >= 0, torch.inf)
 
     def farthest(self, q: Tensor) -> float:
         """What no key, nor the query (f,), is longer than."""
@@ -116,13 +123,14 @@ class Seen:
         self.shorts, self.longs = index.axes.vectors(q)  # (b, r + 1) each
         self.squares = self.shorts.square().sum(1)
 
-    def nearest(self, radii: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest(self, radii: Tensor, least: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The nearest key to each query, and its distance; -1 and infinity where that key's radius (n,) is smaller.
 
-        A key whose radius is below 0 is none, and an infinite one reaches everywhere. (b,) and (b,)
+        A key whose radius is below 0 is none, and an infinite one reaches everywhere. ``least`` is what
+        :meth:`Nearest.least` makes of the radii, where that is known. (b,) and (b,)
         """
         found: list[tuple[float, int]] = []
-        least = ((1 - SLACK) * self.index.squares - (1 + SLACK) * radii.float().square()).where(radii >= 0, torch.inf)
+        least = self.index.least(radii) if least is None else least
         for at in range(0, len(self.q), PASSES):
             products = self.shorts[at : at + PASSES] @ self.index.shorts.T  # (b, n)
             found += [self._nearest(at + i, product, radii, least) for i, product in enumerate(products)]
@@ -135,7 +143,7 @@ class Seen:
         (k,) and (k,)
         """
         limits = torch.as_tensor(limits)
-        lower = self._lower(row, self.index.shorts @ self.shorts[row])
+        lower = self._lower(row, self.index.shorts @ self.shorts[row], self.index.squares)
         some = ((lower <= (1 + SLACK) * limits.square()) & (limits >= 0)).nonzero()[:, 0]
         least = (1 + SLACK) * (limits[some] if limits.ndim else limits).square()
         some = some[self._closer(row, some) <= least]
@@ -156,9 +164,9 @@ class Seen:
                 found.append(keys[self.index.distances(self.q[row], keys) <= limits[row]])
         return found
 
-    def _lower(self, row: int, product: Tensor) -> Tensor:
-        """What the squared distances of the keys are at least, by their product with a query (n,). (n,)"""
-        return (1 - SLACK) * (self.index.squares + self.squares[row]) - 2 * product
+    def _lower(self, row: int, product: Tensor, squares: Tensor) -> Tensor:
+        """What the squared distances of keys are at least, by their product with a query, and their squares. (k,)"""
+        return (1 - SLACK) * (squares + self.squares[row]) - 2 * product
 
     def _closer(self, row: int, some: Tensor) -> Tensor:
         """The same by their longer vectors. (k,)"""
@@ -167,19 +175,20 @@ class Seen:
 
     def _nearest(self, row: int, product: Tensor, radii: Tensor, least: Tensor) -> tuple[float, int]:
         """The distance and number of the nearest key, by the product of all with a query (n,)."""
-        lower = self._lower(row, product)
-        reaching = (2 * product - least >= (1 - SLACK) * self.squares[row]).nonzero()[:, 0]
+        reaching = (product - least >= (1 - SLACK) / 2 * self.squares[row]).nonzero()[:, 0]
         if len(reaching) > MANY:
-            likeliest = reaching[lower[reaching].topk(SOME, largest=False).indices]
-            distance, _ = self._best(row, likeliest, lower[likeliest])
-            reaching = reaching[lower[reaching] <= (1 + SLACK) * distance**2]
+            lower = self._lower(row, product[reaching], self.index.squares[reaching])
+            likeliest = lower.topk(SOME, largest=False).indices
+            distance, _ = self._best(row, reaching[likeliest], lower[likeliest])
+            reaching = reaching[lower <= (1 + SLACK) * distance**2]
         closer = self._closer(row, reaching)
         left = closer <= (1 + SLACK) * radii[reaching].square()
         distance, entry = self._best(row, reaching[left], closer[left])
         if entry < 0 or distance > float(radii[entry]):
             return torch.inf, -1
-        nearer = (lower <= (1 + SLACK) * distance**2) & (radii >= 0)
-        nearer = nearer.nonzero()[:, 0]
+        most = (1 - SLACK) / 2 * self.squares[row] - (1 + SLACK) / 2 * distance**2
+        nearer = (product - self.index.halves >= most).nonzero()[:, 0]
+        nearer = nearer[radii[nearer] >= 0]
         if self._best(row, nearer, self._closer(row, nearer))[1] != entry:
             return torch.inf, -1  # what is nearer reaches less far
         return distance, entry
