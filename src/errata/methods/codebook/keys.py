@@ -157,12 +157,12 @@ class KeyTable(Lookup):
         alike = table.index.seen(queries).each_within(SAME * queries.norm(dim=-1))
         return table, [table._place(*one) for one in zip(new.tolist(), repeat(log), alike, replaces)]
 
-    def goes_on(self, old: Self, log: EditLog) -> None:
+    def goes_on(self, old: Any, log: EditLog) -> None:
         """Takes over from ``old``, which this table begins with, what was computed of its edits."""
         n = len(old.queries)
         known: Numbers = old.__dict__.get("numbers") or Numbers.of(log[:n])
-        self.__dict__["numbers"] = Numbers(*map(torch.cat, zip(known, Numbers.of(log[n:]), strict=True)))
-        self.__dict__["index"] = Nearest(self.queries, old.index)
+        object.__setattr__(self, "numbers", Numbers(*map(torch.cat, zip(known, Numbers.of(log[n:]), strict=True))))
+        object.__setattr__(self, "index", Nearest(self.queries, old.index))
 
     def _place(self, i: int, log: EditLog, alike: Tensor, reworded: Sequence[int]) -> Training:
         """Takes edit i in, the newest, whose prompt reads as those of some edits do; what it replaces is not found."""
@@ -299,7 +299,7 @@ class KeyTable(Lookup):
         It shares and shared no entry, replaced none and none replaced it, and it is not so near to edits that may share
         an entry that it could have parted them.
         """
-        numbers: Numbers = self.__dict__.setdefault("numbers", Numbers.of(log))
+        numbers: Numbers = self.__dict__.get("numbers") or Numbers.of(log)
         linked = (self.owner == i) | (self.latest == i) | (numbers.prompts == numbers.prompts[i])
         linked |= numbers.answers == numbers.answers[i]
         if self.split_by_others or self.owner[i] != i or int(linked.sum()) > 1:

@@ -84,9 +84,9 @@ class Clusters(Spheres):
         return self.middles
 
     @override
-    def goes_on(self, old: Self, log: EditLog) -> None:
+    def goes_on(self, old: Any, log: EditLog) -> None:
         super().goes_on(old, log)
-        self.__dict__["middles"] = Nearest(self.queries, old.middles)
+        object.__setattr__(self, "middles", Nearest(self.queries, old.middles))
 
     @override
     def open(self, i: int, log: EditLog) -> None:
