@@ -89,8 +89,8 @@ def test_radii_that_were_measured_stay() -> None:
 def test_the_value_of_the_nearest_key_answers_within_its_radius() -> None:
     keys = spheres((0, 1), (1.5, 2), (10, 3), (10.5, 3))
     entry, near = keys.match(torch.tensor([[0.7], [0.8], [3.0], [10.9], [12.0]]))
-    assert entry.tolist() == [0, 1, 1, 2, 2] and near.tolist() == [True, True, False, True, False]
-    assert keys.rows(entry).tolist() == [0, 1, 1, 3, 3]  # of a joint entry the value that was trained last
+    assert entry.tolist() == [0, 1, -1, 2, -1] and near.tolist() == [True, True, False, True, False]
+    assert keys.rows(entry).tolist() == [0, 1, -1, 3, -1]  # of a joint entry the value that was trained last
     assert keys.rows(torch.tensor([-1])).tolist() == [-1]
 
 
@@ -216,7 +216,8 @@ def test_horens_query_and_step() -> None:
     cosine = (0.9 * 0.5 + 0.1) / (0.9**2 + 0.1**2 + 2 * 0.9 * 0.1 * 0.5) ** 0.5  # of keys 60 degrees apart
     assert float(empty.measured(torch.tensor(1.0))) == pytest.approx((2 - 2 * cosine) ** 0.5, rel=1e-5)
     entry, near = full.match(expected[None])
-    assert entry.item() == best and near.item() == (float(keys[best] @ q / q.norm()) > 0.9)
+    reached = float(keys[best] @ q / q.norm()) > 0.9
+    assert near.item() == reached and entry.item() == (best if reached else -1)
 
 
 @pytest.mark.parametrize("how", ["last", "prompt", "all"])

@@ -238,8 +238,8 @@ TEXTS = {
     "spaces": '{"parts":[],"meta":{}}',
 }
 LONG: dict[str, Callable[[], str]] = {  # made when they are needed
-    "many values": lambda: '{"parts": [], "meta": {"a": [' + "[], " * 5_000_000 + "[]]}}",
-    "a long text": lambda: '{"parts": [], "meta": {"a": "' + "x" * (64 * 2**20) + '"}}',
+    "many values": lambda: '{"parts": [], "meta": {"a": [' + "[], " * 13_000_000 + "[]]}}",
+    "a long text": lambda: '{"parts": [], "meta": {"a": "' + "x" * (80 * 2**20) + '"}}',
 }
 
 

@@ -38,11 +38,11 @@ def test_a_cluster_moves_to_the_mean_of_its_questions() -> None:
     far = clusters((0, 1), (2.1, 1))
     assert far.owner.tolist() == [0, 1] and far.radii.tolist() == [1.0, 1.0]
     near = clusters((0, 1), (1.5, 1))
-    assert near.owner.tolist() == [0, 0] and near.centres()[0].item() == 0.75
+    assert near.owner.tolist() == [0, 0] and near.key(0).item() == 0.75
     assert near.radii[0] == 1.0 and near.radii[1] < 0  # the farthest is at 0.75, and it begins with 1
     grown = clusters((0, 1), (1.5, 1), (2.6, 1))
     centre = (0 + 1.5 + 2.6) / 3
-    assert grown.centres()[0].item() == pytest.approx(centre) and grown.radii[0].item() == pytest.approx(centre)
+    assert grown.key(0).item() == pytest.approx(centre) and grown.radii[0].item() == pytest.approx(centre)
 
 
 def test_a_cluster_of_another_answer_halves_the_way_and_takes_apart_what_it_meets() -> None:

@@ -18,7 +18,7 @@ from errata.methods.prompting.ike import examples_of
 from errata.methods.prompting.prompted import Example, FactPrompt, PromptedLM, fitting
 from errata.methods.prompting.rag import RelationPrompt
 from errata.methods.registry import method
-from errata.methods.retrieval import SENTENCES, TFIDF, Index, default_encoder, named
+from errata.methods.retrieval import SENTENCES, TFIDF, Index, Names, default_encoder
 from errata.model.lm import LM
 from errata.model.resources import Resources
 from errata.model.tokens import sentence
@@ -77,7 +77,9 @@ def extended(part: FactPrompt, *prompts: str) -> list[str]:
 
 
 def test_a_subject_is_named_by_its_words() -> None:
-    share = named(["Ann Lee", "Port Ann", "京都", "!!"], ["ann LEE's home", "Annabel Leeds", "私は京都に住む", ""])
+    share = Names(["Ann Lee", "Port Ann", "京都", "!!"]).named(
+        ["ann LEE's home", "Annabel Leeds", "私は京都に住む", ""]
+    )
     assert share.tolist() == [[1, 0.5, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 

@@ -27,14 +27,22 @@ def default_encoder() -> str:
 
 
 class Index:
-    """Texts as rows of unit vectors."""
+    """Texts as rows of unit vectors; what several texts are is encoded once."""
 
     def __init__(self, encoder: str, texts: Sequence[str]) -> None:
+        number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        self.texts = list(number)  # distinct
+        self.of = np.array([number[text] for text in texts], np.int64)  # (n,)
         self.encode = _words(texts) if encoder == TFIDF else sentences(encoder)
-        self.rows = self.encode(texts)  # (n, width)
+        self.rows = self.encode(self.texts)  # (distinct texts, width)
 
     def near(self, queries: Sequence[str]) -> Array:
         """(b, n): the cosine of each query with each text."""
+        cosines = self.product(queries)
+        return cosines if len(self.texts) == len(self.of) else cosines[:, self.of]
+
+    def product(self, queries: Sequence[str]) -> Array:
+        """(b, distinct texts): the same of each distinct text."""
         product: Any = self.encode(queries) @ self.rows.T
         return np.asarray(product.todense() if hasattr(product, "todense") else product, np.float32)
 
@@ -45,14 +53,22 @@ def index(encoder: str, texts: tuple[str, ...]) -> Index:
     return Index(encoder, texts)
 
 
-def named(subjects: Sequence[str], queries: Sequence[str]) -> Array:
-    """(b, n): the share of each subject's words that each query holds."""
-    from sklearn.feature_extraction.text import CountVectorizer
+class Names:
+    """Subjects, by their words."""
 
-    counts: Any = CountVectorizer(binary=True, token_pattern=WORD)
-    wanted: Any = counts.fit([*subjects, "a"]).transform(subjects)  # (n, words); "a": no vocabulary may be empty
-    found = (counts.transform(queries) @ wanted.T).toarray()
-    return found / np.maximum(np.asarray(wanted.sum(1)).T, 1)
+    def __init__(self, subjects: Sequence[str]) -> None:
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        self.counts: Any = CountVectorizer(binary=True, token_pattern=WORD)
+        wanted: Any = self.counts.fit([*subjects, "a"]).transform(
+            subjects
+        )  # (n, words); "a": no vocabulary may be empty
+        self.wanted: Any = wanted.T.tocsr()  # (words, n)
+        self.sizes = np.maximum(np.asarray(wanted.sum(1)).T, 1)
+
+    def named(self, queries: Sequence[str]) -> Array:
+        """(b, n): the share of each subject's words that each query holds."""
+        return (self.counts.transform(queries) @ self.wanted).toarray() / self.sizes
 
 
 def _words(texts: Sequence[str]) -> Callable[[Sequence[str]], Any]:

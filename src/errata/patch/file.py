@@ -13,7 +13,7 @@ from errata.patch.memory import check_memory
 from errata.patch.parts import Part, part_class
 from errata.patch.schema import read
 from errata.printable import shown
-from errata.tensor_files import read_tensors, write_tensors
+from errata.tensor_files import copied, read_tensors, write_tensors
 
 PART, MEMORY = "part.", "memory."  # what stands before names of tensors; a part's number comes next
 
@@ -32,12 +32,12 @@ def read_patch(path: Path) -> tuple[tuple[Part, ...], dict[str, Tensor], dict[st
     Raises :class:`BadInput` for a file that is no patch, and for one that holds anything else than parts declare: the
     message names the file, the part and the field.
     """
-    tensors, content = read_tensors(path, "patch")
+    tensors, content = read_tensors(path, "patch", mapped=True)
     again = "make the patch again, or fetch it anew"
     try:
         header: Header = read(Header, content)
         of_part, memory = _divided(tensors, len(header.parts))
-        check_memory(memory)
+        check_memory(memory := {name: copied(tensor) for name, tensor in memory.items()})
     except BadInput as error:
         raise BadInput(f"{path}: {error}; {again}") from error
     parts: list[Part] = []
@@ -58,6 +58,8 @@ def read_patch(path: Path) -> tuple[tuple[Part, ...], dict[str, Tensor], dict[st
 
 def _built(cls: type[Part], record: PartRecord, tensors: Mapping[str, Tensor]) -> Part:
     """The part of a record, which says no more and no less than the part itself says again."""
+    if not cls.by_rows:
+        tensors = {name: copied(tensor) for name, tensor in tensors.items()}
     part = cls.build(record.config, tensors)
     part.sizes()
     part.check_content()

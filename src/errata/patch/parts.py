@@ -34,6 +34,9 @@ class Part(Saved, ABC):
     kind: ClassVar[str]
     """Name of the class in patch files."""
 
+    by_rows: ClassVar[bool] = False
+    """Whether large tensors may stay in the file that they are read from: only rows of them are ever looked at."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Register the class under its ``kind``, by which patch files name it; :class:`BadInput` if that is taken."""
         super().__init_subclass__(**options)

@@ -29,6 +29,7 @@ from errata.patch.file import read_patch, write_patch
 from errata.patch.memory import joined_memory, sites_of
 from errata.patch.parts import Adapter, P, Part, Wrapper, same_tensors, widths
 from errata.patch.peft import CONFIG, LoRAFiles, check_parts, lora_files
+from errata.printable import listed
 from errata.types import Edit
 
 log = logging.getLogger(__name__)
@@ -257,9 +258,10 @@ class Patch:
 
         Raises :class:`Unsupported` where that cannot be had exactly, :class:`BadInput` for an id that it does not hold.
         """
-        if edit_id not in [edit.id for edit in self.edits]:
-            raise BadInput(f"no edit {edit_id!r} in this patch; it holds {', '.join(e.id for e in self.edits)}")
-        if len(self.edits) == 1:
+        ids: list[str] = [edit["id"] for made in self.meta.get("made", ()) for edit in made["edits"]]
+        if edit_id not in ids:
+            raise BadInput(f"no edit {edit_id!r} in this patch; it holds {listed(ids)}")
+        if len(ids) == 1:
             return EMPTY
         parts = [part.without(edit_id) for part in self.parts]
         made = [

@@ -21,6 +21,7 @@ class GraceCodebook(EditMemory[Spheres, Values]):
     """Values of prompts that lie within a sphere around an edit's prompt."""
 
     kind: ClassVar[str] = "grace"
+    by_rows: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)

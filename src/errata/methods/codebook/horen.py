@@ -3,6 +3,8 @@
 Fang et al. 2026, arXiv:2605.08143.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -13,9 +15,11 @@ from torch.nn.functional import normalize
 from typing_extensions import override
 
 from errata.methods.base import Tags
-from errata.methods.codebook.keys import SAME, KeyTable
+from errata.methods.codebook.keys import SAME, KeyTable, agree
 from errata.methods.codebook.values import ValueMethod, Values
 from errata.methods.memory.adapter import EditMemory
+from errata.methods.memory.log import EditLog
+from errata.methods.memory.nearest import Seen
 from errata.methods.settings import setting
 from errata.model.lm import Call
 
@@ -31,6 +35,8 @@ class Directions(KeyTable):
     alpha: float
     beta: float
 
+    local: ClassVar[bool] = False
+
     @override
     def query(self, call: Call, h: Tensor) -> Tensor:
         assert call.prompt_end is not None
@@ -43,11 +49,23 @@ class Directions(KeyTable):
     @override
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """By the cosines after the step; a query that is a key is that key's own, wherever the step would lead."""
-        keys, dead = self.on("queries", q), self.radii.to(q.device) < 0
-        own = (q @ keys.T).masked_fill(dead, -torch.inf).argmax(-1)
-        same = (q - keys[own]).norm(dim=-1) <= SAME
-        score, entry = self._scores(q).max(-1)
-        return torch.where(same, own, entry), same | (score > 1 - self.radii.to(q)[entry].square() / 2)
+        seen, live = self.index.seen(q), self.radii >= 0
+        entry = seen.nearest(torch.where(live, SAME, -1.0))[0].to(q.device)
+        stepping = [i for i in (entry < 0).nonzero()[:, 0].tolist() if self._may_reach(seen, i)]
+        if stepping and bool(live.any()):
+            score, found = self._scores(q[stepping]).max(-1)
+            near = score > 1 - self.radii.to(q)[found].square() / 2
+            entry[stepping] = torch.where(near, found, -1)
+        return entry, entry >= 0
+
+    def _may_reach(self, seen: Seen, i: int) -> bool:
+        """Whether any key can be near enough to query i after the step: it turns it by asin α / (1 − α) at most."""
+        turn = self.alpha / (1 - self.alpha) if self.alpha < 1 else 1.0
+        if turn >= 1 or abs(float(seen.q[i].norm()) - 1) > SAME:
+            return True
+        angle = 2 * (self.radii.clamp(max=2) / 2).asin() + math.asin(turn)
+        chord = 2 * (angle.clamp(max=math.pi) / 2).sin() + SAME
+        return len(seen.within(torch.where(self.radii >= 0, chord, -1.0), i)[0]) > 0
 
     def _scores(self, q: Tensor) -> Tensor:
         """K q after one damped step, q ← norm((1 − α) q + α norm(Kᵀ softmax(β K q))). (b, n)"""
@@ -64,20 +82,25 @@ class Directions(KeyTable):
         return (2 - 2 * stepped).clamp(min=0).sqrt()
 
     @override
-    def joins(self, i: int, answers: Tensor) -> int | None:
+    def joins(self, i: int, log: EditLog) -> int | None:
         """The entry that matches already, if it has the same answer."""
-        found, near = self.match(self.queries[i][None])
-        entry = int(found)
-        if not near or self.owner[entry] < 0 or answers[entry] != answers[i]:
+        entry = int(self.match(self.queries[i][None])[0])
+        if entry < 0 or self.owner[entry] < 0 or not agree(log[entry], log[i]):
             return None
         self.owner[i] = entry
         return entry
+
+    @override
+    def _shaken(self, changed: Sequence[int], entries: Tensor, several: Tensor) -> Tensor:
+        """All: the step goes by every key."""
+        return several.nonzero()[:, 0]
 
 
 class HorenCodebook(EditMemory[Directions, Values]):
     """Values of prompts whose direction is that of an edit's prompt."""
 
     kind: ClassVar[str] = "horen"
+    by_rows: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)

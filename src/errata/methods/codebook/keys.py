@@ -10,9 +10,10 @@ other is a text that keeps its own.
 """
 
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -21,7 +22,8 @@ from typing_extensions import override
 
 from errata.errors import BadInput
 from errata.methods.memory.adapter import Lookup, joint_training
-from errata.methods.memory.log import EditLog
+from errata.methods.memory.log import EditLog, EditRecord
+from errata.methods.memory.nearest import Nearest
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32
 from errata.patch.schema import Floats, Ints
@@ -68,6 +70,7 @@ class KeyTable(Lookup):
 
     side: ClassVar[Literal["in", "out"]] = "in"  # whether queries are of the site's input or of its output
     together: ClassVar[bool] = True  # whether the edits of an entry share a payload
+    local: ClassVar[bool] = True  # whether an edit that is far away changes nothing of a query's match
 
     @abstractmethod
     def query(self, call: Call, h: Tensor) -> Tensor:
@@ -82,12 +85,23 @@ class KeyTable(Lookup):
         return distance
 
     @abstractmethod
-    def joins(self, i: int, answers: Tensor) -> int | None:
-        """The entry that edit i has joined, or None. Only edits with equal ``answers`` (n,) may share one."""
+    def joins(self, i: int, log: EditLog) -> int | None:
+        """The entry that edit i has joined, or None. Only edits that :func:`agree` may share one."""
 
-    def open(self, i: int, answers: Tensor) -> None:
+    def open(self, i: int, log: EditLog) -> None:
         """Gives edit i an entry of its own, in place."""
         self.owner[i], self.radii[i] = i, self.reach[i]
+        self.changed.add(i)
+
+    @cached_property
+    def index(self) -> Nearest:
+        """The queries, to be looked up: made when that is first done, and longer with each batch of edits."""
+        return Nearest(self.queries)
+
+    @cached_property
+    def changed(self) -> set[int]:
+        """Keys that came, moved or shrank since it was last seen to that every edit is found."""
+        return set()
 
     @classmethod
     def empty(cls, f: int, **settings: Any) -> Self:
@@ -103,7 +117,11 @@ class KeyTable(Lookup):
 
     @override
     def find(self, call: Call, x: Tensor, y: Tensor, payload: Any) -> Tensor:
-        entry, near = self.match(self.query(call, at_least_float32(x if self.side == "in" else y)))
+        return self.found(self.query(call, at_least_float32(x if self.side == "in" else y)))
+
+    def found(self, q: Tensor) -> Tensor:
+        """What :meth:`match` gives for queries (b, f), once all edits have been placed; -1 for none. (b,)"""
+        entry, near = self.match(q)
         return torch.where(near, entry, -1)
 
     @override
@@ -134,73 +152,118 @@ class KeyTable(Lookup):
             owner=torch.cat([self.owner, torch.full((k,), -1)]),
             latest=torch.cat([self.latest, new]),
         )
-        prompts = _numbered(tuple(record.prompt_ids) for record in log)
-        answers = _numbered((record.subject, tuple(record.target_ids)) for record in log)
+        table.goes_on(self, log)
         replaces = reworded or [()] * k
-        return table, [table._place(i, prompts, answers, some) for i, some in zip(new.tolist(), replaces, strict=True)]
+        alike = table.index.seen(queries).each_within(SAME * queries.norm(dim=-1))
+        return table, [table._place(*one) for one in zip(new.tolist(), repeat(log), alike, replaces)]
 
-    def _place(self, i: int, prompts: Tensor, answers: Tensor, reworded: Sequence[int]) -> Training:
-        """Takes edit i in, the newest; what it replaces is no longer found."""
-        q = self.queries[i]
-        same = (prompts == prompts[i]) | ((self.queries - q).norm(dim=-1) <= SAME * q.norm())
-        self.radii[same & self.given_up] = -1.0
-        others = [question for j in reworded for question in self._give_up(j, i, answers)]
-        for j in (same & self._others(answers, i)).nonzero()[:, 0].tolist():
+    def goes_on(self, old: Any, log: EditLog) -> None:
+        """Takes over from ``old``, which this table begins with, what was computed of its edits."""
+        n = len(old.queries)
+        known: Numbers = old.__dict__.get("numbers") or Numbers.of(log[:n])
+        object.__setattr__(self, "numbers", Numbers(*map(torch.cat, zip(known, Numbers.of(log[n:]), strict=True))))
+        object.__setattr__(self, "index", Nearest(self.queries, old.index))
+
+    def _place(self, i: int, log: EditLog, alike: Tensor, reworded: Sequence[int]) -> Training:
+        """Takes edit i in, the newest, whose prompt reads as those of some edits do; what it replaces is not found."""
+        same = sorted({*alike.tolist(), *self._repeats(i, log)} - {i})
+        self.radii[[j for j in same if self.owner[j] < 0]] = -1.0
+        others = [question for j in reworded for question in self._give_up(j, i, log)]
+        for j in [j for j in same if self.owner[j] >= 0 and not agree(log[j], log[i])]:
             entry, self.owner[j] = int(self.owner[j]), -1
-            self._take_apart(entry, answers)
-        entry = self.joins(i, answers) if (self.radii >= 0).any() else None
+            self._take_apart(entry, log)
+        entry = self.joins(i, log)
         training = Training([i], i)
         if entry is None:
-            self.open(i, answers)
-        elif self.together:
-            training = Training(self._members(entry), int(self.latest[entry]))
-            self.latest[entry] = i
+            self.open(i, log)
+        else:
+            self.changed.add(entry)
+            if self.together:
+                training = Training(self._members(entry), int(self.latest[entry]))
+                self.latest[entry] = i
         training = training._replace(edits=[*dict.fromkeys([*training.edits, *others])])
         while lost := self._lost_entries(i):
             for entry in lost:
-                self._take_apart(entry, answers)
+                self._take_apart(entry, log)
         return training
+
+    def _repeats(self, i: int, log: EditLog) -> list[int]:
+        """The edits of the same prompt as edit i."""
+        prompts = self.__dict__["numbers"].prompts
+        repeats = (prompts == prompts[i]).nonzero()[:, 0].tolist()
+        return [j for j in repeats if log[j].prompt_ids == log[i].prompt_ids]
 
     @property
     def given_up(self) -> Tensor:
         """Which edits have a key that finds a newer one, which contradicts them in other words. (n,)"""
         return (self.owner < 0) & (self.radii >= 0)
 
-    def _give_up(self, j: int, i: int, answers: Tensor) -> list[int]:
+    def _give_up(self, j: int, i: int, log: EditLog) -> list[int]:
         """Edit j's key finds edit i from now on, and so do those that found j. The edits whose keys these are."""
         entry = int(self.owner[j])
         if entry < 0:
             return []
         if self._members(entry) != [j] or entry != j:
-            self._take_apart(entry, answers)
+            self._take_apart(entry, log)
         found = self.given_up & (self.latest == self.latest[j])
         self.owner[j], found[j] = -1, True
         self.latest[found] = i
         return found.nonzero()[:, 0].tolist()
 
-    def _others(self, answers: Tensor, i: int) -> Tensor:
-        """Which edits are found and have another answer than edit i. (n,)"""
-        return (self.owner >= 0) & (answers != answers[i])
-
     def _members(self, entry: int) -> list[int]:
         return (self.owner == entry).nonzero()[:, 0].tolist()
 
-    def _take_apart(self, entry: int, answers: Tensor) -> None:
+    def _take_apart(self, entry: int, log: EditLog) -> None:
         """Each edit of the entry that is left gets one of its own; what the entry answered, they answer."""
         left, self.radii[entry] = self._members(entry), -1.0
         if self.together:
             self.latest[left] = self.latest[entry].clone()
         for i in left:
-            self.open(i, answers)
+            self.open(i, log)
 
     def _lost_entries(self, i: int) -> list[int]:
-        """Entries of several edits whose key does not find all of them, or finds edit i, which is not in it."""
-        held = self.owner >= 0
-        several = held & (torch.bincount(self.owner[held], minlength=len(held))[self.owner.clamp(min=0)] > 1)
-        members = several.nonzero()[:, 0]
-        found = self.match(self.queries[i][None])[0]
-        wrong = found[several[found] & (self.owner[found] != self.owner[i])]
-        return self.owner[torch.cat([members[~self._finds(members)], wrong])].unique().tolist()
+        """Entries of several edits whose key does not find all of them any more, or finds edit i, which is not in it.
+
+        Only what :attr:`changed` can have made it so.
+        """
+        changed = sorted(self.changed)
+        self.changed.clear()
+        joined = ((self.owner >= 0) & (self.owner != torch.arange(len(self.owner)))).nonzero()[:, 0]
+        if not len(joined):
+            return []
+        entries = self.owner[joined].unique()
+        several = torch.isin(self.owner, entries)
+        members = self._shaken(changed, entries, several)
+        lost = self.owner[members[~self._finds(members)]].tolist()
+        found = self._nearest_entry(i) if bool(several[i]) else i
+        if bool(several[found]) and self.owner[found] != self.owner[i]:
+            lost.append(int(self.owner[found]))
+        return sorted(set(lost))
+
+    def _shaken(self, changed: Sequence[int], entries: Tensor, several: Tensor) -> Tensor:
+        """Which edits of the entries of several, ``several`` (n,), a changed key can have been taken from. (m,)
+
+        Those that it is nearer to than their entry reaches, and those of the changed entries themselves.
+        """
+        reach, shaken = float(self.radii[entries].max()), torch.zeros_like(several)
+        for key in changed:
+            near, _ = self.index.seen(self.key(key)[None]).within(reach)
+            shaken[near] = True
+            shaken |= self.owner == key
+        return (shaken & several).nonzero()[:, 0]
+
+    @property
+    def split_by_others(self) -> bool:
+        """Whether the nearest edit of another answer makes a radius smaller."""
+        return False
+
+    def key(self, entry: int) -> Tensor:
+        """The key of an entry. (f,)"""
+        return self.queries[entry]
+
+    def _nearest_entry(self, i: int) -> int:
+        """The edit whose key is nearest to the query of edit i, however far it reaches."""
+        return int(self.match(self.queries[i][None])[0])
 
     def _finds(self, edits: Tensor) -> Tensor:
         """Whether each of some edits (m,) is found by its own query. (m,)"""
@@ -211,13 +274,17 @@ class KeyTable(Lookup):
 
     @cached_property
     def in_use(self) -> Tensor:
-        """Whether each edit is found by its own query. (n,)"""
-        return self._finds(torch.arange(len(self.owner)))
+        """Whether each edit is found by its own query, which placing it and all later ones saw to. (n,)"""
+        return self.owner >= 0
 
     @override
     def kept(self, log: EditLog, keep: Sequence[int]) -> Self:
+        kept = set(keep)
+        gone = [i for i in range(len(log)) if i not in kept]
+        if all(self._is_alone(i, log) for i in gone):
+            return self._cut(keep)
         for i, answered in enumerate(self._reworded(log)):
-            if i not in keep and len(answered) > 1:  # of which one may have given up another
+            if i not in kept and len(answered) > 1:  # of which one may have given up another
                 raise joint_training(log[i], log, keep)
         _, then = self._anew(log, range(len(log)))
         left, now = self._anew(log, keep)
@@ -225,6 +292,46 @@ class KeyTable(Lookup):
             if ([keep[j] for j in now[at].edits], keep[now[at].start]) != then[i]:
                 raise joint_training(log[i], log, keep)
         return left
+
+    def _is_alone(self, i: int, log: EditLog) -> bool:
+        """Whether all other edits were placed as they would have been without edit i: if not, that is not known.
+
+        It shares and shared no entry, replaced none and none replaced it, and it is not so near to edits that may share
+        an entry that it could have parted them.
+        """
+        numbers: Numbers = self.__dict__.get("numbers") or Numbers.of(log)
+        linked = (self.owner == i) | (self.latest == i) | (numbers.prompts == numbers.prompts[i])
+        linked |= numbers.answers == numbers.answers[i]
+        if self.split_by_others or self.owner[i] != i or int(linked.sum()) > 1:
+            return False
+        q, (some, across) = self.queries[i], self._spread(numbers)
+        if not self.local and len(some):
+            return False
+        limits = torch.full_like(self.reach, SAME * float(self.index.farthest(q)))
+        limits[some] = torch.maximum(limits[some], across)
+        return len(self.index.seen(q[None]).within(limits)[0]) == 1
+
+    def _spread(self, numbers: "Numbers") -> tuple[Tensor, Tensor]:
+        """The edits that share an answer with another, and for each how far two of its answer are apart at most.
+
+        (m,) and (m,)
+        """
+        _, of, counts = numbers.answers.unique(return_inverse=True, return_counts=True)
+        some = (counts[of] > 1).nonzero()[:, 0]
+        if not len(some):
+            return some, self.reach[:0]
+        first = torch.full_like(counts, len(of)).scatter_reduce(0, of, torch.arange(len(of)), "amin")
+        apart = torch.cat([(self.queries[j] - self.queries[first[of[j]]]).norm(dim=-1) for j in some.split(4096)])
+        farthest = torch.zeros(len(counts), dtype=apart.dtype).scatter_reduce(0, of[some], apart, "amax")
+        return some, (2.001 * farthest[of[some]]).to(self.reach)
+
+    def _cut(self, keep: Sequence[int]) -> Self:
+        """Without the other edits, which nothing refers to."""
+        rows = torch.tensor(list(keep), dtype=torch.long)
+        number = torch.full((len(self.owner) + 1,), -1)  # the last is for -1
+        number[rows] = torch.arange(len(rows))
+        tensors = {name: getattr(self, name)[rows] for name in ("queries", "reach", "radii")}
+        return replace(self, **tensors, owner=number[self.owner[rows]], latest=number[self.latest[rows]])
 
     def _anew(self, log: EditLog, keep: Sequence[int]) -> tuple[Self, list[Training]]:
         none = {name: getattr(self, name)[:0] for name in ("queries", "reach", "radii", "owner", "latest")}
@@ -236,10 +343,10 @@ class KeyTable(Lookup):
 
     def _reworded(self, log: EditLog) -> list[list[int]]:
         """For each edit those that it contradicts in other words, as far as no newer one does."""
-        answers = _numbered((record.subject, tuple(record.target_ids)) for record in log)
         of: list[list[int]] = [[] for _ in log]
-        for j in ((self.owner < 0) & (answers[self.latest] != answers)).nonzero()[:, 0].tolist():
-            of[int(self.latest[j])].append(j)
+        for j in (self.owner < 0).nonzero()[:, 0].tolist():
+            if not agree(log[j], log[i := int(self.latest[j])]):
+                of[i].append(j)
         return of
 
     @override
@@ -270,9 +377,15 @@ class Spheres(KeyTable):
         assert call.prompt_end is not None
         return h[torch.arange(len(h), device=h.device), call.prompt_end.to(h.device)]
 
-    def centres(self) -> Tensor:
-        """Where the entries are, in the rows of the edits that own them. (n, f)"""
-        return self.queries
+    @property
+    @override
+    def split_by_others(self) -> bool:
+        return self.split
+
+    @property
+    def keys(self) -> Nearest:
+        """The keys, in the rows of the edits that own them."""
+        return self.index
 
     def radius_joined(self, entry: int, distance: float) -> float:
         """The radius of an entry that an edit has joined from that distance."""
@@ -280,56 +393,68 @@ class Spheres(KeyTable):
 
     @override
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        entry, distance = self.nearest(q)
-        return entry, distance <= self.radii.to(q)[entry]
-
-    def nearest(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """The entry nearest to each query, and its distance. (b,) and (b,)"""
-        (keys, squares), dead = self._centres_on(q), self.radii.to(q.device) < 0
-        apart = torch.addmm(squares, q, keys.T, alpha=-2)  # (b, n), less |q|²
-        entry = apart.masked_fill(dead, torch.inf).argmin(-1)
-        return entry, (q - keys[entry]).norm(dim=-1)  # not from the squares, whose difference loses small distances
-
-    def _centres_on(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The centres (n, f) and their squared lengths (n,) on the device and in the type of another tensor.
-
-        Queries never change, so that where they are the centres both are had once.
-        """
-        if (centres := self.centres()) is not self.queries:
-            centres = centres.to(like)
-            return centres, centres.square().sum(-1)
-        keys, held = self.on("queries", like), self._squares
-        if (where := (like.device, like.dtype)) not in held:
-            held[where] = keys.square().sum(-1)
-        return keys, held[where]
-
-    @cached_property
-    def _squares(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
-        return {}
+        entry = self.keys.seen(q).nearest(self.radii)[0].to(q.device)
+        return entry, entry >= 0
 
     @override
-    def joins(self, i: int, answers: Tensor) -> int | None:
-        nearest, far = self.nearest(self.queries[i][None])
-        entry, distance = int(nearest), float(far)
-        if self.owner[entry] < 0 or answers[entry] != answers[i] or distance > float(self.reach[i] + self.radii[entry]):
+    def found(self, q: Tensor) -> Tensor:
+        return self.keys.seen(q).nearest(self.radii, self.least)[0].to(q.device)
+
+    @cached_property
+    def least(self) -> Tensor:
+        """What the radii ask of a look-up, had once: of a table whose edits have all been placed. (n,)"""
+        return self.keys.least(self.radii)
+
+    @override
+    def _nearest_entry(self, i: int) -> int:
+        everywhere = torch.where(self.radii >= 0, torch.inf, -1.0)
+        return int(self.keys.seen(self.queries[i][None]).nearest(everywhere)[0])
+
+    @override
+    def joins(self, i: int, log: EditLog) -> int | None:
+        answers = self.__dict__["numbers"].answers
+        if int((answers == answers[i]).sum()) == 1:  # none to share an entry with
+            return None
+        reach = torch.where(self.radii >= 0, self.reach[i] + self.radii, -1.0)
+        (entry,), (distance,) = (found.tolist() for found in self.keys.seen(self.queries[i][None]).nearest(reach))
+        if entry < 0 or self.owner[entry] < 0 or not agree(log[entry], log[i]):
             return None
         self.owner[i] = entry
         self.radii[entry] = self.radius_joined(entry, distance)
         return entry
 
     @override
-    def open(self, i: int, answers: Tensor) -> None:
-        super().open(i, answers)
+    def open(self, i: int, log: EditLog) -> None:
+        super().open(i, log)
         if not self.split:
             return
-        apart = (self.queries - self.queries[i]).norm(dim=-1).masked_fill(~self._others(answers, i), torch.inf)
-        distance, entry = float(apart.min()), int(self.owner[apart.argmin()])
+        answers = self.__dict__["numbers"].answers
+        others = (self.owner >= 0) & (answers != answers[i])
+        found = self.index.seen(self.queries[i][None]).nearest(torch.where(others, torch.inf, -1.0))
+        (j,), (distance,) = (one.tolist() for one in found)
+        if j < 0:
+            return
+        entry = int(self.owner[j])
         if distance <= float(self.radii[i] + self.radii[entry]):
             self.radii[i] = min(float(self.radii[i]), distance / 2)
             self.radii[entry] = min(float(self.radii[entry]), distance / 2 * (1 - SHRINK))
+            self.changed.add(entry)
 
 
-def _numbered(values: Iterable[Hashable]) -> Tensor:
-    """A number for each value, the same where values are equal. (n,)"""
-    numbers: dict[Hashable, int] = {}
-    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values])
+def agree(one: EditRecord, other: EditRecord) -> bool:
+    """Whether two edits are of one subject and have one target."""
+    return one.subject == other.subject and one.target_ids == other.target_ids
+
+
+class Numbers(NamedTuple):
+    """A number for each edit, the same where edits agree in what it is of; in one process alone."""
+
+    prompts: Tensor  # (n,)
+    answers: Tensor  # subject and target; (n,)
+
+    @classmethod
+    def of(cls, log: Sequence[EditRecord]) -> Self:
+        """The numbers of the edits of a log."""
+        prompts = [hash(tuple(record.prompt_ids)) for record in log]
+        answers = [hash((record.subject, tuple(record.target_ids))) for record in log]
+        return cls(*(torch.tensor(of, dtype=torch.long) for of in (prompts, answers)))

@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -22,6 +22,7 @@ from errata.methods.codebook.method import CodebookMethod
 from errata.methods.codebook.training import Descent, Group, group_losses, uniform_noise
 from errata.methods.memory.adapter import EditMemory, Payload, joint_training
 from errata.methods.memory.log import EditLog, EditRecord
+from errata.methods.memory.nearest import Nearest
 from errata.methods.memory.reading import Measured
 from errata.methods.settings import setting
 from errata.model import hooks
@@ -64,24 +65,60 @@ class Clusters(Spheres):
         return torch.where(self.given_up, torch.arange(len(self.owner)), self.owner)
 
     @override
-    def centres(self) -> Tensor:
-        """The mean of each cluster's queries, in the row of the prompt that it is named after. (n, f)"""
+    def key(self, entry: int) -> Tensor:
+        """The mean of the cluster's queries. (f,)"""
+        return self.queries[self.cluster == entry].double().mean(0).to(self.queries)
+
+    @cached_property
+    def middles(self) -> Nearest:
+        """The mean of each cluster's queries, in the row of the prompt that it is named after."""
+        middles = Nearest(self.queries, self.index)
         cluster = self.cluster
-        held = cluster >= 0
-        sums = torch.zeros_like(self.queries).index_add(0, cluster[held], self.queries[held])
-        counts = torch.bincount(cluster[held], minlength=len(cluster))
-        return sums / counts.clamp(min=1)[:, None]
+        for entry in cluster[(cluster >= 0) & (cluster != torch.arange(len(cluster)))].unique().tolist():
+            middles.put(entry, self.key(entry))
+        return middles
+
+    @property
+    @override
+    def keys(self) -> Nearest:
+        return self.middles
+
+    @override
+    def goes_on(self, old: Any, log: EditLog) -> None:
+        super().goes_on(old, log)
+        object.__setattr__(self, "middles", Nearest(self.queries, old.middles))
+
+    @override
+    def open(self, i: int, log: EditLog) -> None:
+        self.middles.back(i)
+        super().open(i, log)
 
     @override
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        cluster, near = super().match(q)
-        others = self.cluster.to(q.device) != cluster[:, None]  # (b, n)
-        return torch.cdist(q, self.queries.to(q)).masked_fill(others, torch.inf).argmin(-1), near
+        clusters, near = super().match(q)
+        return self._nearest_of(clusters, q), near
+
+    @override
+    def found(self, q: Tensor) -> Tensor:
+        return self._nearest_of(super().found(q), q)
+
+    def _nearest_of(self, clusters: Tensor, q: Tensor) -> Tensor:
+        """The prompts of clusters (b,) that are nearest to queries (b, f); -1 of none. (b,)"""
+        entry = [self._nearest_in(cluster, row) for cluster, row in zip(clusters.tolist(), q.cpu(), strict=True)]
+        return torch.tensor(entry, dtype=torch.long, device=q.device)
+
+    def _nearest_in(self, cluster: int, q: Tensor) -> int:
+        """The prompt of a cluster whose query is nearest; -1 of none."""
+        if cluster < 0:
+            return -1
+        members = (self.cluster == cluster).nonzero()[:, 0]
+        return int(members[self.index.distances(q, members).argmin()])
 
     @override
     def radius_joined(self, entry: int, distance: float) -> float:
         """The distance of its farthest prompt, and at least the first radius."""
-        apart = (self.queries[self.owner == entry] - self.centres()[entry]).norm(dim=-1)
+        self.middles.put(entry, self.key(entry))
+        apart = self.index.distances(self.middles.moved[entry], (self.owner == entry).nonzero()[:, 0])
         return max(float(apart.max()), float(self.reach[entry]))
 
 
@@ -127,9 +164,11 @@ class LoRABlocks(Payload):
 
     @override
     def kept(self, log: EditLog, keep: Sequence[int]) -> Self:
-        for i in keep:
-            if not set((self.of[: i + 1] == self.of[i]).nonzero()[:, 0].tolist()) <= set(keep):
-                raise joint_training(log[i], log, keep)
+        kept = torch.zeros(len(log), dtype=torch.bool)
+        kept[list(keep)] = True
+        for i in (~kept).nonzero()[:, 0].tolist():
+            if bool((later := kept[i:] & (self.of[i:] == self.of[i])).any()):
+                raise joint_training(log[i + int(later.int().argmax())], log, keep)
         used, of = self.of[list(keep)].unique(return_inverse=True)
         return replace(self, of=of, factors={path: (a[used], b[used]) for path, (a, b) in self.factors.items()})
 
@@ -142,6 +181,7 @@ class MeloClusters(EditMemory[Clusters, LoRABlocks]):
     """LoRAs of prompts that lie within a cluster of edits' prompts."""
 
     kind: ClassVar[str] = "melo"
+    by_rows: ClassVar[bool] = True
 
     @contextmanager
     @override

@@ -238,7 +238,8 @@ class _Config(TypedDict):
 
 def joint_training(record: EditRecord, log: EditLog, keep: Sequence[int]) -> Unsupported:
     """The error for taking out edits (those of ``log`` that are not kept) that ``record``'s entry was trained with."""
-    gone = log[next(i for i in range(len(log)) if i not in set(keep))]
+    kept = set(keep)
+    gone = log[next(i for i in range(len(log)) if i not in kept)]
     return Unsupported(
         f"what answers {record.prompt!r} was trained together with the edit {gone.id} or on top of it; "
         "keep the patch from before that edit, and make the later ones again"

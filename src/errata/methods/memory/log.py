@@ -80,4 +80,5 @@ def log_without(log: Sequence[EditRecord], edit_id: str) -> tuple[EditRecord, ..
 def log_entries(log: Sequence[EditRecord], in_use: Sequence[int]) -> list[dict[str, Any]]:
     """A JSON record for each edit: its id, its statement, and whether it answers or a newer one has taken its place."""
     states = {True: "yes", False: "a newer one"}
-    return [{"edit": record.id, "fact": record.text, "in use": states[i in in_use]} for i, record in enumerate(log)]
+    used = set(in_use)
+    return [{"edit": record.id, "fact": record.text, "in use": states[i in used]} for i, record in enumerate(log)]

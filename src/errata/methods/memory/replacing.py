@@ -17,14 +17,18 @@ def replaced(lm: HFLM, old: EditMemory[Any, Any], live: Sequence[int], log: Sequ
     its prompt before all edits, and given as the answer to its prompt where they are told before it (and the other way
     round), or while ``old`` is in force.
     """
-    found = [[i for i in live if old.log[i].prompt_ids == new.prompt_ids] for new in log]
-    about: dict[str, list[int]] = {}
+    asking: dict[tuple[int, ...], list[int]] = {tuple(new.prompt_ids): [] for new in log}
+    about: dict[str, list[int]] = {new.subject: [] for new in log}
     for i in live:
-        about.setdefault(old.log[i].subject, []).append(i)
+        if (held := old.log[i]).subject in about:
+            about[held.subject].append(i)
+        if (prompt := tuple(held.prompt_ids)) in asking:
+            asking[prompt].append(i)
+    found = [[*asking[tuple(new.prompt_ids)]] for new in log]
     pairs = [
         (j, i)
         for j, new in enumerate(log)
-        for i in about.get(new.subject, ())
+        for i in about[new.subject]
         if old.log[i].prompt_ids != new.prompt_ids and old.log[i].target_new.strip() != new.target_new.strip()
     ]
     same = same_fact(lm, [(old.log[i], log[j]) for j, i in pairs], Patch((old,))) if pairs else []

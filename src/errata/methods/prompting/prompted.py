@@ -24,7 +24,7 @@ from errata.methods.memory.log import EditLog, EditRecord, newest
 from errata.methods.memory.logged import LoggedWrapper
 from errata.methods.memory.reworded import joined as joined_words
 from errata.methods.memory.reworded import live
-from errata.methods.retrieval import Index, index, named
+from errata.methods.retrieval import Index, Names, index
 from errata.model.lm import LM, listed
 from errata.model.sampling import Sampling
 from errata.model.tokens import Tokens, joined
@@ -130,7 +130,12 @@ class FactPrompt(LoggedWrapper):
     def similarity(self, questions: Sequence[str]) -> "tuple[npt.NDArray[Any], npt.NDArray[Any]]":
         """The cosine of each question with each fact's key, and the share of the subject's words that it names.
         (b, n) and (b, n)"""
-        return self.index.near(questions), named([fact.subject for fact in self.facts], questions)
+        return self.index.near(questions), self.names.named(questions)
+
+    @cached_property
+    def names(self) -> Names:
+        """The subjects of the facts."""
+        return Names([fact.subject for fact in self.facts])
 
     def retrieved(self, questions: Sequence[str]) -> list[list[EditRecord]]:
         """The facts for each question, the newest last: where two disagree, models tend to follow the later one.
@@ -143,8 +148,14 @@ class FactPrompt(LoggedWrapper):
         near, share = self.similarity(questions)  # (b, n)
         fires = (near >= self.settings["near"]) & (share >= self.settings["named"] - ALL)
         fires &= np.array([bool(question.strip()) for question in questions])[:, None]
-        ranked = np.argsort(np.where(fires, near + share, -np.inf), axis=1, kind="stable")[:, -self.settings["most"] :]
-        return [[self.facts[j] for j in sorted(row) if fires[i, j]] for i, row in enumerate(ranked)]
+        return [self._chosen(row) for row in np.where(fires, near + share, -np.inf)]
+
+    def _chosen(self, wanted: "npt.NDArray[Any]") -> list[EditRecord]:
+        """The facts that are wanted most, of those that are more than −∞ (n,); of equal ones the newer. In order."""
+        most = min(self.settings["most"], len(wanted))
+        some = np.flatnonzero(wanted >= max(np.partition(wanted, -most)[-most], -np.finfo(wanted.dtype).max))
+        ranked = some[np.argsort(wanted[some], kind="stable")[-most:]]
+        return [self.facts[j] for j in sorted(ranked.tolist())]
 
     def laid_out(self, facts: Sequence[str], prompt: str) -> str:
         """The text of a prompt behind facts."""

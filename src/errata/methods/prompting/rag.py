@@ -23,7 +23,7 @@ from errata.methods.memory.reading import GRID, quantile
 from errata.methods.phrasings import group_index, templates_of
 from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.prompted import ALL, FactPrompt, FactSettings
-from errata.methods.retrieval import default_encoder, index, named
+from errata.methods.retrieval import default_encoder, index
 from errata.methods.settings import setting
 from errata.methods.texts import texts_of
 from errata.model.hf import HFLM
@@ -60,30 +60,30 @@ class RelationPrompt(FactPrompt):
 
     @override
     def similarity(self, questions: Sequence[str]) -> "tuple[npt.NDArray[Any], npt.NDArray[Any]]":
-        share = named([fact.subject for fact in self.facts], questions)  # (b, n)
+        share = self.names.named(questions)  # (b, n)
         pairs = np.argwhere(share >= self.settings["named"] - ALL)
         asked = [_template(questions[i], self.facts[j].subject) for i, j in pairs.tolist()]
         row = {template: u for u, template in enumerate(dict.fromkeys(asked))}
         near = np.full(share.shape, -1.0, np.float32)
         if asked:
-            alike = self._alike(list(row))
-            near[tuple(pairs.T)] = [alike[row[template], j] for template, j in zip(asked, pairs[:, 1], strict=True)]
+            at = np.array([row[template] for template in asked])
+            near[tuple(pairs.T)] = self._alike(list(row), at, pairs[:, 1])
         return near, share
 
-    def _alike(self, templates: Sequence[str]) -> "npt.NDArray[Any]":
-        """(u, n): the cosine with each fact's template; at least ``near`` where both are known to ask the same, and -1
-        where they are known not to."""
-        near, k = self.index.near(templates), len(self.known)
-        cosine, asked = near[:, k:], self._groups(near[:, :k])[:, None]
-        both = (asked >= 0) & (self.groups >= 0)
-        by_group = np.where(asked == self.groups, np.maximum(cosine, self.settings["near"]), -1.0)
+    def _alike(self, templates: Sequence[str], at: "npt.NDArray[Any]", facts: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
+        """(p,): the cosine of the templates ``at`` (p,) with those of ``facts`` (p,); at least ``near`` where both are
+        known to ask the same, and -1 where they are known not to."""
+        product, of, k = self.index.product(templates), self.index.of, len(self.known)
+        cosine, asked, groups = product[at, of[k + facts]], self._groups(product[:, of[:k]])[at], self.groups[facts]
+        both = (asked >= 0) & (groups >= 0)
+        by_group = np.where(asked == groups, np.maximum(cosine, self.settings["near"]), -1.0)
         return np.where(both, by_group, cosine)
 
     @cached_property
     def groups(self) -> "npt.NDArray[Any]":
         """(n,): the group of each fact's template; -1 where no known phrasing is near."""
-        k = len(self.known)
-        return self._groups(self.index.near(self.keys()[k:])[:, :k])
+        k, index = len(self.known), self.index
+        return self._groups(index.product(index.texts)[:, index.of[:k]])[index.of[k:]]
 
     def _groups(self, near: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
         """(u,): the group of the nearest phrasing, from cosines with all (u, k); -1 where none is near."""
