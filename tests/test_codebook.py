@@ -12,8 +12,9 @@ from conftest import EDIT, EDITS, TEXTS, tiny_lm
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.codebook.grace import GraceCodebook
 from errata.methods.codebook.horen import Directions
-from errata.methods.codebook.keys import KeyTable, Spheres, half_way
+from errata.methods.codebook.keys import KeyTable, half_way
 from errata.methods.codebook.melo import Clusters
+from errata.methods.codebook.spheres import Spheres
 from errata.methods.codebook.values import Values
 from errata.methods.memory.log import EditRecord
 from errata.methods.registry import method

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from errata.methods.codebook.horen import Directions
-from errata.methods.codebook.keys import KeyTable, Spheres
+from errata.methods.codebook.keys import KeyTable
 from errata.methods.codebook.melo import Clusters
+from errata.methods.codebook.spheres import Spheres
 from errata.methods.memory import nearest
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.nearest import Nearest, Seen

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from errata.methods.base import Tags
-from errata.methods.codebook.keys import Spheres
+from errata.methods.codebook.spheres import Spheres
 from errata.methods.codebook.values import ValueMethod, Values
 from errata.methods.memory.adapter import EditMemory
 from errata.methods.settings import setting

@@ -17,8 +17,8 @@ from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput, WrongModel
 from errata.methods.base import State, Tags
-from errata.methods.codebook.keys import Spheres
 from errata.methods.codebook.method import CodebookMethod
+from errata.methods.codebook.spheres import Spheres
 from errata.methods.codebook.training import Descent, Group, group_losses, uniform_noise
 from errata.methods.memory.adapter import EditMemory, Payload, joint_training
 from errata.methods.memory.log import EditLog, EditRecord
