@@ -66,8 +66,14 @@ def test_a_model_on_two_devices_is_edited_as_on_one(name: str) -> None:
         assert all(tag(x) is None for x in everywhere(patch))
         with patch.applied(lm) as edited:
             assert edited.generate(PROMPTS, 3) == answers
-            assert edited.score(PROMPTS, ["Oslo", "New York", "Lima"]) == scores
-    assert patch == expected
+            again = edited.score(PROMPTS, ["Oslo", "New York", "Lima"])
+    if name == "ft-m":  # Adam's steps are fused on the CPU alone, and round otherwise
+        assert [s.argmax for s in again] == [s.argmax for s in scores]
+        assert all(s.logprobs == pytest.approx(t.logprobs, abs=1e-5) for s, t in zip(again, scores, strict=True))
+        pairs = zip(everywhere(patch), everywhere(expected), strict=True)
+        assert all(torch.allclose(x, y, atol=1e-6) for x, y in pairs)
+    else:
+        assert again == scores and patch == expected
 
 
 def test_rows_leave_and_neurons_are_found_on_two_devices() -> None:

@@ -15,6 +15,7 @@ from errata.methods.neurons.silence import Memory, added_noise
 from errata.methods.neurons.t_patcher import TPatcherNeurons
 from errata.methods.neurons.training import TargetTokens
 from errata.methods.registry import method
+from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.patch.parts import output_replaced
@@ -91,7 +92,8 @@ def test_the_head_alone_is_as_good_as_the_whole_pass(arch: str, dtype: torch.dty
         k = (keys + 0.1).requires_grad_()
         tokens = TargetTokens(lm, 3, FACTS, lambda q: torch.relu(q @ keys.T) @ values, **how)
         assert (tokens.hidden is not None) == (not how and arch not in ("gemma2", "granite"))
-        losses, right = tokens.backward(lambda q, k=k: torch.relu(q @ k.T) @ values, smooth=0.1)
+        with hooks.frozen(lm.model):
+            losses, right = tokens.backward(lambda q, k=k: torch.relu(q @ k.T) @ values, smooth=0.1)
         assert torch.equal(tokens.wrong(), torch.zeros_like(right)) or tokens.wrong().any()
         results.append((losses, k.grad))
     loss, gradient = results[0]
@@ -107,11 +109,13 @@ def test_tokens_that_are_likely_enough_have_no_graph() -> None:
     keys = some(lm).payload.keys
     for plain in (True, False):
         tokens = TargetTokens(lm, 3, FACTS, plain=plain)
-        first, _ = tokens.backward(lambda q: torch.relu(q @ keys.T) @ values)
+        with hooks.frozen(lm.model):
+            first, _ = tokens.backward(lambda q: torch.relu(q @ keys.T) @ values)
         stop = float(first.median())
         for quiet in (None, first < stop, first >= stop, first > 0):  # those that are not quiet go on
             k = keys.clone().requires_grad_()
-            losses, right = tokens.backward(lambda q, k=k: torch.relu(q @ k.T) @ values, stop=stop, quiet=quiet)
+            with hooks.frozen(lm.model):
+                losses, right = tokens.backward(lambda q, k=k: torch.relu(q @ k.T) @ values, stop=stop, quiet=quiet)
             results.append((losses, right, k.grad))
     for other in results[1:]:
         assert all(torch.allclose(a.float(), b.float(), atol=1e-5) for a, b in zip(results[0], other, strict=True))

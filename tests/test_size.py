@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, GPTJConfig
 from typer.testing import CliRunner
 
 import errata
+from errata import tensor_files
 from errata.cli import app
 from errata.cost import plan as planning
 from errata.cost import room
@@ -335,6 +336,7 @@ def test_second_moments_for_which_there_is_no_room_stay_in_a_file(
     next(tmp_path.glob("*.safetensors")).unlink()
     monkeypatch.setattr(shelf, "ROOM", 0)
     monkeypatch.setattr(shelf, "READING", 0)
+    monkeypatch.setattr(tensor_files, "MAPPED", 0)
     f = Size.of(lm, True).downs(0)[0].into
     with Live(lambda x: x.dtype == torch.float32 and x.shape[-2:] == (f, f) and in_memory(x)) as live:
         made = method.prepare(lm, TEXTS)

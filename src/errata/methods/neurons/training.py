@@ -233,7 +233,7 @@ def _same(logits: Tensor, whole: Tensor) -> bool:
     """Whether logits are those of the whole pass but for rounding, in units of the largest: a scale shows, or a cap."""
     half = whole.dtype.itemsize < 4
     tolerance = 2 * torch.finfo(whole.dtype).eps if half else 1e3 * torch.finfo(whole.dtype).eps
-    return bool((logits - whole).abs().amax() <= tolerance * whole.abs().amax())
+    return bool((logits.to(whole) - whole).abs().amax() <= tolerance * whole.abs().amax())
 
 
 def hidden_states(lm: HFLM, layer: int, texts: Sequence[str], n: int, seed: int) -> Measured:
