@@ -28,8 +28,8 @@ class MEND(GradientEditor):
     steps: int = setting(120, "of training at most; paper: 100,000 and more, at a hundredth of the learning rate")
     check_every: int = setting(30, "steps between validations, each of which writes a checkpoint")
     lr: float = setting(1e-3, "Adam's; paper: 1e-6")
-    c_keep: float = setting(4.0, "weight of what must stay; paper: 1, and 0.1 for the new answers", key="cloc")
-    keep: int = setting(5, "prompts to keep for each example of a step; paper: 1")
+    c_keep: float = setting(7.0, "weight of what must stay; paper: 1, and 0.1 for the new answers", key="cloc")
+    keep: int = setting(8, "prompts to keep for each example of a step; paper: 1")
 
     @override
     def changes(self, network: GradientNetwork, gradients: Gradients) -> dict[str, Weight]:
