@@ -8,17 +8,16 @@ does: "cuda" means the CPU, blocks give tuples to its hooks, and it stands in a 
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import chdir
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import runner
 import torch
 from checkout import Source
-from place import CRITICAL, MIDDLE, Place, read_settings, words_of
+from place import CRITICAL, MIDDLE, Asked, read_settings, words_of
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
@@ -67,14 +66,8 @@ def with_tuples(block: torch.nn.Module) -> None:
 
 
 @dataclass
-class Authors:
+class Authors(Asked):
     """MEMIT or ROME as released."""
-
-    checkout: Path
-    name: str
-    place: Place
-    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    own: bool = False
 
     @property
     def label(self) -> str:

@@ -10,17 +10,16 @@ GPT-2 XL, whose layers and names alone are exchanged. The table goes to stdout, 
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import chdir
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import runner
 from beside import Generating
 from checkout import Source
-from place import Place, read_settings, words_of
+from place import Asked, read_settings, words_of
 from recipes import RECIPES, Recipe
 
 import errata
@@ -38,14 +37,8 @@ EASYEDIT = Source(
 
 
 @dataclass
-class EasyEdit:
+class EasyEdit(Asked):
     """One of EasyEdit's methods as a peer."""
-
-    checkout: Path
-    name: str
-    place: Place
-    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    own: bool = False
 
     @property
     def recipe(self) -> Recipe:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,17 @@ class Place:
             content: dict[str, Any] = {"mom2.count": 1, "mom2.mom2": c.float().numpy(), "sample_size": samples}
             np.savez(path, **content)
         return self.folder / STATISTICS
+
+
+@dataclass
+class Asked:
+    """A method of a peer, from the ``checkout`` of its code: its ``given`` settings, or its ``own`` alone."""
+
+    checkout: Path
+    name: str
+    place: Place
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    own: bool = False
 
 
 def _template(path: str) -> str:
