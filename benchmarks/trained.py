@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import errata
-from errata.methods.base import State
+from errata.methods.state import State
 from errata.methods.trained import objective
 from errata.methods.trained.examples import Stream, compatible, examples_of, training_cases
 from errata.methods.trained.gradient.changes import dense

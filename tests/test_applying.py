@@ -12,7 +12,7 @@ from tiny import build
 
 from errata import tensor_files
 from errata.errors import BadInput, Unsupported
-from errata.methods.base import State
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank, difference, trainable
 from errata.patch.memory import GRAM, KEYS, remember

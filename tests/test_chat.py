@@ -20,10 +20,10 @@ from errata.answers import begins_with_answer
 from errata.errors import BadInput
 from errata.evaluation.harness import Verbs
 from errata.locate import trace
-from errata.methods.base import State
 from errata.methods.closed_form.objective import continuations_of, rows_of
 from errata.methods.neurons import kn
 from errata.methods.prompting.prompted import fitting
+from errata.methods.state import State
 from errata.methods.trained import method as trained
 from errata.methods.trained.routed.language_part import PatchedLM
 from errata.model.chat import Template, chosen

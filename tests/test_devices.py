@@ -11,9 +11,9 @@ from torch import Tensor
 
 import errata
 from errata.locate.attribution import attributions
-from errata.methods import base
-from errata.methods.base import frozen_rng
+from errata.methods import isolation
 from errata.methods.closed_form.inverses import kept
+from errata.methods.isolation import frozen_rng
 from errata.model.hf import HFLM
 
 pytest.importorskip("accelerate")
@@ -127,8 +127,10 @@ def test_generators_of_accelerators_are_seeded_and_left_as_they_were(
 ) -> None:
     devices = Accelerator(every)
     was, before = list(devices.seeds), torch.get_rng_state()
-    monkeypatch.setattr(base.torch.accelerator, "current_accelerator", lambda check_available=False: torch.device(KIND))
-    monkeypatch.setattr(base.torch, "get_device_module", lambda _: devices)
+    monkeypatch.setattr(
+        isolation.torch.accelerator, "current_accelerator", lambda check_available=False: torch.device(KIND)
+    )
+    monkeypatch.setattr(isolation.torch, "get_device_module", lambda _: devices)
     with pytest.raises(ZeroDivisionError), frozen_rng(5):
         assert set(devices.seeds) == {5} and torch.initial_seed() == 5
         raise ZeroDivisionError
@@ -137,8 +139,10 @@ def test_generators_of_accelerators_are_seeded_and_left_as_they_were(
 
 def test_generators_that_are_not_in_use_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = Accelerator(True, used=False)
-    monkeypatch.setattr(base.torch.accelerator, "current_accelerator", lambda check_available=False: torch.device(KIND))
-    monkeypatch.setattr(base.torch, "get_device_module", lambda _: devices)
+    monkeypatch.setattr(
+        isolation.torch.accelerator, "current_accelerator", lambda check_available=False: torch.device(KIND)
+    )
+    monkeypatch.setattr(isolation.torch, "get_device_module", lambda _: devices)
     with frozen_rng(5):
         assert devices.seeds == [11, 12]
         first = torch.rand(3)

@@ -10,8 +10,8 @@ import torch
 from conftest import CASES, EDIT, EDITS, quick, tiny_lm
 
 from errata.errors import BadInput, Unsupported
-from errata.methods.base import State
 from errata.methods.registry import method
+from errata.methods.state import State
 from errata.methods.trained.enn import MARK, Editable, hinge, whole
 from errata.methods.trained.examples import Asked, examples_of
 from errata.methods.trained.objective import changed, kl, nll, right

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from errata.errors import BadInput, Refused, Unsupported, WrongModel
 from errata.exchange import card, from_checkpoints, from_peft, to_folder, to_merged, to_peft
 from errata.exchange.difference import differences, leading, rounding
-from errata.methods.base import State
 from errata.methods.registry import METHODS
+from errata.methods.state import State
 from errata.model import weights as weights_of
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank

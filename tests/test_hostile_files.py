@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from errata.errors import BadInput, Unsupported, WrongModel
-from errata.methods.base import State
 from errata.methods.registry import METHODS
+from errata.methods.state import State
 from errata.patch.delta import Delta, LowRank
 from errata.patch.parts import KINDS, Adapter
 from errata.patch.patch import Patch

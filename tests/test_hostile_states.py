@@ -14,9 +14,9 @@ from conftest import CASES, EDIT, TEXTS, data_for, quick, tiny_lm
 from forged import forge
 
 from errata.errors import BadInput, WrongModel
-from errata.methods.base import State
 from errata.methods.closed_form import solve
 from errata.methods.registry import METHODS, method_class
+from errata.methods.state import State
 
 NEEDY = [name for name in METHODS if method_class(name).needs_prepare]
 NOTED = {"tokens", "texts", "encoder", "training", "rewards"}  # what methods note and do not read

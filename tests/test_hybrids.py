@@ -8,8 +8,8 @@ from conftest import EDIT, TEXTS, quick, same_weights, tiny_lm, weights
 from tiny import HYBRID, ONE_LAYER
 
 from errata.errors import Unsupported
-from errata.methods.base import State
 from errata.methods.registry import method as registered
+from errata.methods.state import State
 from errata.patch.patch import Patch
 
 PROMPTS = [EDIT.prompt, "Bob Ray lives in", "Rome"]

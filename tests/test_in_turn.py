@@ -13,7 +13,7 @@ import torch
 from errata import locks
 from errata.files import cache_file
 from errata.locks import in_turn
-from errata.methods.base import State, cached_state
+from errata.methods.state import State, cached_state
 
 STATE = State({"C": torch.eye(2)}, {"what": "a state"})
 HOLDER = """

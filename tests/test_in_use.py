@@ -16,8 +16,8 @@ from tiny import build
 from torch.utils.hooks import RemovableHandle
 
 from errata.errors import BadInput, InForce, Unsupported
-from errata.methods.base import State
 from errata.methods.registry import METHODS, method_class
+from errata.methods.state import State
 from errata.model import hooks
 from errata.model.fingerprint import PIECE, fingerprint
 from errata.model.hf import HFLM

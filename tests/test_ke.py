@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import CASES, EDIT, EDITS, quick, tiny_lm
 
-from errata.methods.base import State, frozen_rng
+from errata.methods.isolation import frozen_rng
 from errata.methods.registry import method
+from errata.methods.state import State
 from errata.methods.trained.examples import Asked, Example, examples_of
 from errata.methods.trained.gradient.changes import dense
 from errata.methods.trained.gradient.conditioned import TextEditor, TextNetwork, text_of

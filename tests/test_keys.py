@@ -12,7 +12,6 @@ from tiny import SHARED
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from errata.methods.base import State
 from errata.methods.closed_form import keys as key_readings
 from errata.methods.closed_form import solve
 from errata.methods.closed_form import targets as target_search
@@ -20,6 +19,7 @@ from errata.methods.closed_form.context import Targets
 from errata.methods.closed_form.objective import FactRows, continuations_of, rows_of
 from errata.methods.closed_form.search import GroupSearch
 from errata.methods.registry import method
+from errata.methods.state import State
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite

@@ -13,8 +13,9 @@ from conftest import ARCHITECTURES, EDIT, EDITS, data_for, quick, same_weights, 
 import errata
 from errata.cli.measure import eval_
 from errata.errors import BadInput, InForce, NeedsPrepare, Unsupported, WrongModel
-from errata.methods.base import Method, State
+from errata.methods.base import Method
 from errata.methods.registry import METHODS, method, method_class
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.patch.patch import EMPTY, Patch

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from conftest import EDIT, EDITS, TEXTS, data_for, quick, tiny_lm
 
-from errata.methods.base import State
 from errata.methods.registry import METHODS, method
+from errata.methods.state import State
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 

@@ -8,8 +8,8 @@ import torch
 from conftest import CASES, EDIT, EDITS, TEXTS, quick, tiny_lm
 
 from errata.errors import BadInput
-from errata.methods.base import State
 from errata.methods.registry import method
+from errata.methods.state import State
 from errata.methods.trained.representation.re_control import REControl, Trajectory, final_states, td_targets
 from errata.methods.trained.representation.rewards import Prompted, rewarded
 from errata.methods.trained.representation.value import Value, ValueAscent, value_site

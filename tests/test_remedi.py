@@ -10,9 +10,9 @@ import torch
 from conftest import CASES, EDIT, EDITS, quick, tiny_lm
 
 from errata.errors import BadInput, Unsupported
-from errata.methods.base import State
 from errata.methods.memory.log import EditRecord
 from errata.methods.registry import method
+from errata.methods.state import State
 from errata.methods.trained.examples import examples_of
 from errata.methods.trained.representation.directions import EntityDirections
 from errata.methods.trained.representation.remedi import REMEDI, Affine, mentioned

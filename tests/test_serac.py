@@ -15,9 +15,9 @@ from conftest import CASES, EDIT, EDITS, quick, tiny_lm
 from forged import content_of, forge
 
 from errata.errors import BadInput, Unsupported
-from errata.methods.base import State
 from errata.methods.registry import method
 from errata.methods.retrieval import SENTENCES, TFIDF
+from errata.methods.state import State
 from errata.methods.trained.examples import Asked, Example, examples_of
 from errata.methods.trained.routed.helpers import Helpers, Sizes
 from errata.methods.trained.routed.posing import Posed, twins

@@ -27,9 +27,9 @@ from errata.cli import app
 from errata.cost import plan as planning
 from errata.cost import room
 from errata.errors import BadInput
-from errata.methods.base import State
 from errata.methods.closed_form import choices, portions, shelf, solve, symmetric, wanted
 from errata.methods.closed_form.symmetric import Symmetric
+from errata.methods.state import State
 from errata.methods.texts import CONTEXT_TOKENS
 from errata.model.detect import find_sites
 from errata.model.heap import give_back

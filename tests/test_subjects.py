@@ -9,12 +9,12 @@ from conftest import EDIT, quick, tiny_lm, tokenizer
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.base import State
 from errata.methods.closed_form.keys import read_at_subjects
 from errata.methods.closed_form.memit import MEMIT
 from errata.methods.closed_form.objective import rows_of
 from errata.methods.codebook import method as codebook
 from errata.methods.memory.log import EditRecord
+from errata.methods.state import State
 from errata.model.tokens import Tokens
 from errata.subjects import last_word, mentions
 from errata.types import Edit

@@ -12,8 +12,8 @@ from torch import nn
 
 import errata
 from errata.errors import BadInput, Refused
-from errata.methods.base import State
 from errata.methods.registry import METHODS, method, method_class
+from errata.methods.state import State
 from errata.methods.trained import method as trained
 from errata.methods.trained.examples import (
     Asked,

@@ -33,7 +33,7 @@ from errata.files import (
     written_whole,
 )
 from errata.locks import held
-from errata.methods.base import State, cached_state
+from errata.methods.state import State, cached_state
 from errata.patch.patch import Patch
 from errata.tensor_files import read_tensors, write_tensors
 

@@ -66,7 +66,7 @@ def locate(
 
 def _search(lm: "HFLM", cases: Sequence[Case], data: Sequence[str] | None) -> dict[str, Any]:
     """What decides what is found, but for what is drawn: texts by their digests."""
-    from errata.methods.base import versions
+    from errata.model.fingerprint import versions
 
     return {
         "model": lm.fingerprint,
@@ -87,7 +87,7 @@ def _trials(
     lm: "HFLM", data: Sequence[str] | None, seed: int, quiet: bool
 ) -> "Callable[[Sequence[int]], Callable[[int, Edit], Patch]]":
     import errata
-    from errata.methods.base import State
+    from errata.methods.state import State
 
     def prepare(layers: Sequence[int]) -> "Callable[[int, Edit], Patch]":
         with common.step(f"reading texts for {len(layers)} layers", quiet):

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from errata.evaluation.golds import Golds
     from errata.evaluation.nearness import Nearness
     from errata.evaluation.protocols import Protocol
-    from errata.methods.base import Method, State
+    from errata.methods.base import Method
+    from errata.methods.state import State
     from errata.model.hf import HFLM
     from errata.model.lm import LM
     from errata.patch.patch import Patch

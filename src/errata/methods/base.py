@@ -1,161 +1,27 @@
 """What a method is: a frozen dataclass of hyper-parameters with ``prepare`` and ``edit``, which returns a patch."""
 
 import logging
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import wraps
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
-import torch
-from torch import Tensor
-
 from errata.answers import normalise
-from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported, WrongModel
-from errata.files import cache_file, check_writable
-from errata.locks import in_turn
+from errata.errors import BadInput, NeedsPrepare, Refused, Unsupported
+from errata.methods.isolation import alone, frozen_rng, undisturbed
 from errata.methods.outcomes import Outcome, amended, answered, searched, warn
 from errata.methods.restating import restated
 from errata.methods.settings import checked, setting
+from errata.methods.state import State as State  # who writes a method finds it here
 from errata.model.fingerprint import versions
 from errata.model.hf import HFLM
 from errata.model.size import Size, Step, Work
-from errata.patch.header import Model, Record
 from errata.patch.patch import EMPTY, Patch
-from errata.patch.schema import Shape, Sizes, bound, held, read
-from errata.tensor_files import read_tensors, write_tensors
+from errata.patch.schema import Sizes
 from errata.types import Edit
 
 log = logging.getLogger(__name__)
-_DRAWING = threading.RLock()
-
-
-@dataclass(frozen=True)
-class State:
-    """What ``prepare`` computed once for a model: tensors, and facts about them as JSON."""
-
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    info: Mapping[str, Any] = field(default_factory=dict)
-    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    _checked: set[str] = field(default_factory=set[str], repr=False, compare=False)
-
-    def once(self, name: str, make: Any) -> Any:
-        """The result of ``make()``, computed the first time (factors of a large matrix, say); never saved."""
-        if name not in self._kept:
-            self._kept[name] = make()
-        return self._kept[name]
-
-    def check(self, lm: HFLM) -> None:
-        """Raises :class:`WrongModel` if this was computed for another model."""
-        model = self.info.get("model")
-        if model and model["fingerprint"] != lm.fingerprint:
-            raise WrongModel(
-                f"this state was prepared for {model.get('name') or '?'} ({model['fingerprint']}), and the model is "
-                f"{lm.name or '?'} ({lm.fingerprint}); call prepare on this model"
-            )
-
-    def check_for(self, **expected: Any) -> None:
-        """Raises :class:`BadInput` unless ``info`` has these values (of a method, a layer)."""
-        for name, value in expected.items():
-            if name not in self.info:
-                raise BadInput(
-                    f"this state is another method's: {name} = {value} is expected, and it has no {name}; "
-                    "make one with this method's prepare"
-                )
-            if (found := self.info[name]) != value:
-                raise BadInput(f"this state was prepared for {name} = {found}, not {value}; prepare anew")
-
-    def tensor(self, name: str, shape: Shape, **sizes: int) -> Tensor:
-        """The tensor of that name. Raises :class:`BadInput` where there is none of that type and shape."""
-        if name not in self.tensors:
-            raise BadInput(f"this state holds no {name}; make one with this method's prepare")
-        try:
-            shape.bind(name, self.tensors[name], sizes)
-            shape.check(name, self.tensors[name], sizes)
-        except BadInput as error:
-            raise BadInput(f"of this state {error}; prepare anew") from error
-        return self.tensors[name]
-
-    def check_holds(self, declares: type[Any], method: str, sizes: Sizes) -> None:
-        """Raises :class:`BadInput`, naming what is missing or of another kind, unless the state holds all that a class
-        declares (:mod:`errata.patch.schema`); ``sizes`` are known ones. Looked at once."""
-        if (what := f"{declares.__qualname__} {sizes}") in self._checked:
-            return
-        try:
-            bound([("", declares, held(declares, self.info, self.tensors, more=True))], dict(sizes))
-        except BadInput as error:
-            raise BadInput(
-                f"this state is of another method or of an earlier version: {error}; make one with {method}'s prepare"
-            ) from error
-        self._checked.add(what)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the tensors and ``info`` to one safetensors file. Raises :class:`BadInput`."""
-        write_tensors(Path(path), self.tensors, self.info, "state")
-
-    @classmethod
-    def load(cls, path: str | Path, *, mapped: bool = False) -> "State":
-        """The state that :meth:`save` wrote. Raises :class:`BadInput` where there is none, or it is damaged.
-
-        With ``mapped`` its tensors stay in the file, which the system reads as they are used.
-        """
-        tensors, info = read_tensors(Path(path), "state", mapped=mapped)
-        try:
-            read(Info, info)
-        except BadInput as error:
-            raise BadInput(f"{path}: {error}; prepare anew") from error
-        return cls(tensors, info)
-
-
-class Info(Record):
-    """``State.info``: what all methods' states say."""
-
-    model: Model | None = None
-
-
-def cached_state(
-    kind: str, content: Any, make: Callable[[], State], check: Callable[[State], object], *, mapped: bool = False
-) -> State:
-    """The state that the cache holds for ``content`` (JSON), else the result of ``make()``, which is cached.
-
-    With ``mapped`` its tensors stay in the file, in both cases. A file that is damaged, or whose state ``check``
-    refuses by :class:`BadInput`, is made again. That is logged, and, before the work, that the cache cannot be written:
-    the state is in memory alone then. While another process makes it, this one waits, and reads what that has made.
-    """
-    try:
-        file = cache_file(kind, content)
-        there = file.is_file()
-        if there and (state := _kept(file, check, mapped)) is not None:
-            return state
-        check_writable(file)
-    except (BadInput, OSError) as error:  # where a folder above cannot even be looked into, is_file says so
-        log.warning("what is prepared now is kept in memory alone: %s (ERRATA_CACHE names the folder)", error)
-        return make()
-    with in_turn(file.with_name(f".{file.name}.lock"), f"{kind} are prepared") as waited:
-        if (waited or not there) and file.is_file() and (state := _kept(file, check, mapped)) is not None:
-            return state
-        state = make()
-        try:
-            state.save(file)
-        except BadInput as error:  # the disk is full by now: the state is good all the same
-            log.warning("%s", error)
-            return state
-        return State.load(file, mapped=True) if mapped else state
-
-
-def _kept(file: Path, check: Callable[[State], object], mapped: bool) -> State | None:
-    """The state in a file of the cache; None, which is logged, where that is of no use."""
-    try:
-        state = State.load(file, mapped=mapped)
-        check(state)
-        return state
-    except BadInput as error:
-        log.warning("what the cache holds is of no use, and computed again: %s: %s", file.name, error)
-        return None
 
 
 @dataclass(frozen=True)
@@ -201,7 +67,7 @@ class Method(ABC):
         """``prepare`` is for the model itself, as ``edit`` is."""
         super().__init_subclass__(**options)
         if "prepare" in cls.__dict__:
-            cls.prepare = _undisturbed(cls.prepare)
+            cls.prepare = alone(cls.prepare)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -354,62 +220,6 @@ class Method(ABC):
         return replace(patch, meta=meta)
 
 
-@contextmanager
-def undisturbed(lm: HFLM) -> Iterator[None]:
-    """Context manager: ``lm`` is the model itself, nobody else runs it, and gradients are formed in its own type.
-
-    Raises :class:`Unsupported` for a view with a patch in force.
-    """
-    device = lm.device.type
-    automatic = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-    with lm.alone(), torch.inference_mode(False), torch.enable_grad(), automatic:
-        lm.check()
-        if not lm.unedited:
-            raise Unsupported("a patch is in force here; edit the model itself, with that patch as `prior`")
-        yield
-
-
-def _undisturbed(prepare: Callable[..., State]) -> Callable[..., State]:
-    """``prepare``, on an undisturbed model."""
-
-    @wraps(prepare)
-    def alone(self: Method, lm: HFLM, data: Iterable[Any] | None = None, **more: Any) -> State:
-        with undisturbed(lm):
-            return prepare(self, lm, data, **more)
-
-    return alone
-
-
-@contextmanager
-def frozen_rng(seed: int) -> Iterator[None]:
-    """Context manager: random numbers inside depend on ``seed`` alone, and those outside are as without it.
-
-    That holds for the CPU's generator and those of every accelerator in use. There is one of each in a process, so
-    threads take turns, whatever models they edit.
-    """
-    with _DRAWING, _seeded(seed):
-        yield
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    devices: Any = None if accelerator is None else torch.get_device_module(accelerator)
-    if devices is not None and not getattr(devices, "is_initialized", lambda: True)():
-        devices = None  # nothing is on them, and to ask them would claim their memory
-    every = "_all" if hasattr(devices, "get_rng_state_all") else ""
-    of_cpu, of_devices = torch.get_rng_state(), devices and getattr(devices, f"get_rng_state{every}")()
-    try:
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach those that are not in use, too
-        if devices is not None:
-            getattr(devices, f"manual_seed{every}")(seed)
-        yield
-    finally:
-        torch.set_rng_state(of_cpu)
-        if devices is not None:
-            getattr(devices, f"set_rng_state{every}")(of_devices)
-
-
 def _edits(edits: Sequence[Edit]) -> list[Edit]:
     if isinstance(edits, Edit):
         raise BadInput("edit takes a list of edits: method.edit(lm, [edit])")
@@ -426,11 +236,3 @@ def _edits(edits: Sequence[Edit]) -> list[Edit]:
                 *(edit.prompt, other.target_new, other.id, edit.target_new, edit.id),
             )
     return list(edits)
-
-
-CLOSE = 1e-2  # relative difference of two preparations of one model at most
-
-
-def close(a: Any, b: Any) -> bool:
-    """Whether two resolved settings are equal within the rounding of what they were resolved from."""
-    return abs(a - b) <= CLOSE * abs(a) if isinstance(a, float) and isinstance(b, float) else a == b

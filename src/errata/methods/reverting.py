@@ -1,8 +1,8 @@
 """One edit taken out of whatever patch: by its parts where they can, by its method where the model is needed."""
 
 from errata.errors import BadInput, Unsupported
-from errata.methods.base import State
 from errata.methods.registry import method
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.patch.patch import Patch
 

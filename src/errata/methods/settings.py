@@ -13,6 +13,8 @@ import pydantic
 
 from errata.errors import BadInput, unknown
 
+CLOSE = 1e-2  # relative difference of two preparations of one model at most
+
 
 def setting(
     default: Any,
@@ -58,6 +60,11 @@ def checked(cls: type[Any], name: str, value: Any, *, typed: bool = False) -> An
     except pydantic.ValidationError as error:
         expected, found = _expected(error, hint), f"{type(value).__name__} {value!r}"
         raise BadInput(f"{cls.name}'s {name} {expected}; found {found}") from error
+
+
+def close(a: Any, b: Any) -> bool:
+    """Whether two resolved settings are equal within the rounding of what they were resolved from."""
+    return abs(a - b) <= CLOSE * abs(a) if isinstance(a, float) and isinstance(b, float) else a == b
 
 
 def from_text(cls: type[Any], settings: Mapping[str, str]) -> dict[str, Any]:

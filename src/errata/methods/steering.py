@@ -18,9 +18,10 @@ from typing_extensions import override
 
 from errata.answers import answer_of
 from errata.errors import BadInput, Unsupported, WrongModel
-from errata.methods.base import Method, State, Tags
+from errata.methods.base import Method, Tags
 from errata.methods.memory.log import EditLog, EditRecord
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.patch.parts import Adapter

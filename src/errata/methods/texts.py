@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from errata.errors import BadInput
-from errata.methods.base import State
+from errata.methods.state import State
 from errata.model.hf import HFLM
 
 log = logging.getLogger(__name__)

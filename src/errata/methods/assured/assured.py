@@ -14,9 +14,11 @@ from errata.methods.assured.endings import MEMORY, WEIGHTS, Made, held, note_end
 from errata.methods.assured.hops import ASK, EXAMPLES, STEP, HopChain
 from errata.methods.assured.named import check_state, joined, named, part_of, read_by, text_of
 from errata.methods.assured.questions import Asker, Learned, Question, learned, with_answers
-from errata.methods.base import Method, State, Tags, frozen_rng
+from errata.methods.base import Method, Tags
+from errata.methods.isolation import frozen_rng
 from errata.methods.memory.log import EditRecord
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.size import Size, Step, Work
 from errata.patch.patch import Patch

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.base import Method, State
+from errata.methods.base import Method
 from errata.methods.registry import method, method_class
 from errata.methods.settings import from_text
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.types import Case
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from errata.methods.base import State, cached_state
 from errata.methods.closed_form.shelf import Put, in_groups, shelf, too_many
+from errata.methods.state import State, cached_state
 from errata.methods.texts import pieces_of, sampled_texts
 from errata.model.hf import HFLM
 from errata.model.projection import KEY, Projection

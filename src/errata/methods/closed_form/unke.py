@@ -10,12 +10,13 @@ from torch import Tensor
 from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
-from errata.methods.base import State, Tags, cached_state
+from errata.methods.base import Tags
 from errata.methods.closed_form.chunks import Chunked, check_overlap, default_window, find_chunk_deltas, key_rows
 from errata.methods.closed_form.keys import check_reads_subjects
 from errata.methods.closed_form.objective import TargetSettings
 from errata.methods.closed_form.statistics import typical_norms
 from errata.methods.settings import setting
+from errata.methods.state import State, cached_state
 from errata.methods.texts import pieces_of, texts_of
 from errata.model import hooks
 from errata.model.blocks import BlockPass

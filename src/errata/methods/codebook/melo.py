@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput, WrongModel
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.codebook.method import CodebookMethod
 from errata.methods.codebook.spheres import Spheres
 from errata.methods.codebook.training import Descent, Group, group_losses, uniform_noise
@@ -25,6 +25,7 @@ from errata.methods.memory.log import EditLog, EditRecord
 from errata.methods.memory.nearest import Nearest
 from errata.methods.memory.reading import Measured
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.lm import Call

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict, override
 
-from errata.methods.base import State
 from errata.methods.codebook.keys import KeyTable, Training, half_way
 from errata.methods.codebook.training import read_queries
 from errata.methods.memory.adapter import EditMemory
@@ -19,6 +18,7 @@ from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
 from errata.methods.memory.replacing import replaced
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.patch.schema import Floats, Length
 from errata.subjects import mentions

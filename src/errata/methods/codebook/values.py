@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from errata.methods.base import State
 from errata.methods.codebook.keys import KeyTable
 from errata.methods.codebook.method import CodebookMethod
 from errata.methods.codebook.training import Descent, Group, group_losses, uniform_noise
 from errata.methods.memory.adapter import EditMemory, Payload
 from errata.methods.memory.log import EditLog, EditRecord
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.projection import flow_shape

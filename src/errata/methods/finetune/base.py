@@ -9,10 +9,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State
 from errata.methods.finetune.above import LogitsAbove
 from errata.methods.finetune.descent import Descent, Example, Logits, Penalty
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32

@@ -12,11 +12,11 @@ from torch import Tensor
 from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
-from errata.methods.base import State, cached_state
 from errata.methods.finetune.base import FineTuning, weights_of
 from errata.methods.finetune.descent import Penalty
 from errata.methods.losses import token_losses
 from errata.methods.settings import setting
+from errata.methods.state import State, cached_state
 from errata.methods.texts import pieces_of, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM

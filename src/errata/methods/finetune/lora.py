@@ -13,9 +13,10 @@ from torch import nn
 from typing_extensions import override
 
 from errata.errors import BadInput, Unsupported, first_line
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.finetune.descent import Descent
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.projection import linears_of

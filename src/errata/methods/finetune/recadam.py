@@ -10,9 +10,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State
 from errata.methods.finetune.base import FineTuning
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
 
 

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Self
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import Method, State, close
+from errata.methods.base import Method
 from errata.methods.memory.adapter import EditMemory
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.reading import Measured
-from errata.methods.settings import setting
+from errata.methods.settings import close, setting
+from errata.methods.state import State
 from errata.methods.texts import openings
 from errata.model import hooks
 from errata.model.hf import HFLM

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from typing_extensions import override
 
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.memory.adapter import EditMemory
 from errata.methods.memory.log import EditRecord, current
 from errata.methods.memory.method import MemoryMethod
@@ -23,6 +23,7 @@ from errata.methods.neurons.added import ACTIVATIONS, MostActive, Neurons
 from errata.methods.neurons.silence import added_noise
 from errata.methods.neurons.training import NeuronSettings, TargetTokens, hidden_states
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.methods.texts import kept_contexts
 from errata.model.hf import HFLM
 from errata.subjects import mentions

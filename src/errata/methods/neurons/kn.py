@@ -17,9 +17,10 @@ from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput, Unsupported
 from errata.locate.attribution import Neuron, attributions, check_attributes, down_projection, shared, strongest
-from errata.methods.base import Method, State, Tags, cached_state
+from errata.methods.base import Method, Tags
 from errata.methods.phrasings import facts_of, group_index, rephrased, templates_of
 from errata.methods.settings import setting
+from errata.methods.state import State, cached_state
 from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.prompted import Example
 from errata.methods.retrieval import default_encoder
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.tokens import joined
 from errata.types import Case

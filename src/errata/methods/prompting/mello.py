@@ -22,11 +22,11 @@ from typing_extensions import Unpack, override
 
 from errata.answers import answer_of, begins_with_answer
 from errata.errors import Unsupported
-from errata.methods.base import State
 from errata.methods.memory.log import EditRecord
 from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.prompted import FactPrompt, FactSettings, PromptedLM, fitting
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.lm import LM, listed
 from errata.model.sampling import Sampling, is_drawn

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Self
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import Method, State, Tags
+from errata.methods.base import Method, Tags
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.reworded import reworded_by
 from errata.methods.prompting.prompted import Example, FactPrompt
 from errata.methods.retrieval import default_encoder
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.patch.patch import Patch
 from errata.printable import shown

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.memory.adapter import EditMemory, Lookup
 from errata.methods.memory.log import EditLog, EditRecord, current
 from errata.methods.memory.method import MemoryMethod
@@ -33,6 +33,7 @@ from errata.methods.side_memory.training import (
     training_rows,
     unit,
 )
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32

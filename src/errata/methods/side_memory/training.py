@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from errata.methods.base import State
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.reading import Rows, observe, row_losses
 from errata.methods.settings import setting
 from errata.methods.side_memory.matrix import At
+from errata.methods.state import State
 from errata.methods.texts import kept_contexts
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite, Pass

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.methods.trained.examples import Asked, Example, compatible
 from errata.methods.trained.mlp import MLPEditor
 from errata.methods.trained.objective import SCALE, batches, changed, drift, mean_of, outcome, outer_gradient

@@ -11,8 +11,10 @@ from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
 from errata.files import cache_file, check_writable
-from errata.methods.base import Method, State, Tags, cached_state, close, frozen_rng
-from errata.methods.settings import setting
+from errata.methods.base import Method, Tags
+from errata.methods.isolation import frozen_rng
+from errata.methods.settings import close, setting
+from errata.methods.state import State, cached_state
 from errata.methods.trained.examples import KEEP, Stream, divided, examples_of, training_cases
 from errata.methods.trained.training import Losses, Schedule, train
 from errata.model import hooks

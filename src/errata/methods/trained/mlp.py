@@ -8,8 +8,9 @@ from typing import Self
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import Method, State
+from errata.methods.base import Method
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.methods.trained.method import TrainedMethod
 from errata.model.hf import HFLM
 from errata.model.projection import linears_of

@@ -11,8 +11,8 @@ from torch.nn.functional import layer_norm
 from torch.nn.utils.parametrizations import weight_norm
 from typing_extensions import override
 
-from errata.methods.base import State
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.methods.trained.examples import Example
 from errata.methods.trained.gradient.changes import delta_of, dense
 from errata.methods.trained.gradient.gradients import Gradients, TokenGradients, token_gradients

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from errata.methods.base import State
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.methods.trained.examples import Example, compatible
 from errata.methods.trained.gradient.changes import delta_of, dense
 from errata.methods.trained.gradient.gradients import Gradients, only, token_gradients

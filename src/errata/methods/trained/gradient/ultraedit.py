@@ -9,8 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.methods.trained.gradient.changes import delta_of
 from errata.methods.trained.gradient.editor import output_size
 from errata.methods.trained.gradient.gradients import TokenGradients, token_gradients

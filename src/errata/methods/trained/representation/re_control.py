@@ -11,9 +11,10 @@ from torch.nn.functional import mse_loss
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.memory.log import EditRecord
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.methods.trained.examples import FEWEST, training_cases
 from errata.methods.trained.method import QUICK, TrainedMethod
 from errata.methods.trained.representation.rewards import GIVEN, Prompted, Reward, check_name, rewarded

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from errata.errors import BadInput, Unsupported
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.reworded import reworded_by
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.methods.trained.examples import Asked, Example
 from errata.methods.trained.method import QUICK, TrainedMethod
 from errata.methods.trained.objective import SCALE, nll

@@ -10,9 +10,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.memory.log import EditRecord
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.methods.trained.examples import Example
 from errata.methods.trained.method import QUICK, Trained, TrainedMethod
 from errata.methods.trained.routed.language_gate import Gate

@@ -12,9 +12,10 @@ from typing_extensions import override
 
 from errata.encoders import TFIDF, sentences
 from errata.errors import BadInput
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.outcomes import report
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.methods.trained.examples import Example, compatible
 from errata.methods.trained.method import NETWORK, QUICK, TrainedMethod
 from errata.methods.trained.routed.helpers import Helpers, Sizes
