@@ -166,7 +166,7 @@ def test_a_step_shows_what_is_logged_meanwhile(monkeypatch: pytest.MonkeyPatch) 
     """On the line that says what is under way, which a terminal draws; warnings stay, on lines of their own."""
     shown: list[str] = []
     monkeypatch.setattr(Status, "update", lambda status, line: shown.append(str(line)))
-    log = logging.getLogger("errata.methods.texts")
+    log = logging.getLogger("errata.model.texts")
     common.show_logs(quiet=False)
     log.info("before")
     with common.step("preparing wise", quiet=False):

@@ -20,11 +20,11 @@ from errata.methods.closed_form.objective import FactRows, continuations_of, row
 from errata.methods.closed_form.search import GroupSearch
 from errata.methods.registry import method
 from errata.methods.state import State
-from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.resources import Resources
 from errata.model.sites import Sites
+from errata.model.texts import contexts_of
 from errata.types import Edit
 
 CONTEXTS = ["", "The king was in Rome. ", "Paris is a town by night. ", "Bob lives in Oslo and in New York. "]

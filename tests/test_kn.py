@@ -16,11 +16,11 @@ from errata.cli import app
 from errata.errors import BadInput, NeedsPrepare, Unsupported, WrongModel
 from errata.locate.attribution import attributions, down_projection, shared, strongest
 from errata.methods.neurons.kn import KN, token_changes
-from errata.methods.phrasings import template_of, templates_of
 from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta, LowRank
 from errata.patch.patch import Patch
+from errata.phrasings import template_of, templates_of
 from errata.types import Case, Edit, Probe
 
 ALL = [*ARCHITECTURES, "opt", "gemma3_text", "falcon_alibi", "mistral"]

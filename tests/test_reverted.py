@@ -13,10 +13,10 @@ from errata.errors import BadInput, Unsupported
 from errata.methods.base import Method
 from errata.methods.closed_form.again import EXACT, KEPT, SEARCHED
 from errata.methods.registry import METHODS, method_class
-from errata.methods.reverting import ALONE, DROPPED
 from errata.patch.delta import Delta
 from errata.patch.memory import TARGETS, joined_memory, remember_targets
 from errata.patch.patch import EMPTY, Patch
+from errata.patch.reverting import ALONE, DROPPED
 from errata.types import Edit
 
 SOLVED = [name for name in METHODS if method_class(name).without is not Method.without]

@@ -11,7 +11,6 @@ from conftest import EDIT, EDITS, TEXTS, tiny_lm
 from tiny import build
 
 from errata.errors import BadInput, Unsupported
-from errata.methods import texts
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.packing import pack, unpack
 from errata.methods.registry import method
@@ -20,6 +19,7 @@ from errata.methods.side_memory.matrix import of_prompts
 from errata.methods.side_memory.memoir import MaskedMatrix, Masks, tophash
 from errata.methods.side_memory.training import SiteLosses
 from errata.methods.side_memory.wise import Distances, PromptInputs, SideMatrices, WiseMemory, ties
+from errata.model import texts
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.patch.patch import Patch

@@ -30,11 +30,11 @@ from errata.errors import BadInput
 from errata.methods.closed_form import choices, portions, shelf, solve, symmetric, wanted
 from errata.methods.closed_form.symmetric import Symmetric
 from errata.methods.state import State
-from errata.methods.texts import CONTEXT_TOKENS
 from errata.model.detect import find_sites
 from errata.model.heap import give_back
 from errata.model.hf import HFLM
 from errata.model.size import Size, Step, Work
+from errata.model.texts import CONTEXT_TOKENS
 from errata.patch.delta import BLOCK, Delta, LowRank, changed_weight, left_by_rounding
 from errata.types import Edit
 

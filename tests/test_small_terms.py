@@ -16,9 +16,9 @@ from errata.methods.finetune.lora import LoRA
 from errata.methods.losses import smoothed_targets
 from errata.methods.neurons import kn
 from errata.methods.registry import method
-from errata.methods.texts import openings, sampled_texts
 from errata.model.hf import HFLM
 from errata.model.resources import Resources
+from errata.model.texts import openings, sampled_texts
 from errata.patch.delta import Delta, _side_products
 from errata.patch.patch import EMPTY, Patch
 from errata.patch.transforms import low_rank, prune, rect

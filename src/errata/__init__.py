@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from errata.journal.journal import Journal as Journal
     from errata.methods.registry import method as method
     from errata.methods.registry import methods as methods
-    from errata.methods.reverting import reverted as reverted
     from errata.patch import transforms as transforms
     from errata.patch.patch import EMPTY as EMPTY
     from errata.patch.patch import Patch as Patch
+    from errata.patch.reverting import reverted as reverted
     from errata.review.reviewing import review as review
     from errata.world.bundled import load as load
 
@@ -44,7 +44,7 @@ _WHERE = {  # name -> module, or module:attribute
     "evaluate": "errata.evaluation.evaluate:evaluate",
     "method": "errata.methods.registry:method",
     "methods": "errata.methods",
-    "reverted": "errata.methods.reverting:reverted",
+    "reverted": "errata.patch.reverting:reverted",
     "plan": "errata.cost.plan:plan",
     "Journal": "errata.journal.journal:Journal",
     "review": "errata.review",

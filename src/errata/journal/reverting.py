@@ -7,8 +7,8 @@ from typing import Any
 from errata.errors import BadInput, Refused, Unsupported
 from errata.journal.again import check_records, made_again, named
 from errata.journal.commit import Commit, fact
-from errata.methods import reverting
 from errata.model.hf import HFLM
+from errata.patch import reverting
 from errata.patch.patch import Patch
 from errata.types import Edit
 

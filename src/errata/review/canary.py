@@ -16,9 +16,9 @@ from torch import Tensor
 
 from errata.errors import BadInput, Unsupported
 from errata.evaluation.metrics import kl, nll
-from errata.methods.texts import openings
 from errata.model.hf import HFLM
 from errata.model.lm import LM
+from errata.model.texts import openings
 from errata.review.statements import without
 from errata.types import Case, Edit, Probe, Row
 

@@ -13,9 +13,9 @@ from itertools import islice
 
 from errata.answers import answer_of, normalise
 from errata.errors import BadInput
-from errata.methods.phrasings import group_index, rephrased, templates_of
-from errata.methods.texts import END, contexts_of, texts_of
 from errata.model.hf import HFLM
+from errata.model.texts import END, contexts_of, texts_of
+from errata.phrasings import group_index, rephrased, templates_of
 from errata.review.statements import Statements
 from errata.subjects import mentions, template_of
 from errata.types import Case, Edit, Probe

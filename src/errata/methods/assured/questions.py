@@ -13,9 +13,9 @@ from itertools import zip_longest
 from typing_extensions import TypedDict
 
 from errata.answers import answer_of, begins_with_answer, normalise
-from errata.methods.phrasings import group_index, templates_of
-from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
+from errata.model.texts import contexts_of
+from errata.phrasings import group_index, templates_of
 from errata.subjects import mentions, template_of
 from errata.types import Case, Edit, Kind
 

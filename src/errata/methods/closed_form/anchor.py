@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from errata.methods.texts import openings
 from errata.model.hf import HFLM
+from errata.model.texts import openings
 from errata.types import Edit
 
 ANCHOR = "anchor/"  # memory of the length that NAS gives to new values

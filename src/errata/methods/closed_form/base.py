@@ -21,10 +21,10 @@ from errata.methods.closed_form.keys import check_reads_subjects
 from errata.methods.closed_form.layers import SolvesLayers
 from errata.methods.closed_form.statistics import check_statistics, key_statistics
 from errata.methods.closed_form.wanted import measured_at
-from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.model.projection import Projection
 from errata.model.size import Size, Step, Work
+from errata.model.texts import contexts_of
 from errata.patch.patch import Patch
 from errata.types import Edit
 

@@ -15,10 +15,10 @@ from errata.methods.closed_form.shelf import entries, in_groups, too_many
 from errata.methods.closed_form.solve import PORTION
 from errata.methods.closed_form.statistics import NORM_PIECES, PER_DIMENSION
 from errata.methods.closed_form.symmetric import ROOM
-from errata.methods.texts import CONTEXT_TOKENS
 from errata.model.gram import COMPUTED, HELD
 from errata.model.projection import Projection
 from errata.model.size import Size, Step, Work
+from errata.model.texts import CONTEXT_TOKENS
 
 LOGITS = 5  # tables of float32 over the vocabulary that the loss of an entry holds
 

@@ -5,8 +5,8 @@ A text's first key is the prompt's last token, and there the form of the prompt 
 
 from collections.abc import Sequence
 
-from errata.methods.texts import openings
 from errata.model.hf import HFLM
+from errata.model.texts import openings
 from errata.types import Edit
 
 

@@ -9,10 +9,10 @@ from typing_extensions import TypedDict
 
 from errata.methods.closed_form.shelf import Put, in_groups, shelf, too_many
 from errata.methods.state import State, cached_state
-from errata.methods.texts import pieces_of, sampled_texts
 from errata.model.hf import HFLM
 from errata.model.projection import KEY, Projection
 from errata.model.second_moment import key_sums
+from errata.model.texts import pieces_of, sampled_texts
 from errata.model.weights import shape_of, stem
 from errata.patch.delta import weight_shape
 from errata.patch.schema import Floats

@@ -17,9 +17,9 @@ from errata.methods.finetune.descent import Penalty
 from errata.methods.losses import token_losses
 from errata.methods.settings import setting
 from errata.methods.state import State, cached_state
-from errata.methods.texts import pieces_of, texts_of
 from errata.model import hooks
 from errata.model.hf import HFLM
+from errata.model.texts import pieces_of, texts_of
 from errata.model.weights import shape_of
 from errata.patch.delta import oriented, trainable
 from errata.patch.schema import Floats

@@ -15,11 +15,11 @@ from errata.methods.memory.log import EditRecord
 from errata.methods.memory.reading import Measured
 from errata.methods.settings import close, setting
 from errata.methods.state import State
-from errata.methods.texts import openings
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.projection import flow_shape
 from errata.model.sites import Sites
+from errata.model.texts import openings
 from errata.patch.patch import Patch
 from errata.patch.schema import Sizes
 from errata.types import Edit

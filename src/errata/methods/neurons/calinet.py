@@ -24,8 +24,8 @@ from errata.methods.neurons.silence import added_noise
 from errata.methods.neurons.training import NeuronSettings, TargetTokens, hidden_states
 from errata.methods.settings import setting
 from errata.methods.state import State
-from errata.methods.texts import kept_contexts
 from errata.model.hf import HFLM
+from errata.model.texts import kept_contexts
 from errata.subjects import mentions
 
 NEGLIGIBLE = 0.01  # share of the MLP's output below which what slots add to other texts counts as nothing
@@ -102,7 +102,7 @@ class CaliNet(NeuronSettings, MemoryMethod):
 
     @override
     def read_once(self, lm: HFLM, state: State) -> None:
-        kept_contexts(lm, state, self.contexts, self.seed)
+        kept_contexts(lm, state.once, self.contexts, self.seed)
 
     def _facts(
         self, lm: HFLM, old: CalinetNeurons, log: Sequence[EditRecord], state: State
@@ -110,7 +110,7 @@ class CaliNet(NeuronSettings, MemoryMethod):
         """Prompt and target (ids) of all edits in force, and of the new ones behind contexts too."""
         whole = (*old.log, *log)
         live = current(whole)
-        contexts = kept_contexts(lm, state, self.contexts, self.seed)[1:]
+        contexts = kept_contexts(lm, state.once, self.contexts, self.seed)[1:]
         new = [whole[i] for i in live if i >= len(old.log)]
         return [
             *((whole[i].prompt_ids, whole[i].target_ids) for i in live),

@@ -18,16 +18,16 @@ from typing_extensions import TypedDict, override
 from errata.errors import BadInput, Unsupported
 from errata.locate.attribution import Neuron, attributions, check_attributes, down_projection, shared, strongest
 from errata.methods.base import Method, Tags
-from errata.methods.phrasings import facts_of, group_index, rephrased, templates_of
 from errata.methods.settings import setting
 from errata.methods.state import State, cached_state
-from errata.methods.texts import contexts_of
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
+from errata.model.texts import contexts_of
 from errata.model.weights import plain
 from errata.patch.delta import Delta, LowRank, Weight, weight_shape
 from errata.patch.patch import Patch
 from errata.patch.schema import Ints
+from errata.phrasings import facts_of, group_index, rephrased, templates_of
 from errata.types import Case, Edit
 
 log = logging.getLogger(__name__)

@@ -20,15 +20,15 @@ from typing_extensions import TypedDict, override
 from errata.errors import BadInput
 from errata.methods.base import Tags
 from errata.methods.memory.reading import GRID, quantile
-from errata.methods.phrasings import group_index, templates_of
 from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.prompted import ALL, FactPrompt, FactSettings
 from errata.methods.retrieval import default_encoder, index
 from errata.methods.settings import setting
 from errata.methods.state import State
-from errata.methods.texts import texts_of
 from errata.model.hf import HFLM
+from errata.model.texts import texts_of
 from errata.patch.schema import Floats
+from errata.phrasings import group_index, templates_of
 from errata.subjects import mentions, template_of
 from errata.types import Case, Kind
 

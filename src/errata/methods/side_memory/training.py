@@ -17,11 +17,11 @@ from errata.methods.memory.reading import Rows, observe, row_losses
 from errata.methods.settings import setting
 from errata.methods.side_memory.matrix import At
 from errata.methods.state import State
-from errata.methods.texts import kept_contexts
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite, Pass
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted
+from errata.model.texts import kept_contexts
 from errata.patch.parts import output_replaced
 
 Change = Callable[[list[int], Tensor], Tensor]  # (indices of rows, x (b, t, f)) -> what is added (b, t, d)
@@ -139,7 +139,7 @@ class SideSettings:
 
     def before(self, lm: HFLM, state: State, seed: int) -> list[str]:
         """The contexts; an encoder-decoder has none."""
-        return [] if lm.seq2seq else kept_contexts(lm, state, self.contexts, seed)[1:]
+        return [] if lm.seq2seq else kept_contexts(lm, state.once, self.contexts, seed)[1:]
 
     @property
     def descent(self) -> "Descent":

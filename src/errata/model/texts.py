@@ -1,14 +1,13 @@
-"""Texts that methods read: those given, those that go with the model, or sampled from it."""
+"""Texts that a model is read by: those given, those that go with it, or sampled from it."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 
 from errata.errors import BadInput
-from errata.methods.state import State
 from errata.model.hf import HFLM
 
 log = logging.getLogger(__name__)
@@ -93,10 +92,13 @@ def contexts_of(lm: HFLM, n: int, seed: int) -> list[str]:
     return ["", *(_sentence(lm.tokens.decode(ids)) for ids in sampled)]
 
 
-def kept_contexts(lm: HFLM, state: State, n: int, seed: int) -> list[str]:
-    """:func:`contexts_of`, written once for a state: ``lm`` is the unedited model when it is first asked."""
+def kept_contexts(lm: HFLM, once: Callable[[str, Any], list[str]], n: int, seed: int) -> list[str]:
+    """:func:`contexts_of`, drawn the first time that they are asked for by ``once``: a state's own.
+
+    ``lm`` is then the model with no patch in force.
+    """
     drawn = (n, seed, sorted(lm.tokens.ends), str(lm.dtype), lm.budget)  # what contexts depend on
-    return state.once(f"contexts/{drawn}", lambda: contexts_of(lm, n, seed))
+    return once(f"contexts/{drawn}", lambda: contexts_of(lm, n, seed))
 
 
 def _sentence(text: str) -> str:

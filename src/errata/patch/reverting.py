@@ -1,17 +1,17 @@
 """One edit taken out of whatever patch: by its parts where they can, by its method where the model is needed."""
 
+from importlib import import_module
+from typing import Any
+
 from errata.errors import BadInput, Unsupported
-from errata.methods.registry import method
-from errata.methods.state import State
 from errata.model.hf import HFLM
+from errata.patch.parts import METHODS
 from errata.patch.patch import Patch
 
 DROPPED, ALONE = "exact: entry dropped", "exact: there was no other edit"
 
 
-def reverted(
-    lm: HFLM, patch: Patch, edit_id: str, state: State | None = None, *, search: bool = False
-) -> tuple[Patch, str]:
+def reverted(lm: HFLM, patch: Patch, edit_id: str, state: Any = None, *, search: bool = False) -> tuple[Patch, str]:
     """The patch as if one edit had never been made, and how that was had, in plain words.
 
     ``how`` begins with "exact" where the patch is, to rounding, the one that editing the others alone makes. Memories
@@ -27,7 +27,7 @@ def reverted(
     except Unsupported as error:
         made = [record for record in patch.meta["made"] if edit_id in [edit["id"] for edit in record["edits"]]]
         try:
-            maker = method(made[0]["method"])
+            maker = import_module(METHODS).method(made[0]["method"])
         except BadInput:
             raise error from None
         return maker.without(lm, patch, edit_id, state, search=search)
