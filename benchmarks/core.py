@@ -23,7 +23,9 @@ from errata.methods.closed_form.symmetric import Symmetric
 from errata.model import passes
 from errata.model.second_moment import second_moments
 from errata.model.tokens import pad
-from errata.patch.delta import Delta, LowRank, weight_shape
+from errata.model.weights import weight_shape
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.memory import GRAM, KEYS, remember
 
 BATCHES, FACTS = 30, 50
@@ -126,7 +128,7 @@ def applied(lm: Any, repeats: int, ranks: Sequence[int] = (1, 10, 100)) -> dict[
     figures: dict[str, Any] = {}
     for rank in ranks:
         names = [f"{site}.weight" for site in lm.sites.mlp_out]
-        out, in_ = weight_shape(lm, names[0])
+        out, in_ = weight_shape(lm.model, names[0])
         weights = {name: LowRank(torch.randn(out, rank), torch.randn(rank, in_)) for name in names}
         patch = errata.Patch((Delta(weights),))
         touched = [lm.model.get_parameter(name).data for name in names]

@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from errata.journal.commit import fact
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 

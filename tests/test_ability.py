@@ -25,7 +25,8 @@ from errata.model import weights as stored
 from errata.model.hf import HFLM
 from errata.model.lm import LM
 from errata.model.resources import Resources
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import EMPTY, Patch
 from errata.report.markdown import markdown
 from errata.report.pictures import curves, svg

@@ -21,7 +21,8 @@ from errata.methods.registry import method
 from errata.model.intervention import InterventionSite
 from errata.model.resources import Resources
 from errata.model.texts import contexts_of
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.memory import remember
 from errata.patch.patch import EMPTY
 

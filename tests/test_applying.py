@@ -14,7 +14,8 @@ from errata import tensor_files
 from errata.errors import BadInput, Unsupported
 from errata.methods.state import State
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, LowRank, difference, trainable
+from errata.patch.delta import Delta, difference, trainable
+from errata.patch.low_rank import LowRank
 from errata.patch.memory import GRAM, KEYS, remember
 from errata.patch.patch import EMPTY, Patch
 from errata.tensor_files import read_tensors, write_tensors

@@ -16,7 +16,8 @@ from errata.audit.names import Candidate
 from errata.errors import BadInput, Unsupported
 from errata.exchange import to_merged
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import Patch
 from errata.types import Score
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from errata.errors import BadInput
 from errata.exchange import from_peft
 from errata.exchange.adapters import PATTERN, REPEATED
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.peft import CONFIG, PREFIX, TENSORS
 
 PATH = "transformer.h.{}.mlp.c_proj"

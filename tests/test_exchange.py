@@ -24,7 +24,8 @@ from errata.methods.registry import METHODS
 from errata.methods.state import State
 from errata.model import weights as weights_of
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import EMPTY, Patch
 from errata.patch.peft import CONFIG, TENSORS, lora_files
 from errata.types import Edit

@@ -19,7 +19,9 @@ from errata.model.hooks import after
 from errata.model.projection import KEY, Projection
 from errata.model.second_moment import second_moments
 from errata.model.sites import Sites
-from errata.patch.delta import Delta, LowRank, matrix_of, oriented
+from errata.model.weights import matrix_of, oriented
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import Patch
 
 SHARED_TOO = {"qwen2_moe", "qwen3_next_moe", "deepseek_v3", "ernie4_5_moe", "llama4_text"}

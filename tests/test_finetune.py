@@ -19,7 +19,8 @@ from errata.methods.finetune.lora import injected
 from errata.methods.losses import smoothed_targets, token_losses
 from errata.methods.registry import method
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, LowRank, trainable
+from errata.patch.delta import Delta, trainable
+from errata.patch.low_rank import LowRank
 from errata.types import Edit
 
 # Losses ------------------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ from errata.methods.trained.gradient.least_squares import least_squares
 from errata.methods.trained.gradient.network import GradientNetwork, Running
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, LowRank, oriented, weight_shape
+from errata.model.weights import oriented, weight_shape
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.memory import GRAM, KEYS, forget, freed, remember
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
@@ -244,7 +246,7 @@ def test_a_fresh_network_rewrites_nothing_and_can_learn() -> None:
     lm = tiny_lm("llama")
     names = names_of(lm)
     for after in (False, True):
-        network = GradientNetwork({n: weight_shape(lm, n) for n in names}, rank=4, blocks=2, after=after)
+        network = GradientNetwork({n: weight_shape(lm.model, n) for n in names}, rank=4, blocks=2, after=after)
         for name in names:
             out, into = lm.model.get_parameter(name).shape
             u, delta = torch.randn(5, into), torch.randn(5, out)

@@ -15,8 +15,11 @@ from errata.errors import BadInput, Refused
 from errata.methods.codebook.horen import HorenCodebook
 from errata.methods.registry import method
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, LowRank, left_by_rounding, oriented
+from errata.model.weights import oriented
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import Patch
+from errata.patch.sums import left_by_rounding
 
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from errata.errors import BadInput, Unsupported, WrongModel
 from errata.methods.registry import METHODS
 from errata.methods.state import State
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.parts import KINDS, Adapter
 from errata.patch.patch import Patch
 

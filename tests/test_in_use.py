@@ -23,7 +23,8 @@ from errata.model.fingerprint import PIECE, fingerprint
 from errata.model.hf import HFLM
 from errata.model.intervention import FullPass, InterventionSite, SuffixPass
 from errata.model.second_moment import second_moments
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import EMPTY, Patch
 
 NO_WEIGHTS: dict[str, Any] = {}

@@ -20,7 +20,8 @@ from errata.journal.journal import Journal
 from errata.journal.merging import FORWARD, NOTHING
 from errata.journal.merging import OURS as OURS_STAYS
 from errata.journal.merging import THEIRS as THEIRS_STAYS
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
 

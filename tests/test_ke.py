@@ -18,7 +18,8 @@ from errata.methods.trained.gradient.gradients import only
 from errata.methods.trained.objective import changed, kl, nll, right
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, oriented
+from errata.model.weights import oriented
+from errata.patch.delta import Delta
 from errata.types import Edit
 
 SMALL: dict[str, Any] = {"layers": (1, 2), "lstm": 3, "condition": 5, "hidden": 4}

@@ -18,7 +18,8 @@ from errata.locate.attribution import attributions, down_projection, shared, str
 from errata.methods.neurons.kn import KN, token_changes
 from errata.methods.state import State
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import Patch
 from errata.phrasings import template_of, templates_of
 from errata.types import Case, Edit, Probe

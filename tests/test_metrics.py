@@ -9,7 +9,7 @@ import torch
 
 from errata.evaluation import metrics
 from errata.evaluation.metrics import Mean, Tfidf
-from errata.patch.delta import LowRank
+from errata.patch.low_rank import LowRank
 from errata.types import Score
 
 

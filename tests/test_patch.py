@@ -10,7 +10,8 @@ from conftest import EDIT, TEXTS, same_weights, tiny_lm, weights
 from errata.errors import BadInput, InForce, Unsupported, WrongModel
 from errata.methods.registry import method
 from errata.model.lm import Call
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.parts import Adapter, Wrapper
 from errata.patch.patch import EMPTY, Patch
 

@@ -21,7 +21,8 @@ from errata.cli import app
 from errata.errors import BadInput, InForce, Refused
 from errata.evaluation.protocols import STAYING
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, LowRank
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import Patch
 from errata.review.canary import CUTS, Canary, Pulse, canary_of
 from errata.review.guards import RULES, Guard, guards_of, limits

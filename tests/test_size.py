@@ -35,7 +35,9 @@ from errata.model.heap import give_back
 from errata.model.hf import HFLM
 from errata.model.size import Size, Step, Work
 from errata.model.texts import CONTEXT_TOKENS
-from errata.patch.delta import BLOCK, Delta, LowRank, changed_weight, left_by_rounding
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
+from errata.patch.sums import BLOCK, changed_weight, left_by_rounding
 from errata.types import Edit
 
 FACTOR = 1.5  # between what is planned and what is counted
@@ -460,7 +462,7 @@ def test_a_sum_in_half_precision_makes_no_copy_of_the_matrix(
     assert torch.equal(whole, expected) and whole.is_contiguous()
     assert weight.numel() < BLOCK
     left = left_by_rounding(lm.model, name, change, whole)
-    monkeypatch.setattr("errata.patch.delta.BLOCK", 3 * weight.shape[1])
+    monkeypatch.setattr("errata.patch.sums.BLOCK", 3 * weight.shape[1])
     assert torch.allclose(changed_weight(lm.model, name, change), expected)
     assert left_by_rounding(lm.model, name, change, whole) == pytest.approx(left)
     room = live_bytes(lambda: changed_weight(lm.model, name, change))

@@ -19,7 +19,8 @@ from errata.methods.registry import method
 from errata.model.hf import HFLM
 from errata.model.resources import Resources
 from errata.model.texts import openings, sampled_texts
-from errata.patch.delta import Delta, _side_products
+from errata.patch.beside import side_products
+from errata.patch.delta import Delta
 from errata.patch.patch import EMPTY, Patch
 from errata.patch.transforms import low_rank, prune, rect
 
@@ -85,7 +86,7 @@ def test_a_bias_beside_an_offloaded_linear_is_added_to_its_output() -> None:
     linear, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
     model, change = torch.nn.ModuleDict({"up": linear}), torch.tensor([1.0, -2.0])
     expected = linear(x) + change
-    with _side_products(model, {"up.bias": change})[0]:
+    with side_products(model, {"up.bias": change})[0]:
         assert torch.equal(linear(x), expected)
 
 

@@ -14,8 +14,10 @@ import errata
 from errata.errors import BadInput, UnknownName, Unsupported, WrongModel
 from errata.methods.registry import method
 from errata.model.hf import HFLM
+from errata.model.weights import oriented
 from errata.patch import transforms
-from errata.patch.delta import Delta, LowRank, oriented
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.parts import Adapter
 from errata.patch.patch import EMPTY, Patch
 from errata.patch.transforms import low_rank, prune, rect, task_vector, transform

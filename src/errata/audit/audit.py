@@ -17,7 +17,8 @@ from errata.errors import BadInput
 from errata.exchange.difference import Change, differences
 from errata.model.hf import HFLM
 from errata.model.sites import Sites
-from errata.patch.delta import Delta, Weight
+from errata.patch.delta import Delta
+from errata.patch.low_rank import Weight
 from errata.patch.patch import Patch
 from errata.patch.peft import check_parts
 from errata.patch.spectra import in_float64

@@ -18,7 +18,8 @@ from errata.model import weights as stored
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.model.projection import KEY, Projection
-from errata.patch.delta import LowRank, Weight, matrix_of, oriented
+from errata.model.weights import matrix_of, oriented
+from errata.patch.low_rank import LowRank, Weight
 
 CHUNK = 256  # subjects whose keys are read together
 Applied = Callable[[], AbstractContextManager[HFLM]]  # gives the edited model, for the length of a block

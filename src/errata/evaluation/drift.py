@@ -18,8 +18,9 @@ from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.model.projection import Projection
 from errata.model.second_moment import second_moments
-from errata.model.weights import indexed, plain, stem
-from errata.patch.delta import Delta, LowRank, Weight, matrix_of, oriented
+from errata.model.weights import indexed, matrix_of, oriented, plain, stem
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.patch import Patch
 
 LOW = 0.02  # share of C's trace that the low-variance directions hold, as in AlphaEdit's null space here

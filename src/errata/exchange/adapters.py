@@ -17,7 +17,8 @@ from errata.errors import BadInput
 from errata.inputs import parsed, read_text
 from errata.model import weights as stored
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, LowRank, Weight
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.patch import Patch
 from errata.patch.peft import CONFIG, PREFIX, SIDES, TENSORS
 from errata.printable import listed, shown

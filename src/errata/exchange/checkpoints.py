@@ -4,7 +4,8 @@ from pathlib import Path
 
 from errata.exchange.difference import differences
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, Weight
+from errata.patch.delta import Delta
+from errata.patch.low_rank import Weight
 from errata.patch.patch import Patch
 
 

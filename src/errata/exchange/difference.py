@@ -24,7 +24,8 @@ from errata.model import weights as stored
 from errata.model.experts import is_stack
 from errata.model.fingerprint import specific
 from errata.model.hf import HFLM
-from errata.patch.delta import LowRank, Weight, oriented
+from errata.model.weights import oriented
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.spectra import numeric_rank
 from errata.printable import shown
 

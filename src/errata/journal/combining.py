@@ -15,7 +15,8 @@ from torch import Tensor
 from errata.errors import Unsupported
 from errata.journal.again import without
 from errata.journal.commit import fact
-from errata.patch.delta import Delta, LowRank, Weight
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.memory import GRAM, KEYS, TARGETS
 from errata.patch.parts import Part
 from errata.patch.patch import EMPTY, Patch

@@ -12,7 +12,8 @@ from errata.answers import answer_of, normalise
 from errata.journal.combining import total
 from errata.journal.commit import Commit, fact
 from errata.model.hf import HFLM
-from errata.patch.delta import Delta, LowRank, Weight
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.patch import Patch
 from errata.types import Case, Edit
 

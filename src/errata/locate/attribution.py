@@ -16,7 +16,8 @@ from errata.errors import BadInput, Unsupported
 from errata.model import hooks, passes
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
-from errata.patch.delta import oriented, trainable
+from errata.model.weights import oriented
+from errata.patch.delta import trainable
 
 Question = tuple[Sequence[int], int]  # token ids, and the token whose probability after them is attributed
 Neuron = tuple[int, int]  # layer, and coordinate of its down projection's input

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from errata.errors import Unsupported
 from errata.model.experts import STACKED, is_stack, stacked_transposed
@@ -94,6 +94,24 @@ def shape_of(model: nn.Module, name: str) -> tuple[int, ...]:
     if value is None and (leaf != "weight" or not holds_integers(module)):
         raise AttributeError(f"the model has no parameter {name}")
     raise refusal(model, name, "its size is not known")
+
+
+def weight_shape(model: nn.Module, name: str) -> tuple[int, int]:
+    """(out, in) of a linear's weight, by parameter name."""
+    rows, columns = shape_of(model, name)
+    return rows, columns
+
+
+def matrix_of(model: nn.Module, name: str) -> Tensor:
+    """What is stored under a name: a parameter, or one matrix of a stack."""
+    whole, index = indexed(name)
+    param = model.get_parameter(whole)
+    return param.data if index is None else param.data[index]
+
+
+def oriented(model: nn.Module, name: str, value: Tensor) -> Tensor:
+    """A change in (out, in) in the order in which the module stores the parameter, or the other way round."""
+    return value.transpose(-1, -2) if swapped(*owner(model, name)) else value
 
 
 def plain(model: nn.Module, name: str, reason: str) -> nn.Parameter:

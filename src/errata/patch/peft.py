@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from errata.errors import Unsupported
 from errata.model import weights as stored
 from errata.model.hf import HFLM
-from errata.patch.delta import LowRank, Weight
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.parts import Part
 from errata.patch.peft_experts import by_parameter, check_stack, padded, stacked
 from errata.patch.spectra import cut, in_float64, numeric_rank, svd

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from errata.patch.delta import LowRank, Weight
+from errata.patch.low_rank import LowRank, Weight
 
 
 def in_float64(w: Weight) -> Tensor:

@@ -19,8 +19,9 @@ from torch import Tensor
 from errata.errors import BadInput, Unsupported, WrongModel, unknown
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
-from errata.model.weights import plain
-from errata.patch.delta import Delta, LowRank, Weight, difference, matrix_of, oriented
+from errata.model.weights import matrix_of, oriented, plain
+from errata.patch.delta import Delta, difference
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.patch import EMPTY, Patch
 from errata.patch.spectra import in_float64, svd
 

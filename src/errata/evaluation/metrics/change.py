@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from errata.patch.delta import LowRank
+    from errata.patch.low_rank import LowRank
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from errata.model.hf import HFLM
 from errata.model.projection import KEY, Projection
 from errata.model.second_moment import key_sums
 from errata.model.texts import pieces_of, sampled_texts
-from errata.model.weights import shape_of, stem
-from errata.patch.delta import weight_shape
+from errata.model.weights import shape_of, stem, weight_shape
 from errata.patch.schema import Floats
 
 log = logging.getLogger(__name__)
@@ -131,7 +130,7 @@ class KeyStatistics(TypedDict):
 def check_statistics(lm: HFLM, layers: Sequence[int], state: State) -> None:
     """Raises :class:`BadInput` unless the state holds C of each of the layers."""
     for name in (name for layer in layers for name in Projection.of(lm.sites, layer).weights(lm.model)):
-        state.tensor(f"C/{stem(name)}", Floats("f f"), f=weight_shape(lm, name)[1])
+        state.tensor(f"C/{stem(name)}", Floats("f f"), f=weight_shape(lm.model, name)[1])
 
 
 def typical_norms(lm: HFLM, pieces: Sequence[Sequence[int]], layers: Sequence[int]) -> dict[str, float]:

@@ -20,8 +20,8 @@ from errata.methods.state import State, cached_state
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.texts import pieces_of, texts_of
-from errata.model.weights import shape_of
-from errata.patch.delta import oriented, trainable
+from errata.model.weights import oriented, shape_of
+from errata.patch.delta import trainable
 from errata.patch.schema import Floats
 
 log = logging.getLogger(__name__)

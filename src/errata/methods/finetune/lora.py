@@ -21,8 +21,9 @@ from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.projection import linears_of
 from errata.model.size import Size, Step, Work
-from errata.model.weights import shape_of
-from errata.patch.delta import Delta, LowRank, oriented
+from errata.model.weights import oriented, shape_of
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank
 from errata.patch.patch import Patch
 from errata.types import Edit
 

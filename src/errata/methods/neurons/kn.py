@@ -23,8 +23,9 @@ from errata.methods.state import State, cached_state
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.model.texts import contexts_of
-from errata.model.weights import plain
-from errata.patch.delta import Delta, LowRank, Weight, weight_shape
+from errata.model.weights import plain, weight_shape
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.patch import Patch
 from errata.patch.schema import Ints
 from errata.phrasings import facts_of, group_index, rephrased, templates_of
@@ -150,7 +151,7 @@ class KN(Method):
         super().check_state(lm, state)
         for name in state.tensors:
             common = state.tensor(name, Ints("* 2"))
-            widths = [weight_shape(lm, f"{path}.weight")[1] for path in lm.sites.mlp_out]
+            widths = [weight_shape(lm.model, f"{path}.weight")[1] for path in lm.sites.mlp_out]
             if strange := [(layer, i) for layer, i in common.tolist() if layer >= len(widths) or i >= widths[layer]]:
                 raise BadInput(f"this state names the neuron {strange[0]}, which is none of this model; prepare anew")
 

@@ -22,8 +22,8 @@ from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
 from errata.model.reading import Pair
-from errata.model.weights import plain
-from errata.patch.delta import Delta, weight_shape
+from errata.model.weights import plain, weight_shape
+from errata.patch.delta import Delta
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -40,7 +40,7 @@ class Editable(nn.Module):
         weights = [at_least_float32(plain(lm.model, name, "cannot be trained").detach()) for name in names]
         self.register_buffer("units", torch.stack([w.square().mean().sqrt().cpu() for w in weights]))
         self.units: Tensor
-        self.base = nn.ParameterList(self.units.new_zeros(weight_shape(lm, name)) for name in names)
+        self.base = nn.ParameterList(self.units.new_zeros(weight_shape(lm.model, name)) for name in names)
         self.decay = nn.Parameter(self.units.new_zeros(()))  # β = σ(0) = 0.5
 
     def change(self) -> Changes:

@@ -16,8 +16,7 @@ from errata.methods.trained.training import Losses
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32, budgeted
 from errata.model.reading import Pair
-from errata.model.weights import plain
-from errata.patch.delta import oriented
+from errata.model.weights import oriented, plain
 
 SCALE = 2.0**10  # of losses where gradients pass a model in half precision
 

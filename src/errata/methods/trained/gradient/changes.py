@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from errata.patch.delta import Delta, LowRank, Weight
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank, Weight
 
 
 def dense(changes: Mapping[str, Weight]) -> dict[str, Tensor]:

@@ -22,8 +22,8 @@ from errata.methods.trained.training import Losses
 from errata.model import hooks
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
-from errata.model.weights import plain
-from errata.patch.delta import LowRank, Weight, weight_shape
+from errata.model.weights import plain, weight_shape
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -76,7 +76,7 @@ class TextNetwork(nn.Module):
         self.linear = nn.Linear(2 * lstm, condition)
         norms = [at_least_float32(plain(lm.model, name, "cannot be trained").detach()).norm() for name in names]
         self.heads = nn.ModuleList(
-            Conditioned(weight_shape(lm, name), norm, condition, hidden, share)
+            Conditioned(weight_shape(lm.model, name), norm, condition, hidden, share)
             for name, norm in zip(names, norms, strict=True)
         )
         self.names = list(names)

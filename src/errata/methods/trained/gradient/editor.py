@@ -27,7 +27,8 @@ from errata.methods.trained.training import Losses
 from errata.model import hooks
 from errata.model import weights as stored
 from errata.model.hf import HFLM
-from errata.patch.delta import Weight, oriented, weight_shape
+from errata.model.weights import oriented, weight_shape
+from errata.patch.low_rank import Weight
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -65,7 +66,7 @@ class GradientEditor(MLPEditor):
 
     def rewriter(self, lm: HFLM) -> GradientNetwork:
         """A fresh network that rewrites gradients, on the model's device."""
-        shapes = {name: weight_shape(lm, name) for name in self.names(lm)}
+        shapes = {name: weight_shape(lm.model, name) for name in self.names(lm)}
         return GradientNetwork(shapes, rank=self.rank, blocks=self.blocks, after=self.after).to(lm.device)
 
     def rewriting(self, network: Any) -> GradientNetwork:

@@ -17,7 +17,7 @@ from errata.methods.trained.gradient.gradients import Gradients, only
 from errata.methods.trained.objective import mean_of, outer_gradient
 from errata.methods.trained.training import Losses
 from errata.model.hf import HFLM
-from errata.patch.delta import Weight
+from errata.patch.low_rank import Weight
 from errata.types import Edit
 
 MET = 0.9  # share of held-out edits from which the margin is tightened: released code

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from errata.model.passes import float64_device
 from errata.model.weights import stem
-from errata.patch.delta import LowRank, Weight
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.memory import GRAM, KEYS
 
 

@@ -16,7 +16,7 @@ from errata.methods.trained.gradient.network import GradientNetwork
 from errata.model.hf import HFLM
 from errata.model.projection import linears_of
 from errata.model.sites import Sites
-from errata.patch.delta import Weight
+from errata.patch.low_rank import Weight
 
 CHUNK = 1024  # tokens whose way through the network is held at once, and gone again when gradients need it
 

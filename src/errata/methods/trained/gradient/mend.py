@@ -9,7 +9,7 @@ from errata.methods.settings import setting
 from errata.methods.trained.gradient.editor import GradientEditor
 from errata.methods.trained.gradient.gradients import Gradients
 from errata.methods.trained.gradient.network import GradientNetwork
-from errata.patch.delta import LowRank, Weight
+from errata.patch.low_rank import LowRank, Weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from errata.methods.trained.gradient.conditioned import TextEditor, TextNetwork
 from errata.methods.trained.objective import changed, mean_of, outer_gradient, right
 from errata.methods.trained.training import Losses
 from errata.model.hf import HFLM
-from errata.patch.delta import Weight, weight_shape
+from errata.model.weights import weight_shape
+from errata.patch.low_rank import Weight
 from errata.types import Edit
 
 Changes = dict[str, Tensor]
@@ -64,7 +65,7 @@ class SLAG(TextEditor):
         return dense(self.changes(lm, network, edit, gradients))
 
     def _nothing(self, lm: HFLM) -> Changes:
-        return {name: torch.zeros(weight_shape(lm, name), device=lm.device) for name in self.names(lm)}
+        return {name: torch.zeros(weight_shape(lm.model, name), device=lm.device) for name in self.names(lm)}
 
     # Training
 

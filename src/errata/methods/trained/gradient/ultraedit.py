@@ -20,8 +20,9 @@ from errata.methods.trained.gradient.network import FEW, Running
 from errata.methods.trained.mlp import MLPWeights
 from errata.model import hooks
 from errata.model.hf import HFLM
-from errata.model.weights import stem
-from errata.patch.delta import Delta, LowRank, Weight, weight_shape
+from errata.model.weights import stem, weight_shape
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank, Weight
 from errata.patch.memory import forget, remember
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit
@@ -70,7 +71,7 @@ class UltraEdit(MLPWeights):
         memory = self._unlearned(lm, edits, prior) if self.history else dict(prior.memory)
         changes: dict[str, Weight] = {}
         for name, g in gradients.items():
-            values = self._values(lm, name, g, statistics[weight_shape(lm, name)])
+            values = self._values(lm, name, g, statistics[weight_shape(lm.model, name)])
             if self.history:
                 values -= sum(_product(w, g.u) for d in prior.of_kind(Delta) if (w := d.weights.get(name)) is not None)
                 changes[name] = beside(g.u, values, self.ridge, memory, name)
@@ -110,7 +111,7 @@ class UltraEdit(MLPWeights):
         """Of keys and gradients by the weight's shape: those in the memory, and these edits counted first."""
         found: dict[tuple[int, int], Running] = {}
         for name, g in gradients.items():
-            shape = weight_shape(lm, name)
+            shape = weight_shape(lm.model, name)
             if shape not in found:
                 found[shape] = Running(sum(shape))
                 held = {key: prior.memory.get(f"{_place(shape)}{key}") for key in found[shape].state_dict()}
