@@ -21,8 +21,8 @@ import errata
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.symmetric import Symmetric
 from errata.model import passes
+from errata.model.padding import pad
 from errata.model.second_moment import second_moments
-from errata.model.tokens import pad
 from errata.model.weights import weight_shape
 from errata.patch.delta import Delta
 from errata.patch.low_rank import LowRank

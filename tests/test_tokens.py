@@ -10,7 +10,8 @@ from conftest import sentencepiece, tokenizer
 from tokenizers import decoders
 
 from errata.errors import BadInput
-from errata.model.tokens import Tokens, fed_unchanged, pad, positions_of, sentence
+from errata.model.padding import pad, positions_of
+from errata.model.tokens import Tokens, fed_unchanged, sentence
 from errata.subjects import last_word
 
 

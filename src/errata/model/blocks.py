@@ -14,9 +14,9 @@ from torch import Tensor
 
 from errata.model import hooks
 from errata.model.lm import Call
+from errata.model.padding import pad
 from errata.model.passes import Rows, hidden_of, inputs_of, unflattened
 from errata.model.reading import TensorPasses
-from errata.model.tokens import pad
 
 
 class BlockPass:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errata.model.padding import pad
 from errata.model.passes import cache_argument, gathered, input_device, inputs_of
 from errata.model.sites import Sites
-from errata.model.tokens import pad
 
 log = logging.getLogger(__name__)
 

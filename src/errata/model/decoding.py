@@ -10,8 +10,9 @@ from torch import Tensor
 from errata.model import passes
 from errata.model.caches import new_cache, select_rows
 from errata.model.lm import Call
+from errata.model.padding import pad
 from errata.model.reading import TensorPasses
-from errata.model.tokens import Tokens, pad
+from errata.model.tokens import Tokens
 
 Choose = Callable[[Tensor, Sequence[int], int], Tensor]  # (logits (b, V), row numbers, step) -> ids (b,)
 

@@ -15,7 +15,7 @@ from errata.model.lm import LM, listed
 from errata.model.reading import Pair, TensorPasses
 from errata.model.sampling import Sampling, TopP, is_drawn, seeds_of, top_p
 from errata.model.scoring import scored
-from errata.model.tokens import UNFINISHED
+from errata.model.spelling import UNFINISHED
 from errata.types import Score
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from typing_extensions import override
 from errata.model import hooks
 from errata.model.caches import cache_rows, has_states, new_cache, spent_copy
 from errata.model.in_use import use_of
+from errata.model.padding import Padded, pad
 from errata.model.passes import (
     Rows,
     gathered,
@@ -31,7 +32,6 @@ from errata.model.passes import (
 )
 from errata.model.prefixes import extend, shared_lengths, shared_prefixes
 from errata.model.sites import Sites
-from errata.model.tokens import Padded, pad
 
 
 @dataclass(frozen=True)

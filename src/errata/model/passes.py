@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from errata.model import hooks
+from errata.model.padding import positions_of
 from errata.model.sites import Sites
-from errata.model.tokens import positions_of
 
 Rows = Sequence[Sequence[int]]  # token ids, not padded
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from errata.model import hooks
 from errata.model.caches import cache_rows, new_cache
+from errata.model.padding import pad
 from errata.model.passes import Rows, gathered, input_device, inputs_of
 from errata.model.sites import Sites
-from errata.model.tokens import pad
 
 SAME = 6  # rows whose first tokens are the same, this many, are taken to begin with a common text
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from errata.model import hooks, passes
 from errata.model.intervention import FullPass, Held, InterventionSite, Pass, SuffixPass
 from errata.model.lm import Call
+from errata.model.padding import pad
 from errata.model.prefixes import PrefixGroup, shared_lengths, shared_prefixes
 from errata.model.projection import KEY, Projection, WeightKeys
-from errata.model.tokens import pad
 from errata.model.view import ModelView
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from errata.model import passes
 from errata.model.gram import Gram
 from errata.model.hf import HFLM
 from errata.model.lm import Call
+from errata.model.padding import pad
 from errata.model.projection import KEY, WeightKeys
-from errata.model.tokens import pad
 from errata.model.workers import in_shares
 
 

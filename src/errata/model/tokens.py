@@ -1,52 +1,17 @@
-"""Texts to ids and back. The only module that reasons about spaces, padding, offsets and (with ``chat``) templates."""
+"""Prompts, answers and subjects as ids. With ``spelling`` and ``chat`` the only module that reasons about spaces,
+offsets and templates."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from errata.errors import BadInput
 from errata.model.chat import Template
+from errata.model.spelling import Spelling
 from errata.printable import shown
 from errata.subjects import last_word, placed
 from errata.types import as_text
-
-UNFINISHED = "\ufffd"  # decoded from the bytes of a character that lacks some
-
-
-@dataclass(frozen=True)
-class Padded:
-    """Rows of token ids, padded to one length."""
-
-    ids: Tensor
-    """(b, t)."""
-    mask: Tensor
-    """1 where there is a token, 0 where there is padding. (b, t)."""
-    lengths: tuple[int, ...]
-    """Tokens of each row."""
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    """The position of each token in its row, counted without padding. (b, t)."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def pad(
-    rows: Sequence[Sequence[int]], side: Literal["left", "right"], fill: int, device: Any = None, least: int = 0
-) -> Padded:
-    """The rows, padded on one side with the id ``fill`` to the length of the longest, and to ``least`` tokens."""
-    width = max([least, *map(len, rows)])
-    ids = torch.full((len(rows), width), fill, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[i, where] = torch.tensor(row, dtype=torch.long)
-        mask[i, where] = 1
-    return Padded(ids.to(device), mask.to(device), tuple(map(len, rows)))
 
 
 def fed_unchanged(prompt: str, target: str) -> bool:
@@ -71,7 +36,7 @@ def common_start(a: Sequence[int], b: Sequence[int]) -> list[int]:
     return [x for x, _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))]
 
 
-class Tokens:
+class Tokens(Spelling):
     """Token ids of prompts, subjects and targets.
 
     A prompt has the same ids with and without a target behind it. Under a chat template it is a user's turn, and the
@@ -80,16 +45,8 @@ class Tokens:
     model has no row for.
     """
 
-    tokenizer: Any
-    """The transformers tokenizer."""
     limit: int | None
     """Tokens that the model can read; None where that is not known."""
-    seq2seq: bool
-    """Whether the model is an encoder-decoder: prompts keep their end token, targets are texts of their own."""
-    rows: int | None
-    """Tokens that the model's embedding has a row for; None where that is not known."""
-    fill: int
-    """The id that pads: the tokenizer's padding token, or another of its special tokens."""
     template: Template | None
     """The chat template that prompts are asked under; None for plain text."""
     ends: frozenset[int]
@@ -106,13 +63,10 @@ class Tokens:
         stops: Iterable[int] = (),
     ) -> None:
         """``tokenizer`` is one of transformers; ``stops`` are the ids at which the model stops in a chat."""
-        self.tokenizer, self.limit, self.seq2seq, self.rows = tokenizer, limit, seq2seq, rows
-        candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
-        self.fill = next(i for i in candidates if i is not None and (rows is None or i < rows))
-        self.template = template
+        super().__init__(tokenizer, seq2seq, rows)
+        self.limit, self.template = limit, template
         of_turn = set[int]() if template is None else {*stops, template.end}
         self.ends = frozenset(i for i in (tokenizer.eos_token_id, *of_turn) if i is not None)
-        self._spellings: dict[str, str] = {}
 
     @property
     def end(self) -> int | None:
@@ -134,35 +88,9 @@ class Tokens:
         """Ids of a prompt, with what the tokenizer puts before it. An empty one is the beginning of a text."""
         return self._within(self._prompt(text), text)
 
-    def ids(self, text: str, **how: Any) -> list[int]:
-        """Ids of a text of any length; ``how`` goes to the tokenizer.
-
-        Raises :class:`BadInput` for what is no whole text, and for a token that the model does not know.
-        """
-        as_text(text, "a text")
-        ids = list(self.tokenizer(text, **how)["input_ids"])
-        if self.rows is not None and ids and (most := max(ids)) >= self.rows:
-            raise BadInput(
-                f"{shown(text)} has the token {self.tokenizer.convert_ids_to_tokens(most)!r} of id {most}; the model's "
-                f"embedding has {self.rows} rows: the tokenizer belongs to another model"
-            )
-        return ids
-
     def _prompt(self, text: str) -> list[int]:
         whole, _, how = self._asked(text)
         return self.ids(whole, **how) if how else self._text(text)
-
-    def _text(self, text: str) -> list[int]:
-        """Ids of the beginning of a plain text."""
-        ids = self.ids(text)
-        if not self.seq2seq:
-            end = self.tokenizer.eos_token_id
-            while len(ids) > 1 and ids[-1] == end and not text.endswith(str(self.tokenizer.eos_token)):
-                ids.pop()
-        if not ids:
-            start = self.tokenizer.bos_token_id
-            ids = [self.fill if start is None else start]
-        return ids
 
     def _asked(self, prompt: str) -> tuple[str, int, dict[str, Any]]:
         """The text that is tokenised for a prompt, where the prompt begins in it, and how it is tokenised.
@@ -242,27 +170,6 @@ class Tokens:
         """Whether ``ids`` add ``text``, and no space more, to the prompt's ids ``before``; any to an empty prompt."""
         joined = self.decode(before + ids)
         return joined == self.decode(before) + text if prompt else joined.endswith(text)
-
-    def _unprefixed(self, text: str) -> list[int]:
-        """Ids of a text without the space that the tokenizer may put before one; empty where they cannot be told."""
-        line = self._plain("\n")  # the space then stands before the line break
-        ids = self._plain("\n" + text)
-        return ids[len(line) :] if ids[: len(line)] == line else []
-
-    def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of a plain text in two parts, of any length, in a chat too; nothing is put between them.
-
-        Spaces at the context's end are moved to the continuation, as in lm-evaluation-harness. Where one token would
-        belong to both, the two are tokenised apart.
-        """
-        bare = context.rstrip()
-        continuation = context[len(bare) :] + continuation
-        before = self._text(bare)
-        if self.seq2seq or not bare:
-            return before, self._plain(continuation)
-        whole = self._text(bare + continuation)
-        joined = whole[: len(before)] == before and len(whole) > len(before)
-        return before, whole[len(before) :] if joined else self._plain(continuation)
 
     def exchange(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         """Ids of a prompt and an answer, of any length: in a chat two turns, otherwise :meth:`pair`."""
@@ -371,57 +278,6 @@ class Tokens:
             return [], []
         a, b = (self._plain(self.template.around(text)[0]) for text in "aB")
         return common_start(a, b), common_start(a[::-1], b[::-1])[::-1]
-
-    def _spelt(self, subject: str) -> str:
-        if subject not in self._spellings:
-            self._spellings[subject] = self.decode(self._plain(subject)).strip()
-        return self._spellings[subject]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        return self._decoded(ids, True)
-
-    def _decoded(self, ids: Sequence[int], bare: bool) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=bare, clean_up_tokenization_spaces=False)
-
-    def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
-        """The text that ``ids`` add to the prompt's ids, its leading space included.
-
-        Decoded behind a letter: SentencePiece's decoder drops the space before the first of its tokens.
-        """
-        if self.seq2seq or all(token in self._special for token in prompt):
-            return self.decode(ids)  # the beginning of a text
-        letter, before = self._letter
-        return self.decode([*letter, *ids])[len(before) :]
-
-    def settled(self, ids: Sequence[int]) -> Sequence[int]:
-        """The ids without those bytes at their end that may still become other characters, together with more.
-
-        A decoder of SentencePiece's kind reads a run of single bytes as a whole.
-        """
-        end = len(ids)
-        while end and ids[end - 1] in self._bytes:
-            end -= 1
-        return ids[:end]
-
-    @cached_property
-    def _bytes(self) -> frozenset[int]:
-        """The ids of pieces that are single bytes, as they are written where a character is unknown."""
-        found = self.tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in range(256)])
-        return frozenset(i for i in found if i is not None and i != self.tokenizer.unk_token_id)
-
-    @cached_property
-    def _special(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.all_special_ids)
-
-    @cached_property
-    def _letter(self) -> tuple[list[int], str]:
-        """Ids of a letter, and what is decoded from them."""
-        ids = self._plain("a")
-        return ids, self.decode(ids)
-
-    def _plain(self, text: str) -> list[int]:
-        return self.ids(text, add_special_tokens=False)
 
     def _within(self, ids: list[int], text: str) -> list[int]:
         if self.limit is not None and len(ids) > self.limit:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from errata.model.tokens import Tokens, pad
+from errata.model.padding import pad
+from errata.model.tokens import Tokens
 
 PROMPT, TARGET, QUERY = 0, 1, 2  # roles: of an edit's prompt, of its new answer, of what is asked now
 ROLES = 3
