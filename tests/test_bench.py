@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 
 import errata
 from errata.bench import measurer
-from errata.bench.plan import MethodSpec, Plan, Setting
+from errata.bench.plan import Plan
 from errata.bench.run import run
+from errata.bench.settings import Setting
+from errata.bench.specs import MethodSpec
 from errata.bench.units import Unit, units_of
 from errata.cli import app
 from errata.cli import bench as command

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import errata
 from errata import data
-from errata.bench.plan import DataSpec
+from errata.bench.specs import DataSpec
 from errata.cli import app
 from errata.data import formats, reader
 from errata.data import records as files

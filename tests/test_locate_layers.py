@@ -364,7 +364,7 @@ def test_settings_come_from_json_and_toml_and_a_word_goes_before_them(tmp_path: 
 
 
 def test_a_bench_file_names_a_file_of_settings(tmp_path: Path) -> None:
-    from errata.bench.plan import MethodSpec
+    from errata.bench.specs import MethodSpec
 
     (tmp_path / "a.json").write_text('{"layers": [1, 2], "steps": 3, "found": {}}')
     spec = MethodSpec.of({"name": "memit", "settings_file": str(tmp_path / "a.json"), "steps": 4})

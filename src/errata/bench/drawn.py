@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from errata.bench.plan import CasesSpec, DataSpec, Setting, TrainSpec
+from errata.bench.settings import Setting
+from errata.bench.specs import CasesSpec, DataSpec, TrainSpec
 from errata.bench.trained_on import apart
 from errata.errors import BadInput
 from errata.types import Case, Probe

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from errata.bench.plan import TrainSpec
+from errata.bench.specs import TrainSpec
 from errata.errors import BadInput
 from errata.types import Case, Edit
 

@@ -10,7 +10,9 @@ from itertools import product
 from typing import Any, Protocol
 
 from errata.bench.drawn import Drawn
-from errata.bench.plan import Batch, MethodSpec, Plan, Sequential, Setting, Single, Stop
+from errata.bench.plan import Plan
+from errata.bench.settings import Batch, Sequential, Setting, Single, Stop
+from errata.bench.specs import MethodSpec
 from errata.bench.trained_on import reads_cases
 from errata.errors import BadInput
 from errata.evaluation import protocols
@@ -105,7 +107,7 @@ class Unit:
 
     @property
     def gold(self) -> Named:
-        """Whose gold is asked for at the checkpoints: see :class:`errata.bench.plan.Batch`."""
+        """Whose gold is asked for at the checkpoints: see :class:`errata.bench.settings.Batch`."""
         named = self.setting.gold if isinstance(self.setting, Batch | Sequential) else False
         return False if named is None and self.protocol.name != "errata" else named
 

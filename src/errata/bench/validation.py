@@ -5,7 +5,7 @@ A key's path in the file stands first in a message, then what was found and expe
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from errata.errors import BadInput, unknown
 
+T = TypeVar("T")
 EXPECTED = {  # in words, for pydantic's types of errors that are not those of one value alone
     "tuple_type": "a list",
     "too_short": "a list with at least one entry",
@@ -43,6 +44,7 @@ Text = Annotated[str, Field(strict=True, min_length=1), expected("a text")]
 Count = Annotated[int, Field(strict=True, ge=1), expected("a whole number from 1")]
 Seed = Annotated[int, Field(strict=True, ge=0), expected("a whole number from 0")]
 Number = Annotated[float, Field(strict=True), expected("a number")]
+List = Annotated[tuple[T, ...], Field(min_length=1)]
 
 
 class Table(BaseModel):
