@@ -16,7 +16,8 @@ from errata.report.charts import Axis, Chart, figures
 from errata.report.html import page
 from errata.report.markdown import markdown
 from errata.report.names import short_names
-from errata.report.sections import Section, _falling, report_sections
+from errata.report.published import falling
+from errata.report.sections import Section, report_sections
 from errata.report.significance import compare, holm
 from errata.types import Row
 
@@ -296,8 +297,8 @@ def test_where_less_is_better_the_best_has_least() -> None:
     for less, best in ((True, "good"), (False, "bad")):
         found = compare(values, less)
         assert found is not None and found.best == best and found.sign(best, found.order[1]) == "+"
-    assert "old answer first: edit" in _falling(PROTOCOLS["belief"])
-    assert _falling(PROTOCOLS["errata"]) == frozenset()
+    assert "old answer first: edit" in falling(PROTOCOLS["belief"])
+    assert falling(PROTOCOLS["errata"]) == frozenset()
 
 
 def test_a_course_of_what_was_measured_before_alone_is_not_drawn() -> None:

@@ -7,7 +7,9 @@ from math import ceil, floor, log10
 from errata.evaluation.metrics import Mean, harmonic_mean
 from errata.report.headings import MODEL_CURVES, SHARES
 from errata.report.names import short_names
-from errata.report.sections import SECONDS, PublishedSection, Section, mean_text
+from errata.report.published import SECONDS, PublishedSection
+from errata.report.sections import Section
+from errata.report.text_table import mean_text
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46  # of the frame, in the units of the picture

@@ -80,8 +80,15 @@ MODEL_CURVES = tuple(  # what becomes of the model; drawn first, where a run ask
 )
 COURSE = (*EDIT_CURVES, *MODEL_CURVES, COLUMNS["drift", "low"], COLUMNS["drift", "effective"])  # at each checkpoint
 SHARES = (*EDIT_CURVES, COLUMNS["in_context", "accuracy"])  # of these, what lies between 0 and 1
+UNEDITED = "(unedited)"  # the line of a table that stands for no method
 WITHOUT_SPREAD = ("cost", "drift", "text", "gold")  # kinds
 PLAIN = tuple(name for (kind, _), name in COLUMNS.items() if kind in WITHOUT_SPREAD)
+
+
+def titled(row: Row, end: str) -> str:
+    """The title of a section: what the row's group has in common, and what is shown of it."""
+    protocol = "" if row.protocol == "errata" else row.protocol
+    return " · ".join(filter(None, (row.setting, row.model, row.data, protocol, end)))
 
 
 def kind_of(row: Row) -> str:

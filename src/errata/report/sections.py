@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from errata.evaluation.metrics import Mean
-from errata.evaluation.protocols import DISTANCES, LESS_IS_BETTER, PROTOCOLS, STAYING, Protocol
 from errata.report.changes import DERIVED, derived
-from errata.report.folds import CaseKey, edit_metric, line_values, published, values_of
+from errata.report.comparisons import Axes, Values, compared, comparison_tables
+from errata.report.folds import CaseKey, edit_metric, values_of
 from errata.report.grouping import (
     ByMethod,
     Cells,
@@ -35,52 +35,19 @@ from errata.report.headings import (
     PLAIN,
     SHARES,
     TO_GOLD,
+    UNEDITED,
     kind_of,
+    titled,
 )
+from errata.report.published import PublishedSection, published_section
 from errata.report.rows import told_apart
-from errata.report.significance import LEVEL, Comparison, compare
+from errata.report.significance import Comparison
+from errata.report.text_table import TextTable, mean_text
 from errata.types import Row
 
 EXPLANATION = "Mean over cases ± standard error (cases); a dash where nothing could be measured."
-UNEDITED = "(unedited)"
 GOLD = "distance to the gold, KL(retrained ‖ edited) in units of that between two retrainings, by what is asked"
-BEHIND = (
-    "how far each is behind the best: mean difference over the same cases ± standard error, and p of Wilcoxon's "
-    "signed-rank test, corrected by Holm over all pairs of methods"
-)
-APART = f"column by column: + the row is better, − it is worse (p < {LEVEL}), nothing: they cannot be told apart"
 COMPARED_NAMES = tuple(COLUMNS[key] for key in COMPARED)
-SECONDS = {("cost", "seconds_per_edit"): COLUMNS["cost", "seconds_per_edit"]}
-Values = Mapping[str, Mapping[str, Mapping[CaseKey, float]]]  # column -> method -> case -> value
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table of text: a caption ("" where it has none), headings, and lines as long as the headings.
-
-    ``shares`` are the places of columns whose means lie between 0 and 1; ``aside`` marks one that is large and seldom
-    wanted, which a page folds away.
-    """
-
-    caption: str
-    head: tuple[str, ...]
-    body: tuple[tuple[str, ...], ...]
-    shares: tuple[int, ...] = ()
-    aside: bool = False
-
-
-@dataclass(frozen=True)
-class Axes:
-    """The columns by which a picture places a method: the edit itself, in other words, and what stays; "" for none."""
-
-    edit: str = ""
-    generality: str = ""
-    locality: str = ""
-
-    @property
-    def names(self) -> list[str]:
-        """Those that there are."""
-        return [name for name in (self.edit, self.generality, self.locality) if name]
 
 
 @dataclass(frozen=True)
@@ -109,7 +76,7 @@ class Section:
         made = [_methods_table("", self.columns, self.lines)]
         if self.to_gold[0]:
             made.append(_methods_table(GOLD, *self.to_gold))
-        made += _comparisons(self.comparisons, self.axes)
+        made += comparison_tables(self.comparisons, self.axes)
         names = [name for name in DERIVED if any(name in numbers for numbers in self.changes.values())]
         if names:
             lines = tuple((method, *(mean_text(of.get(name)) for name in names)) for method, of in self.changes.items())
@@ -122,7 +89,7 @@ class Section:
     @cached_property
     def comparisons(self) -> dict[str, Comparison]:
         """Methods compared by each column that holds values of two or more."""
-        return _compare(self.compared)
+        return compared(self.compared)
 
     @property
     def axes(self) -> Axes:
@@ -151,57 +118,6 @@ class Section:
         return TextTable(f"{column} after so many edits", ("method", *map(str, points)), body, shares)
 
 
-@dataclass(frozen=True)
-class PublishedSection:
-    """A protocol's own numbers after the edits, by the names and in the units of its paper.
-
-    ``lines`` are (method, edits, a mean for each of ``columns``), the unedited model first; a sequence has a line for
-    each checkpoint, elsewhere edits is None. ``seconds`` are those of an edit, by method; ``compared`` as in
-    :class:`Section`.
-    """
-
-    title: str
-    source: str
-    columns: tuple[str, ...]
-    lines: tuple[tuple[str, int | None, Cells], ...]
-    errors: tuple[str, ...] = ()
-    seconds: Mapping[str, Mean] = field(default_factory=dict[str, Mean])
-    axes: Axes = Axes()
-    compared: Values = field(default_factory=dict[str, dict[str, dict[CaseKey, float]]])
-    falling: frozenset[str] = frozenset()  # columns in which less is better
-
-    def tables(self) -> list[TextTable]:
-        """All the numbers, and how methods compare by them."""
-        sequence = any(n is not None for _, n, _ in self.lines)
-        head = ("method", *(("edits",) if sequence else ()), *self.columns)
-        body = tuple(
-            (name, *(("0" if n is None else str(n),) if sequence else ()), *map(mean_text, means))
-            for name, n, means in self.lines
-        )
-        numbers = TextTable(f"by the names and in the units of {self.source}", head, body)
-        return [numbers, *_comparisons(self.comparisons, self.axes)]
-
-    @cached_property
-    def comparisons(self) -> dict[str, Comparison]:
-        """As :attr:`Section.comparisons`."""
-        return _compare(self.compared, self.falling)
-
-    def ends(self, column: str) -> dict[str, Mean]:
-        """Method -> the mean of a column (or of the seconds of an edit) after the last edit, where it was measured."""
-        if column in SECONDS.values():
-            return dict(self.seconds)
-        if column not in self.columns:
-            return {}
-        place = self.columns.index(column)
-        return {name: mean for name, _, means in self.lines[1:] if (mean := means[place]) is not None}
-
-    def course_of(self, column: str) -> dict[tuple[str, int], Mean]:
-        """(method, edits) -> the mean of a column, where it was measured."""
-        place = self.columns.index(column)
-        points = [(name, n, means[place]) for name, n, means in self.lines]
-        return {(name, n): mean for name, n, mean in points if n is not None and mean is not None}
-
-
 def report_sections(rows: Iterable[Row]) -> list[Section | PublishedSection]:
     """All that a report shows: the sections of each setting, model, data set and protocol, and then its own numbers.
 
@@ -212,7 +128,7 @@ def report_sections(rows: Iterable[Row]) -> list[Section | PublishedSection]:
     alone = made_alone(groups)
     shown: list[Section | PublishedSection] = []
     for modes in groups:
-        numbers = _published_section(every_mode(modes))
+        numbers = published_section(every_mode(modes))
         measured = [by_method for by_method in modes.values() if _is_shown(by_method)] or list(modes.values())[:1]
         shown += [_section(by_method, alone, costs=i == 0) for i, by_method in enumerate(measured)]
         shown += [numbers] if numbers else []
@@ -236,11 +152,6 @@ def sections(rows: Iterable[Row]) -> list[Section]:
     return [_section(by_method, alone) for modes in groups for by_method in modes.values()]
 
 
-def mean_text(mean: Mean | None) -> str:
-    """Mean ± standard error (count), or a dash."""
-    return "-" if mean is None else str(mean)
-
-
 def _section(by_method: ByMethod, alone: Mapping[Subject, list[Row]], costs: bool = True) -> Section:
     last = {name: at_the_end(rows) for name, rows in by_method.items()}
     ends = {name: measured(rows) for name, rows in last.items()}
@@ -254,7 +165,7 @@ def _section(by_method: ByMethod, alone: Mapping[Subject, list[Row]], costs: boo
         single = [] if is_single(first) else alone.get(subject(rows[0]), [])
         changes[name] = derived(last[name], rows if sequence else (), single, metric)
     return Section(
-        _title(first, first.mode),
+        titled(first, first.mode),
         *_lines(ends, headings),
         course=_course(by_method) if sequence else {},
         edited=metric,
@@ -274,109 +185,6 @@ def _lines(
     together = {key: [row for of in ends.values() for row in of.get(key, ())] for key in headings}
     named = [(UNEDITED, cells(together, "before", headings)), *means.items()]
     return columns, tuple((name, tuple(of[column] for column in columns)) for name, of in named)
-
-
-def _published_section(by_method: ByMethod) -> PublishedSection | None:
-    """None where the protocol prints no numbers of its own, or none of them was measured."""
-    first = first_of(by_method)
-    protocol = PROTOCOLS.get(first.protocol)
-    if protocol is None or not protocol.lines:
-        return None
-    last = {name: at_the_end(rows) for name, rows in by_method.items()}
-    sequence = sum(map(len, by_method.values())) > sum(map(len, last.values()))
-    before = {number.name: number.before for number in published(row for rows in last.values() for row in rows)}
-    if not before:
-        return None
-    lines: list[tuple[str, int | None, dict[str, Mean | None]]] = [(UNEDITED, None, before)]
-    for name, rows in by_method.items():
-        for n in checkpoints(rows) if sequence else (None,):
-            numbers = published(row for row in rows if n in (None, row.after_edits))
-            lines.append((name, n, {number.name: number.after for number in numbers}))
-    seconds = {name: cells(measured(rows), headings=SECONDS)["seconds per edit"] for name, rows in last.items()}
-    return PublishedSection(
-        _title(first, "published numbers"),
-        protocol.source,
-        tuple(before),
-        tuple((name, n, tuple(means.get(column) for column in before)) for name, n, means in lines),
-        seconds={name: mean for name, mean in seconds.items() if mean is not None},
-        axes=_axes(protocol, before),
-        compared=_by_line({name: line_values(protocol.name, rows) for name, rows in last.items()}),
-        falling=_falling(protocol),
-    )
-
-
-def _axes(protocol: Protocol, measured: Iterable[str]) -> Axes:
-    """The first numbers of a protocol for edits, for paraphrases, and for what stays, of those that were measured."""
-    known = set(measured)
-    lines = [line for line in protocol.lines if line.name in known - _falling(protocol)]
-    wanted = (("edit",), ("paraphrase",), STAYING)
-    return Axes(*(next((line.name for line in lines if set(line.kinds) <= set(kinds)), "") for kinds in wanted))
-
-
-def _falling(protocol: Protocol) -> frozenset[str]:
-    """The numbers of a protocol in which less is better."""
-    return frozenset(line.name for line in protocol.lines if line.metric in (*LESS_IS_BETTER, *DISTANCES))
-
-
-def _by_line(values: Mapping[str, Mapping[str, Mapping[CaseKey, float]]]) -> Values:
-    """By number and method what is given by method and number."""
-    names = dict.fromkeys(name for of in values.values() for name in of)
-    return {name: {method: of.get(name, {}) for method, of in values.items()} for name in names}
-
-
-# Comparisons -------------------------------------------------------------------------------------
-
-
-def _compare(compared: Values, falling: frozenset[str] = frozenset()) -> dict[str, Comparison]:
-    made = {column: compare(of_method, column in falling) for column, of_method in compared.items()}
-    return {column: comparison for column, comparison in made.items() if comparison is not None}
-
-
-def _comparisons(comparisons: Mapping[str, Comparison], axes: Axes) -> list[TextTable]:
-    """How far each method is behind the best of each column, and by the axes' columns which can be told apart."""
-    if not comparisons:
-        return []
-    methods = dict.fromkeys(name for comparison in comparisons.values() for name in comparison.values)
-    lines = tuple((name, *(_behind(comparison, name) for comparison in comparisons.values())) for name in methods)
-    return [TextTable(BEHIND, ("method", *comparisons), lines), *_signs(comparisons, axes)]
-
-
-def _behind(comparison: Comparison, name: str) -> str:
-    if name not in comparison.values:
-        return "-"
-    if name == comparison.best:
-        return "best"
-    difference = comparison.difference(name, comparison.best)
-    if difference is None:
-        return "-"
-    words = str(difference)
-    words = words[1:] if words.startswith("-0.00") else words  # it rounds to nothing
-    return f"{words}, p {_p_text(comparison.p[name, comparison.best])}"
-
-
-def _p_text(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 1 else "= 1"
-
-
-def _signs(comparisons: Mapping[str, Comparison], axes: Axes) -> list[TextTable]:
-    made: list[TextTable] = []
-    for column in axes.names:
-        if (comparison := comparisons.get(column)) and len(comparison.order) > 2:
-            lines = tuple(
-                (f"{i} {name}", *("·" if name == other else comparison.sign(name, other) for other in comparison.order))
-                for i, name in enumerate(comparison.order, start=1)
-            )
-            numbers = map(str, range(1, len(lines) + 1))
-            made.append(TextTable(f"{column}, {APART}", ("method", *numbers), lines, aside=True))
-    return made
-
-
-# Lines -------------------------------------------------------------------------------------------
-
-
-def _title(row: Row, end: str) -> str:
-    protocol = "" if row.protocol == "errata" else row.protocol
-    return " · ".join(filter(None, (row.setting, row.model, row.data, protocol, end)))
 
 
 def _course(by_method: ByMethod) -> dict[tuple[str, int], Cells]:

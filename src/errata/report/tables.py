@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from errata.printable import printable
 from errata.report.folds import published, summary
-from errata.report.sections import mean_text
+from errata.report.text_table import mean_text
 from errata.types import Row
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from errata.evaluation.metrics import Mean
 from errata.report.folds import mean_of
 from errata.report.headings import NAMES
-from errata.report.sections import mean_text
+from errata.report.text_table import mean_text
 from errata.review.guards import RULES, Guard
 from errata.review.record import Question, Review
 
