@@ -39,6 +39,7 @@ from errata.model.lm import LM
 from errata.report.markdown import markdown
 from errata.report.rows import read_rows
 from errata.types import Edit, Row
+from errata.world import packing
 from errata.world import train as world_train
 from errata.world.cases import cases as world_cases
 from errata.world.facts import world as make_world
@@ -98,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("worlds")
     sizes = {name[2:]: int(value) for name, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
     with pytest.MonkeyPatch.context() as faster:
-        faster.setattr(world_train, "TOLD", 1000)
+        faster.setattr(packing, "TOLD", 1000)
         faster.setattr(world_train, "quick_recall", lambda *of, **how: 0.0)
         faster.setattr(world_train, "faster_precision", lambda *of: torch.float32)
         world_command.train(made / "base", **sizes)

@@ -201,7 +201,7 @@ def test_torch_files_are_checkpoints_of_training_and_hold_tensors_alone() -> Non
         for name, call in calls(p)
         if name in ("torch.save", "torch.load")
     ]
-    assert {path for path, _, _ in uses} <= {"world/train.py"}
+    assert {path for path, _, _ in uses} <= {"world/checkpoints.py"}
     for _, name, call in uses:
         words = {k.arg: ast.unparse(k.value) for k in call.keywords}
         assert name == "torch.save" or words.get("weights_only") == "True"

@@ -71,8 +71,8 @@ def train(
 
     With ``start``, a model of a world, training goes on from its weights with the third stage of its own recipe.
     """
+    from errata.world.checkpoints import check_folder
     from errata.world.recipe import Recipe
-    from errata.world.train import check_folder
     from errata.world.train import train as train_model
 
     columns = (
