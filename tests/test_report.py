@@ -5,10 +5,13 @@ import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from math import sqrt
+from itertools import product
+from math import erfc, sqrt
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import rankdata, wilcoxon
 
 from errata.evaluation.metrics import Mean
 from errata.evaluation.protocols import PROTOCOLS
@@ -18,7 +21,7 @@ from errata.report.markdown import markdown
 from errata.report.names import short_names
 from errata.report.published import falling
 from errata.report.sections import Section, report_sections
-from errata.report.significance import compare, holm
+from errata.report.significance import EXACT, compare, exact, holm
 from errata.types import Row
 
 VOID = ("meta",)
@@ -257,22 +260,39 @@ def test_pairs_are_of_the_same_cases() -> None:
 
 
 def test_p_is_that_of_the_signed_rank_test_corrected_over_all_pairs() -> None:
-    n = 12
-    won, lost = {str(i): 1.0 for i in range(n)}, {str(i): 0.0 for i in range(n)}
-    made = compare({"a": won, "b": lost, "c": lost})
+    n = EXACT + 1
+    won, lost = {str(i): 1.0 for i in range(n)}, {str(i): float(i < n // 3) for i in range(n)}
+    made = compare({"a": won, "b": lost, "c": {str(i): 0.0 for i in range(n)}})
     assert made is not None
-    # All 12 ranks are 6.5: W = 78, its mean 39, its variance n(n+1)(2n+1)/24 - (n^3 - n)/48; corrected by 1/2
-    z = (78 - 39 - 0.5) / sqrt(n * (n + 1) * (2 * n + 1) / 24 - (n**3 - n) / 48)
-    p = 2 * (1 - _phi(z))
-    assert made.p["a", "b"] == pytest.approx(3 * p) and made.p["c", "a"] == pytest.approx(3 * p)
-    assert made.p["b", "c"] == 1.0
-    assert (made.sign("a", "b"), made.sign("b", "a"), made.sign("b", "c")) == ("+", "−", "")
+    # All n ranks are (n + 1)/2: W is their sum, its mean half of it, its variance as of ties; corrected by 1/2
+    z = (n * (n + 1) / 4 - 0.5) / sqrt(n * (n + 1) * (2 * n + 1) / 24 - (n**3 - n) / 48)
+    assert made.p["a", "c"] == pytest.approx(3 * erfc(z / sqrt(2)))
+    few = n // 3  # cases differ between b and c, each as much: two of the 2^few signs are as far from the mean
+    assert made.p["c", "b"] == pytest.approx(2 / 2**few)  # the largest of the three
+    assert (made.sign("a", "c"), made.sign("c", "a"), made.sign("b", "c")) == ("+", "−", "+")
+    same = compare({"a": won, "b": dict(won)})
+    assert same is not None and same.p["a", "b"] == 1.0 and same.sign("a", "b") == ""
 
 
-def _phi(z: float) -> float:
-    from math import erf
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_p_of_few_differences_is_exact_with_ties_and_without(n: int) -> None:
+    rng = np.random.default_rng(n)
+    for differences in (rng.normal(size=n), rng.choice([-1.0, -0.5, 0.5, 1.0], n), rng.choice([-1.0, 1.0], n)):
+        ranks = rankdata(abs(differences))
+        sums = np.array([ranks[np.array(signs, bool)].sum() for signs in product((0, 1), repeat=n)])
+        far = abs(sums - sums.mean()) >= abs(ranks[differences > 0].sum() - sums.mean())
+        assert exact(differences) == pytest.approx(far.mean())
 
-    return (1 + erf(z / sqrt(2))) / 2
+
+def test_p_without_ties_is_that_of_scipy() -> None:
+    differences = np.random.default_rng(0).normal(0.4, 1.0, size=EXACT)
+    assert exact(differences) == pytest.approx(wilcoxon(differences, method="exact").pvalue)
+
+
+def test_cases_in_which_two_methods_agree_are_no_differences() -> None:
+    agree = {str(i): 1.0 for i in range(100)}
+    made = compare({"a": {**agree, "x": 1.0, "y": 1.0}, "b": {**agree, "x": 0.0, "y": 0.0}})
+    assert made is not None and made.p["a", "b"] == 0.5  # of the signs of two
 
 
 def test_methods_that_share_no_case_are_not_compared() -> None:

@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errata.evaluation.metrics import Mean, mean
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 LEVEL = 0.05
+EXACT = 50  # differences at most of which p is exact, as in scipy; of more the normal approximation is near
 Values = Mapping[str, Mapping[Any, float]]  # method -> case -> value
 
 
@@ -67,22 +72,49 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _signed_rank(values: Values, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """p of each pair: the normal approximation with its correction for continuity, as ties are many; 1 of equals."""
+    """p of each pair: exact where few cases differ, else the normal approximation; 1 of equals."""
     import numpy as np
     from scipy.stats import wilcoxon
 
     cases = list(dict.fromkeys(case for of in values.values() for case in of))
     table = {name: np.array([of.get(case, np.nan) for case in cases]) for name, of in values.items()}
-    together: dict[bytes, list[int]] = {}  # pairs that share the same cases are tested in one call
-    for i, (a, b) in enumerate(pairs):
-        together.setdefault((~np.isnan(table[a] - table[b])).tobytes(), []).append(i)
     p: Any = np.ones(len(pairs))
+    together: dict[bytes, list[int]] = {}  # larger samples of the same cases are tested in one call
+    for i, (a, b) in enumerate(pairs):
+        both = ~np.isnan(differences := table[a] - table[b])
+        differing = differences[both & (differences != 0)]
+        if len(differing) > EXACT:
+            together.setdefault(both.tobytes(), []).append(i)
+        elif len(differing):
+            p[i] = exact(differing)
     for mask, members in together.items():
         shared = np.frombuffer(mask, dtype=bool)
         differences = np.stack([(table[pairs[i][0]] - table[pairs[i][1]])[shared] for i in members], axis=1)
-        members = [i for i, differ in zip(members, (differences != 0).any(axis=0)) if differ]
-        differences = differences[:, (differences != 0).any(axis=0)]
-        if members:
-            tested: Any = wilcoxon(differences, axis=0, correction=True, method="asymptotic")
-            p[members] = tested.pvalue
+        p[members] = wilcoxon(differences, axis=0, correction=True, method="asymptotic").pvalue
     return p.tolist()
+
+
+def exact(differences: "NDArray[Any]") -> float:
+    """p of the signed-rank test over all signs that differences other than 0 could have, of their ranks as they are.
+
+    ``scipy.stats.wilcoxon`` is exact without ties alone, or of at most 13 differences; most measures have nothing but
+    ties, and of those that are all as large this is the sign test.
+    """
+    from scipy.stats import rankdata
+
+    ranks: Any = (2 * rankdata(abs(differences))).astype(int)  # ties share a rank, which may be a half
+    below = int(min(ranks[differences > 0].sum(), ranks[differences < 0].sum()))
+    return min(1.0, 2 * float(_rank_sums(tuple(sorted(ranks.tolist())))[: below + 1].sum()))
+
+
+@lru_cache(maxsize=4096)
+def _rank_sums(ranks: tuple[int, ...]) -> "NDArray[Any]":
+    """The probability of each sum of those ranks whose signs are +, where each is as likely + as −."""
+    import numpy as np
+
+    chances = np.zeros(sum(ranks) + 1)
+    chances[0] = 1.0
+    for rank in ranks:
+        chances[rank:] = (chances[rank:] + chances[:-rank]) / 2
+        chances[:rank] /= 2
+    return chances
