@@ -44,14 +44,14 @@ mutants: $(VENV)/.installed-dev  ## changes the code in small ways and says whic
 table: $(VENV)/.installed  ## docs/methods.md: every method on the bundled model; measures what docs/table.tar.xz does not hold: hours for all, and the same command resumes
 	@test -e docs/table.jsonl || test ! -e docs/table.tar.xz || $(BIN)/python -m tarfile -e docs/table.tar.xz docs
 	@$(BIN)/errata bench docs/table.toml -o docs/table.jsonl $(ARGS)
-	@$(BIN)/errata report docs/table.jsonl -o docs/methods.md --force
+	@$(BIN)/errata report docs/table.jsonl -o docs/methods.md --intro docs/methods.intro.md --force
 	@cd docs && $(abspath $(BIN))/python -m tarfile -c table.tar.xz table.jsonl
 
 architectures: $(VENV)/.installed  ## docs/architectures.md: every method on three models, two of them trained first; hours, and the same command resumes
 	@$(BIN)/errata world train .worlds/llama --architecture llama --layers 10 $(SMALLER) --world-seed 1 --seed 1 --vocab 2400 --learn 650 --move 350 --follow 400
 	@$(BIN)/errata world train .worlds/gpt2 --layers 6 $(SMALLER) --world-seed 2 --seed 2 --vocab 2600 --learn 500 --move 350 --follow 150
 	@$(BIN)/errata bench docs/architectures.toml -o docs/architectures.jsonl $(ARGS)
-	@$(BIN)/errata report docs/architectures.jsonl -o docs/architectures.md --force
+	@$(BIN)/errata report docs/architectures.jsonl -o docs/architectures.md --intro docs/architectures.intro.md --force
 
 models: $(VENV)/.installed-dev  ## docs/models.md: a fact edited in a tiny model of every family of transformers; minutes
 	@PYTHONPATH=src:tests $(BIN)/python tests/sweep.py $(ARGS)

@@ -870,6 +870,29 @@ def test_bench_and_report(here: Path) -> None:
     assert "add --force" in message
 
 
+def test_a_page_begins_with_a_text_of_ones_own(here: Path) -> None:
+    Path("one.jsonl").write_text(to_jsonl([Row(model="m", case="1", kind="edit", metric="accuracy", after=1.0)]))
+    Path("intro.md").write_text("# Mine\n\nOf *one* machine, [by rules](rules.md).\n\n")
+    for _ in range(2):  # and again, over the page that there is
+        words("report", "one.jsonl", "-o", "page.md", "--intro", "intro.md", "--force")
+        head, table = Path("page.md").read_text().split("## ", 1)
+        assert head == "# Mine\n\nOf *one* machine, [by rules](rules.md).\n\n"
+    assert words("report", "one.jsonl", "--intro", "intro.md").stdout == head + "## " + table
+    assert words("report", "one.jsonl").stdout.endswith("## " + table)
+    for name in ("page.html", "page.png"):
+        assert "--intro goes with" in words("report", "one.jsonl", "-o", name, "--intro", "intro.md", code=2).stderr
+    assert "no file none.md" in words("report", "one.jsonl", "-o", "new.md", "--intro", "none.md", code=2).stderr
+    assert not Path("new.md").exists()
+
+
+@pytest.mark.parametrize("name", ["methods", "architectures"])
+def test_the_pages_of_tables_begin_with_their_own_words(name: str) -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    intro = (docs / f"{name}.intro.md").read_text().strip()
+    assert (docs / f"{name}.md").read_text().startswith(intro), f"edit docs/{name}.intro.md, and the page alike"
+    assert f"-o docs/{name}.md --intro docs/{name}.intro.md" in (docs.parent / "Makefile").read_text()
+
+
 def test_an_interrupted_bench_ends_with_130_and_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(calls: int, edits: Any) -> None:
         if calls == 3:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from errata.cli import common
 from errata.errors import BadInput
 from errata.files import write_bytes, write_text
+from errata.inputs import read_text
 from errata.types import Row
 
 if TYPE_CHECKING:
@@ -168,17 +169,18 @@ def bench_command(
     common.say(f"{outcome}; see `errata report {output}`")
 
 
-def report(path: str | Path, form: str = ".md", picture: str = "") -> str:
+def report(path: str | Path, form: str = ".md", picture: str = "", intro: str = "") -> str:
     """The tables of a file of rows, as markdown or (``form=".html"``) as a page of HTML with pictures of its own.
 
-    ``picture`` is the path of a file that a page of markdown shows.
+    ``picture`` is the path of a file that a page of markdown shows, ``intro`` markdown that it begins with, in the
+    place of its title.
     """
     from errata.report.html import page
     from errata.report.markdown import markdown
 
     rows = _rows(Path(path))
     note = common.PREPARED[1:-1] if any(row.model == "world" for row in rows) else ""
-    return page(rows, note=note) if form == ".html" else markdown(rows, note=note, picture=picture)
+    return page(rows, note=note) if form == ".html" else markdown(rows, note=note, picture=picture, intro=intro)
 
 
 def _rows(path: Path) -> list[Row]:
@@ -212,13 +214,22 @@ def report_command(
         Path | None,
         typer.Option("-o", "--output", help="A page (.md, .html), or the curves of sequences (.png, .svg, .pdf)."),
     ] = None,
+    intro: Annotated[
+        Path | None,
+        typer.Option("--intro", help="A file of Markdown that a page (.md) begins with, in the place of its title."),
+    ] = None,
     force: common.Force = False,
 ) -> None:
     """Show what was measured: tables for each setting, and curves over a sequence."""
+    form = ".md" if output is None else output.suffix.lower()
+    if intro is not None and form != ".md":
+        raise BadInput(
+            f"--intro goes with a page of Markdown, and {output} is none; end its name in .md, or leave it out"
+        )
+    begin = "" if intro is None else read_text(intro, "--intro")
     if output is None:
-        typer.echo(report(rows), nl=False)
+        typer.echo(report(rows, intro=begin), nl=False)
         return
-    form = output.suffix.lower()
     if form not in (".md", ".html", *PICTURES):
         raise BadInput(f"cannot tell what to make of {output}; end its name in .md, .html, {', '.join(PICTURES)}")
     common.check_output(output, force)
@@ -230,5 +241,5 @@ def report_command(
         write_bytes(output, drawn.getvalue())
     else:
         picture = _picture(rows, output, force) if form == ".md" else ""
-        write_text(output, report(rows, form, picture))
+        write_text(output, report(rows, form, picture, begin))
     common.say(f"wrote {output}")

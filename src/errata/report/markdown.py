@@ -8,11 +8,19 @@ from errata.report.sections import EXPLANATION, report_sections
 from errata.types import Row
 
 
-def markdown(rows: Iterable[Row], title: str = "Methods, before and after", note: str = "", picture: str = "") -> str:
-    """A page with a section for each setting, model, data set, protocol and mode; ``picture`` is the path of one."""
+def markdown(
+    rows: Iterable[Row],
+    title: str = "Methods, before and after",
+    note: str = "",
+    picture: str = "",
+    intro: str = "",
+) -> str:
+    """A page with a section for each setting, model, data set, protocol and mode; ``picture`` is the path of one.
+
+    ``intro`` is Markdown, which stands in the place of the title and the explanation of what cells hold.
+    """
     blocks = [
-        f"# {in_markdown(title)}",
-        EXPLANATION,
+        *([intro.strip()] if intro.strip() else [f"# {in_markdown(title)}", EXPLANATION]),
         in_markdown(note),
         f"![curves]({quote(picture)})" if picture else "",
     ]
