@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import errata
 from errata.errors import UnknownSites, Unsupported, WrongModel
 from errata.methods.registry import method
-from errata.model import experts
+from errata.model import stacks
 from errata.model.detect import find_sites
 from errata.model.hf import HFLM
 from errata.model.hooks import after
@@ -243,10 +243,10 @@ def test_kn_says_that_it_has_no_neurons_there() -> None:
 
 def test_a_stack_is_told_from_other_weights() -> None:
     stack = build("gpt_oss").model.layers[0].mlp.experts
-    assert experts.is_stack(stack) and experts.stacked_transposed(stack)
-    assert not experts.stacked_transposed(build("mixtral").model.layers[0].mlp.experts)
-    assert experts.stacked_transposed(build("llama4_text").model.layers[1].feed_forward.experts)
-    assert not experts.is_stack(nn.Linear(3, 3))
+    assert stacks.is_stack(stack) and stacks.stacked_transposed(stack)
+    assert not stacks.stacked_transposed(build("mixtral").model.layers[0].mlp.experts)
+    assert stacks.stacked_transposed(build("llama4_text").model.layers[1].feed_forward.experts)
+    assert not stacks.is_stack(nn.Linear(3, 3))
 
 
 def test_offloaded_experts_are_refused_by_name(tmp_path: Any) -> None:

@@ -45,15 +45,11 @@ def ask_command(
     prompts: Annotated[list[str], typer.Argument(help="What the model shall go on from.", show_default=False)],
     patch: PatchFiles = None,
     max_new_tokens: Annotated[int, typer.Option(help="How far to go on.")] = 32,
-    temperature: Annotated[
-        float | None, typer.Option(help="Draw tokens, by p^(1/temperature).", show_default="greedy")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Draw among the likeliest, of this probability together.", show_default="all")
-    ] = None,
+    temperature: common.Temperature = None,
+    top_p: common.TopP = None,
     seed: common.Seed = 0,
     why: Annotated[bool, typer.Option("--why", help="Say which entry or fact of the patch fired.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Take a patch of another model all the same.")] = False,
+    force: common.AnyModel = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,

@@ -182,14 +182,10 @@ def chat_command(
         int | None,
         typer.Option(min=1, help="Tokens of an answer at most.", show_default=f"{IN_CHAT}; {IN_PLAIN} in plain text"),
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Draw tokens, by p^(1/temperature).", show_default="greedy")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Draw among the likeliest, of this probability together.", show_default="all")
-    ] = None,
+    temperature: common.Temperature = None,
+    top_p: common.TopP = None,
     seed: common.Seed = 0,
-    force: Annotated[bool, typer.Option("--force", help="Take a patch of another model all the same.")] = False,
+    force: common.AnyModel = False,
     device: common.Device = None,
     dtype: common.Dtype = None,
     trust_remote_code: common.TrustRemoteCode = False,

@@ -3,6 +3,7 @@
 Nothing here imports torch or transformers before it is needed: ``errata --help`` must answer at once.
 """
 
+from errata.cli.flags import AnyModel as AnyModel
 from errata.cli.flags import Chat as Chat
 from errata.cli.flags import Data as Data
 from errata.cli.flags import Device as Device
@@ -18,7 +19,9 @@ from errata.cli.flags import Seed as Seed
 from errata.cli.flags import Settings as Settings
 from errata.cli.flags import SettingsFile as SettingsFile
 from errata.cli.flags import System as System
+from errata.cli.flags import Temperature as Temperature
 from errata.cli.flags import Threads as Threads
+from errata.cli.flags import TopP as TopP
 from errata.cli.flags import TrustRemoteCode as TrustRemoteCode
 from errata.cli.flags import Workers as Workers
 from errata.cli.given import LONGEST_TEXT as LONGEST_TEXT

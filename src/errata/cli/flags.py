@@ -29,6 +29,11 @@ System = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything that is drawn.")]
+Temperature = Annotated[float | None, typer.Option(help="Draw tokens, by p^(1/temperature).", show_default="greedy")]
+TopP = Annotated[
+    float | None, typer.Option(help="Draw among the likeliest, of this probability together.", show_default="all")
+]
+AnyModel = Annotated[bool, typer.Option("--force", help="Take a patch of another model all the same.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no logs.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of tables.")]
 Workers = Annotated[

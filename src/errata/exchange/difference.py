@@ -21,9 +21,9 @@ from errata.errors import BadInput, Unsupported, WrongModel
 from errata.exchange.shards import Shards
 from errata.model import loading
 from errata.model import weights as stored
-from errata.model.experts import is_stack
 from errata.model.fingerprint import specific
 from errata.model.hf import HFLM
+from errata.model.stacks import is_stack
 from errata.model.weights import oriented
 from errata.patch.low_rank import LowRank, Weight
 from errata.patch.spectra import numeric_rank

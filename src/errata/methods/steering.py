@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from typing_extensions import override
 
 from errata.answers import answer_of
-from errata.errors import BadInput, Unsupported, WrongModel
+from errata.errors import BadInput, Unsupported
 from errata.methods.base import Method, Tags
 from errata.methods.memory.log import EditLog, EditRecord
 from errata.methods.settings import setting
@@ -80,10 +80,7 @@ class SteeringVector(Adapter):
     @override
     def check_model(self, lm: HFLM) -> None:
         super().check_model(lm)
-        if self.site not in lm.sites.layer:
-            raise WrongModel(
-                f"the {self.kind} part of this patch sits at {self.site!r}, which is no block of this model"
-            )
+        self.check_block(lm)
 
     @override
     def entries(self) -> list[dict[str, Any]]:

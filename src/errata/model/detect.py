@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import UnknownSites, first_line
-from errata.model.experts import is_stack
 from errata.model.mixers import first_mixer, is_one_layer, mixers_of, reading_first, split
 from errata.model.mixtures import Mixture, mixture_of
 from errata.model.recording import (
@@ -27,6 +26,7 @@ from errata.model.recording import (
     same,
 )
 from errata.model.sites import Sites
+from errata.model.stacks import is_stack
 from errata.model.weights import holds_integers, is_linear, owner
 
 

@@ -17,15 +17,7 @@ from torch import Tensor, nn
 
 from errata.errors import Unsupported
 from errata.model import hooks
-
-STACKED = ("down_proj", "gate_up_proj", "up_proj")  # parameters of a module of experts, one matrix of each
-DOWN = "down_proj"  # the stacked down projections of a module of experts, (E, out, in) or (E, in, out)
-
-
-def is_stack(module: Any) -> bool:
-    """Whether a module holds the weights of experts stacked in three dimensions."""
-    down = getattr(module, DOWN, None)
-    return isinstance(down, nn.Parameter) and down.ndim == 3 and _into(module) is not None
+from errata.model.stacks import DOWN, is_stack, stacked_transposed
 
 
 def stand_ins(model: nn.Module, show: Callable[[nn.Module, int], None]) -> AbstractContextManager[None]:
@@ -47,21 +39,6 @@ def stand_ins(model: nn.Module, show: Callable[[nn.Module, int], None]) -> Abstr
         return run
 
     return hooks.forward_replaced({module: forward(module) for module in model.modules() if is_stack(module)})
-
-
-def stacked_transposed(module: Any) -> bool:
-    """Whether a stack of experts keeps its matrices as (in, out)."""
-    declared = getattr(module, "is_transposed", None)
-    if declared is not None:
-        return bool(declared)
-    into, down = _into(module), getattr(module, DOWN)
-    return bool(into.shape[1] == down.shape[2] and into.shape[2] == 2 * down.shape[1])
-
-
-def _into(module: Any) -> Any:
-    """The stacked weights that read the hidden state, gate and up projection in one; None where there are none."""
-    named = (getattr(module, name, None) for name in STACKED[1:])
-    return next((p for p in named if isinstance(p, nn.Parameter) and p.ndim == 3), None)
 
 
 @dataclass(frozen=True)

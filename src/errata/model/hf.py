@@ -11,7 +11,7 @@ from errata.answers import complete
 from errata.errors import BadInput
 from errata.model import passes
 from errata.model.decoding import Choose, StopRule, TopK, continued, decoding_of, greedy, steps
-from errata.model.lm import LM, listed
+from errata.model.lm import LM, check_targets, listed
 from errata.model.reading import Pair, TensorPasses
 from errata.model.sampling import Sampling, TopP, is_drawn, seeds_of, top_p
 from errata.model.scoring import scored
@@ -150,8 +150,7 @@ class HFLM(TensorPasses, LM):
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
         self.check()
-        if len(listed(prompts)) != len(listed(targets)):
-            raise BadInput(f"score needs a target for each prompt: {len(prompts)} prompts, {len(targets)} targets")
+        check_targets(prompts, targets)
         rows = self._ids(prompts)
         ids = [self.tokens.target(prompt, _text(target)) for prompt, target in zip(prompts, targets, strict=True)]
         return scored(self, list(zip(rows, ids, strict=True)))

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from errata.model.interrupts import for_a_while
+from errata.model.weights import check_gradients
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -81,8 +82,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     Raises :class:`Unsupported` where a quantised layer passes no gradient on.
     """
-    from errata.model.weights import check_gradients  # which imports this module by way of experts
-
     check_gradients(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
 

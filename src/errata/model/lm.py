@@ -82,6 +82,12 @@ class LM(Protocol):
         return [[] for _ in prompts]
 
 
+def check_targets(prompts: Sequence[str], targets: Sequence[str]) -> None:
+    """Raises :class:`BadInput` unless there is a list of targets with one for each of a list of prompts."""
+    if len(listed(prompts)) != len(listed(targets)):
+        raise BadInput(f"score needs a target for each prompt: {len(prompts)} prompts, {len(targets)} targets")
+
+
 def listed(texts: Sequence[str]) -> Sequence[str]:
     """The texts; :class:`BadInput` for a single one, whose letters would be taken for prompts."""
     if isinstance(texts, str):

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.model.experts import DOWN, is_stack, output_of, routed
+from errata.model.experts import output_of, routed
 from errata.model.recording import ModuleCall, acts_on_tokens, same
+from errata.model.stacks import DOWN, is_stack
 
 TOLERANCE = 0.02  # of a vector's length, within which it is what was computed
 

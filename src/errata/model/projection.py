@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from errata.model import hooks
-from errata.model.experts import DOWN, Routed, is_stack, routed
+from errata.model.experts import Routed, routed
 from errata.model.mixtures import gate_of, left_over
 from errata.model.passes import hidden_of
 from errata.model.sites import Sites
+from errata.model.stacks import DOWN, is_stack
 from errata.model.weights import indexed, shape_of
 
 KEY = "key"  # the side of a site that stands for what goes into a down projection, weight by weight

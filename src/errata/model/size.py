@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from errata.model import hooks, passes
-from errata.model.experts import DOWN, is_stack, stand_ins
+from errata.model.experts import stand_ins
 from errata.model.hf import HFLM
 from errata.model.projection import Projection
+from errata.model.stacks import DOWN, is_stack
 from errata.model.weights import shape_of, transposed
 from errata.types import Edit
 

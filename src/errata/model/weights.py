@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import Unsupported
-from errata.model.experts import STACKED, is_stack, stacked_transposed
+from errata.model.stacks import STACKED, is_stack, stacked_transposed
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that sums are computed in
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from errata.model import hooks
 from errata.model import weights as stored
-from errata.model.experts import DOWN, is_stack, routed
+from errata.model.experts import routed
 from errata.model.passes import at_least_float32
+from errata.model.stacks import DOWN, is_stack
 from errata.patch.low_rank import Weight, product
 
 

@@ -12,9 +12,9 @@ from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput, Refused, Unsupported, WrongModel
 from errata.model import weights as stored
-from errata.model.experts import is_stack
 from errata.model.hf import HFLM
 from errata.model.passes import at_least_float32
+from errata.model.stacks import is_stack
 from errata.patch.beside import can_run_beside, side_products
 from errata.patch.low_rank import LowRank as LowRank  # both are what a change is made of
 from errata.patch.low_rank import Weight as Weight

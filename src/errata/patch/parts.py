@@ -119,6 +119,13 @@ class Adapter(Part):
                     f"here it is {width}"
                 )
 
+    def check_block(self, lm: HFLM) -> None:
+        """Raises :class:`WrongModel` unless the site is a block of the model: for changes of hidden states."""
+        if self.site not in lm.sites.layer:
+            raise WrongModel(
+                f"the {self.kind} part of this patch sits at {self.site!r}, which is no block of this model"
+            )
+
     @contextmanager
     def in_force(self, lm: HFLM) -> Generator[None, None, None]:
         """Context manager: the adapter acts in every pass of ``lm``, the view that ``Patch.applied`` made."""

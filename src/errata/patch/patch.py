@@ -171,12 +171,7 @@ class Patch:
     def merge(self, lm: HFLM, *, force: bool = False) -> None:
         """Changes the model's weights for good. Raises :class:`Unsupported` if there are other parts than deltas, and
         :class:`Refused` where a weight would not be finite."""
-        check_parts(self.parts, Delta, "merged")
-        with lm.alone():
-            lm.check()
-            self.check(lm, force=force)
-            if not lm.unedited:
-                raise Unsupported("another patch is in force here; merge into the model itself")
+        with self._to_merge(lm, force):
             _total(self.of_kind(Delta)).merge(lm.model)
             lm.forget_fingerprint()
 
@@ -185,14 +180,20 @@ class Patch:
 
         The model stays as it is; what rounding leaves too little of is logged. Raises what :meth:`merge` raises.
         """
+        with self._to_merge(lm, force):
+            deltas = self.of_kind(Delta)
+            return _total(deltas).merged(lm.model) if deltas else {}
+
+    @contextmanager
+    def _to_merge(self, lm: HFLM, force: bool) -> Generator[None, None, None]:
+        """Context manager: nobody else runs the model, which has no patch in force; this one is deltas alone, of it."""
         check_parts(self.parts, Delta, "merged")
         with lm.alone():
             lm.check()
             self.check(lm, force=force)
             if not lm.unedited:
                 raise Unsupported("another patch is in force here; merge into the model itself")
-            deltas = self.of_kind(Delta)
-            return _total(deltas).merged(lm.model) if deltas else {}
+            yield
 
     def as_lora(self, lm: HFLM | None = None, *, rank: int | None = None, force: bool = False) -> LoRAFiles:
         """What the files of :meth:`to_peft` hold. Raises what that raises."""

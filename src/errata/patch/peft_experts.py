@@ -14,7 +14,7 @@ from torch import nn
 
 from errata.errors import Unsupported
 from errata.model import weights as stored
-from errata.model.experts import is_stack
+from errata.model.stacks import is_stack
 from errata.patch.low_rank import LowRank
 
 # Linear layers with the names that experts had before they were stacked: peft takes them for the stack where they are

@@ -25,11 +25,10 @@ from pydantic import Field
 from typing_extensions import TypedDict, Unpack, override
 
 from errata.answers import answer_of, begins_with_answer, normalise
-from errata.errors import BadInput
 from errata.methods.assured.questions import slot
 from errata.methods.memory.log import EditLog, EditRecord, newest
 from errata.methods.memory.logged import LoggedWrapper
-from errata.model.lm import LM, listed
+from errata.model.lm import LM, check_targets, listed
 from errata.model.sampling import Sampling, for_rows
 from errata.model.tokens import Tokens
 from errata.patch.schema import STRICT, read
@@ -259,8 +258,7 @@ class HopLM(LM):
 
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
-        if len(listed(prompts)) != len(listed(targets)):
-            raise BadInput(f"score needs a target for each prompt: {len(prompts)} prompts, {len(targets)} targets")
+        check_targets(prompts, targets)
         return self._each(prompts, lambda lm, texts, rows: lm.score(texts, [targets[i] for i in rows]))
 
     @override

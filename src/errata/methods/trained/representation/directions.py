@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from errata.errors import WrongModel
 from errata.methods.memory.log import EditLog, EditRecord, newest
 from errata.methods.memory.reworded import Reworded, joined, live
 from errata.model.hf import HFLM
@@ -125,10 +124,7 @@ class EntityDirections(Adapter):
     @override
     def check_model(self, lm: HFLM) -> None:
         super().check_model(lm)
-        if self.site not in lm.sites.layer:
-            raise WrongModel(
-                f"the {self.kind} part of this patch sits at {self.site!r}, which is no block of this model"
-            )
+        self.check_block(lm)
 
     @override
     def entries(self) -> list[dict[str, Any]]:

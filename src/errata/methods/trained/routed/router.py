@@ -19,7 +19,7 @@ from errata.answers import complete
 from errata.errors import BadInput, Unsupported
 from errata.model import passes
 from errata.model.decoding import Choose, StopRule, TopK, greedy
-from errata.model.lm import LM, listed
+from errata.model.lm import LM, check_targets, listed
 from errata.model.sampling import Sampling, for_rows, top_p
 from errata.model.tokens import Tokens
 from errata.types import Score, as_text
@@ -130,8 +130,7 @@ class RoutedLM(LM, Generic[R]):
     @override
     def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
         own, _ = self.parted(prompts)
-        if len(prompts) != len(listed(targets)):
-            raise BadInput(f"score needs a target for each prompt: {len(prompts)} prompts, {len(targets)} targets")
+        check_targets(prompts, targets)
         scores = self.inner.score(prompts, targets)
         for i, score in self.own_scores(own, prompts, targets).items():
             scores[i] = score
