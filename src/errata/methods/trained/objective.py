@@ -1,7 +1,8 @@
 """What trained weight editors are trained for: prompts that follow the edit are answered anew, others stay.
 
-c_edit · mean −log p(new answer | W + Δ) + c_keep · mean KL(p_W ‖ p_{W+Δ}), the first over prompts in other words, the
-second over the answers' tokens of prompts to keep (MEND, equation 4; MALMEN, section 3.2).
+c_edit · mean −log p(new answer | W + Δ) + c_keep · mean KL(p₀ ‖ p_{W+Δ}), the first over prompts in other words, the
+second over the answers' tokens of prompts to keep (MEND, equation 4; MALMEN, section 3.2). Where earlier edits of a
+sequence stand in W already (``on``), p₀ is all the same the model's own, which none of them has changed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,8 +45,8 @@ def outer_gradient(
 ) -> tuple[Losses, dict[str, Tensor]]:
     """The objective at W + Δ, with its parts, and its gradient by Δ. (out, in) each.
 
-    ``before`` are the weights whose answers prompts to keep must have, by default the model's own. In batches of the
-    model's token budget: the memory does not depend on how many prompts there are.
+    ``before`` are the weights whose answers prompts to keep must have, by default the model's own, without ``on``. In
+    batches of the model's token budget: the memory does not depend on how many prompts there are.
     """
     leaves = {name: change.detach().clone().requires_grad_() for name, change in changes.items()}
     losses = {"edit": 0.0, "keep": 0.0}
