@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -28,9 +28,6 @@ from errata.model.sites import Sites
 from errata.model.tokens import Tokens
 from errata.model.weights import packed
 from errata.model.workers import Workers
-
-if TYPE_CHECKING:
-    from errata.model.hf import HFLM
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +76,7 @@ class ModelView:
     """Whether it is an encoder-decoder."""
     workers: Workers | None = None
     """Processes that hold a copy of it each, where there are some (:mod:`errata.distributed.attach`)."""
-    origin: "Callable[[], HFLM] | None" = None
+    origin: "Callable[[], Self] | None" = None
     """Loads it once more, in another process; None for a model that was given in memory."""
     explainers: list[Callable[[Call], Sequence[str | None]]]
     """``Adapter.explain`` of each adapter in force here; empty where none is."""

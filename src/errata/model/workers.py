@@ -1,10 +1,7 @@
 """Work on a model that can be shared out among processes which hold a copy of it each."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from errata.model.hf import HFLM
+from typing import Any, Protocol
 
 
 class Workers(Protocol):
@@ -17,7 +14,21 @@ class Workers(Protocol):
         ...
 
 
-def in_shares(lm: "HFLM", function: Callable[..., Any], items: Sequence[Any], *args: Any) -> list[Any]:
+class Shared(Protocol):
+    """A model that may have such workers (:class:`errata.model.hf.HFLM`)."""
+
+    @property
+    def workers(self) -> Workers | None:
+        """Processes that hold a copy of it, if there are any."""
+        ...
+
+    @property
+    def unedited(self) -> bool:
+        """Whether no patch is in force in it."""
+        ...
+
+
+def in_shares(lm: Shared, function: Callable[..., Any], items: Sequence[Any], *args: Any) -> list[Any]:
     """``function(lm, some of the items, *args)`` of each share of the items, which are all where ``lm`` has no workers.
 
     The n-th share has the n-th item and each that is a number of workers behind it. For the unedited model: workers
