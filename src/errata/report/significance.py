@@ -90,7 +90,8 @@ def _signed_rank(values: Values, pairs: Sequence[tuple[str, str]]) -> list[float
     for mask, members in together.items():
         shared = np.frombuffer(mask, dtype=bool)
         differences = np.stack([(table[pairs[i][0]] - table[pairs[i][1]])[shared] for i in members], axis=1)
-        p[members] = wilcoxon(differences, axis=0, correction=True, method="asymptotic").pvalue
+        tested: Any = wilcoxon(differences, axis=0, correction=True, method="asymptotic")
+        p[members] = tested.pvalue
     return p.tolist()
 
 
