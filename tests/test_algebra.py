@@ -413,6 +413,44 @@ def test_first_gradient_agrees_in_float32(arch: str) -> None:
     assert torch.allclose(grads[0], grads[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [3, 12])
+@pytest.mark.parametrize("optimizer", ["normalised", "adam"])
+@pytest.mark.parametrize("name", ["memit", "pmet"])
+def test_asking_without_a_graph_first_changes_no_result(
+    name: str, optimizer: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Facts near their end are asked so, or none is: the same δ, losses and looks, from fewer gradients."""
+    lm = tiny_lm("llama", torch.float64)
+    settings = resolved_for(lm, name, steps=steps, stop=0.0, optimizer=optimizer, lr=0.8)
+    site, grad = settings.target_site(lm, 1), torch.autograd.grad
+    paths = len(site.paths(lm.sites))
+    limits, units = torch.full((3, paths), 60.0), torch.full((3, paths), 5.0)
+    with_all = (lm, EDITS, site, ["", "The king was in Rome. "])
+    tried = find_deltas(*with_all, settings, limits, units)
+    settings = replace(settings, stop=float(tried.final_loss.median()) + 1e-6)
+    gradients: list[int] = []
+
+    def counted(loss: Tensor, delta: Tensor) -> Any:
+        gradients[-1] += len(delta)
+        return grad(loss, delta)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    found: list[Any] = []
+    for near in (1e9, 0):
+        monkeypatch.setattr("errata.methods.closed_form.search.NEAR", near)
+        gradients.append(0)
+        found.append(find_deltas(*with_all, settings, limits, units))
+    fast, slow = found
+    assert fast.finished.all()
+    assert torch.allclose(fast.delta, slow.delta, atol=1e-10)
+    assert torch.equal(fast.steps, slow.steps)
+    assert torch.equal(fast.met, slow.met)
+    assert torch.allclose(fast.final_loss, slow.final_loss)
+    assert fast.met.any()
+    fewer = (name, optimizer, steps) == ("memit", "normalised", 12)  # the others are met at their last look
+    assert gradients[0] < gradients[1] if fewer else gradients[0] <= gradients[1]
+
+
 def test_the_search_is_adam_with_a_projection() -> None:
     """Against torch's own Adam, written out for one fact."""
     lm = tiny_lm("gpt2", torch.float64)

@@ -62,6 +62,27 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     assert torch.allclose(some[: len(columns[2])], one[0][start : start + len(columns[2])], atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "olmo2"])
+def test_no_mlp_runs_on_the_padding_of_a_suffix(name: str) -> None:
+    """The last one runs where logits are asked for alone; OPT's hidden states have rows and tokens in one dimension."""
+    lm = tiny_lm(name)
+    rows = rows_of(lm)
+    columns = [[len(row) - 2] for row in rows]
+    tokens: list[int] = []
+
+    def count(args: hooks.Args, kwargs: hooks.Kwargs) -> None:
+        tokens.append(args[0].numel() // args[0].shape[-1])
+
+    downs = [lm.model.get_submodule(path) for path in lm.sites.mlp_out]
+    with hooks.all_of(hooks.before(module, count) for module in downs):
+        suffixes = SuffixPass(lm.model, lm.sites, rows, [1] * len(rows), InterventionSite(0), lm.tokens.fill)
+        suffixes.logits(None, columns)
+    real = sum(len(row) - 1 for row in rows)
+    assert real < suffixes.suffix.mask.numel()
+    behind = lm.sites.depth - 1
+    assert tokens[-behind - 1 :] == [real] * behind + [len(rows)]
+
+
 @pytest.mark.parametrize("name", [*READERS, *IMAGE_TEXT])
 def test_the_block_of_a_down_projection_keeps_what_nothing_added_there_can_change(name: str) -> None:
     dtype = torch.float32 if name in SINGLE else torch.float64

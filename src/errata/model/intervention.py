@@ -25,13 +25,15 @@ from errata.model.passes import (
     hidden_of,
     input_device,
     inputs_of,
-    only_at,
+    mlp_only_at,
     unflattened,
     with_hidden,
     with_weights,
 )
 from errata.model.prefixes import extend, shared_lengths, shared_prefixes
 from errata.model.sites import Sites
+
+DENSE = 0.9  # share of tokens that are no padding, from which on MLPs run at all of them
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,8 @@ class SuffixPass(Pass):
             raise hooks.Stop
 
         try:
-            with hooks.after(self.model.get_submodule(self.sites.layer[self.skipped - 1]), keep):
+            stop = hooks.after(self.model.get_submodule(self.sites.layer[self.skipped - 1]), keep)
+            with self._sparse(range(self.skipped)), stop:
                 self._run()
         except hooks.Stop:
             pass
@@ -298,6 +301,16 @@ class SuffixPass(Pass):
         blocks = [self.model.get_submodule(path) for path in self.sites.layer[: self.skipped]]
         return {block: lambda *a, **k: self.stored for block in blocks}
 
+    def _sparse(self, blocks: range, read: tuple[Tensor, Tensor] | None = None) -> AbstractContextManager[None]:
+        """Context manager: the MLPs of ``blocks`` leave out padding; the last one's runs where it is ``read`` alone."""
+        where = self.suffix.mask.nonzero(as_tuple=True)
+        padded = len(where[0]) < DENSE * self.suffix.mask.numel()
+        at = dict.fromkeys(blocks if padded else (), where)
+        if read is not None and self.sites.depth - 1 in blocks:
+            at[self.sites.depth - 1] = read
+        b, t = self.suffix.ids.shape
+        return hooks.all_of(mlp_only_at(self.model, self.sites, block, (b, t), *some) for block, some in at.items())
+
     def _run(self, weights: Weights = None) -> Any:
         inputs = inputs_of(self.model, self.suffix.ids, self.mask, spent_copy(self.cache))
         return with_weights(self.model, weights, inputs)
@@ -311,14 +324,13 @@ class SuffixPass(Pass):
         for path, output in self.within.items():
             if not weights or path != self.sites.mlp_out[self.site.layer]:
                 forwards[self.model.get_submodule(path)] = lambda *a, output=output, **k: output
-        changed = sparse = nullcontext()
+        changed = nullcontext()
         if self.site.mlp_output:
             changed = _changed(self.model, self.sites, self.site, delta, *where)
         else:
             last = self.model.get_submodule(self.sites.layer[self.site.layer])
             forwards[last] = lambda *a, **k: _adding(delta, *where, b)(self.stored)
-        if self.sites.depth - 1 > self.site.layer and not self.sites.mixing(-1):
-            sparse = only_at(self.model, self.sites, (b, self.suffix.ids.shape[1]), rows, cols)
+        sparse = self._sparse(range(self.site.layer + 1, self.sites.depth), read=(rows, cols))
         gather = gathered(self.model, self.sites, rows, cols)
         with use_of(self.model).lock, hooks.forward_replaced(forwards), changed, sparse, gather:
             return self._run(weights).logits[0]

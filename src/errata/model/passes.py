@@ -153,30 +153,32 @@ def gathered(model: nn.Module, sites: Sites, rows: Tensor, columns: Tensor) -> A
     return hooks.before(model.get_submodule(sites.lm_head), gather)
 
 
-def only_at(
-    model: nn.Module, sites: Sites, shape: tuple[int, int], rows: Tensor, columns: Tensor
+def mlp_only_at(
+    model: nn.Module, sites: Sites, layer: int, shape: tuple[int, int], rows: Tensor, columns: Tensor
 ) -> AbstractContextManager[None]:
-    """Context manager: the last block's MLP runs only at (rows, columns) and outputs zero elsewhere.
+    """Context manager: a block's MLP runs only at (rows, columns) and outputs zero elsewhere.
 
-    Valid only if no other position reaches ``lm_head``. ``shape`` is (b, t).
+    Valid only if no other position reaches ``lm_head``, by a later block's attention either. ``shape`` is (b, t).
+    Changes nothing where the block mixes tokens in the place of an MLP, or has experts.
     """
     flattened = False  # whether the model's hidden states are (b·t, d)
+    at = rows * shape[1] + columns
 
     def gather(hidden: Tensor) -> Tensor:
         nonlocal flattened
         flattened = hidden.ndim == 2
-        return hidden.reshape(-1, hidden.shape[-1])[(rows * shape[1] + columns).to(hidden.device)][None]  # (1, k, d)
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, at.to(hidden.device))[None]  # (1, k, d)
 
     def scatter(output: Any) -> Any:
         hidden = hidden_of(output).reshape(len(rows), -1)  # (k, d)
-        zeros = hidden.new_zeros(*shape, hidden.shape[-1])
-        full = zeros.index_put((rows.to(hidden.device), columns.to(hidden.device)), hidden)
-        return with_hidden(output, full.flatten(0, 1) if flattened else full)
+        zeros = hidden.new_zeros(shape[0] * shape[1], hidden.shape[-1])
+        full = zeros.index_copy(0, at.to(hidden.device), hidden)
+        return with_hidden(output, full if flattened else full.view(*shape, -1))
 
-    if sites.mlp_out[-1] in sites.experts_of(-1):  # experts that get their tokens' gates beside the tokens
+    if sites.mixing(layer) or sites.mlp_out[layer] in sites.experts_of(layer):  # experts get gates beside the tokens
         return nullcontext()
-    down = model.get_submodule(sites.mlp_out[-1])
-    inputs = [model.get_submodule(path) for path in sites.mlp_in[-1]]
+    down = model.get_submodule(sites.mlp_out[layer])
+    inputs = [model.get_submodule(path) for path in sites.mlp_in[layer]]
     return hooks.all_of(
         [
             *(hooks.before(module, lambda args, kwargs: ((gather(args[0]), *args[1:]), kwargs)) for module in inputs),

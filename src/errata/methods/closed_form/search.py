@@ -18,6 +18,7 @@ from errata.model.passes import at_least_float32
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980
 FALL = 0.7  # a normalised step, in lengths of the one before
 LEAST = 1 / 7  # the shortest, in lengths of the first, but for those behind a loss that rose
+NEAR = 20  # a loss this many times the one that ends the search is, as a rule, below that one a normalised step later
 
 
 @dataclass
@@ -165,15 +166,15 @@ class GroupSearch:
             first = not state.steps.any() and settings.steps > 1
             batch = self._first() if first else self._some(state.steps[facts].int().tolist())
             some = first and len(batch.columns) < self.batch.anchored.count(False)
+            if not first:
+                facts, batch = self._without_met(state, facts, units, batch)
+                if not len(facts):
+                    break
             delta = state.delta[facts].requires_grad_()
             losses = self.losses(delta, units[facts], batch)
-            state.steps[facts] += 1
             missed = self._missed(losses.detach())
-            last = state.steps[facts] >= settings.steps
-            running = ~last & (missed | some)
-            rose = (losses.detach() > state.final_loss[facts]) & (state.steps[facts] > 2)  # the first is of fewer rows
-            state.final_loss[facts], state.finished[facts] = losses.detach().to(state.final_loss), ~running
-            state.met[facts] = ~missed & losses.detach().isfinite()
+            rose = (losses.detach() > state.final_loss[facts]) & (state.steps[facts] > 1)  # the first is of fewer rows
+            running = self._look(state, facts, losses.detach(), missed, missed | some)
             if not running.any():
                 break
             (gradient,) = torch.autograd.grad(losses.sum(), delta)
@@ -187,6 +188,35 @@ class GroupSearch:
             if len(facts) <= leave:
                 break
         return state
+
+    def _look(self, state: SearchResult, facts: Tensor, losses: Tensor, missed: Tensor, go_on: Tensor | bool) -> Tensor:
+        """(k,): which of ``facts`` run still, after a look that found these ``losses`` (k,) has been counted."""
+        state.steps[facts] += 1
+        running = (state.steps[facts] < self.settings.steps) & go_on
+        state.final_loss[facts], state.finished[facts] = losses.to(state.final_loss), ~running
+        state.met[facts] = ~missed & losses.isfinite()
+        return running
+
+    def _without_met(self, state: SearchResult, facts: Tensor, units: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+        """The facts and rows of a look, without those that it ends: found without a graph, where that is likely."""
+        last = state.steps[facts] + 1 >= self.settings.steps
+        near = state.final_loss[facts] < NEAR * self.settings.stop
+        likely = last | near if self.settings.optimizer == "normalised" else last
+        if not likely.any():
+            return facts, batch
+        asked = facts[likely]
+        with torch.no_grad():
+            losses = self.losses(state.delta[asked], units[asked], batch if likely.all() else batch.of_facts(likely))
+        missed = self._missed(losses)
+        ended = ~missed | last[likely]
+        if not ended.any():
+            return facts, batch
+        self._look(state, asked[ended], losses[ended], missed[ended], False)
+        left = torch.ones_like(likely)
+        left[likely] = ~ended
+        whole = batch is self.batch
+        self._keep(left)
+        return facts[left], self.batch if whole else batch.of_facts(left)
 
     def _first(self) -> Batch:
         """The rows that the first step looks at: of answers, and of those the bare prompts where that is enough."""
