@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,34 @@ def cache_rows(cache: Any, index: Tensor) -> Any:
     chosen = cache_copy(cache)
     select_rows(chosen, index)
     return chosen
+
+
+def cache_with(cache: Any, others: Mapping[int, tuple[Tensor, Tensor]]) -> Any:
+    """A cache with other keys and values in some layers; the original stays as it is."""
+    copied = cache_copy(cache)
+    for i, (keys, values) in others.items():
+        copied.layers[i].keys, copied.layers[i].values = keys, values
+    return copied
+
+
+def keeps(cache: Any, layers: Iterable[int], width: int) -> bool:
+    """Whether those layers hold keys and values of all ``width`` tokens read so far, and nothing else."""
+    return all(
+        i < len(cache.layers)
+        and not _is_recurrent(cache.layers[i])
+        and cache.layers[i].is_initialized
+        and cache.layers[i].keys.shape[-2] == width
+        for i in layers
+    )
+
+
+def without_heads(cache: Any, n: int) -> Any:
+    """A cache whose first ``n`` layers, of blocks that do not run again, know how many tokens were read and no more."""
+    slim = cache_copy(cache)
+    for layer in slim.layers[:n]:
+        if not _is_recurrent(layer) and layer.is_initialized:
+            layer.keys, layer.values = (x[:, :1, :, :1].clone() for x in (layer.keys, layer.values))
+    return slim
 
 
 def select_rows(cache: Any, index: Tensor) -> None:
