@@ -68,10 +68,7 @@ def cache_with(cache: Any, others: Mapping[int, tuple[Tensor, Tensor]]) -> Any:
 def keeps(cache: Any, layers: Iterable[int], width: int) -> bool:
     """Whether those layers hold keys and values of all ``width`` tokens read so far, and nothing else."""
     return all(
-        i < len(cache.layers)
-        and not _is_recurrent(cache.layers[i])
-        and cache.layers[i].is_initialized
-        and cache.layers[i].keys.shape[-2] == width
+        i < len(cache.layers) and _holds_keys(cache.layers[i]) and cache.layers[i].keys.shape[-2] == width
         for i in layers
     )
 
@@ -80,7 +77,7 @@ def without_heads(cache: Any, n: int) -> Any:
     """A cache whose first ``n`` layers, of blocks that do not run again, know how many tokens were read and no more."""
     slim = cache_copy(cache)
     for layer in slim.layers[:n]:
-        if not _is_recurrent(layer) and layer.is_initialized:
+        if _holds_keys(layer):
             layer.keys, layer.values = (x[:, :1, :, :1].clone() for x in (layer.keys, layer.values))
     return slim
 
@@ -92,6 +89,12 @@ def select_rows(cache: Any, index: Tensor) -> None:
             layer.reorder_cache(index)  # the one verb that takes both its states and its keys along
         else:
             layer.batch_select_indices(index)
+
+
+def _holds_keys(layer: Any) -> bool:
+    """Whether a layer holds keys and values, (b, heads, t, width) each, and nothing else."""
+    pair = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return not _is_recurrent(layer) and all(isinstance(x, Tensor) and x.ndim == 4 for x in pair)
 
 
 def _is_recurrent(layer: Any) -> bool:
