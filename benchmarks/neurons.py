@@ -25,7 +25,7 @@ import errata
 from errata.methods.finetune.above import LogitsAbove
 from errata.methods.neurons import calinet, t_patcher
 from errata.methods.neurons.training import TargetTokens
-from errata.methods.side_memory import memoir, wise
+from errata.methods.side_memory import margins, memoir, wise
 from errata.methods.side_memory.training import SiteLosses
 
 METHODS = ("t-patcher", "calinet", "wise", "memoir", "locft-bf", "ft", "ft-l", "ft-m")
@@ -51,7 +51,7 @@ def plainly() -> Iterator[None]:
         (calinet, "TargetTokens", tokens),
         (calinet, "added_noise", whole_noise),
         (wise, "SiteLosses", losses),
-        (wise, "_Norms", Norms),
+        (margins, "_Norms", Norms),
         (memoir, "SiteLosses", losses),
         (LogitsAbove, "hold", lambda self, pairs: None),
     ]

@@ -14,11 +14,12 @@ from errata.errors import BadInput, Unsupported
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.packing import pack, unpack
 from errata.methods.registry import method
-from errata.methods.side_memory.alike import alike, names_in, parting
+from errata.methods.side_memory.alike import Asked, alike, names_in, parting
+from errata.methods.side_memory.margins import PromptInputs
 from errata.methods.side_memory.matrix import of_prompts
 from errata.methods.side_memory.memoir import MaskedMatrix, Masks, tophash
-from errata.methods.side_memory.training import SiteLosses
-from errata.methods.side_memory.wise import Distances, PromptInputs, SideMatrices, WiseMemory, ties
+from errata.methods.side_memory.shards import Distances, SideMatrices, WiseMemory, ties
+from errata.methods.side_memory.training import SiteLosses, site_tensors
 from errata.model import texts
 from errata.model.hf import HFLM
 from errata.model.lm import Call
@@ -74,6 +75,39 @@ def test_losses_from_the_site_up_are_losses_from_the_start(arch: str) -> None:
             losses.sum().backward()
         gradients.append(w.grad)
     assert torch.allclose(*gradients, atol=1e-8) and gradients[0].abs().sum() > 0
+
+
+BEGINS = ["The mayor of this old town said so yesterday. ", "Dora lives in a house by the sea. "]
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox", "mistral"])  # mistral's window is shorter
+def test_what_rows_begin_with_runs_once_and_is_changed_alike(arch: str) -> None:
+    """Losses and gradients are those of whole passes, of all rows and of some, and so are the site's inputs."""
+    lm = tiny_lm(arch, torch.float64)
+    rows = [
+        (lm.tokens.prompt(text + e.prompt), lm.tokens.target(e.prompt, e.target_new))
+        for e in EDITS
+        for text in ("", *BEGINS)
+    ]
+    found: list[tuple[Any, ...]] = []
+    for plain in (False, True):
+        w = torch.full((32, 64), 3e-2, dtype=torch.float64, requires_grad=True)
+        losses = SiteLosses(lm, lm.sites.mlp_out[1], rows, list(map(lm.tokens.prompt, BEGINS)), plain=plain)
+        assert any(n for _, n in losses.begun) is (not plain and arch != "mistral")
+        seen, sizes = torch.zeros(len(rows), dtype=torch.float64), list[int]()
+        for some in ([True] * 9, [True, False, True] * 3):
+
+            def change(of: list[int], x: torch.Tensor, w: Any = w, sizes: list[int] = sizes) -> torch.Tensor:
+                sizes.append(x.shape[0] * x.shape[1])
+                return x @ w.T
+
+            for chosen, loss in losses.of(change, some):
+                loss.sum().backward()
+                seen[chosen] += loss.detach()
+        found.append((w.grad, seen, torch.cat(losses.inputs("last")), torch.cat(losses.inputs("mean")), sum(sizes)))
+    for fast, plain in zip(*(one[:4] for one in found), strict=True):
+        assert torch.allclose(fast, plain, atol=1e-6) and fast.abs().sum() > 0
+    assert (found[0][4] < 0.7 * found[1][4]) is (arch != "mistral")
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -368,20 +402,41 @@ def test_the_margins_part_what_is_edited_from_what_is_not() -> None:
     assert ratios[0] > 1.1 * ratios[1]
 
 
-def test_what_looks_like_an_edit_is_made_of_the_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_looks_like_an_edit_is_made_of_the_edits() -> None:
     lm, names = tiny_lm("llama"), ["Ann Lee", "Eve Stone"]
     log = tuple(EditRecord.of(edit, lm.tokens) for edit in EDITS)
 
-    def next_logprobs(prompts: list[str]) -> Any:
+    class Told(Asked):
         """What is asked of Ann Lee has one answer; every other prompt has its own."""
-        number = {prompt: 0 if "Ann Lee" in prompt else i + 1 for i, prompt in enumerate(dict.fromkeys(prompts))}
-        return torch.eye(99)[[number[prompt] for prompt in prompts]]
 
-    monkeypatch.setattr(lm, "next_logprobs", next_logprobs)
-    same, others = alike(lm, log, [0, 1, 2], names, 20, torch.Generator().manual_seed(0))
+        def likeliest(self, log: Any, texts: Any) -> list[int]:
+            prompts = [*(edit.prompt for edit in log), *texts]
+            number = {prompt: 0 if "Ann Lee" in prompt else i + 1 for i, prompt in enumerate(dict.fromkeys(prompts))}
+            return [number[prompt] for prompt in prompts]
+
+    asked_of = Told(lm, lm.sites.mlp_out[2], "last")
+    same, others = alike(asked_of, log, [0, 1, 2], names, 20, torch.Generator().manual_seed(0))
     assert sorted(same) == sorted(edit.about("Ann Lee") for edit in log[1:])
     asked = {edit.about(who) for edit in log for who in ("Bob Ray", "Cy Moor", "Eve Stone")}
     assert sorted(others) == sorted(asked - {edit.prompt for edit in log})
+
+
+@pytest.mark.parametrize("at", ["last", "mean"])
+def test_prompts_are_asked_and_read_in_one_pass(at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    log, texts = [EditRecord.of(edit, lm.tokens) for edit in EDITS], [*TEXTS[:3], EDITS[0].prompt]
+    asked = Asked(lm, lm.sites.mlp_out[2], at)
+    prompts = [edit.prompt for edit in log]
+    assert asked.likeliest(log, texts) == lm.next_logprobs([*prompts, *texts]).argmax(-1).tolist()
+    expected = site_tensors(lm, asked.site, [lm.tokens.prompt(text) for text in (*prompts, *texts, TEXTS[5])])[0]
+    passes: list[int] = []
+    real = lm.target_logits
+    monkeypatch.setattr(lm, "target_logits", lambda pairs: passes.append(len(pairs)) or real(pairs))
+    found = [*asked.of(log), *asked.inputs([*texts, TEXTS[5]])]
+    assert passes == [1]  # of the text that was not asked
+    for x, whole in zip(found, expected, strict=True):
+        assert torch.allclose(x, whole[-1:] if at == "last" else whole, atol=1e-5)
+    assert asked.likeliest(log, TEXTS[3:5]) and passes[1:] == [2]  # edits are asked once
 
 
 def test_names_and_the_value_that_parts() -> None:

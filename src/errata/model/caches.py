@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,31 @@ def cache_rows(cache: Any, index: Tensor) -> Any:
     return chosen
 
 
+def cache_with(cache: Any, others: Mapping[int, tuple[Tensor, Tensor]]) -> Any:
+    """A cache with other keys and values in some layers; the original stays as it is."""
+    copied = cache_copy(cache)
+    for i, (keys, values) in others.items():
+        copied.layers[i].keys, copied.layers[i].values = keys, values
+    return copied
+
+
+def keeps(cache: Any, layers: Iterable[int], width: int) -> bool:
+    """Whether those layers hold keys and values of all ``width`` tokens read so far, and nothing else."""
+    return all(
+        i < len(cache.layers) and _holds_keys(cache.layers[i]) and cache.layers[i].keys.shape[-2] == width
+        for i in layers
+    )
+
+
+def without_heads(cache: Any, n: int) -> Any:
+    """A cache whose first ``n`` layers, of blocks that do not run again, know how many tokens were read and no more."""
+    slim = cache_copy(cache)
+    for layer in slim.layers[:n]:
+        if _holds_keys(layer):
+            layer.keys, layer.values = (x[:, :1, :, :1].clone() for x in (layer.keys, layer.values))
+    return slim
+
+
 def select_rows(cache: Any, index: Tensor) -> None:
     """Keeps only these rows of a cache."""
     for layer in cache.layers:
@@ -63,6 +89,12 @@ def select_rows(cache: Any, index: Tensor) -> None:
             layer.reorder_cache(index)  # the one verb that takes both its states and its keys along
         else:
             layer.batch_select_indices(index)
+
+
+def _holds_keys(layer: Any) -> bool:
+    """Whether a layer holds keys and values, (b, heads, t, width) each, and nothing else."""
+    pair = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return not _is_recurrent(layer) and all(isinstance(x, Tensor) and x.ndim == 4 for x in pair)
 
 
 def _is_recurrent(layer: Any) -> bool:

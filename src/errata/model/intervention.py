@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from errata.model import hooks
-from errata.model.caches import cache_rows, has_states, new_cache, spent_copy
+from errata.model.caches import cache_rows, cache_with, has_states, keeps, new_cache, spent_copy, without_heads
 from errata.model.in_use import use_of
 from errata.model.padding import Padded, pad
 from errata.model.passes import (
@@ -173,7 +173,8 @@ class SuffixPass(Pass):
     """Runs only the layers above the site, and only the tokens from the changed position on.
 
     Where the site is a down projection, of its own block no attention runs either, and no linear: what they put out is
-    kept, the projection's own output too, unless it is asked for with other ``weights``.
+    kept, the projection's own output too, unless it is asked for with other ``weights``. Where an MLP ends with that
+    projection, the projection alone runs of it, on its input that is kept (``keys``).
 
     Prefixes are padded on the left and suffixes on the right, so there is no padding between the two; the joined mask
     and explicit positions go with every pass; each pass works on copies of the cache's layer objects.
@@ -201,6 +202,8 @@ class SuffixPass(Pass):
         with use_of(model).lock, torch.no_grad():
             self.cache = self._prefix_cache(prefixes, held)
             self.stored = self._output_of_skipped()
+            self.cache = without_heads(self.cache, self.skipped)
+            self.keys: Tensor | None = None
             self.within = self._outputs_within()
 
     @property
@@ -268,22 +271,40 @@ class SuffixPass(Pass):
         paths = self._constant()
         if not paths:
             return outputs
+        keys: list[Any] = []
+        last = self._mlp() or paths[-1]
 
-        def keep(path: str, output: Any) -> None:
-            outputs[path] = output
+        def keep(path: str, args: hooks.Args, output: Any) -> None:
+            if path == last != paths[-1]:
+                if _same_tensor(output, outputs.get(paths[-1])):
+                    self.keys = keys[0]
+            else:
+                outputs[path] = output
             if path == paths[-1]:
+                keys.append(args[0])
+            if path == last:
                 raise hooks.Stop
 
         watched = (
-            hooks.after(self.model.get_submodule(path), lambda args, kwargs, output, path=path: keep(path, output))
-            for path in paths
+            hooks.after(
+                self.model.get_submodule(path), lambda args, kwargs, output, path=path: keep(path, args, output)
+            )
+            for path in dict.fromkeys([*paths, last])
         )
         try:
             with hooks.forward_replaced(self._skipping()), hooks.all_of(watched):
                 self._run()
         except hooks.Stop:
             pass
-        return outputs if outputs.keys() == set(paths) else {}
+        if outputs.keys() != set(paths):
+            self.keys, outputs = None, {}
+        read = [] if self.keys is None else self.sites.mlp_in[self.site.layer]
+        return {path: output for path, output in outputs.items() if path not in read}
+
+    def _mlp(self) -> str | None:
+        """The path of a module within the site's block that ends with the down projection, as it seems."""
+        path, block = self.sites.mlp_out[self.site.layer].rpartition(".")[0], self.sites.layer[self.site.layer]
+        return path if path.startswith(f"{block}.") and not self.sites.experts_of(self.site.layer) else None
 
     def _constant(self) -> list[str]:
         """The paths of those modules: the attention, the linears that the MLP begins with, the projection itself."""
@@ -311,19 +332,27 @@ class SuffixPass(Pass):
         b, t = self.suffix.ids.shape
         return hooks.all_of(mlp_only_at(self.model, self.sites, block, (b, t), *some) for block, some in at.items())
 
-    def _run(self, weights: Weights = None) -> Any:
-        inputs = inputs_of(self.model, self.suffix.ids, self.mask, spent_copy(self.cache))
-        return with_weights(self.model, weights, inputs)
+    def _standing_in(self, weights: Weights) -> dict[nn.Module, Callable[..., Any]]:
+        """What runs no more, each module with what stands in for its ``forward``."""
+        forwards, down = self._skipping(), self.sites.mlp_out[self.site.layer]
+        for path, output in self.within.items():
+            if not weights or path != down:
+                forwards[self.model.get_submodule(path)] = lambda *a, output=output, **k: output
+        if self.keys is not None and (mlp := self._mlp()):
+            projection = self.model.get_submodule(down)
+            forwards[self.model.get_submodule(mlp)] = lambda *a, **k: projection(self.keys)
+        return forwards
+
+    def _run(self, weights: Weights = None, cache: Any = None) -> Any:
+        cache = spent_copy(self.cache) if cache is None else cache
+        return with_weights(self.model, weights, inputs_of(self.model, self.suffix.ids, self.mask, cache))
 
     @override
     def logits(self, delta: Tensor | None, columns: Sequence[Sequence[int]], weights: Weights = None) -> Tensor:
         rows, cols = _flat(columns)
         b, device = len(self.suffix.ids), self.suffix.ids.device
         where = torch.arange(b, device=device), torch.zeros(b, dtype=torch.long, device=device)
-        forwards = self._skipping()
-        for path, output in self.within.items():
-            if not weights or path != self.sites.mlp_out[self.site.layer]:
-                forwards[self.model.get_submodule(path)] = lambda *a, output=output, **k: output
+        forwards = self._standing_in(weights)
         changed = nullcontext()
         if self.site.mlp_output:
             changed = _changed(self.model, self.sites, self.site, delta, *where)
@@ -335,6 +364,40 @@ class SuffixPass(Pass):
         with use_of(self.model).lock, hooks.forward_replaced(forwards), changed, sparse, gather:
             return self._run(weights).logits[0]
 
+    @property
+    def above(self) -> range:
+        """The blocks above the site's."""
+        return range(self.site.layer + 1, self.sites.depth)
+
+    @property
+    def keeps_above(self) -> bool:
+        """Whether the blocks above keep keys and values of each token of the prefixes: :meth:`behind` holds."""
+        return keeps(self.cache, self.above, self.prefix.ids.shape[1])
+
+    def keys_above(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Keys and values of the suffixes (without prefixes) in the blocks above, with what hooks change on the way.
+
+        Two of (b, heads, t, width) for each block. Differentiable: with :meth:`behind` what many rows begin with is run
+        once in a pass in which it changes.
+        """
+        cache, first = spent_copy(self.cache), torch.zeros(1, dtype=torch.long)
+        gather = gathered(self.model, self.sites, first, first)
+        with use_of(self.model).lock, hooks.forward_replaced(self._standing_in(None)), gather:
+            self._run(cache=cache)
+        return {i: (cache.layers[i].keys, cache.layers[i].values) for i in self.above}
+
+    def behind(self, keys: Mapping[int, tuple[Tensor, Tensor]], of: Sequence[int]) -> "SuffixPass":
+        """The pass with its prefixes' keys and values taken from :meth:`keys_above` of others, of which each row's
+        prefix is the beginning of row ``of``."""
+        width, device = self.prefix.ids.shape[1], self.prefix.ids.device
+        before = width - torch.tensor(self.prefix.lengths)  # padded on the left
+        at = (torch.arange(width) - before[:, None]).clamp(min=0).to(device)  # (b, width)
+        rows = torch.tensor(list(of), device=device)[:, None]
+        chosen = copy.copy(self)
+        taken = {i: tuple(x.transpose(1, 2)[rows, at].transpose(1, 2) for x in pair) for i, pair in keys.items()}
+        chosen.cache = cache_with(self.cache, taken)
+        return chosen
+
     @override
     def select(self, rows: Sequence[int]) -> "SuffixPass":
         chosen = copy.copy(self)
@@ -344,7 +407,9 @@ class SuffixPass(Pass):
         chosen.cache = cache_rows(self.cache, index)
         if self.skipped:
             chosen.stored = with_hidden(self.stored, hidden_of(self.stored)[index])
-        chosen.within = {path: _rows_in(output, index, len(self.suffix.ids)) for path, output in self.within.items()}
+        b = len(self.suffix.ids)
+        chosen.within = {path: _rows_in(output, index, b) for path, output in self.within.items()}
+        chosen.keys = None if self.keys is None else _rows_in(self.keys, index, b)
         return chosen
 
 
@@ -352,6 +417,10 @@ def _flat(columns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Row and column of every position, (k,) each."""
     rows = [i for i, some in enumerate(columns) for _ in some]
     return torch.tensor(rows), torch.tensor([c for some in columns for c in some])
+
+
+def _same_tensor(a: Any, b: Any) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 
 def _rows_in(output: Any, index: Tensor, b: int) -> Any:

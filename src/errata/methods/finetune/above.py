@@ -45,7 +45,7 @@ class LogitsAbove:
                 return
             tokens += len(batch) * max(lengths[i] for i in batch)
             if tokens > self.lm.budget:
-                run.within = {}
+                run.within, run.keys = {}, None
             self.held |= {_key(pair): (run, row) for row, pair in enumerate(some)}
 
     def __call__(self, pairs: Sequence[Pair]) -> Tensor:

@@ -6,6 +6,7 @@ Training works in the layer's units: with s_x and s_y the median lengths of the 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from typing_extensions import TypedDict
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.reading import Rows, observe, row_losses
 from errata.methods.settings import setting
-from errata.methods.side_memory.matrix import At
+from errata.methods.side_memory.matrix import At, deciding
 from errata.methods.state import State
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite, Pass
+from errata.model.intervention import InterventionSite, Pass, SuffixPass
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted
 from errata.model.texts import kept_contexts
@@ -27,6 +28,7 @@ from errata.patch.parts import output_replaced
 Change = Callable[[list[int], Tensor], Tensor]  # (indices of rows, x (b, t, f)) -> what is added (b, t, d)
 Margin = Callable[[Tensor], Tensor]  # V -> the penalty for distances that are too small or too large
 
+LEAST = 4  # tokens that rows begin with together, to be run once
 CHECK = 5  # steps after which finished edits are measured again
 
 
@@ -87,26 +89,70 @@ class SiteLosses:
     """Losses of targets with something added at one site, computed again and again.
 
     What is below the site runs once (:meth:`HFLM.intervention`), unless other adapters or an encoder stand in the way.
+    With ``begins``, ids of texts that rows may begin with, those are run once in each pass and not in every row, where
+    the model keeps keys and values of all their tokens; what is added must not depend on the row then.
     """
 
-    def __init__(self, lm: HFLM, site: str, rows: Rows, *, plain: bool = False):
+    def __init__(self, lm: HFLM, site: str, rows: Rows, begins: Sequence[Sequence[int]] = (), *, plain: bool = False):
         self.lm, self.site, self.rows = lm, site, list(rows)
-        plain = plain or lm.seq2seq or bool(lm.explainers)
-        self.batches: list[tuple[list[int], Pass | None]] = []
-        for batch in budgeted([len(p) + len(t) for p, t in rows], lm.budget):
-            self.batches.append((batch, None if plain else self._suffix(batch)))
+        self.plain = plain or lm.seq2seq or bool(lm.explainers)
+        self.begins: SuffixPass | None = None
+        self.begun = [(0, 0)] * len(rows)  # of each row which text it begins with, and how many tokens of it
+        if begins and not self.plain:
+            self._begin(begins)
+        self.batches = self._batches()
+        if not all(self._holds(*one) for one in self.batches):
+            self.begins, self.begun = None, [(0, 0)] * len(rows)
+            self.batches = self._batches()
+
+    def _begin(self, texts: Sequence[Sequence[int]]) -> None:
+        run = self._pass(texts, [0] * len(texts), [[0]] * len(texts))
+        if isinstance(run, SuffixPass) and run.above:
+            self.begins, self.begun = run, [_beginning(p[:-1], texts) for p, _ in self.rows]
+
+    def _batches(self) -> list[tuple[list[int], Pass | None]]:
+        batches = budgeted([len(p) + len(t) for p, t in self.rows], self.lm.budget)
+        return [(batch, None if self.plain else self._suffix(batch)) for batch in batches]
+
+    def _holds(self, batch: Sequence[int], run: Pass | None) -> bool:
+        """Whether rows can be run behind what they begin with."""
+        if not any(self.begun[i][1] for i in batch):
+            return True
+        assert self.begins is not None
+        with torch.no_grad():
+            whole = {keys.shape[-2] for keys, _ in self.begins.keys_above().values()}
+        return isinstance(run, SuffixPass) and run.keeps_above and whole == {self.begins.suffix.ids.shape[1]}
 
     def _suffix(self, batch: Sequence[int]) -> Pass:
         rows = [[*p, *t[:-1]] for p, t in (self.rows[i] for i in batch)]
+        return self._pass(rows, [self.begun[i][1] for i in batch], self._columns(batch))
+
+    def _pass(self, rows: Sequence[Sequence[int]], starts: Sequence[int], columns: Sequence[Sequence[int]]) -> Pass:
         site = InterventionSite(self.lm.sites.mlp_out.index(self.site), mlp_output=True)
-        return self.lm.intervention(rows, [0] * len(rows), site, self._columns(batch))
+        return self.lm.intervention(rows, starts, site, columns)
 
     def _columns(self, batch: Sequence[int]) -> list[list[int]]:
-        return [[len(p) - 1 + j for j in range(len(t))] for p, t in (self.rows[i] for i in batch)]
+        return [[self._end(i) + j for j in range(len(self.rows[i][1]))] for i in batch]
+
+    def _end(self, i: int) -> int:
+        """The column of a row's last prompt token in its pass."""
+        return len(self.rows[i][0]) - 1 - self.begun[i][1]
+
+    def inputs(self, at: At) -> list[Tensor]:
+        """The site's input (t, f) at the deciding tokens of each row's prompt."""
+        found: dict[int, Tensor] = {}
+        for batch, run in self.batches if at == "last" else ():
+            if isinstance(run, SuffixPass) and run.keys is not None and run.keys.ndim == 3:
+                ends = run.keys[torch.arange(len(batch)), [self._end(i) for i in batch]]
+                found |= dict(zip(batch, at_least_float32(ends)[:, None], strict=True))
+        if len(found) < len(self.rows):
+            whole = site_tensors(self.lm, self.site, [list(p) for p, _ in self.rows])[0]
+            return [deciding(x, at) for x in whole]
+        return [found[i] for i in range(len(self.rows))]
 
     def of(self, change: Change, chosen: Sequence[bool]) -> Iterator[tuple[list[int], Tensor]]:
         """Batches of indices of the chosen rows, and each row's mean loss of a target token (b,)."""
-        for batch, suffix in self.batches:
+        for batch, run in self.batches:
             places = [j for j, i in enumerate(batch) if chosen[i]]
             rows = [batch[j] for j in places]
             if not rows:
@@ -117,10 +163,21 @@ class SiteLosses:
 
             with output_replaced(self.lm, self.site, add):
                 asked = [self.rows[i] for i in rows]
-                logits = (
-                    suffix.select(places).logits(None, self._columns(rows)) if suffix else self.lm.target_logits(asked)
-                )
+                some = run.select(places) if run and len(places) < len(batch) else run
+                logits = self._logits(some, rows) if some else self.lm.target_logits(asked)
             yield rows, row_losses(logits, asked)
+
+    def _logits(self, run: Pass, rows: Sequence[int]) -> Tensor:
+        if self.begins is not None and isinstance(run, SuffixPass) and any(self.begun[i][1] for i in rows):
+            run = run.behind(self.begins.keys_above(), [self.begun[i][0] for i in rows])
+        return run.logits(None, self._columns(rows))
+
+
+def _beginning(row: Sequence[int], texts: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Which of the texts (ids) a row shares most of its first tokens with, and how many; fewer than LEAST are none."""
+    shared = [sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(row, text))) for text in texts]
+    most = max(range(len(texts)), key=shared.__getitem__)
+    return (most, shared[most]) if shared[most] >= LEAST else (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """WISE: a side matrix for the edits, and a distance that tells whether a prompt is one of them.
 
 Wang et al. 2024, arXiv:2405.14768. d(x) = ‖ΔW x‖ is trained to be large for what is edited and small for what is not;
-a prompt is routed to the matrix where d is largest, if that passes a share of the smallest d of an edit.
+a prompt is routed to the matrix where d is largest, if that passes a threshold (:mod:`.shards`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,29 +14,29 @@ from torch import Tensor
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State, Tags
-from errata.methods.memory.adapter import EditMemory, Lookup
-from errata.methods.memory.log import EditLog, EditRecord, current
+from errata.methods.base import Tags
+from errata.methods.memory.adapter import EditMemory
+from errata.methods.memory.log import EditRecord, current
 from errata.methods.memory.method import MemoryMethod
 from errata.methods.memory.reading import Measured
 from errata.methods.memory.replacing import replaced
 from errata.methods.outcomes import report
 from errata.methods.settings import setting
-from errata.methods.side_memory.alike import alike, names_in, parting
-from errata.methods.side_memory.matrix import At, SideMatrix, deciding, of_prompts
+from errata.methods.side_memory.alike import Asked, alike, names_in, parting
+from errata.methods.side_memory.margins import Margins, PromptInputs
+from errata.methods.side_memory.matrix import deciding
+from errata.methods.side_memory.shards import Distances, SideMatrices, WiseMemory, ties
 from errata.methods.side_memory.training import (
     Change,
     SideSettings,
     SideSizes,
     SiteLosses,
     side_statistics,
-    site_tensors,
     training_rows,
     unit,
 )
+from errata.methods.state import State
 from errata.model.hf import HFLM
-from errata.model.lm import Call
-from errata.model.passes import at_least_float32
 from errata.model.projection import flow_shape
 from errata.patch.schema import Floats, Ints
 
@@ -44,136 +44,6 @@ OUTBID = 1.05  # times what another matrix gives: d of an edit's prompt in its o
 SLACK = 0.99  # times the smallest d of an edit, its threshold at most: room for the rounding of half precision
 SAMPLE = 64  # edits of a matrix by which its threshold is measured, at most
 WIDTH = 22  # columns of a matrix to one edit in a shard: a row has free entries in proportion to its columns
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SideMatrices(SideMatrix):
-    """A few side matrices, the last of them open for more edits."""
-
-    mostly_zero: ClassVar[tuple[str, ...]] = ("weights",)
-
-    shard: int | None
-    mask: float
-    weights: Annotated[Tensor, Floats("m out in")]  # ΔW of each
-    of: Annotated[Tensor, Ints("n", -1, "m")]  # the matrix of each edit; -1 once a later one replaced it
-
-    @override
-    def check_content(self) -> None:
-        if not len(self.weights):
-            raise BadInput("weights holds no matrix")
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many edits in force each matrix holds."""
-        return torch.bincount(self.of[self.of >= 0], minlength=len(self.weights)).tolist()
-
-    @override
-    def added(self, x: Tensor, entry: Tensor) -> Tensor:
-        out = x.new_zeros(*x.shape[:2], self.weights.shape[1])
-        for m in entry.unique().tolist():
-            rows = (entry == m).nonzero()[:, 0]
-            out = out.index_copy(0, rows, x[rows] @ self.on("weights", x)[m].T)
-        return out
-
-    @override
-    def describe(self, log: EditLog, entry: int) -> str:
-        n = self.sizes[entry]
-        return f"side memory {entry + 1} of {len(self.weights)}, with {n} edit{'s' if n > 1 else ''}"
-
-    @override
-    def details(self, log: EditLog, i: int) -> dict[str, Any] | None:
-        return {"memory": int(self.of[i]) + 1} if self.of[i] >= 0 else None
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Distances(Lookup):
-    """The side matrix for which d of a prompt is largest, if d passes the threshold there."""
-
-    at: At
-    ratio: float | None
-    retrieve: bool  # whether each matrix has a threshold of its own
-    distances: Annotated[Tensor, Floats("n")]  # d of each edit's own prompt, in its matrix
-    thresholds: Annotated[Tensor, Floats("m")]  # what d must pass, for each matrix
-
-    @override
-    def find(self, call: Call, x: Tensor, y: Tensor, payload: SideMatrices) -> Tensor:
-        x = at_least_float32(x)
-        products = torch.einsum("btf,mdf->btmd", x, payload.on("weights", x))
-        d = of_prompts(call, products.norm(dim=-1), self.at)  # (b, m)
-        least = self.thresholds.to(d)
-        passed = d > (least if self.retrieve else least.amin())
-        return torch.where(passed.any(-1), d.masked_fill(~passed, -1).argmax(-1), -1)
-
-    @override
-    def details(self, log: EditLog, i: int) -> dict[str, Any]:
-        return {"distance": round(float(self.distances[i]), 4)}
-
-
-class WiseMemory(EditMemory[Distances, SideMatrices]):
-    """Side matrices, to which a prompt is routed by its distance."""
-
-    kind: ClassVar[str] = "wise"
-
-    @override
-    def summary(self) -> list[dict[str, Any]]:
-        where = {"kind": self.kind, "site": self.site}
-        lines = zip(self.payload.weights, self.payload.sizes, self.lookup.thresholds.tolist(), strict=True)
-        return [{**where, "edits": n, "norm": round(float(w.norm()), 4), "threshold": round(t, 4)} for w, n, t in lines]
-
-
-@dataclass(frozen=True)
-class PromptInputs:
-    """Inputs at the site for the deciding tokens of some prompts: ``x`` (T, f), and the prompt ``of`` each (T,)."""
-
-    x: Tensor
-    of: Tensor
-    n: int
-
-    @classmethod
-    def read(cls, xs: Sequence[Tensor], at: At) -> Self:
-        """Of inputs (t, f) at all tokens of each prompt."""
-        kept = [deciding(x, at) for x in xs]
-        of = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(x) for x in kept]))
-        return cls(torch.cat(kept), of.to(kept[0].device), len(kept))
-
-    def distances(self, w: Tensor) -> Tensor:
-        """The mean of ‖w x‖ over each prompt's tokens. (n,)"""
-        norms: Tensor = _Norms.apply(w, self.x)  # pyright: ignore[reportAssignmentType]
-        return norms.new_zeros(self.n).index_add(0, self.of, norms) / torch.bincount(self.of)
-
-
-class _Norms(torch.autograd.Function):
-    """‖w x‖ of each x (T, f): its gradient is of those x that a penalty looks at, often few."""
-
-    @staticmethod
-    @override
-    def forward(ctx: Any, w: Tensor, x: Tensor) -> Tensor:
-        products = x @ w.T  # (T, d)
-        norms = products.norm(dim=-1)
-        ctx.save_for_backward(x, products, norms)
-        return norms
-
-    @staticmethod
-    @override
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, products, norms = ctx.saved_tensors
-        some = (gradient != 0) & (norms > 0)
-        return ((gradient[some] / norms[some])[:, None] * products[some]).T @ x[some], None
-
-
-def ties(deltas: Tensor, weights: Tensor, density: float) -> Tensor:
-    """TIES (arXiv:2306.01708) of changes (m, d, f). (d, f)
-
-    Each keeps its largest entries, as many as ``density`` of all; an entry is the weighted mean of those that have the
-    sign of their weighted sum.
-    """
-    flat = deltas.flatten(1)
-    keep = flat.abs().topk(max(1, round(density * flat.shape[1])), -1).indices
-    kept = torch.zeros_like(flat).scatter(1, keep, flat.gather(1, keep))
-    share = weights.to(flat)[:, None] * (kept.sign() == (weights.to(flat)[:, None] * kept).sum(0).sign())
-    share = share * (kept != 0)
-    merged = (share * kept).sum(0) / share.sum(0).clamp(min=torch.finfo(flat.dtype).tiny)
-    return merged.view_as(deltas[0])
 
 
 class Inputs(SideSizes):
@@ -289,8 +159,10 @@ class WISE(SideSettings, MemoryMethod):
             payload=replace(old.payload, of=of),
         )
         before = {n + j: [old.log[i] for i in found[j]] for j in range(len(log))}
+        asked = Asked(lm, memory.site, self.at)
         for m in sorted({*homes.values()} - {-1}):
-            memory = self._trained(lm, memory, m, [i for i, home in homes.items() if home == m], before, state)
+            fresh = [i for i, home in homes.items() if home == m]
+            memory = self._trained(asked, memory, m, fresh, before, state)
         left = [i for i, home in homes.items() if home < 0]
         while left:
             weights, sizes = memory.payload.weights, memory.payload.sizes
@@ -298,16 +170,16 @@ class WISE(SideSettings, MemoryMethod):
                 weights = torch.cat([weights, torch.zeros(1, *weights.shape[1:])])
                 memory = replace(memory, payload=replace(memory.payload, weights=weights))
             room = self.shard - memory.payload.sizes[-1]
-            memory = self._trained(lm, memory, len(weights) - 1, left[:room], before, state)
+            memory = self._trained(asked, memory, len(weights) - 1, left[:room], before, state)
             merged = self._merged(memory.payload)
             if merged is not memory.payload:
-                memory = self._measured(lm, replace(memory, payload=merged), len(merged.weights) - 1, state)
+                memory = self._measured(asked, replace(memory, payload=merged), len(merged.weights) - 1, state)
             left = left[room:]
         return memory
 
     def _trained(
         self,
-        lm: HFLM,
+        asked: Asked,
         memory: WiseMemory,
         m: int,
         fresh: Sequence[int],
@@ -316,43 +188,39 @@ class WISE(SideSettings, MemoryMethod):
     ) -> WiseMemory:
         """With the ``fresh`` edits (indices) in matrix m, and the distances measured that this changed; ``before`` has
         the edits that each replaces."""
+        lm, log = asked.lm, memory.log
         weights, of_matrix = memory.payload.weights, memory.payload.of.clone()
         draw = torch.Generator().manual_seed(self.seed + fresh[0])
         live = (of_matrix >= 0).nonzero()[:, 0].tolist()
         known = [i for i in live if of_matrix[i] == m]
         again = [known[i] for i in torch.randperm(len(known), generator=draw)[: self.replay].tolist()]
-        edits = [memory.log[i] for i in (*again, *fresh)]
-        asked = [*([] for _ in again), *(before[i] for i in fresh)]
-        rows, of = training_rows(lm, edits, self.before(lm, state, self.seed), asked, bare=len(again))
-        losses = SiteLosses(lm, memory.site, rows)
-        inside = self._inputs(lm, memory.site, [memory.log[i].prompt_ids for i in known] + [list(p) for p, _ in rows])
-        elsewhere = [memory.log[i].prompt_ids for i in live if of_matrix[i] != m]  # appendix B.3
-        others = map(lm.tokens.prompt, alike(lm, memory.log, fresh, state.info["names"], self.others, draw)[1])
-        others = site_tensors(lm, memory.site, [*elsewhere, *others])[0]
-        usual = state.tensors["x"].to(inside.x).split(state.tensors["lengths"].tolist())
-        outside = PromptInputs.read([*usual, *others], self.at)
+        edits, contexts = [log[i] for i in (*again, *fresh)], self.before(lm, state, self.seed)
+        replacing = [*([] for _ in again), *(before[i] for i in fresh)]
+        rows, of = training_rows(lm, edits, contexts, replacing, bare=len(again))
+        losses = SiteLosses(lm, memory.site, rows, [lm.tokens.prompt(context) for context in contexts])
+        others = asked.inputs(alike(asked, log, fresh, state.info["names"], self.others, draw)[1])
+        elsewhere = asked.of(log[i] for i in live if of_matrix[i] != m)  # appendix B.3
+        inside = PromptInputs.read([*asked.of(log[i] for i in known), *losses.inputs(self.at)], self.at)
+        outside = PromptInputs.read([*self._usual(state, inside.x), *elsewhere, *others], self.at)
         scale, mask = unit(state), self._mask(weights[m], fresh[0]).to(inside.x)
         unit_out = OUTBID / state.info["out"]
         rivals = [unit_out * inside.distances(w.to(inside.x)) for i, w in enumerate(weights) if i != m]
         least = torch.stack([inside.x.new_full((inside.n,), self.beta), *rivals]).amax(0)
+        margins = Margins(inside, outside, least, self.alpha, self.gamma)  # in units of the layer's outputs
         of_matrix[list(fresh)] = m
 
         def change(v: Tensor) -> Change:
             return lambda rows, x: x @ (scale * v * mask).T
 
         def margin(v: Tensor) -> Tensor:
-            """Equation 5's hinges, each a mean over what violates it; distances in units of the layer's outputs."""
-            w = v * mask / state.info["in"]
-            d_in, d_out = inside.distances(w), outside.distances(w)
-            apart = self.gamma - (d_in[:, None] - d_out)
-            return _violated(d_out - self.alpha) + _violated(least - d_in) + _violated(apart)
+            return margins.penalty(v * mask / state.info["in"])
 
         v, ended = self.descent.run(weights[m].to(inside.x) / scale, losses, of, change, margin)
         report([edit.id for edit in edits], ended.tolist(), (ended <= self.stop).tolist())
         weights = weights.clone()
         weights[m] = (scale * v * mask).cpu()
         payload = replace(memory.payload, weights=weights, of=of_matrix)
-        return self._measured(lm, replace(memory, payload=payload), m, state)
+        return self._measured(asked, replace(memory, payload=payload), m, state)
 
     def _merged(self, payload: SideMatrices) -> SideMatrices:
         """With the full shards made one matrix once they are enough, and the matrix before them, unless it stays."""
@@ -373,37 +241,32 @@ class WISE(SideSettings, MemoryMethod):
             return weight != 0
         return torch.rand(weight.shape, generator=torch.Generator().manual_seed(self.seed + seed)) < self.mask
 
-    def _measured(self, lm: HFLM, memory: WiseMemory, m: int, state: State) -> WiseMemory:
+    def _measured(self, asked: Asked, memory: WiseMemory, m: int, state: State) -> WiseMemory:
         """With the distances of the edits in matrix m, and its threshold, as they are now."""
         lookup, payload = memory.lookup, memory.payload
         own = (payload.of == m).nonzero()[:, 0]
-        inputs = self._inputs(lm, memory.site, [memory.log[i].prompt_ids for i in own.tolist()])
+        inputs = PromptInputs.read(asked.of(memory.log[i] for i in own.tolist()), self.at)
         w = payload.weights[m].to(inputs.x)
         d = inputs.distances(w)
-        threshold = self.ratio * float(d.min()) if self.ratio else self._threshold(lm, memory, own, w, d, state)
+        threshold = self.ratio * float(d.min()) if self.ratio else self._threshold(asked, memory, own, w, d, state)
         thresholds = lookup.thresholds.tolist()
         thresholds = [*thresholds[:m], threshold, *thresholds[m + 1 : len(payload.weights)]]  # fewer, after a merge
         distances = lookup.distances.index_copy(0, own, d.to(lookup.distances))
         return replace(memory, lookup=replace(lookup, distances=distances, thresholds=torch.tensor(thresholds)))
 
-    def _threshold(self, lm: HFLM, memory: WiseMemory, own: Tensor, w: Tensor, d: Tensor, state: State) -> float:
+    def _threshold(self, asked: Asked, memory: WiseMemory, own: Tensor, w: Tensor, d: Tensor, state: State) -> float:
         """Where the edits ``own`` (indices), with distances ``d``, and they in other words part from what is not
         edited, as far as their matrix w was not trained on it; below the smallest d."""
         draw = torch.Generator().manual_seed(self.seed + len(memory.log))
         some = own[torch.randperm(len(own), generator=draw)[:SAMPLE]].tolist()
-        found = alike(lm, memory.log, some, state.info["names"], self.others, draw)
+        found = alike(asked, memory.log, some, state.info["names"], self.others, draw)
         same, others = (
-            self._inputs(lm, memory.site, [lm.tokens.prompt(text) for text in texts]).distances(w) if texts else d[:0]
-            for texts in found
+            PromptInputs.read(asked.inputs(texts), self.at).distances(w) if texts else d[:0] for texts in found
         )
-        usual = PromptInputs.read(state.tensors["x"].to(w).split(state.tensors["lengths"].tolist()), "mean")
+        usual = PromptInputs.read(self._usual(state, w), "mean")
         outside = [x for x in (usual.distances(w), others) if len(x)]
         return min(parting(torch.cat([d, same]), outside), SLACK * float(d.min()))
 
-    def _inputs(self, lm: HFLM, site: str, prompts: Sequence[list[int]]) -> PromptInputs:
-        return PromptInputs.read(site_tensors(lm, site, prompts)[0], self.at)
-
-
-def _violated(x: Tensor) -> Tensor:
-    """The mean of what is above 0."""
-    return x.clamp(min=0).sum() / (x > 0).sum().clamp(min=1)
+    def _usual(self, state: State, like: Tensor) -> Sequence[Tensor]:
+        """The inputs (t, f) that the state holds, of each text, where ``like`` is."""
+        return state.tensors["x"].to(like).split(state.tensors["lengths"].tolist())
