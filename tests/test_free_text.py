@@ -54,6 +54,11 @@ def is_hit(text: str, meant: written.Meant) -> bool:
 # The rules ---------------------------------------------------------------------------------------
 
 
+def test_an_office_may_be_the_new_answer_or_part_of_the_relation() -> None:
+    ways = [reading.words for reading in readings("Jane Doe is the CEO of Acme, not John Roe.")]
+    assert ways[1] == "[Jane Doe] is the CEO of → Acme (not John Roe)" and len(ways) == 2
+
+
 @pytest.mark.parametrize(("text", "meant"), written.SEEN)
 def test_a_sentence_is_read_as_it_is_meant(text: str, meant: written.Meant) -> None:
     assert is_hit(text, meant)
@@ -81,6 +86,8 @@ def test_nothing_is_guessed(text: str) -> None:
         ("Ann Lee lives in Rome with her sister", "cannot be told where the answer ends"),
         ("Ann Lee lives in Rome, not at sea", "does not go on from 'lives in'"),
         ("The capital is Lyon.", "of whom or what"),
+        ("Ann Lee switched from the banjo to the guitar.", r"how something changed \('switched'\), and not what holds"),
+        ("ann lee was born in rome", "names are told by their capitals"),
         ("hello there", "no rule reads 'hello there'; write it as \"X's R is Y, not Z\""),
         ("", "there is no sentence"),
     ],
