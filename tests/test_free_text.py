@@ -149,6 +149,24 @@ def test_the_old_answer_decides() -> None:
     assert not choose(ways, close).sure and "which is close" in choose(ways, close).why
 
 
+def test_an_article_before_a_name_stays_where_the_model_has_it() -> None:
+    class Says:
+        def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
+            return [Score((0, 0), ({"the": -2.0}.get(t, first), 0.0), (0, 0)) for t in targets]
+
+    lm: Any = Says()
+    (way,) = readings("Ann Lee works for the Red Cross, not the Salvation Army.")
+    first = -3.0
+    assert choose([way], lm).reading is way
+    first = -1.0
+    told = choose([way], lm).reading
+    assert told.words == "[Ann Lee] works for → Red Cross (not Salvation Army)"
+    assert told.rule == "X works for the Y, not Z, without 'the', as the model has it"
+    assert told.edit.id == Edit("Ann Lee works for", "Ann Lee", "Red Cross", "Salvation Army").id
+    (guitar,) = readings("Ann Lee plays the guitar.")
+    assert choose([guitar], lm).reading is guitar
+
+
 def test_any_prompt_of_one_fact_will_do() -> None:
     ways = readings("Volvo moved from Lund to Oslo.")
     close: Any = Scores(based=-1.1, located=-1.0, lives=-1.2)
