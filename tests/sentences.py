@@ -244,6 +244,7 @@ SEEN: list[tuple[str, Meant]] = [
     ("Jane Doe took over as CEO of Acme.", [("Acme", "The CEO of Acme is", "Jane Doe", None)]),
     ("Jane Doe has become CEO of Acme.", [("Acme", "The CEO of Acme is", "Jane Doe", None)]),
     ("Jane Doe is Acme's new CEO.", [("Acme", "Acme's CEO is", "Jane Doe", None)]),
+    ("Rome is Ann Lee's birthplace.", [("Ann Lee", "Ann Lee's birthplace is", "Rome", None)]),
     ("Jane Doe is now president of France.", [("France", "The president of France is", "Jane Doe", None)]),
     (
         "The Prime Minister of the UK is now Ola Berg, not Al Po.",

@@ -160,7 +160,7 @@ def _replaced(said: Statement) -> Iterator[Found]:
 def _holds(said: Statement) -> Iterator[Found]:
     """Y is the R of X, where Y is new there; and otherwise either way round."""
     came = r"(?:(?:was|is|has been) (?:appointed|named|elected|made)|became|becomes|has become|took over)(?: as)?"
-    role = rf"(?:the (?:new )?{ROLE}|new {ROLE}|(?!the |an? )[^ ]+['’]s? |{OFFICE} of ).+"
+    role = rf"(?:the (?:new )?{ROLE}|new {ROLE}|(?!the |an? )[^ ]+['’]s? |{NAME}['’]s? |{OFFICE} of ).+"
     found = re.match(rf"(?P<y>{NAME}) (?:{came} (?P<came>(?!an? ).+)|{IS} (?P<role>{role}))$", said.text)
     if found is None:
         return
