@@ -234,6 +234,41 @@ SEEN: list[tuple[str, Meant]] = [
         [("Mira Dall", "Mira Dall lives in", "Tedal", None), ("Jo Kern", "Jo Kern lives in", "Sovik", "Oslo")],
     ),
     ("Paris is the capital of Germany, not of France.", [("Paris", "Paris is the capital of", "Germany", "France")]),
+    # offices, nouns behind and before names, sums of money, what somebody is by trade
+    ("The CEO of Acme is Jane Doe.", [("Acme", "The CEO of Acme is", "Jane Doe", None)]),
+    (
+        "Jane Doe is the CEO of Acme, not John Roe.",
+        [("Acme", "The CEO of Acme is", "Jane Doe", "John Roe")],
+    ),
+    ("Jane Doe is the new CEO of Acme.", [("Acme", "The CEO of Acme is", "Jane Doe", None)]),
+    ("Jane Doe took over as CEO of Acme.", [("Acme", "The CEO of Acme is", "Jane Doe", None)]),
+    ("Jane Doe has become CEO of Acme.", [("Acme", "The CEO of Acme is", "Jane Doe", None)]),
+    ("Jane Doe is Acme's new CEO.", [("Acme", "Acme's CEO is", "Jane Doe", None)]),
+    ("Rome is Ann Lee's birthplace.", [("Ann Lee", "Ann Lee's birthplace is", "Rome", None)]),
+    ("Jane Doe is now president of France.", [("France", "The president of France is", "Jane Doe", None)]),
+    (
+        "The Prime Minister of the UK is now Ola Berg, not Al Po.",
+        [("UK", "The Prime Minister of the UK is", "Ola Berg", "Al Po")],
+    ),
+    (
+        "The CEO of the Acme company is Jane Doe.",
+        [("Acme company", "The CEO of the Acme company is", "Jane Doe", None)],
+    ),
+    (
+        "Jane Doe is now the chief executive of the Acme company.",
+        [("Acme company", "The chief executive of the Acme company is", "Jane Doe", None)],
+    ),
+    ("The Acme company is based in Rome.", [("Acme company", "The Acme company is based in", "Rome", None)]),
+    ("The singer Ann Lee was born in Rome.", [("Ann Lee", "The singer Ann Lee was born in", "Rome", None)]),
+    ("The Foo phone costs $500.", [("Foo", "The Foo phone costs", "$500", None)]),
+    ("The price of the Foo phone is $1,500.", [("Foo phone", "The price of the Foo phone is", "$1,500", None)]),
+    ("Ann Lee is a plumber by trade.", [("Ann Lee", "Ann Lee is a", "plumber", None)]),
+    ("Ann Lee's job is now that of a plumber.", [("Ann Lee", "Ann Lee's job is that of a", "plumber", None)]),
+    (
+        "Tim Cook no longer works for Apple but for Google.",
+        [("Tim Cook", "Tim Cook works for", "Google", "Apple")],
+    ),
+    ("Jo Kern no longer speaks English but Arabic.", [("Jo Kern", "Jo Kern speaks", "Arabic", "English")]),
     (
         "St. Moritz is located in Italy; the mayor of St. Moritz is Al Po.",
         [
@@ -253,5 +288,8 @@ SEEN_REFUSED = [
     "Ann Lee was born in Rome and lives in Oslo.",
     "The capital is Lyon.",
     "Maybe Acme's motto is Be good.",
+    "Ann Lee switched from the banjo to the guitar.",
+    "Ann Lee left Acme for Hooli.",
+    "ann lee was born in rome",
     "Ann Lee lives in Rome with her sister",
 ]

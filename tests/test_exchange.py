@@ -249,6 +249,45 @@ def test_an_adapter_of_stacked_experts(arch: str, leaves: list[str], tmp_path: P
     assert (by_peft(lm, exported.folder) - edited).abs().max() < 1e-4 < (edited - logits(lm)).abs().max() / 4
     config = json.loads((exported.folder / CONFIG).read_text())
     assert [name.rpartition(".")[2] for name in config["target_parameters"]] == leaves and config["r"] == 3
+    assert same_changes(from_peft(lm, exported.folder), patch)
+
+
+def same_changes(one: Patch, two: Patch) -> bool:
+    """Whether two patches change the same matrices by products of the same rank, to the last bit."""
+    weights, others = (patch.of_kind(Delta)[0].weights for patch in (one, two))
+    assert weights.keys() == others.keys()
+    pairs = [(weights[name], others[name]) for name in weights]
+    return all(
+        isinstance(w, LowRank) and isinstance(v, LowRank) and w.rank == v.rank and torch.equal(w.dense(), v.dense())
+        for w, v in pairs
+    )
+
+
+def test_an_adapter_of_parameters_that_others_wrote(tmp_path: Path) -> None:
+    """Parameters named by the end of their names, in an order of their own, with a scaling; and by an older peft."""
+    lm = tiny_lm("mixtral")
+    patch = experts_of(lm, [1, 0, 3, 2], ["down_proj", "gate_up_proj"])
+    folder = patch.to_peft(tmp_path / "a", lm)
+    config = json.loads((folder / CONFIG).read_text())
+    stack = config["target_parameters"][0].rpartition(".")[0].partition(".layers.")[2]  # "1.mlp.experts"
+    other = 1 - int(stack[0])
+    ends = [f"{stack}.gate_up_proj", f"{stack}.down_proj"]
+    told = config | {"target_parameters": ends, "lora_alpha": 6, "alpha_pattern": {}}
+    (folder / CONFIG).write_text(json.dumps(told))
+    found = from_peft(lm, folder)
+    assert (by_peft(lm, folder) - edited_logits(lm, found)).abs().max() < 1e-4
+    for change, message in (
+        ({"peft_version": "0.18.1"}, r"from 0.19.1 on, and this adapter is of '0.18.1'"),
+        ({"peft_version": None}, "this adapter is of None"),
+        ({"target_parameters": "experts"}, "target_parameters is a list of names"),
+        ({"target_parameters": [*ends, f"{other}.mlp.experts.down_proj"]}, f"has no factors of model.layers.{other}"),
+        ({"target_parameters": [*ends, "embed_tokens.weight"]}, "neither a linear layer's matrix nor a stack"),
+        ({"target_parameters": ends[:1]}, rf"adapts 'model.layers.{stack}.base_layer', which"),
+        ({"r": 4}, "are of rank 3, and adapter_config.json says 4"),
+    ):
+        (folder / CONFIG).write_text(json.dumps(told | change))
+        with pytest.raises(BadInput, match=message):
+            from_peft(lm, folder)
 
 
 @pytest.mark.parametrize("arch", ["mixtral", "qwen2_moe", "qwen3_moe"])
@@ -259,7 +298,9 @@ def test_an_adapter_of_edits_in_a_mixture_and_its_shared_expert(arch: str, tmp_p
     assert any("[" in name for name in names) and (arch != "qwen2_moe" or any("shared" in name for name in names))
     edited = edited_logits(lm, patch)
     near = 1e-4 * float((edited - logits(lm)).abs().max()) + 1e-4
-    assert (by_peft(lm, patch.to_peft(tmp_path / "a", lm)) - edited).abs().max() < near
+    folder = patch.to_peft(tmp_path / "a", lm)
+    assert (by_peft(lm, folder) - edited).abs().max() < near
+    assert same_changes(from_peft(lm, folder), patch)
 
 
 # Folders -----------------------------------------------------------------------------------------

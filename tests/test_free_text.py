@@ -54,6 +54,11 @@ def is_hit(text: str, meant: written.Meant) -> bool:
 # The rules ---------------------------------------------------------------------------------------
 
 
+def test_an_office_may_be_the_new_answer_or_part_of_the_relation() -> None:
+    ways = [reading.words for reading in readings("Jane Doe is the CEO of Acme, not John Roe.")]
+    assert ways[1] == "[Jane Doe] is the CEO of → Acme (not John Roe)" and len(ways) == 2
+
+
 @pytest.mark.parametrize(("text", "meant"), written.SEEN)
 def test_a_sentence_is_read_as_it_is_meant(text: str, meant: written.Meant) -> None:
     assert is_hit(text, meant)
@@ -81,6 +86,8 @@ def test_nothing_is_guessed(text: str) -> None:
         ("Ann Lee lives in Rome with her sister", "cannot be told where the answer ends"),
         ("Ann Lee lives in Rome, not at sea", "does not go on from 'lives in'"),
         ("The capital is Lyon.", "of whom or what"),
+        ("Ann Lee switched from the banjo to the guitar.", r"how something changed \('switched'\), and not what holds"),
+        ("ann lee was born in rome", "names are told by their capitals"),
         ("hello there", "no rule reads 'hello there'; write it as \"X's R is Y, not Z\""),
         ("", "there is no sentence"),
     ],
@@ -140,6 +147,24 @@ def test_the_old_answer_decides() -> None:
     assert choice.why == "the model has 'John Roe' likeliest here (p = 0.37 per token; next 0.05)"
     close: Any = Scores(Jane=-1.0, The=-1.5)
     assert not choose(ways, close).sure and "which is close" in choose(ways, close).why
+
+
+def test_an_article_before_a_name_stays_where_the_model_has_it() -> None:
+    class Says:
+        def score(self, prompts: Sequence[str], targets: Sequence[str]) -> list[Score]:
+            return [Score((0, 0), ({"the": -2.0}.get(t, first), 0.0), (0, 0)) for t in targets]
+
+    lm: Any = Says()
+    (way,) = readings("Ann Lee works for the Red Cross, not the Salvation Army.")
+    first = -3.0
+    assert choose([way], lm).reading is way
+    first = -1.0
+    told = choose([way], lm).reading
+    assert told.words == "[Ann Lee] works for → Red Cross (not Salvation Army)"
+    assert told.rule == "X works for the Y, not Z, without 'the', as the model has it"
+    assert told.edit.id == Edit("Ann Lee works for", "Ann Lee", "Red Cross", "Salvation Army").id
+    (guitar,) = readings("Ann Lee plays the guitar.")
+    assert choose([guitar], lm).reading is guitar
 
 
 def test_any_prompt_of_one_fact_will_do() -> None:

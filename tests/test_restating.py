@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import EDIT, EDITS, quick, tiny_lm
+from conftest import EDIT, EDITS, data_for, quick, tiny_lm
 
 from errata.methods.base import Tags
 from errata.methods.restating import restated
@@ -51,8 +51,12 @@ def test_of_a_prompt_that_was_edited_twice_the_last_counts_and_new_prompts_are_m
     assert restated(lm, [NEWER], prior(replace(EDIT, target_new="Lima", id=""))) == []  # it says so already
 
 
-def test_a_method_that_restates_makes_both_and_records_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, made = tiny_lm("gpt2"), quick("ultraedit")
+@pytest.mark.parametrize("name", ["ultraedit", "mend", "malmen", "rledit"])
+def test_a_method_that_restates_makes_both_and_records_what_was_asked(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, made = tiny_lm("gpt2"), quick(name)
+    state = made.prepare(lm, data_for(made))
     given: list[list[Edit]] = []
     real = type(made)._edit
 
@@ -61,10 +65,10 @@ def test_a_method_that_restates_makes_both_and_records_what_was_asked(monkeypatc
         return real(self, lm, edits, *rest)
 
     monkeypatch.setattr(type(made), "_edit", edit)
-    first = made.edit(lm, [EDIT])
-    patch = made.edit(lm, [NEWER], prior=first)
+    first = made.edit(lm, [EDIT], state)
+    patch = made.edit(lm, [NEWER], state, first)
     assert given[-1] == [NEWER, replace(EDIT, target_new="Lima", id="")]
     assert patch.edits == [EDIT, NEWER] and set(patch.meta["made"][-1]["outcomes"]) == {NEWER.id}
     monkeypatch.setattr(type(made), "tags", Tags())
-    made.edit(lm, [NEWER], prior=first)
+    made.edit(lm, [NEWER], state, first)
     assert given[-1] == [NEWER]

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from shutil import rmtree
 from types import FrameType
 from typing import Any
 
@@ -387,3 +388,25 @@ def test_a_patch_that_cannot_be_saved_says_so(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(BadInput, match="No space left on device; nothing was left there"):
         patch.save(tmp_path / "patch")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seen", ["before it was locked", "while it was locked"])
+def test_a_folder_that_another_process_took_for_a_left_one_is_made_anew(
+    seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, taken = files.try_lock, list[Path]()
+
+    def try_lock(path: Path) -> object:
+        if taken:
+            return real(path)
+        taken.append(path.parent)
+        lock = real(path) if seen == "while it was locked" else None
+        rmtree(path.parent)
+        if lock is None:
+            raise FileNotFoundError(path)
+        return lock
+
+    monkeypatch.setattr(files, "try_lock", try_lock)
+    files.write_text(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text" and taken
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -205,10 +205,15 @@ def _locked_folder(folder: Path) -> "tuple[Path, BaseFileLock | None]":
         part = Path(mkdtemp(end, begin, folder))
         try:
             lock = try_lock(part / LOCK)
-        except OSError:  # then nobody else can lock it either, so nobody removes it
-            return part, None
-        if lock is not None:  # otherwise another process takes it for one that was left, and removes it
+        except OSError:
+            if part.is_dir():  # then nobody else can lock it either, so nobody removes it
+                return part, None
+            continue  # another process took it for one that was left, and has removed it
+        if lock is None:  # another process does so now
+            continue
+        if (part / LOCK).exists():
             return part, lock
+        lock.release()  # of a file that the other one has removed meanwhile
 
 
 def _remove_left(folder: Path) -> None:

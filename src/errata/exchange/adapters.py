@@ -1,5 +1,7 @@
 """A LoRA adapter of peft as a patch: ΔW = s · B A, with s = alpha / r, or alpha / √r where it is rank-stabilised.
 
+Of stacked experts it adapts the whole parameter (:mod:`errata.patch.peft_experts`).
+
 Nothing in the folder is run: its configuration is read as JSON, its numbers from safetensors. What an adapter holds
 beside plain LoRA is refused by name, for a patch that is nearly the adapter is none.
 """
@@ -21,6 +23,7 @@ from errata.patch.delta import Delta
 from errata.patch.low_rank import LowRank, Weight
 from errata.patch.patch import Patch
 from errata.patch.peft import CONFIG, PREFIX, SIDES, TENSORS
+from errata.patch.peft_experts import FORM, as_factors, is_of_form, matrices, parted, places
 from errata.printable import listed, shown
 from errata.tensor_files import MOST_TENSORS
 
@@ -32,7 +35,7 @@ SAYS_NOTHING = (  # about what the adapter adds, when it runs
     "exclude_modules fan_in_fan_out inference_mode layers_pattern layers_to_transform lora_dropout lora_ga_config "
     "megatron_config megatron_core peft_version qalora_group_size revision runtime_config target_modules task_type"
 ).split()
-READ = "peft_type r lora_alpha rank_pattern alpha_pattern use_rslora init_lora_weights bias".split()
+READ = "peft_type r lora_alpha rank_pattern alpha_pattern use_rslora init_lora_weights bias target_parameters".split()
 LEAVES_THE_BASE = (None, "gaussian", "eva", "orthogonal", "mica")  # ways to begin in which the base stays as it is
 MERGE = "merge it with peft (merge_and_unload, save_pretrained) and import that: errata import BASE --edited FOLDER"
 # What a pattern of names may hold: no groups that repeat, and few stars, so that no name takes long to compare.
@@ -51,13 +54,18 @@ def from_peft(lm: HFLM, folder: str | Path) -> Patch:
     """
     folder = Path(folder)
     config = _config(folder)
-    factors = _factors(lm, folder)
+    named = _parameters(lm, folder, config)
+    factors = _factors(lm, folder, named)
     weights: dict[str, Weight] = {}
+    ranks: dict[str, int] = {}
     for path, (a, b) in factors.items():
-        scale = _scale(folder, config, path, a.shape[0])
-        weights[f"{path}.weight"] = LowRank((b * scale).contiguous(), a.contiguous())
-    _check_targets(folder, config, list(factors))
-    _check_ranks(folder, config, {path: a.shape[0] for path, (a, _) in factors.items()})
+        name = named.get(path)
+        key = name or path
+        ranks[key] = a.shape[0] // (len(matrices(lm.model, name)) if name else 1)
+        product = LowRank((b * _scale(folder, config, key, ranks[key])).contiguous(), a.contiguous())
+        weights |= parted(lm.model, name, product) if name else {f"{path}.weight": product}
+    _check_targets(folder, config, [path for path in factors if path not in named])
+    _check_ranks(folder, config, ranks)
     imported = {"from": "peft", "base": str(config.get("base_model_name_or_path") or "")[:500]}
     model = {"name": lm.name, "fingerprint": lm.fingerprint}
     patch = Patch((Delta(weights),), meta={"model": model, "made": [], "imported": imported})
@@ -95,6 +103,25 @@ def _config(folder: Path) -> dict[str, Any]:
         if key not in SAYS_NOTHING and key not in READ and value not in (None, False, 0, "", [], {}):
             raise BadInput(f"{file}: {shown(key)} is {shown(value)}, which plain LoRA does not have; {MERGE}")
     return config
+
+
+def _parameters(lm: HFLM, folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The path under which factors lie -> the parameter that ``target_parameters`` names. Raises :class:`BadInput`."""
+    targets = config.get("target_parameters") or []
+    file = folder / CONFIG
+    if not isinstance(targets, list) or not all(isinstance(target, str) and target for target in targets):
+        raise BadInput(f"{file}: target_parameters is a list of names, found {shown(targets)}; save the adapter anew")
+    if not targets:
+        return {}
+    if not is_of_form(version := config.get("peft_version")):
+        raise BadInput(
+            f"{file}: target_parameters are read as peft writes them from {FORM} on, and this adapter is of "
+            f"{shown(version)}; load it with that peft, and save it with a newer one, or {MERGE}"
+        )
+    found = places(lm.model, targets)
+    if odd := [name for name in found.values() if not matrices(lm.model, name)]:
+        raise BadInput(f"{file}: {odd[0]} is neither a linear layer's matrix nor a stack of experts; {MERGE}")
+    return found
 
 
 def _scale(folder: Path, config: Mapping[str, Any], path: str, rank: int) -> float:
@@ -160,8 +187,11 @@ def _matches(folder: Path, pattern: str, key: str, path: str) -> bool:
 # The numbers -------------------------------------------------------------------------------------
 
 
-def _factors(lm: HFLM, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module path -> A (r, in) and B (out, r), float32 or finer. Shapes are looked at before numbers are read."""
+def _factors(lm: HFLM, folder: Path, named: Mapping[str, str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Module path -> A (r, in) and B (out, r), float32 or finer. Shapes are looked at before numbers are read.
+
+    ``named`` are the paths whose factors are of a parameter: of one with E matrices (E · r, in) and (out, r · E).
+    """
     from safetensors import SafetensorError, safe_open
 
     file = folder / TENSORS
@@ -178,8 +208,12 @@ def _factors(lm: HFLM, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
             if not 0 < len(names) <= MOST_TENSORS:
                 raise BadInput(f"{file} holds {len(names)} tensors; an adapter has two for each layer")
             modules = _modules(file, names)
+            if lacking := [name for path, name in named.items() if path not in modules]:
+                raise BadInput(f"{file} has no factors of {lacking[0]}, which target_parameters of {CONFIG} names")
             for path, sides in modules.items():
-                _check_shapes(lm, file, path, *(held.get_slice(sides[side]).get_shape() for side in SIDES))
+                _check_shapes(
+                    lm, file, path, named.get(path), *(held.get_slice(sides[side]).get_shape() for side in SIDES)
+                )
             read = {path: [held.get_tensor(sides[side]) for side in SIDES] for path, sides in modules.items()}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, BadInput):
@@ -210,8 +244,24 @@ def _modules(file: Path, names: list[str]) -> dict[str, dict[str, str]]:
     return modules
 
 
-def _check_shapes(lm: HFLM, file: Path, path: str, a: list[int], b: list[int]) -> None:
-    """Raises :class:`BadInput` unless A (r, in) and B (out, r) fit a linear layer of the model."""
+def _check_shapes(lm: HFLM, file: Path, path: str, named: str | None, a: list[int], b: list[int]) -> None:
+    """Raises :class:`BadInput` unless A and B fit the parameter that is ``named``, else a linear layer of the model."""
+    (out, into), count = (_shape(lm, file, path), 1) if named is None else _shape_of(lm, named)
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] < 1 or a[0] % count or (b[0], a[1]) != (out, into):
+        r = "r" if count == 1 else f"{count} r"
+        raise BadInput(
+            f"{file}: the factors of {path} have the shapes {tuple(a)} and {tuple(b)}, expected ({r}, {into}) and "
+            f"({out}, {r}); load the adapter's base"
+        )
+
+
+def _shape_of(lm: HFLM, name: str) -> tuple[tuple[int, int], int]:
+    """Outputs and inputs of a parameter's factors, and how many matrices it holds."""
+    return as_factors(lm.model, name), len(matrices(lm.model, name))
+
+
+def _shape(lm: HFLM, file: Path, path: str) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer. Raises :class:`BadInput` where the model has none of that path."""
     name = f"{path}.weight"
     try:
         shape = stored.shape_of(lm.model, name)
@@ -223,8 +273,4 @@ def _check_shapes(lm: HFLM, file: Path, path: str, a: list[int], b: list[int]) -
     if not linear:
         raise BadInput(f"{file} adapts {path}, which is no linear layer here; load the adapter's base")
     out, into = shape
-    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] < 1 or (b[0], a[1]) != (out, into):
-        raise BadInput(
-            f"{file}: the factors of {path} have the shapes {tuple(a)} and {tuple(b)}, expected (r, {into}) and "
-            f"({out}, r); load the adapter's base"
-        )
+    return out, into

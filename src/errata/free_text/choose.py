@@ -1,8 +1,9 @@
 """Which of several readings of a sentence is meant: what the model knows decides, or nobody does."""
 
 import math
+import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from errata.errors import BadInput
 from errata.free_text.readings import Reading
@@ -34,10 +35,11 @@ def choose(readings: Sequence[Reading], lm: LM | None = None, names: Collection[
     The only one; else the one whose subject alone is among ``names``; else the one under whose prompt the model ``lm``
     has the old answer likeliest, by a factor of two for each token. Readings that are about the same subject and have
     the same answers are the same fact in other words, of which any will do. Otherwise the first, which is not sure.
-    Raises :class:`BadInput` where there is none.
+    With ``lm`` they are told as it speaks (:func:`as_it_speaks`). Raises :class:`BadInput` where there is none.
     """
     if not readings:
         raise BadInput("there is no reading to choose from")
+    readings = readings if lm is None else as_it_speaks(readings, lm)
     first, *rest = readings
     if not rest:
         return Choice(first, "the only reading")
@@ -50,6 +52,28 @@ def choose(readings: Sequence[Reading], lm: LM | None = None, names: Collection[
     if same_fact:
         return _chosen(first, readings, "the first of several prompts for one fact")
     return _chosen(first, readings, "the first that the rule gives; nothing decides", sure=False)
+
+
+def as_it_speaks(readings: Sequence[Reading], lm: LM) -> list[Reading]:
+    """The readings without an article in front of a name, where the model has the name likelier without it.
+
+    Some texts say "works for the Zegi Group", and a model whose own say "works for Zegi Group" knows no prompt "works
+    for the".
+    """
+    found = [re.search(r" (the|an?)$", r.edit.prompt) if r.edit.target_new[:1].isupper() else None for r in readings]
+    bare = {
+        i: (r.edit.prompt[: match.start()], match[1])
+        for i, (r, match) in enumerate(zip(readings, found, strict=True))
+        if match
+    }
+    pairs = [(prompt, said) for i, (prompt, article) in bare.items() for said in (article, readings[i].edit.target_new)]
+    scores = iter(lm.score([prompt for prompt, _ in pairs], [said for _, said in pairs]) if pairs else ())
+    told = list(readings)
+    for i, (prompt, article) in bare.items():
+        if next(scores).logprobs[0] < next(scores).logprobs[0]:
+            edit, rule = readings[i].edit, f"{readings[i].rule}, without {article!r}, as the model has it"
+            told[i] = replace(readings[i], edit=replace(edit, prompt=prompt, id=""), rule=rule)
+    return told
 
 
 def _by_old_answer(readings: Sequence[Reading], lm: LM, same_fact: bool) -> Choice:

@@ -16,10 +16,16 @@ from errata.free_text.sentences import Statement, statement
 from errata.free_text.words import (
     BE,
     NAME,
+    OFFICE,
     PREPOSITIONS,
+    ROLE,
+    TITLE,
+    VERBS,
+    about,
     answer_of,
     article_and,
     is_name,
+    is_role,
     leading_name,
     name_in,
     objections,
@@ -42,6 +48,11 @@ PRONOUN = re.compile(
 
 
 PHRASE = re.compile(r"[a-z][^\W\d_]*(?: [^\s,:=;()]+)*")
+# What says how something came to be otherwise, and not what holds.
+TURN = re.compile(
+    r" (?:(?:switched|changed|swapped|converted|went|turned)\b.*? from .+? to |(?:switched|converted) (?:\w+ )?to |"
+    r"left .+? for )"
+)
 ORDER = re.compile(r"^(?:Please|Make|Let|Tell|Teach|Do|Edit|Forget|Remember|Change|Set|Update|Correct|Give|Say)\b")
 
 
@@ -72,7 +83,9 @@ def readings(sentence: str, known: Collection[str] = ()) -> list[Reading]:
         if found := list(rule(said)):
             made = dict.fromkeys(_reading(sentence, said, one, known) for one in found)
             return list(made)
-    raise BadInput(f"no rule reads {shown(sentence)}{WAY}")
+    small = VERBS.search(sentence) and sentence == sentence.lower()
+    small = "; names are told by their capitals, which it has none of" if small else ""
+    raise BadInput(f"no rule reads {shown(sentence)}{small}{WAY}")
 
 
 def _check(sentence: str, said: Statement) -> None:
@@ -84,6 +97,10 @@ def _check(sentence: str, said: Statement) -> None:
         raise BadInput(f"{shown(pronoun[0])} stands for a name in {shown(sentence)}; write the name in its place")
     if hedge := HEDGES.search(said.text):
         raise BadInput(f"{shown(sentence)} says only what could be ({shown(hedge[0])}); say what shall be true")
+    if turn := TURN.search(f"{said.text} "):
+        raise BadInput(
+            f"{shown(sentence)} says how something changed ({shown(turn[0].split()[0])}), and not what holds now{WAY}"
+        )
     if NEGATION.search(said.text) or (said.old is not None and said.text.endswith((" is", " are", " was"))):
         raise BadInput(f"{shown(sentence)} says what is not so, and not what is{WAY}")
 
@@ -126,7 +143,7 @@ def _moved(said: Statement) -> Iterator[Found]:
     found = re.match(rf"(?P<x>.+?) {verb} from (?P<old>.+?) to (?P<new>.+)$", said.text)
     if found and is_name(found["x"]):
         for prompt in ("is based in", "is located in", "lives in"):
-            yield Found(f"{found['x']} {prompt}", _bare(found["x"]), found["new"], found["old"], "X moved from Z to Y")
+            yield Found(f"{found['x']} {prompt}", about(found["x"]), found["new"], found["old"], "X moved from Z to Y")
 
 
 def _replaced(said: Statement) -> Iterator[Found]:
@@ -142,8 +159,8 @@ def _replaced(said: Statement) -> Iterator[Found]:
 
 def _holds(said: Statement) -> Iterator[Found]:
     """Y is the R of X, where Y is new there; and otherwise either way round."""
-    came = r"(?:(?:was|is|has been) (?:appointed|named|elected|made)|became|becomes)(?: as)?"
-    role = r"(?:the (?:new )?[a-z]|new [a-z]|(?!the |an? )[^ ]+['’]s? ).+"
+    came = r"(?:(?:was|is|has been) (?:appointed|named|elected|made)|became|becomes|has become|took over)(?: as)?"
+    role = rf"(?:the (?:new )?{ROLE}|new {ROLE}|(?!the |an? )[^ ]+['’]s? |{NAME}['’]s? |{OFFICE} of ).+"
     found = re.match(rf"(?P<y>{NAME}) (?:{came} (?P<came>(?!an? ).+)|{IS} (?P<role>{role}))$", said.text)
     if found is None:
         return
@@ -152,19 +169,19 @@ def _holds(said: Statement) -> Iterator[Found]:
     of_role = list(_of_role(role, found["y"], old, "Y is the R of X"))
     if not of_role or (old and old.split()[0] in PREPOSITIONS):  # "not of Z": what stands behind is the answer
         return
-    if new_there or said.by == "replacing Z":
-        yield from of_role
-        return
     yield from of_role
-    yield from _verb(said)
+    if not (new_there or said.by == "replacing Z"):
+        yield from (one for one in _verb(said) if not objections(one.new))  # "Acme's chief executive" is no answer
 
 
 def _of_role(role: str, new: str, old: str | None, rule: str) -> Iterator[Found]:
     """The prompt for a role: "the chief executive of Acme", or "Acme's chief executive"."""
     role = re.sub(r"^(?:the )?new ", "the ", role)
-    if owner := re.match(r"(?P<x>.+?)(?:['’]s|(?<=s)['’]) (?P<r>[^A-Z]+)$", role):
-        yield Found(f"{role} is", _bare(owner["x"]), new, old, rule)
-    elif (found := re.match(rf"(?:the )?(?P<r>[a-z].*?) (?P<of>{OF}) (?P<x>.+)$", role)) and (
+    role = re.sub(r"(['’]s?) new ", r"\1 ", role)
+    owner = re.match(r"(?P<x>.+?)(?:['’]s|(?<=s)['’]) (?P<r>.+)$", role)
+    if owner and is_role(owner["r"]):
+        yield Found(f"{role[:1].upper()}{role[1:]} is", about(owner["x"]), new, old, rule)
+    elif (found := re.match(rf"(?:the )?(?P<r>(?!the ){ROLE}.*?) (?P<of>{OF}) (?P<x>.+)$", role)) and (
         name := name_in(found["x"])
     ):
         yield Found(f"The {found['r']} {found['of']} {found['x']} is", name, new, old, rule, first=False)
@@ -175,22 +192,22 @@ def _possessive(said: Statement) -> Iterator[Found]:
     found = re.match(rf"(?P<x>.+?)(?:['’]s|(?<=s)['’]) (?P<r>.+?) (?P<is>{IS})(?P<new>(?: .+)?)$", said.text)
     if found and not re.search(rf"\b{IS}\b", found["x"]):
         prompt = said.text[: found.end("is")]
-        yield from _with_answer(prompt, _bare(found["x"]), found["new"].strip(), said.old, "X's R is Y", True)
+        yield from _with_answer(prompt, about(found["x"]), found["new"].strip(), said.old, "X's R is Y", True)
 
 
 def _relation_of(said: Statement) -> Iterator[Found]:
     """The R of X is Y."""
-    found = re.match(rf"The (?P<r>[a-z].*?) {OF} (?P<x>.+?) (?P<is>{IS}) (?P<new>.+)$", said.text)
+    found = re.match(rf"The (?P<r>{ROLE}.*?) {OF} (?P<x>.+?) (?P<is>{IS}) (?P<new>.+)$", said.text)
     if found and (name := name_in(found["x"])):
         yield from _with_answer(said.text[: found.end("is")], name, found["new"], said.old, "the R of X is Y", False)
 
 
 def _in_place(said: Statement) -> Iterator[Found]:
     """In X, the R is Y."""
-    found = re.match(rf"(?:In|At|For) (?P<x>{NAME}), the (?P<r>[a-z].*?) (?P<is>{IS}) (?P<new>.+)$", said.text)
+    found = re.match(rf"(?:In|At|For) (?P<x>{NAME}), the (?P<r>{ROLE}.*?) (?P<is>{IS}) (?P<new>.+)$", said.text)
     if found:
         prompt = said.text[: found.end("is")]
-        yield from _with_answer(prompt, _bare(found["x"]), found["new"], said.old, "in X, the R is Y", True)
+        yield from _with_answer(prompt, about(found["x"]), found["new"], said.old, "in X, the R is Y", True)
 
 
 def _verb(said: Statement) -> Iterator[Found]:
@@ -199,30 +216,32 @@ def _verb(said: Statement) -> Iterator[Found]:
     rest = said.text[len(name) :].strip()
     if not name or not rest or ORDER.match(name) or re.search(r"^[^'‘\"“].*['’]s?$|[:=;]", name):
         return
-    for phrase, new in split_before_answer(rest, said.old):
+    for before, answer in split_before_answer(rest, said.old):
+        phrase, new = _with_office(before, answer)
         if phrase in BE and not is_name(name) and is_name(new):
             raise BadInput(f'{shown(name)} of whom or what, in {shown(said.text)}? Write "the R of X is Y"')
-        if not PHRASE.fullmatch(phrase):
+        if not PHRASE.fullmatch(before):
             continue
         old = answer_of(said.old, phrase)
         rule = f"X {phrase} Y"
-        yield Found(f"{name} {phrase}", _bare(name), new, old, rule)
+        yield Found(f"{name} {phrase}", about(name), new, old, rule)
+
+
+def _with_office(phrase: str, new: str) -> tuple[str, str]:
+    """The phrase with an office that is written as a name is: "is the CEO of" and "Acme"."""
+    found = re.match(rf"(?P<role>{TITLE}(?: {TITLE})* of(?: the)?) (?P<x>.+)$", new)
+    return (f"{phrase} {found['role']}", found["x"]) if found and phrase.split()[0] in (*BE, "has") else (phrase, new)
 
 
 def _with_answer(prompt: str, subject: str, new: str, old: str | None, rule: str, first: bool) -> Iterator[Found]:
     """What stands behind "is": a preposition there belongs to the prompt."""
     preposition, answer = re.match(
-        r"((?:in|at|on|from|near|under|by|called|named|located in|based in) )?(.*)$", new
+        r"((?:in|at|on|from|near|under|by|called|named|located in|based in|that of) )?(.*)$", new
     ).groups()  # type: ignore[union-attr]
     if preposition:
         prompt, rule = f"{prompt} {preposition.strip()}", f"{rule.removesuffix(' Y')} {preposition.strip()} Y"
     if answer:
         yield Found(prompt, subject, answer, answer_of(old, prompt), rule, first)
-
-
-def _bare(name: str) -> str:
-    """A name without the article in front, and without quotes around it."""
-    return re.sub(r"^(?:The|the|A|An) (?=\S)", "", name).strip("\"“”'‘’")
 
 
 RULES: tuple[Rule, ...] = (_command, _moved, _replaced, _holds, _possessive, _relation_of, _in_place, _verb)

@@ -15,8 +15,9 @@ ADVERBS = (
     "now|currently|actually|really|officially|today|already|presently|nowadays|in fact|of course|these days|"
     "from now on|as of now|again"
 )
+BY = "by (?:trade|profession|training|birth|occupation)"
 FRONT = re.compile(rf"^(?:{TIME} {WHEN}|{ADVERBS}|note that|please note that|it is known that),?\s+", re.IGNORECASE)
-BACK = re.compile(rf",?\s+(?:(?:as of|as from|since|starting|effective) {WHEN}|{ADVERBS})$")
+BACK = re.compile(rf",?\s+(?:(?:as of|as from|since|starting|effective) {WHEN}|{ADVERBS}|{BY})$")
 INSIDE = re.compile(rf"\s(?:{ADVERBS})(?=\s)")
 
 # How a sentence says what is no longer so, at its end.
@@ -30,6 +31,8 @@ OLD_BEHIND = (
     (r",\s+(?:formerly|previously) (?P<old>.+)$", "formerly Z"),
 )
 OLD_BEFORE = re.compile(r"\s(?:no longer|not) (?P<old>.+?),? but (?:rather )?(?P<new>.+)$")
+
+DOES = re.compile(r"(?:lives|works|plays|speaks|owns|studies)(?: (?P<last>in|at|for|as|by|with|from|on))? ")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,11 @@ def statement(sentence: str) -> Statement:
 
 def _without_old(text: str) -> tuple[str, str | None, str]:
     if found := OLD_BEFORE.search(text):
-        return f"{text[: found.start()]} {found['new']}", found["old"], "not Z but Y"
+        old, new = found["old"], found["new"]
+        if verb := DOES.match(old):  # "no longer works for Z but for Y"
+            new = verb[0] + re.sub(rf"^{verb['last'] or '(?!)'} ", "", new)
+            old = old[verb.end() :]
+        return f"{text[: found.start()]} {new}", old, "not Z but Y"
     for pattern, by in OLD_BEHIND:
         if found := re.search(pattern, text):
             return text[: found.start()], found["old"], by

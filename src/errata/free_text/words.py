@@ -1,14 +1,26 @@
 """Words of English that rules go by: what is a name, where an answer begins, and what an answer cannot be."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from errata.errors import BadInput
 from errata.printable import shown
 
 LINKS = "of|the|de|del|della|di|da|von|van|der|den|du|la|le|al|bin|ibn|and|&|for|on|in|at|to|y|e"
-UPPER = r"(?:[\"“‘'(]*[^\W\d_]*[A-ZÀ-ÖØ-ÞĀ-Ž][^\s,]*|[\"“]?\d[^\s,]*(?:,\d{3})*|[^\x00-\u024f\s]\S*)"
+UPPER = r"(?:[\"“‘'(]*[^\W\d_]*[A-ZÀ-ÖØ-ÞĀ-Ž][^\s,]*|[\"“]?[$€£¥]?\d[^\s,]*(?:,\d{3})*|[^\x00-\u024f\s]\S*)"
 NAME = rf"(?:The )?{UPPER}(?: (?:(?:{LINKS}) ){{0,2}}{UPPER})*"
+# How an office is written that begins with a capital: "CEO", "Prime Minister".
+TITLE = (
+    r"(?:[A-Z]{2,5}|President|Prime|Vice|Deputy|Chief|Executive|Officer|Minister|Chancellor|Secretary|General|Governor|"
+    r"Mayor|King|Queen|Emperor|Empress|Head|Director|Managing|Chair(?:man|woman|person)?|Captain|Coach|Foreign|Finance)"
+    r"(?![\w'’])"
+)
+ROLE = rf"(?:[a-z]|{TITLE})"  # how a role begins
+OFFICE = (  # a role that needs no article: "is president of"
+    rf"(?:(?:[a-z]+ )*(?:president|minister|chancellor|secretary|governor|mayor|king|queen|head|director|chair(?:man|"
+    rf"woman|person)?|captain|coach|leader|editor|executive)|{TITLE}(?: {TITLE})*)"
+)
 _WORD = re.compile(UPPER)
 _NAME = re.compile(NAME)
 BE = ("is", "are", "was", "were", "be", "been", "became", "becomes", "remains")
@@ -28,14 +40,31 @@ def is_name(text: str) -> bool:
 
 
 def name_in(text: str) -> str:
-    """The name that a noun phrase ends with: "New York" of "the state of New York"; all of one without capitals."""
+    """The name that a noun phrase ends with: "New York" of "the state of New York", "Acme company" of "the Acme
+    company"; all of one without capitals."""
     words = text.split()
     start = next((i for i, word in enumerate(words) if _WORD.match(word) and word != "The"), None)
     if start is None:
         rest = words[1:] if words and words[0] in DETERMINERS else words
         return " ".join(rest) if len(rest) <= 3 else ""
-    name = " ".join(words[start:]).strip('"“”')
-    return name if is_name(name) else ""
+    behind = nouns(words[start:]) if words[0] in DETERMINERS else 0
+    bare = " ".join(words[start : len(words) - behind]).strip('"“”')
+    return " ".join(words[start:]).strip('"“”') if is_name(bare) else ""
+
+
+def is_role(text: str) -> bool:
+    """Whether the words name what somebody is to another one, and hold no name but that of an office."""
+    return all(re.match(ROLE, word) for word in text.split())
+
+
+def nouns(words: Sequence[str]) -> int:
+    """How many words without a capital stand behind a name, as "company" does in "Acme company": two at most."""
+    plain = takewhile(lambda word: word.isalpha() and word.islower() and not _links(word), reversed(words))
+    return count if (count := len(list(plain))) < min(3, len(words)) else 0
+
+
+def _links(word: str) -> bool:
+    return word in (*PREPOSITIONS, *DETERMINERS, *LINKS.split("|")) or VERBS.fullmatch(word) is not None
 
 
 def leading_name(text: str) -> str:
@@ -45,7 +74,20 @@ def leading_name(text: str) -> str:
         end = next((i for i, word in enumerate(words) if word in BE or VERBS.fullmatch(word)), 0)
         return " ".join(words[:end]) if 1 < end <= 4 else ""
     found = _NAME.match(text)
-    return found[0].rstrip(",") if found else ""
+    if found is None:
+        return ""
+    if found[0].startswith("The ") and not found[0].endswith(","):
+        start = len(found[0].split())
+        end = next((i for i, word in enumerate(words[start:], start) if VERBS.fullmatch(word)), start)
+        return " ".join(words[: end if nouns(words[:end]) == end - start else start])
+    return found[0].rstrip(",")
+
+
+def about(name: str) -> str:
+    """What a statement that begins with these words is about: without an article, quotes, and the noun in front of a
+    name ("the singer Ann Lee")."""
+    found = re.fullmatch(rf"(?:The|A|An) (?:[a-z]+ )+(?P<x>{NAME})", name)
+    return found["x"] if found else re.sub(r"^(?:The|the|A|An) (?=\S)", "", name).strip("\"“”'‘’")
 
 
 def split_before_answer(rest: str, old: str | None) -> Iterator[tuple[str, str]]:
@@ -118,7 +160,7 @@ def objections(answer: str) -> str:
     if " or " in f" {answer} ":
         return f"{shown(answer)} leaves open which of two it is"
     if "," in answer.rstrip(",") and not re.fullmatch(
-        r"[\d,.]+.*|[^,]+, (?:Inc|Ltd|Jr|Sr)\.?|[^,a-z]*[A-Z][^,]*, [A-Z][^,]*", answer
+        r"[$€£¥]?[\d,.]+.*|[^,]+, (?:Inc|Ltd|Jr|Sr)\.?|[^,a-z]*[A-Z][^,]*, [A-Z][^,]*", answer
     ):
         return f"it cannot be told where the answer ends in {shown(answer)}"
     if found := VERBS.search(answer):

@@ -20,7 +20,7 @@ from errata.model import weights as stored
 from errata.model.hf import HFLM
 from errata.patch.low_rank import LowRank, Weight
 from errata.patch.parts import Part
-from errata.patch.peft_experts import by_parameter, check_stack, padded, stacked
+from errata.patch.peft_experts import FORM, by_parameter, check_stack, padded, stacked
 from errata.patch.spectra import cut, in_float64, numeric_rank, svd
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # the names that peft and vLLM look for
@@ -184,7 +184,7 @@ def _config(
         "rank_pattern": own,
         "alpha_pattern": own,
         "target_modules": list(layers),
-        **({"target_parameters": [*parameters]} if parameters else {}),
+        **({"target_parameters": [*parameters], "peft_version": FORM} if parameters else {}),
         "fan_in_fan_out": turned,
         "lora_dropout": 0.0,
         "bias": "none",

@@ -7,7 +7,7 @@ through the model and the network at once: G = ∂L/∂Δ is gathered over batch
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from errata.methods.base import Tags
 from errata.methods.settings import setting
 from errata.methods.state import State
 from errata.methods.trained.examples import Example, compatible
@@ -41,6 +42,7 @@ class GradientEditor(MLPEditor):
 
     family: ClassVar[str] = "gradients"
     stores: ClassVar[str] = "a change of weights, of low rank where the edits are few"
+    tags: ClassVar[Tags] = replace(MLPEditor.tags, restates=True)  # what one wording moves reaches the other in part
     together: ClassVar[bool] = False  # whether the edits of a batch are made at once in training, or each alone
     share: ClassVar[float] = SHARE  # of the outputs' size that one token's change of them has at first
     after: ClassVar[bool] = False  # in which order the network's blocks scale: see Block
