@@ -394,8 +394,11 @@ class SuffixPass(Pass):
         at = (torch.arange(width) - before[:, None]).clamp(min=0).to(device)  # (b, width)
         rows = torch.tensor(list(of), device=device)[:, None]
         chosen = copy.copy(self)
-        taken = {i: tuple(x.transpose(1, 2)[rows, at].transpose(1, 2) for x in pair) for i, pair in keys.items()}
-        chosen.cache = cache_with(self.cache, taken)
+
+        def taken(x: Tensor) -> Tensor:
+            return x.transpose(1, 2)[rows, at].transpose(1, 2)
+
+        chosen.cache = cache_with(self.cache, {i: (taken(k), taken(v)) for i, (k, v) in keys.items()})
         return chosen
 
     @override

@@ -31,7 +31,8 @@ class Asked:
     """
 
     def __init__(self, lm: HFLM, site: str, at: At) -> None:
-        self.lm, self.site, self.at = lm, site, at
+        self.lm, self.site = lm, site
+        self.at: At = at
         self.edits: dict[str, tuple[Tensor, int]] = {}  # text -> (x (t, f), token)
         self.others: dict[str, tuple[Tensor, int]] = {}
 
