@@ -4,7 +4,7 @@
 Keys that are not known here are kept, so that a later version may add some.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
@@ -42,7 +42,7 @@ def _is_plain(record: Any) -> bool:
     """Whether :class:`Texts` has nothing against a record: as with nearly all, of which a file may hold 100,000."""
     if type(record) is not dict or not record.keys() <= Texts.model_fields.keys():
         return False
-    of: Any = record.get
+    of = cast("dict[str, Any]", record).get
     return (
         type(of("id")) is type(of("prompt")) is type(of("subject")) is type(of("target_new")) is str
         and of("id") != ""
