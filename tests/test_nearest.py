@@ -59,7 +59,7 @@ def test_the_nearest_is_that_of_comparing_all(crowd: Any, first: int, directions
     """Also with few directions, and where the index was made of the first keys and then grew."""
     rows, q, radii = crowd
     with pytest.MonkeyPatch.context() as patched:
-        sizes = {"SOME": 3, "MANY": 9, "BLOCK": 8, "PASSES": 2}
+        sizes = {"PAIRS": 3, "MANY": 3, "BLOCK": 8, "PASSES": 2, "CELLS": 24}
         for name, value in {**sizes, **dict(zip(("DIRECTIONS", "MORE"), directions, strict=True))}.items():
             patched.setattr(nearest, name, value)
         for index in (Nearest(rows), Nearest(rows, Nearest(rows[:first]))):
@@ -137,7 +137,7 @@ def comparing_all(patched: pytest.MonkeyPatch) -> None:
             rows[i] = row
         return rows
 
-    def found(seen: Seen, radii: Tensor, least: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def found(seen: Seen, radii: Tensor, reach: Any = None) -> tuple[Tensor, Tensor]:
         rows = rows_of(seen)
         entries = torch.tensor(nearest_by_hand(rows, seen.q, radii))
         distances = compared(rows, seen.q)[torch.arange(len(seen.q)), entries]

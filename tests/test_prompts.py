@@ -294,6 +294,33 @@ def test_a_phrasing_is_known_by_the_nearest_one_and_else_by_its_own_cosine() -> 
     assert told[0] == told[4] == 0 and told[3] == 1  # the cosine alone
 
 
+@pytest.mark.parametrize("most", [1, 2, 9])
+def test_facts_of_named_subjects_alone_are_those_of_looking_at_all(most: int) -> None:
+    """And one that is not named in full, of a subject that shares words with others."""
+    names = ["Ann Lee", "Ann", "Lee Ann", "Port Ann", "Bo", "!!"]
+    edits = [
+        Edit(f"{{}} {what}", name, f"X{i}") for i, name in enumerate(names) for what in ("was born in", "lives in")
+    ]
+    part = RelationPrompt(facts(*edits), WHERE_NAMED | {"near": 0.3, "most": most, "phrasings": []})
+    asked = [edit.prompt for edit in edits] + ["Ann Lee and Bo live in", "  ", "", "Port Lee was born in", "None"]
+    told = part.retrieved(asked)
+    assert told == FactPrompt.retrieved(part, asked) and any(told)
+    assert [part.retrieved([one])[0] for one in asked] == told
+    assert not told[asked.index("")] and not told[asked.index("  ")]
+
+
+def test_a_text_of_the_index_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, again = Index(TFIDF, ["a cat", "a dog"]), list[str]()
+    index.rows = np.asarray(index.rows.todense(), np.float32)
+    inner = index.encode
+    monkeypatch.setattr(
+        index, "encode", lambda texts: again.extend(texts) or np.asarray(inner(texts).todense(), np.float32)
+    )
+    found = index.product(["a dog", "a cow", "a cat", "a cow"])
+    assert again == ["a cow"]
+    assert np.allclose(found, inner(["a dog", "a cow", "a cat", "a cow"]) @ index.rows.T)
+
+
 def test_what_cases_teach_of_one_subject_sets_the_threshold() -> None:
     lm, rag = tiny_lm("gpt2"), method("rag", encoder=TFIDF, share=0.0)
     state = rag.prepare(lm, CASES)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, cast, get_args
 
 from errata.errors import BadInput
@@ -105,9 +105,10 @@ class Edit:
         if filled * len(self.subject) > MOST_COMPARED:
             raise BadInput(f"a prompt of {filled:,} characters about a subject of {len(self.subject):,}: shorten one")
         object.__setattr__(self, "subject", self.subject.strip(" "))
+        plain = at is None and "{}" not in self.prompt
         prompt, at = placed(self.prompt.rstrip(" "), self.subject, self.at)
         object.__setattr__(self, "prompt", prompt)
-        object.__setattr__(self, "at", None if at == last_word(prompt, self.subject) else at)
+        object.__setattr__(self, "at", None if plain or at == last_word(prompt, self.subject) else at)
         if not self.id:
             content = [self.prompt, self.subject, self.target_new, *([] if self.at is None else [self.at])]
             digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
@@ -138,7 +139,7 @@ class Edit:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object; :meth:`from_json` gives back an equal edit."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

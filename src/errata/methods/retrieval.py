@@ -30,7 +30,7 @@ class Index:
     """Texts as rows of unit vectors; what several texts are is encoded once."""
 
     def __init__(self, encoder: str, texts: Sequence[str]) -> None:
-        number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        self.number = number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         self.texts = list(number)  # distinct
         self.of = np.array([number[text] for text in texts], np.int64)  # (n,)
         self.encode = _words(texts) if encoder == TFIDF else sentences(encoder)
@@ -43,8 +43,17 @@ class Index:
 
     def product(self, queries: Sequence[str]) -> Array:
         """(b, distinct texts): the same of each distinct text."""
-        product: Any = self.encode(queries) @ self.rows.T
+        product: Any = self._encoded(queries) @ self.rows.T
         return np.asarray(product.todense() if hasattr(product, "todense") else product, np.float32)
+
+    def _encoded(self, queries: Sequence[str]) -> Any:
+        """The queries as rows; one that is among the texts is not encoded again."""
+        new = [query for query in dict.fromkeys(queries) if query not in self.number]
+        if not isinstance(self.rows, np.ndarray) or len(self.number) == 0:
+            return self.encode(queries)
+        rows = np.concatenate([self.rows, self.encode(new)]) if new else self.rows
+        place = {query: len(self.rows) + i for i, query in enumerate(new)}
+        return rows[[self.number.get(query, place.get(query, -1)) for query in queries]]
 
 
 @lru_cache(maxsize=8)
@@ -69,6 +78,18 @@ class Names:
     def named(self, queries: Sequence[str]) -> Array:
         """(b, n): the share of each subject's words that each query holds."""
         return (self.counts.transform(queries) @ self.wanted).toarray() / self.sizes
+
+    def naming(self, queries: Sequence[str], least: float) -> "tuple[npt.NDArray[np.int64], npt.NDArray[Any]]":
+        """Pairs (p, 2) of a query and a subject whose share is at least ``least``, above 0, in order; the share (p,).
+
+        What takes time are the subjects that share a word with a query, and not their number.
+        """
+        counts: Any = (self.counts.transform(queries) @ self.wanted).tocsr()
+        counts.sort_indices()
+        rows = np.repeat(np.arange(len(queries)), np.diff(counts.indptr))
+        share = counts.data / self.sizes[0, counts.indices]
+        some = np.flatnonzero(share >= least)
+        return np.stack([rows[some], counts.indices[some]], 1).astype(np.int64), share[some]
 
 
 def _words(texts: Sequence[str]) -> Callable[[Sequence[str]], Any]:

@@ -1,14 +1,16 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The file of a patch: one safetensors file whose header is JSON. Nothing in it can run code."""
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.patch.header import Header, PartRecord
+from errata.patch.header import Header
 from errata.patch.memory import check_memory
 from errata.patch.parts import Part, part_class
 from errata.patch.schema import read
@@ -32,10 +34,16 @@ def read_patch(path: Path) -> tuple[tuple[Part, ...], dict[str, Tensor], dict[st
     Raises :class:`BadInput` for a file that is no patch, and for one that holds anything else than parts declare: the
     message names the file, the part and the field.
     """
+    with uncollected():
+        return _read(path)
+
+
+def _read(path: Path) -> tuple[tuple[Part, ...], dict[str, Tensor], dict[str, Any]]:
+    """What :func:`read_patch` gives."""
     tensors, content = read_tensors(path, "patch", mapped=True)
     again = "make the patch again, or fetch it anew"
     try:
-        header: Header = read(Header, content)
+        header, configs = _header_of(content)
         of_part, memory = _divided(tensors, len(header.parts))
         check_memory(memory := {name: copied(tensor) for name, tensor in memory.items()})
     except BadInput as error:
@@ -48,7 +56,7 @@ def read_patch(path: Path) -> tuple[tuple[Part, ...], dict[str, Tensor], dict[st
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
         try:
-            parts.append(_built(cls, record, of_part.get(i, {})))
+            parts.append(_built(cls, configs[i], of_part.get(i, {})))
         except BadInput as error:
             raise BadInput(f"{where}: {error}; {again}") from error
         except Exception as error:  # of a class that does not check by itself
@@ -56,14 +64,37 @@ def read_patch(path: Path) -> tuple[tuple[Part, ...], dict[str, Tensor], dict[st
     return tuple(parts), memory, content["meta"]
 
 
-def _built(cls: type[Part], record: PartRecord, tensors: Mapping[str, Tensor]) -> Part:
-    """The part of a record, which says no more and no less than the part itself says again."""
+def _header_of(content: Mapping[str, Any]) -> tuple[Header, list[dict[str, Any]]]:
+    """The header, in which the configs of parts are left out, and those: what they may say the parts know."""
+    found: Any = content.get("parts")
+    records: list[Any] = found if isinstance(found, list) else []
+    if not all(isinstance(record, dict) and isinstance(record.get("config"), dict) for record in records):
+        records = []
+    parts = [{**record, "config": {}} for record in records]
+    header: Header = read(Header, {**content, "parts": parts} if records else content)
+    return header, [record["config"] for record in records]
+
+
+@contextmanager
+def uncollected() -> Generator[None, None, None]:
+    """Context manager: no search for garbage, which would look at all that is read, again and again, for cycles."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _built(cls: type[Part], config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+    """The part of a config, which says no more and no less than the part itself says again."""
     if not cls.by_rows:
         tensors = {name: copied(tensor) for name, tensor in tensors.items()}
-    part = cls.build(record.config, tensors)
+    part = cls.build(config, tensors)
     part.sizes()
     part.check_content()
-    if part.config() != record.config:
+    if part.config() != config:
         raise BadInput("its config says more than is read")
     if strange := part.tensors().keys() ^ tensors.keys():
         raise BadInput(f"nothing reads the tensor {shown(min(strange))}")

@@ -4,7 +4,7 @@
 Keys that are not known here are kept, so that a later version may add some.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
@@ -31,11 +31,24 @@ class Texts(BaseModel):
 
 def edit_of(record: Any) -> Edit:
     """The edit of a record in a file. Raises :class:`BadInput` for one that no :class:`Edit` is equal to."""
-    texts = read(Texts, record)
-    edit = Edit(**texts.model_dump())
-    if edit.to_json() != texts.model_dump():
+    texts = record if _is_plain(record) else read(Texts, record).model_dump()
+    edit = Edit(**texts)
+    if edit.to_json() != {"target_true": None, "at": None, **texts}:
         raise BadInput(f"an edit that Errata would not keep like this, but as {shown(edit.prompt)}")
     return edit
+
+
+def _is_plain(record: Any) -> bool:
+    """Whether :class:`Texts` has nothing against a record: as with nearly all, of which a file may hold 100,000."""
+    if type(record) is not dict or not record.keys() <= Texts.model_fields.keys():
+        return False
+    of = cast("dict[str, Any]", record).get
+    return (
+        type(of("id")) is type(of("prompt")) is type(of("subject")) is type(of("target_new")) is str
+        and of("id") != ""
+        and (of("target_true") is None or type(of("target_true")) is str)
+        and (of("at") is None or type(of("at")) is int)
+    )
 
 
 class Record(BaseModel):

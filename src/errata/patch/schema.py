@@ -12,8 +12,9 @@ A name in a shape stands for the same size wherever it occurs, a number for itse
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
@@ -117,6 +118,16 @@ class Ints(Floats):
             raise BadInput(f"{field} holds {low} to {high}, expected {self.least} to {end - 1}")
 
 
+@dataclass(frozen=True)
+class Each:
+    """In the annotation of a tuple that may be long: ``of`` makes an item of its JSON, or raises :class:`BadInput`.
+
+    It says what the type says to pydantic, which is asked only for the words where one is wrong.
+    """
+
+    of: Callable[[Any], Any]
+
+
 APART = "apart"  # in the annotation of a field that its class writes and reads by itself
 
 
@@ -171,7 +182,20 @@ def held(
     if not more and (strange := sorted(set(tensors) - set(names))):
         raise BadInput(f"nothing reads the tensor {shown(strange[0])}")
     config = {name: value for name, value in config.items() if name in hints} if more else config
-    return {**read(_json_fields(cls), config), **{name: tensors[name] for name in names}}
+    long = _long(hints, config)
+    rest = {**config, **dict.fromkeys(long, ())}
+    return {**read(_json_fields(cls), rest), **long, **{name: tensors[name] for name in names}}
+
+
+def _long(hints: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The fields whose annotation has :class:`Each`, where nothing is wrong with them."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, hint in hints.items():
+        for each in getattr(hint, "__metadata__", ()):
+            if isinstance(each, Each) and isinstance(items := config.get(name), list):
+                with suppress(BadInput):
+                    found[name] = tuple([each.of(item) for item in items])
+    return found
 
 
 def bound(declared: Iterable[Declared], sizes: Sizes | None = None) -> Sizes:
@@ -234,6 +258,12 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
 
 
 @cache
+def _names(cls: type[Any]) -> list[str]:
+    """The names of a dataclass's fields."""
+    return [field.name for field in fields(cls)]
+
+
+@cache
 def _json_fields(cls: type[Any]) -> Any:
     """The fields of a class that are no tensors, as a TypedDict that allows no others."""
     json_fields = {name: hint for name, hint in _hints(cls).items() if not _is_tensor(hint)}
@@ -252,8 +282,10 @@ def _shapes(hint: Any) -> list[Shape]:
 
 
 def _as_json(value: Any) -> Any:
+    if hasattr(value, "to_json"):
+        return value.to_json()
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return {name: _as_json(getattr(value, name)) for name in _names(type(value))}
     if isinstance(value, Mapping):
         return {name: _as_json(one) for name, one in value.items()}
     return [_as_json(one) for one in value] if isinstance(value, list | tuple) else value

@@ -97,23 +97,31 @@ class Clusters(Spheres):
     @override
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
         clusters, near = super().match(q)
-        return self._nearest_of(clusters, q), near
+        cluster = self.cluster
+        members = {entry: (cluster == entry).nonzero()[:, 0] for entry in clusters.tolist() if entry >= 0}
+        return self._nearest_of(clusters, q, members), near
 
     @override
     def found(self, q: Tensor) -> Tensor:
-        return self._nearest_of(super().found(q), q)
+        return self._nearest_of(super().found(q), q, self.several)
 
-    def _nearest_of(self, clusters: Tensor, q: Tensor) -> Tensor:
-        """The prompts of clusters (b,) that are nearest to queries (b, f); -1 of none. (b,)"""
-        entry = [self._nearest_in(cluster, row) for cluster, row in zip(clusters.tolist(), q.cpu(), strict=True)]
-        return torch.tensor(entry, dtype=torch.long, device=q.device)
+    @cached_property
+    def several(self) -> dict[int, Tensor]:
+        """The prompts of each cluster that has more than its first: of a table whose edits have all been placed."""
+        cluster, order = self.cluster.sort(stable=True)
+        entries, counts = cluster.unique_consecutive(return_counts=True)
+        some = ((counts > 1) & (entries >= 0)).nonzero()[:, 0].tolist()
+        members = order.split(counts.tolist())
+        return {int(entries[i]): members[i] for i in some}
 
-    def _nearest_in(self, cluster: int, q: Tensor) -> int:
-        """The prompt of a cluster whose query is nearest; -1 of none."""
-        if cluster < 0:
-            return -1
-        members = (self.cluster == cluster).nonzero()[:, 0]
-        return int(members[self.index.distances(q, members).argmin()])
+    def _nearest_of(self, clusters: Tensor, q: Tensor, members: Mapping[int, Tensor]) -> Tensor:
+        """The prompts of clusters (b,) that are nearest to queries (b, f), by their ``members``; -1 of none. (b,)"""
+        nearest = clusters.clone()
+        for at, cluster in enumerate(clusters.tolist()):
+            if cluster in members:
+                some = members[cluster]
+                nearest[at] = some[self.index.distances(q[at].cpu(), some).argmin()]
+        return nearest
 
     @override
     def radius_joined(self, entry: int, distance: float) -> float:

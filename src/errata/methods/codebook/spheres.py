@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from errata.methods.codebook.keys import KeyTable, agree
 from errata.methods.memory.log import EditLog
-from errata.methods.memory.nearest import Nearest
+from errata.methods.memory.nearest import Nearest, Reach
 from errata.model.lm import Call
 
 SHRINK = 1e-5  # share of a radius: after a split the older entry is the smaller (both released codes: 1e-5 outright)
@@ -51,12 +51,12 @@ class Spheres(KeyTable):
 
     @override
     def found(self, q: Tensor) -> Tensor:
-        return self.keys.seen(q).nearest(self.radii, self.least)[0].to(q.device)
+        return self.keys.seen(q).nearest(self.radii, self.reaching)[0].to(q.device)
 
     @cached_property
-    def least(self) -> Tensor:
-        """What the radii ask of a look-up, had once: of a table whose edits have all been placed. (n,)"""
-        return self.keys.least(self.radii)
+    def reaching(self) -> Reach:
+        """What the radii ask of a look-up, had once: of a table whose edits have all been placed."""
+        return self.keys.reach(self.radii)
 
     @override
     def _nearest_entry(self, i: int) -> int:

@@ -8,7 +8,7 @@ A method's part is a subclass that names the two: ``class GraceCodebook(EditMemo
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Self, TypeVar, get_args
 
 from torch import Tensor
@@ -21,7 +21,7 @@ from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.weights import is_linear
 from errata.patch.parts import Adapter
-from errata.patch.schema import STRICT, Declared, Saved, read
+from errata.patch.schema import STRICT, Declared, Saved, held
 
 
 class Component(Saved):
@@ -179,7 +179,7 @@ class EditMemory(Adapter, Generic[L, P]):
 
     @override
     def config(self) -> dict[str, Any]:
-        log = [asdict(record) for record in self.log]
+        log = [record.to_json() for record in self.log]
         return {"site": self.site, "log": log, **{name: half.config() for name, half in self._halves()}}
 
     @override
@@ -189,7 +189,7 @@ class EditMemory(Adapter, Generic[L, P]):
     @classmethod
     @override
     def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        values = read(_Config, config)
+        values = held(_Config, config, {})
         for half, kind in zip(("lookup", "payload"), get_args(cls.__orig_bases__[0]), strict=True):  # type: ignore[attr-defined]
             own = {n.removeprefix(f"{half}."): t for n, t in tensors.items() if n.startswith(f"{half}.")}
             try:

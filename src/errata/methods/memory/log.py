@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator
 
 from errata.model.tokens import Tokens, sentence
 from errata.patch.header import edit_of
-from errata.patch.schema import Length, read
+from errata.patch.schema import Each, Length, read
 from errata.subjects import template_of
 from errata.types import Edit
 
@@ -37,6 +37,10 @@ class EditRecord:
             target_ids=tokens.target(edit.prompt, edit.target_new),
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object."""
+        return {**vars(self), "prompt_ids": [*self.prompt_ids], "target_ids": [*self.target_ids]}
+
     @property
     def text(self) -> str:
         """The statement that prompt and new target make."""
@@ -52,14 +56,20 @@ class EditRecord:
 
 def _record_of(record: Any) -> EditRecord:
     """The record that a file holds. Raises :class:`BadInput` for one that is of no :class:`Edit`."""
-    ids = {name: record.pop(name, None) for name in IDS} if isinstance(record, dict) else {}
-    edit = edit_of(record)
-    return EditRecord(**edit.to_json(), **{name: read(Ids, value) for name, value in ids.items()})
+    rest = {name: value for name, value in record.items() if name not in IDS} if isinstance(record, dict) else record
+    edit = edit_of(rest)
+    return EditRecord(**edit.to_json(), **{name: _ids(record.get(name)) for name in IDS})
+
+
+def _ids(value: Any) -> list[int]:
+    """The ids of tokens that a file holds. Raises :class:`BadInput` for what are none."""
+    plain = type(value) is list and all(type(one) is int and one >= 0 for one in value)
+    return value if plain else read(Ids, value)
 
 
 IDS = ("prompt_ids", "target_ids")
 Ids = list[Annotated[int, Field(ge=0)]]
-EditLog = Annotated[tuple[Annotated[EditRecord, PlainValidator(_record_of)], ...], Length("n")]
+EditLog = Annotated[tuple[Annotated[EditRecord, PlainValidator(_record_of)], ...], Each(_record_of), Length("n")]
 
 
 def newest(questions: Iterable[Hashable]) -> list[int]:

@@ -12,20 +12,23 @@ are left longer vectors of the same kind are compared, and of what those leave t
 that are equally near the first is the nearest.
 """
 
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 DIRECTIONS = 47  # with the rest 48 numbers: a 32nd of what a key of the bundled model holds
 MORE = 191  # of the longer vectors
-SAMPLE = 512  # keys by which the directions are chosen, at most
+SAMPLE = 1024  # keys by which the directions are chosen, at most
 GROWTH = 4  # times as many keys as the directions were chosen for, before they are chosen anew
 BLOCK = 4096  # keys that are made short or compared at a time, so that those of a file need not be in memory together
-SOME = 32  # keys that are compared together, the likeliest first
-MANY = 1024  # keys that may reach a query, from which on the likeliest of them are compared first
+PAIRS = 256  # keys that are compared together
+MANY = 4096  # keys of a block that may reach a query, from which on the likeliest of them are compared at once
 PASSES = 64  # queries of a product
+CELLS = 2**18  # products of keys and queries that are computed at a time, and stay in the processor's cache
 SLACK = 1e-5  # of ‖q‖² + ‖k‖²: above what rounding to float32 adds to ‖q̃ − k̃‖²
+ROUNDED = 1e-3  # of ‖q − k‖²: above what computing it in float32 changes
 
 
 class Axes(NamedTuple):
@@ -56,6 +59,22 @@ class Axes(NamedTuple):
             return torch.cat([inside[:, :r], rest], 1).float()
 
         return cut(DIRECTIONS), cut(MORE)
+
+
+class Reach(NamedTuple):
+    """How far keys reach, and what that asks of a look-up."""
+
+    radii: Tensor  # (n,); below 0 of keys that are none
+    least: (
+        Tensor  # what a key's product with a query is at least, less a term of the query's, where it may reach it (n,)
+    )
+    smallest: float  # of the radii of keys
+
+    def everywhere(self) -> "Reach":
+        """The same keys, reaching everywhere."""
+        live = self.radii >= 0
+        far = torch.full_like(self.radii, torch.inf)
+        return Reach(far.where(live, -1.0), (-far).where(live, torch.inf).float(), torch.inf)
 
 
 class Nearest:
@@ -89,10 +108,12 @@ class Nearest:
             self.put(i, self.rows[i])
             del self.moved[i]
 
-    def least(self, radii: Tensor) -> Tensor:
-        """What a key's product with a query is at least, less a term of the query's, where it may reach it. (n,)"""
-        least = (1 - SLACK) / 2 * self.squares - (1 + SLACK) / 2 * radii.float().square()
-        return least.where(radii >= 0, torch.inf)
+    def reach(self, radii: Tensor) -> "Reach":
+        """What radii (n,) ask of a look-up; below 0 of keys that are none."""
+        live = radii >= 0
+        least = self.halves - (1 + SLACK) / 2 * radii.float().square()
+        smallest = float(radii.where(live, torch.inf).min()) if len(radii) else torch.inf
+        return Reach(radii, least.where(live, torch.inf), smallest)
 
     def farthest(self, q: Tensor) -> float:
         """What no key, nor the query (f,), is longer than."""
@@ -103,12 +124,25 @@ class Nearest:
         """How far a query (f,) is from some keys (k,), computed in float64, in the type of the keys. (k,)"""
         return torch.cat([self._distances(q, block) for block in some.split(BLOCK)])
 
+    def apart(self, q: Tensor, some: Tensor) -> Tensor:
+        """The same of a query (k, f) each. (k,)"""
+        blocks = [self._distances(x, block) for x, block in zip(q.split(PAIRS), some.split(PAIRS), strict=True)]
+        return torch.cat(blocks)
+
+    def rough(self, q: Tensor, some: Tensor) -> Tensor:
+        """The squares of these, computed in the type of the keys. (k,)"""
+        pairs = zip(q.split(PAIRS), some.split(PAIRS), strict=True)
+        return torch.cat([(self._keys(block) - x).square_().sum(1) for x, block in pairs]).float()
+
     def _distances(self, q: Tensor, some: Tensor) -> Tensor:
-        keys = self.rows[some].double()
+        return (self._keys(some).double() - q.double()).norm(dim=-1).to(self.rows)
+
+    def _keys(self, some: Tensor) -> Tensor:
+        keys = self.rows.index_select(0, some)
         for at, i in enumerate(some.tolist() if self.moved else ()):
             if i in self.moved:
-                keys[at] = self.moved[i].double()
-        return (keys - q.double()).norm(dim=-1).to(self.rows)
+                keys[at] = self.moved[i]
+        return keys
 
     def seen(self, q: Tensor) -> "Seen":
         """The keys as seen from queries (b, f)."""
@@ -123,19 +157,18 @@ class Seen:
         self.shorts, self.longs = index.axes.vectors(q)  # (b, r + 1) each
         self.squares = self.shorts.square().sum(1)
 
-    def nearest(self, radii: Tensor, least: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def nearest(self, radii: Tensor, reach: "Reach | None" = None) -> tuple[Tensor, Tensor]:
         """The nearest key to each query, and its distance; -1 and infinity where that key's radius (n,) is smaller.
 
-        A key whose radius is below 0 is none, and an infinite one reaches everywhere. ``least`` is what
-        :meth:`Nearest.least` makes of the radii, where that is known. (b,) and (b,)
+        A key whose radius is below 0 is none, and an infinite one reaches everywhere. ``reach`` is
+        :meth:`Nearest.reach` of the radii, where that is known. (b,) and (b,)
         """
-        found: list[tuple[float, int]] = []
-        least = self.index.least(radii) if least is None else least
-        for at in range(0, len(self.q), PASSES):
-            products = self.shorts[at : at + PASSES] @ self.index.shorts.T  # (b, n)
-            found += [self._nearest(at + i, product, radii, least) for i, product in enumerate(products)]
-        distances, entries = zip(*found, strict=True) if found else ((), ())
-        return torch.tensor(entries, dtype=torch.long), torch.tensor(distances, dtype=self.q.dtype)
+        reach = self.index.reach(radii) if reach is None else reach
+        distances = torch.full((len(self.q),), torch.inf, dtype=self.index.rows.dtype)
+        entries = torch.full((len(self.q),), -1)
+        for some in torch.arange(len(self.q)).split(PASSES) if len(radii) else ():
+            distances[some], entries[some] = self._nearest(some, reach)
+        return entries, distances.to(self.q)
 
     def within(self, limits: Tensor | float, row: int = 0) -> tuple[Tensor, Tensor]:
         """The keys no farther from query ``row`` than their limits (n,), or one for all, in order; and how far each is.
@@ -146,7 +179,7 @@ class Seen:
         lower = self._lower(row, self.index.shorts @ self.shorts[row], self.index.squares)
         some = ((lower <= (1 + SLACK) * limits.square()) & (limits >= 0)).nonzero()[:, 0]
         least = (1 + SLACK) * (limits[some] if limits.ndim else limits).square()
-        some = some[self._closer(row, some) <= least]
+        some = some[self._closer(torch.full_like(some, row), some) <= least]
         distances = self.index.distances(self.q[row], some)
         near = distances <= (limits[some] if limits.ndim else limits)
         return some[near], distances[near]
@@ -168,39 +201,86 @@ class Seen:
         """What the squared distances of keys are at least, by their product with a query, and their squares. (k,)"""
         return (1 - SLACK) * (squares + self.squares[row]) - 2 * product
 
-    def _closer(self, row: int, some: Tensor) -> Tensor:
-        """The same by their longer vectors. (k,)"""
-        apart = torch.cat([(self.index.longs[keys] - self.longs[row]).square().sum(1) for keys in some.split(BLOCK)])
-        return apart - SLACK * (self.index.squares[some] + self.squares[row])
+    def _closer(self, rows: Tensor, keys: Tensor) -> Tensor:
+        """What the squared distances of queries and keys (m,) are at least, by their longer vectors. (m,)"""
+        apart = [
+            (self.index.longs.index_select(0, k) - self.longs.index_select(0, i)).square_().sum(1)
+            for i, k in zip(rows.split(BLOCK), keys.split(BLOCK), strict=True)
+        ]
+        return torch.cat(apart) - SLACK * (self.index.squares[keys] + self.squares[rows])
 
-    def _nearest(self, row: int, product: Tensor, radii: Tensor, least: Tensor) -> tuple[float, int]:
-        """The distance and number of the nearest key, by the product of all with a query (n,)."""
-        reaching = (product - least >= (1 - SLACK) / 2 * self.squares[row]).nonzero()[:, 0]
-        if len(reaching) > MANY:
-            lower = self._lower(row, product[reaching], self.index.squares[reaching])
-            likeliest = lower.topk(SOME, largest=False).indices
-            distance, _ = self._best(row, reaching[likeliest], lower[likeliest])
-            reaching = reaching[lower <= (1 + SLACK) * distance**2]
-        closer = self._closer(row, reaching)
-        left = closer <= (1 + SLACK) * radii[reaching].square()
-        distance, entry = self._best(row, reaching[left], closer[left])
-        if entry < 0 or distance > float(radii[entry]):
-            return torch.inf, -1
-        most = (1 - SLACK) / 2 * self.squares[row] - (1 + SLACK) / 2 * distance**2
-        nearer = (product - self.index.halves >= most).nonzero()[:, 0]
-        nearer = nearer[radii[nearer] >= 0]
-        if self._best(row, nearer, self._closer(row, nearer))[1] != entry:
-            return torch.inf, -1  # what is nearer reaches less far
-        return distance, entry
+    def _rough(self, rows: Tensor, keys: Tensor) -> Tensor:
+        """The same by the keys themselves, in their type: a difference is rounded by a share of itself. (m,)"""
+        return (1 - ROUNDED) * self.index.rough(self.q[rows], keys)
 
-    def _best(self, row: int, some: Tensor, lower: Tensor) -> tuple[float, int]:
-        """The distance and number of the nearest of some keys (k,), the likeliest first; of none: infinity and -1."""
-        lower, order = lower.sort()
-        best: tuple[float, int] = (torch.inf, -1)
-        for at in range(0, len(some), SOME):
-            if float(lower[at]) > (1 + SLACK) * best[0] ** 2:
-                break
-            keys = some[order[at : at + SOME]]
-            distances = self.index.distances(self.q[row], keys)
-            best = min(best, (float(distances.min()), int(keys[distances == distances.min()].min())))
-        return best
+    def _nearest(self, some: Tensor, reach: "Reach") -> tuple[Tensor, Tensor]:
+        """The distance and number of the nearest key to each of some queries (k,); infinity and -1 of none. (k,) each
+
+        A key that reaches no query may be nearer than the one that was found, if its radius is smaller.
+        """
+        distances, entries = self._best(some, reach, torch.full((len(some),), torch.inf))
+        missed = distances > reach.radii[entries]  # that of -1 is any
+        distances[missed], entries[missed] = torch.inf, -1
+        unsure = ((entries >= 0) & (distances > reach.smallest)).nonzero()[:, 0]
+        if len(unsure):
+            _, nearer = self._best(some[unsure], reach.everywhere(), distances[unsure].float())
+            other = unsure[nearer != entries[unsure]]
+            distances[other], entries[other] = torch.inf, -1
+        return distances, entries
+
+    def _best(self, some: Tensor, reach: "Reach", caps: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest of the keys that may reach some queries (k,), and are no farther than ``caps`` (k,). (k,) each"""
+        of, keys, lower, caps = self._screened(some, reach, caps)
+        for bound in (self._closer, self._rough):
+            least = bound(some[of], keys) if len(keys) else lower
+            left = least <= (1 + SLACK) * torch.minimum(caps[of], reach.radii[keys].float()).square()
+            of, keys, lower = of[left], keys[left], least[left]
+        distances = self.index.apart(self.q[some[of]], keys)
+        best = distances.new_full((len(some),), torch.inf).scatter_reduce(0, of, distances, "amin")
+        first = distances == best[of]
+        numbers = torch.full((len(some),), len(self.index.rows)).scatter_reduce(0, of[first], keys[first], "amin")
+        return best, numbers.where(best < torch.inf, -1)
+
+    def _screened(self, some: Tensor, reach: "Reach", caps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pairs of queries and keys that short vectors do not rule out: which of ``some`` (m,), which key (m,), what
+        their squared distance is at least (m,); and ``caps`` (k,), as small as the likeliest keys have made them."""
+        q, squares = self.shorts[some].T.contiguous(), self.squares[some]
+        floor = (1 - SLACK) / 2 * squares  # (k,)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        step = max(BLOCK, CELLS // len(some))
+        products, bounds = torch.empty(2, min(step, len(self.index.rows)), len(some))  # once, as the system clears them
+        for at in range(0, len(self.index.rows), step):
+            block = slice(at, at + step)
+            least, halves = reach.least[block, None], self.index.halves[block, None]
+            product, bound = products[: len(least)], bounds[: len(least)]
+            torch.mm(self.index.shorts[block], q, out=product)
+            near = product >= torch.add(least, floor, out=bound)
+            if bool((caps < torch.inf).any()):
+                near &= product >= torch.add(halves, floor - (1 + SLACK) / 2 * caps.square(), out=bound)
+            hits = torch.from_numpy(np.flatnonzero(near.numpy()))
+            of, keys = hits % len(some), hits // len(some)
+            lower = (1 - SLACK) * (self.index.squares[at + keys] + squares[of]) - 2 * product.view(-1)[hits]
+            found.append((of, at + keys, lower))
+            if len(hits) > MANY * len(some):
+                found[-1], caps = self._tightened(some, found[-1], caps)
+        whole: Any = [torch.cat(columns) for columns in zip(*found, strict=True)] if found else [some[:0]] * 3
+        (of, keys, lower), caps = self._tightened(some, tuple(whole), caps)
+        return of, keys, lower, caps
+
+    def _tightened(
+        self, some: Tensor, pairs: tuple[Tensor, Tensor, Tensor], caps: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Pairs that may be as near as the likeliest key of their query is; and ``caps`` (k,), no larger than that."""
+        of, keys, lower = pairs
+        if not len(of):
+            return pairs, caps
+        least = torch.full((len(some),), torch.inf).scatter_reduce(0, of, lower.float(), "amin")
+        first = (lower == least[of]).nonzero()[:, 0]
+        likeliest = torch.full((len(some),), -1)
+        likeliest[of[first]] = keys[first]
+        had = (likeliest >= 0).nonzero()[:, 0]
+        apart = self.index.apart(self.q[some[had]], likeliest[had]).float()
+        caps = caps.clone()
+        caps[had] = torch.minimum(caps[had], (1 + SLACK) * apart)
+        left = lower <= (1 + SLACK) * caps[of].square()
+        return (of[left], keys[left], lower[left]), caps

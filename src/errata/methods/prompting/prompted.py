@@ -150,12 +150,17 @@ class FactPrompt(LoggedWrapper):
         fires &= np.array([bool(question.strip()) for question in questions])[:, None]
         return [self._chosen(row) for row in np.where(fires, near + share, -np.inf)]
 
-    def _chosen(self, wanted: "npt.NDArray[Any]") -> list[EditRecord]:
-        """The facts that are wanted most, of those that are more than −∞ (n,); of equal ones the newer. In order."""
+    def _chosen(self, wanted: "npt.NDArray[Any]", facts: "npt.NDArray[Any] | None" = None) -> list[EditRecord]:
+        """The facts that are wanted most, of those that are more than −∞ (n,); of equal ones the newer. In order.
+
+        ``facts`` (n,) are their numbers, by default all in order.
+        """
+        if not len(wanted):
+            return []
         most = min(self.settings["most"], len(wanted))
         some = np.flatnonzero(wanted >= max(np.partition(wanted, -most)[-most], -np.finfo(wanted.dtype).max))
         ranked = some[np.argsort(wanted[some], kind="stable")[-most:]]
-        return [self.facts[j] for j in sorted(ranked.tolist())]
+        return [self.facts[j] for j in sorted((ranked if facts is None else facts[ranked]).tolist())]
 
     def laid_out(self, facts: Sequence[str], prompt: str) -> str:
         """The text of a prompt behind facts."""

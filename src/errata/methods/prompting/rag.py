@@ -9,7 +9,7 @@ so. ``near`` is the cosine that ``share`` of pairs about one subject, that ask f
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations, islice
+from itertools import combinations, islice, pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from typing_extensions import TypedDict, override
 
 from errata.errors import BadInput
 from errata.methods.base import Tags
+from errata.methods.memory.log import EditRecord
 from errata.methods.memory.reading import GRID, quantile
 from errata.methods.prompting.method import PromptMethod
 from errata.methods.prompting.prompted import ALL, FactPrompt, FactSettings
@@ -62,14 +63,29 @@ class RelationPrompt(FactPrompt):
     @override
     def similarity(self, questions: Sequence[str]) -> "tuple[npt.NDArray[Any], npt.NDArray[Any]]":
         share = self.names.named(questions)  # (b, n)
+        near = np.full(share.shape, -1.0, np.float32)
         pairs = np.argwhere(share >= self.settings["named"] - ALL)
+        near[tuple(pairs.T)] = self._near(questions, pairs)
+        return near, share
+
+    @override
+    def retrieved(self, questions: Sequence[str]) -> list[list[EditRecord]]:
+        """As of :class:`FactPrompt`; where a subject must be named, by way of the facts of named subjects alone."""
+        if not questions or self.settings["named"] <= ALL:
+            return super().retrieved(questions)
+        pairs, share = self.names.naming(questions, self.settings["named"] - ALL)
+        near = self._near(questions, pairs)
+        fires = (near >= self.settings["near"]) & np.array([bool(questions[i].strip()) for i in pairs[:, 0]], bool)
+        rows, facts, wanted = pairs[fires, 0], pairs[fires, 1], (near + share)[fires]
+        ends = np.searchsorted(rows, np.arange(len(questions) + 1)).tolist()
+        return [self._chosen(wanted[a:b], facts[a:b]) for a, b in pairwise(ends)]
+
+    def _near(self, questions: Sequence[str], pairs: "npt.NDArray[Any]") -> "npt.NDArray[np.float32]":
+        """(p,): how alike questions and facts are, by pairs of their numbers (p, 2), without the fact's subject."""
         asked = [_template(questions[i], self.facts[j].subject) for i, j in pairs.tolist()]
         row = {template: u for u, template in enumerate(dict.fromkeys(asked))}
-        near = np.full(share.shape, -1.0, np.float32)
-        if asked:
-            at = np.array([row[template] for template in asked])
-            near[tuple(pairs.T)] = self._alike(list(row), at, pairs[:, 1])
-        return near, share
+        at = np.array([row[template] for template in asked], np.int64)
+        return self._alike(list(row), at, pairs[:, 1]).astype(np.float32) if asked else np.empty(0, np.float32)
 
     def _alike(self, templates: Sequence[str], at: "npt.NDArray[Any]", facts: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
         """(p,): the cosine of the templates ``at`` (p,) with those of ``facts`` (p,); at least ``near`` where both are
