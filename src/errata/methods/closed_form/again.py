@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from errata.errors import BadInput, Unsupported, first_line
-from errata.methods.base import State, frozen_rng, undisturbed
 from errata.methods.closed_form.found import Found, Record, searched_at
+from errata.methods.isolation import frozen_rng, undisturbed
 from errata.methods.outcomes import Outcome, answered, searched
 from errata.methods.registry import method
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.projection import Projection
 from errata.patch.delta import Delta

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import Method, State, Tags
+from errata.methods.base import Method, Tags
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.base import ClosedForm
 from errata.methods.closed_form.chunks import Chunked, check_overlap, default_window, find_chunk_deltas, key_rows
@@ -19,6 +19,7 @@ from errata.methods.closed_form.others import about_others, other_subjects
 from errata.methods.closed_form.search import SearchResult
 from errata.methods.defaults import critical_layers, is_published
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.projection import KEY

@@ -12,7 +12,6 @@ from typing import Any, Self
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State
 from errata.methods.closed_form.again import solved_again
 from errata.methods.closed_form.context import EditContext
 from errata.methods.closed_form.cost import steps
@@ -21,6 +20,7 @@ from errata.methods.closed_form.keys import check_reads_subjects
 from errata.methods.closed_form.layers import SolvesLayers
 from errata.methods.closed_form.statistics import check_statistics, key_statistics
 from errata.methods.closed_form.wanted import measured_at
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.projection import Projection
 from errata.model.size import Size, Step, Work

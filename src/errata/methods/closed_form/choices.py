@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from errata.errors import BadInput
-from errata.methods.base import State, Tags
+from errata.methods.base import Tags
 from errata.methods.closed_form import portions, solve
 from errata.methods.closed_form.context import Targets
 from errata.methods.closed_form.keys import SubjectReadings, SubjectRows
@@ -19,9 +19,10 @@ from errata.methods.closed_form.targets import find_deltas
 from errata.methods.defaults import critical_layers
 from errata.methods.outcomes import report
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
-from errata.patch.delta import Weight
+from errata.patch.low_rank import Weight
 from errata.types import Edit
 
 

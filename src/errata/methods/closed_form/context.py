@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from errata.methods.base import State
 from errata.methods.closed_form.found import Found
 from errata.methods.closed_form.keys import SubjectRows
+from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite
 from errata.model.projection import Projection

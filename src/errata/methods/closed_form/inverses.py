@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.methods.base import State
 from errata.methods.closed_form.solve import RunningInverse
 from errata.methods.closed_form.symmetric import Kept, Symmetric
+from errata.methods.state import State
 from errata.model.weights import stem
 from errata.patch.memory import GRAM, KEYS, remember
 

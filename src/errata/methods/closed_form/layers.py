@@ -12,7 +12,8 @@ from errata.methods.closed_form.wanted import FindsTargets
 from errata.model.hf import HFLM
 from errata.model.passes import float64_device
 from errata.model.projection import KEY
-from errata.patch.delta import Delta, LowRank, Weight
+from errata.patch.delta import Delta
+from errata.patch.low_rank import LowRank, Weight
 
 
 @dataclass(frozen=True, kw_only=True)

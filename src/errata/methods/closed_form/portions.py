@@ -13,7 +13,7 @@ from torch import Tensor
 
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.symmetric import Symmetric
-from errata.patch.delta import Weight
+from errata.patch.low_rank import Weight
 
 
 def pays(keys: Tensor, lam: float) -> bool:

@@ -8,15 +8,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from errata.errors import BadInput
-from errata.methods.base import State
 from errata.methods.closed_form import solve
 from errata.methods.closed_form.base import ClosedForm
 from errata.methods.closed_form.context import Targets
 from errata.methods.closed_form.keys import SubjectReadings
 from errata.methods.defaults import critical_layer
 from errata.methods.settings import setting
+from errata.methods.state import State
 from errata.model.hf import HFLM
-from errata.patch.delta import Weight
+from errata.patch.low_rank import Weight
 from errata.types import Edit
 
 Keys = Literal["mixed", "averaged", "bare"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from errata.errors import BadInput
 from errata.methods.closed_form.symmetric import Symmetric
-from errata.patch.delta import LowRank
+from errata.patch.low_rank import LowRank
 
 log = logging.getLogger(__name__)
 
