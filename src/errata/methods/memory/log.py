@@ -57,8 +57,8 @@ class EditRecord:
 def _record_of(record: Any) -> EditRecord:
     """The record that a file holds. Raises :class:`BadInput` for one that is of no :class:`Edit`."""
     rest = {name: value for name, value in record.items() if name not in IDS} if isinstance(record, dict) else record
-    edit = edit_of(rest)
-    return EditRecord(**edit.to_json(), **{name: _ids(record.get(name)) for name in IDS})
+    values: dict[str, Any] = edit_of(rest).to_json() | {name: _ids(record.get(name)) for name in IDS}
+    return EditRecord(**values)
 
 
 def _ids(value: Any) -> list[int]:

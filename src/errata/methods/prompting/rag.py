@@ -75,14 +75,14 @@ class RelationPrompt(FactPrompt):
             return super().retrieved(questions)
         pairs, share = self.names.naming(questions, self.settings["named"] - ALL)
         near = self._near(questions, pairs)
-        fires = (near >= self.settings["near"]) & np.array([bool(questions[i].strip()) for i in pairs[:, 0]], bool)
+        fires = (near >= self.settings["near"]) & np.array([bool(questions[int(i)].strip()) for i in pairs[:, 0]], bool)
         rows, facts, wanted = pairs[fires, 0], pairs[fires, 1], (near + share)[fires]
         ends = np.searchsorted(rows, np.arange(len(questions) + 1)).tolist()
         return [self._chosen(wanted[a:b], facts[a:b]) for a, b in pairwise(ends)]
 
     def _near(self, questions: Sequence[str], pairs: "npt.NDArray[Any]") -> "npt.NDArray[np.float32]":
         """(p,): how alike questions and facts are, by pairs of their numbers (p, 2), without the fact's subject."""
-        asked = [_template(questions[i], self.facts[j].subject) for i, j in pairs.tolist()]
+        asked = [_template(questions[int(i)], self.facts[int(j)].subject) for i, j in pairs]
         row = {template: u for u, template in enumerate(dict.fromkeys(asked))}
         at = np.array([row[template] for template in asked], np.int64)
         return self._alike(list(row), at, pairs[:, 1]).astype(np.float32) if asked else np.empty(0, np.float32)
