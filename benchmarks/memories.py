@@ -7,8 +7,7 @@ Tokens per second with the patch on against those of the bare model, in one run,
 them ask for edited facts, half for others. How well a memory was trained does not change its speed, so methods that
 train take one step an edit here.
 
-With ``--many`` a memory of so many facts against the same memory of one (of those that put facts into the prompt, of
-the 32 that are asked for, so that both tell the same): milliseconds of the process a prompt, and how
+With ``--many`` a memory of so many facts against the same memory of one: milliseconds of the process a prompt, and how
 long it takes to make it, to save and open it, to add a patch to it and to take an edit out. The first facts are edits;
 of the others the keys are drawn around the model's own (a template's mean, and a mixture of what two other prompts
 differ from theirs), and what they answer is noise.
@@ -122,7 +121,6 @@ def of_many(lm: Any, name: str, n: int, repeats: int) -> Iterator[tuple[str, str
         yield f"{PLACED:,} edits placed among them, without training", placed
     else:
         edits = [*real[: PROMPTS // 2], *invented(real, n - PROMPTS // 2)]
-        one = method.edit(lm, edits[: PROMPTS // 2], state)  # those asked for: what is told makes a prompt longer
         began = time.process_time()
         patch = method.edit(lm, edits, state)
         yield "made", f"{time.process_time() - began:.1f} s"

@@ -65,9 +65,7 @@ class Reach(NamedTuple):
     """How far keys reach, and what that asks of a look-up."""
 
     radii: Tensor  # (n,); below 0 of keys that are none
-    least: (
-        Tensor  # what a key's product with a query is at least, less a term of the query's, where it may reach it (n,)
-    )
+    least: Tensor  # (n,): a key's product with a query, less a term of the query's, at the radius
     smallest: float  # of the radii of keys
 
     def everywhere(self) -> "Reach":
@@ -130,7 +128,7 @@ class Nearest:
         return torch.cat(blocks)
 
     def rough(self, q: Tensor, some: Tensor) -> Tensor:
-        """The squares of these, computed in the type of the keys. (k,)"""
+        """The squares of these, computed in the type of the keys, float32 or float64. (k,)"""
         pairs = zip(q.split(PAIRS), some.split(PAIRS), strict=True)
         return torch.cat([(self._keys(block) - x).square_().sum(1) for x, block in pairs]).float()
 
