@@ -29,6 +29,11 @@ def has_states(cache: Any) -> bool:
     return any(map(_is_recurrent, cache.layers))
 
 
+def plain(cache: Any) -> bool:
+    """Whether all layers keep keys and values of every token, and nothing else."""
+    return bool(cache.layers) and all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
+
+
 def cache_copy(cache: Any) -> Any:
     """The cache with layer objects of its own: a pass that goes on from it leaves the original as it is.
 
@@ -50,9 +55,14 @@ def spent_copy(cache: Any) -> Any:
     return copied
 
 
-def cache_rows(cache: Any, index: Tensor) -> Any:
-    """A cache of some rows; the original stays as it is. ``index`` is on the CPU: layers may be on several devices."""
+def cache_rows(cache: Any, index: Tensor, cut: int = 0) -> Any:
+    """A cache of some rows; the original stays as it is. ``index`` is on the CPU: layers may be on several devices.
+
+    Without the first ``cut`` tokens, if it is :func:`plain`.
+    """
     chosen = cache_copy(cache)
+    for layer in chosen.layers if cut else ():
+        layer.keys, layer.values = layer.keys[:, :, cut:], layer.values[:, :, cut:]
     select_rows(chosen, index)
     return chosen
 
@@ -63,6 +73,12 @@ def cache_with(cache: Any, others: Mapping[int, tuple[Tensor, Tensor]]) -> Any:
     for i, (keys, values) in others.items():
         copied.layers[i].keys, copied.layers[i].values = keys, values
     return copied
+
+
+def put(cache: Any, layer: int, keys: Tensor, values: Tensor) -> None:
+    """Fills an empty plain layer with keys and values, which are not copied."""
+    cache.update(keys[:, :, :0], values[:, :, :0], layer)
+    cache.layers[layer].keys, cache.layers[layer].values = keys, values
 
 
 def keeps(cache: Any, layers: Iterable[int], width: int) -> bool:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from errata.model import hooks
-from errata.model.caches import cache_rows, cache_with, has_states, keeps, new_cache, spent_copy, without_heads
+from errata.model.caches import cache_rows, cache_with, has_states, keeps, new_cache, plain, put, spent_copy, without_heads
 from errata.model.in_use import use_of
 from errata.model.padding import Padded, pad
 from errata.model.passes import (
     Rows,
+    attention_only_at,
     gathered,
     hidden_of,
     input_device,
@@ -30,7 +31,7 @@ from errata.model.passes import (
     with_hidden,
     with_weights,
 )
-from errata.model.prefixes import extend, shared_lengths, shared_prefixes
+from errata.model.prefixes import PrefixGroup, extend, shared_lengths, shared_prefixes
 from errata.model.sites import Sites
 
 DENSE = 0.9  # share of tokens that are no padding, from which on MLPs run at all of them
@@ -235,17 +236,21 @@ class SuffixPass(Pass):
                 extend(self.model, self.sites, group.cache, group.ids, group.mask)
         filled = [group for group in groups if group.mask.shape[1]]
         for i, layer in enumerate(filled[0].cache.layers):
-            if not layer.is_initialized:  # of a block that rests
-                continue
-            sides = (layer.keys, layer.values)
-            keys, values = (x.new_zeros(len(prefixes), x.shape[1], width, x.shape[-1]) for x in sides)
-            for group in filled:
-                held = group.cache.layers[i]
-                last = min(width, held.keys.shape[-2])  # on the right, since the prefixes are padded on the left
-                keys[group.rows, :, width - last :] = held.keys[:, :, -last:]
-                values[group.rows, :, width - last :] = held.values[:, :, -last:]
-            cache.update(keys, values, i)
+            if layer.is_initialized:  # others are of blocks that rest
+                put(cache, i, *(self._joined(groups, i, side) for side in ("keys", "values")))
         return cache
+
+    def _joined(self, groups: Sequence[PrefixGroup], layer: int, side: str) -> Tensor:
+        """(b, heads, t, width): the keys or values of all prefixes, zero where they are padded, on the left."""
+        b, width = self.prefix.ids.shape
+        like = next(getattr(group.cache.layers[layer], side) for group in groups if group.mask.shape[1])
+        joined = like.new_empty(b, like.shape[1], width, like.shape[-1])
+        for group in groups:
+            last = min(width, group.mask.shape[1])
+            joined[group.rows, :, : width - last] = 0
+            if last:
+                joined[group.rows, :, width - last :] = getattr(group.cache.layers[layer], side)[:, :, -last:]
+        return joined
 
     def _output_of_skipped(self) -> Any:
         """The output of the last skipped block on the suffixes; None where no block is skipped."""
@@ -323,14 +328,20 @@ class SuffixPass(Pass):
         return {block: lambda *a, **k: self.stored for block in blocks}
 
     def _sparse(self, blocks: range, read: tuple[Tensor, Tensor] | None = None) -> AbstractContextManager[None]:
-        """Context manager: the MLPs of ``blocks`` leave out padding; the last one's runs where it is ``read`` alone."""
+        """Context manager: the linears of ``blocks`` leave out padding; the last MLP runs where it is ``read`` alone."""
         where = self.suffix.mask.nonzero(as_tuple=True)
         padded = len(where[0]) < DENSE * self.suffix.mask.numel()
         at = dict.fromkeys(blocks if padded else (), where)
         if read is not None and self.sites.depth - 1 in blocks:
             at[self.sites.depth - 1] = read
         b, t = self.suffix.ids.shape
-        return hooks.all_of(mlp_only_at(self.model, self.sites, block, (b, t), *some) for block, some in at.items())
+        about = self.model, self.sites
+        return hooks.all_of(
+            [
+                *(mlp_only_at(*about, block, (b, t), *some) for block, some in at.items()),
+                *(attention_only_at(*about, block, (b, t), *where) for block in (blocks if padded else ())),
+            ]
+        )
 
     def _standing_in(self, weights: Weights) -> dict[nn.Module, Callable[..., Any]]:
         """What runs no more, each module with what stands in for its ``forward``."""
@@ -405,9 +416,12 @@ class SuffixPass(Pass):
     def select(self, rows: Sequence[int]) -> "SuffixPass":
         chosen = copy.copy(self)
         index = torch.tensor(list(rows), dtype=torch.long)
-        chosen.prefix, chosen.suffix = _rows_of(self.prefix, index), _rows_of(self.suffix, index)
-        chosen.mask = self.mask[index]
-        chosen.cache = cache_rows(self.cache, index)
+        width = self.prefix.ids.shape[1]
+        spare = width - max((self.prefix.lengths[row] for row in rows), default=width)  # what pads all of them
+        cut = min(spare, width - 1) if spare and plain(self.cache) else 0  # an empty cache has no rows to select
+        chosen.prefix, chosen.suffix = _rows_of(self.prefix, index, cut), _rows_of(self.suffix, index)
+        chosen.mask = self.mask[index, cut:]
+        chosen.cache = cache_rows(self.cache, index, cut)
         if self.skipped:
             chosen.stored = with_hidden(self.stored, hidden_of(self.stored)[index])
         b = len(self.suffix.ids)
@@ -433,5 +447,6 @@ def _rows_in(output: Any, index: Tensor, b: int) -> Any:
     return with_hidden(output, rows.flatten(0, 1) if hidden.ndim == 2 else rows)
 
 
-def _rows_of(padded: Padded, index: Tensor) -> Padded:
-    return Padded(padded.ids[index], padded.mask[index], tuple(padded.lengths[i] for i in index.tolist()))
+def _rows_of(padded: Padded, index: Tensor, cut: int = 0) -> Padded:
+    """Some rows, without the first ``cut`` columns, of padding alone."""
+    return Padded(padded.ids[index, cut:], padded.mask[index, cut:], tuple(padded.lengths[i] for i in index.tolist()))

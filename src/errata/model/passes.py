@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from errata.model import hooks
 from errata.model.padding import positions_of
 from errata.model.sites import Sites
+from errata.model.weights import is_linear
 
 Rows = Sequence[Sequence[int]]  # token ids, not padded
 
@@ -161,28 +162,53 @@ def mlp_only_at(
     Valid only if no other position reaches ``lm_head``, by a later block's attention either. ``shape`` is (b, t).
     Changes nothing where the block mixes tokens in the place of an MLP, or has experts.
     """
-    flattened = False  # whether the model's hidden states are (b·t, d)
+    if sites.mixing(layer) or sites.mlp_out[layer] in sites.experts_of(layer):  # experts get gates beside the tokens
+        return nullcontext()
+    inputs = [model.get_submodule(path) for path in sites.mlp_in[layer]]
+    return _only_at(inputs, model.get_submodule(sites.mlp_out[layer]), shape, rows, columns)
+
+
+def attention_only_at(
+    model: nn.Module, sites: Sites, layer: int, shape: tuple[int, int], rows: Tensor, columns: Tensor
+) -> AbstractContextManager[None]:
+    """Context manager: the linears of a block's attention run only at (rows, columns) and output zero elsewhere.
+
+    Valid only if all other positions are masked. Changes nothing in a block whose attention is not known, or that mixes
+    tokens otherwise.
+    """
+    path = (sites.attn_out[layer] or "").rpartition(".")[0]
+    if sites.mixing(layer) or not path.startswith(f"{sites.layer[layer]}."):
+        return nullcontext()
+    modules = (module for module in model.get_submodule(path).children() if is_linear(module))
+    return hooks.all_of(_only_at([module], module, shape, rows, columns) for module in modules)
+
+
+def _only_at(
+    inputs: Sequence[nn.Module], output: nn.Module, shape: tuple[int, int], rows: Tensor, columns: Tensor
+) -> AbstractContextManager[None]:
+    """Context manager: from ``inputs`` to ``output`` modules see (rows, columns) alone, and zero comes out elsewhere."""
+    flattened = foreign = False  # whether the model's hidden states are (b·t, d), or something else goes through
     at = rows * shape[1] + columns
 
     def gather(hidden: Tensor) -> Tensor:
-        nonlocal flattened
-        flattened = hidden.ndim == 2
+        nonlocal flattened, foreign
+        flattened, foreign = hidden.ndim == 2, hidden.shape[:-1].numel() != shape[0] * shape[1]
+        if foreign:
+            return hidden
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, at.to(hidden.device))[None]  # (1, k, d)
 
     def scatter(output: Any) -> Any:
+        if foreign:
+            return output
         hidden = hidden_of(output).reshape(len(rows), -1)  # (k, d)
         zeros = hidden.new_zeros(shape[0] * shape[1], hidden.shape[-1])
         full = zeros.index_copy(0, at.to(hidden.device), hidden)
         return with_hidden(output, full if flattened else full.view(*shape, -1))
 
-    if sites.mixing(layer) or sites.mlp_out[layer] in sites.experts_of(layer):  # experts get gates beside the tokens
-        return nullcontext()
-    down = model.get_submodule(sites.mlp_out[layer])
-    inputs = [model.get_submodule(path) for path in sites.mlp_in[layer]]
     return hooks.all_of(
         [
             *(hooks.before(module, lambda args, kwargs: ((gather(args[0]), *args[1:]), kwargs)) for module in inputs),
-            hooks.after(down, lambda args, kwargs, output: scatter(output)),
+            hooks.after(output, lambda args, kwargs, output: scatter(output)),
         ]
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.model import hooks
-from errata.model.caches import cache_rows, new_cache
+from errata.model.caches import cache_rows, new_cache, plain
 from errata.model.padding import pad
 from errata.model.passes import Rows, gathered, input_device, inputs_of
 from errata.model.sites import Sites
@@ -37,7 +37,7 @@ def shared_prefixes(
     made of plain layers. Blocks behind the ``last`` are not run.
     """
     base = new_cache(model)
-    if not any(lengths) or base is None or not _plain(base):
+    if not any(lengths) or base is None or not plain(base):
         return None
     device = input_device(model, sites)
     prefixes: dict[tuple[int, ...], int] = {}
@@ -67,13 +67,13 @@ def extend(model: nn.Module, sites: Sites, cache: Any, ids: Tensor, mask: Tensor
     A cache of plain layers is filled up to block ``last``: its MLP, which no key depends on, is left out.
     """
     last %= sites.depth
-    held = cache.get_seq_length() if _plain(cache) else 0
+    held = cache.get_seq_length() if plain(cache) else 0
 
     def stop(args: hooks.Args, kwargs: hooks.Kwargs) -> None:
         if len(cache.layers) > last and cache.get_seq_length(last) == held + ids.shape[1]:
             raise hooks.Stop
 
-    inputs = sites.mlp_in[last][:1] if _plain(cache) else ()
+    inputs = sites.mlp_in[last][:1] if plain(cache) else ()
     try:
         with (
             torch.no_grad(),
@@ -83,10 +83,6 @@ def extend(model: nn.Module, sites: Sites, cache: Any, ids: Tensor, mask: Tensor
             model(**inputs_of(model, ids, mask, cache))
     except hooks.Stop:
         pass
-
-
-def _plain(cache: Any) -> bool:
-    return bool(cache.layers) and all(type(layer).__name__ == "DynamicLayer" for layer in cache.layers)
 
 
 def shared_lengths(rows: Rows, most: Sequence[int] | None = None) -> list[int]:

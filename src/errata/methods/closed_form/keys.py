@@ -11,7 +11,7 @@ from errata.errors import BadInput
 from errata.model.hf import HFLM
 from errata.types import Edit
 
-CHUNK = 64  # facts whose keys are read together
+CHUNK = 128  # facts whose keys are read together
 
 Site = tuple[str, str]  # as for HFLM.read
 
