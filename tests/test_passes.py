@@ -11,6 +11,7 @@ from errata.model.caches import Caching
 from errata.model.intervention import FullPass, InterventionSite, SuffixPass
 from errata.model.passes import budgeted
 from errata.model.projection import Projection
+from errata.model.weights import is_linear
 from errata.patch.delta import trainable
 from errata.types import Score
 
@@ -60,6 +61,43 @@ def test_suffix_pass_gives_the_full_pass(name: str) -> None:
     assert (one[0] - fast.logits(None, columns)).abs().max() > 1e-6, "the change must show"
     start = sum(len(c) for c in columns[:2])
     assert torch.allclose(some[: len(columns[2])], one[0][start : start + len(columns[2])], atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "olmo2"])
+def test_no_linear_of_attention_runs_on_the_padding_of_a_suffix(name: str) -> None:
+    lm = tiny_lm(name)
+    rows = rows_of(lm)
+    columns = [list(range(len(row) - 1)) for row in rows]
+    attention = lm.model.get_submodule(lm.sites.attention(1).rpartition(".")[0])
+    tokens: list[int] = []
+
+    def count(args: hooks.Args, kwargs: hooks.Kwargs, output: Tensor) -> None:
+        tokens.append(output.numel() // output.shape[-1])
+
+    linears = [module for module in attention.children() if is_linear(module)]
+    inputs = (lm.model, lm.sites, rows, [1] * len(rows), InterventionSite(0), lm.tokens.fill)
+    suffixes = SuffixPass(*inputs)
+    with hooks.all_of(hooks.after(module, count) for module in linears):
+        logits = suffixes.logits(None, columns)
+    assert linears and tokens == [sum(len(row) - 1 for row in rows)] * len(linears)
+    assert torch.allclose(logits, FullPass(*inputs).logits(None, columns), atol=1e-4)
+
+
+def test_rows_with_short_beginnings_leave_the_padding_of_long_ones() -> None:
+    """A pass over some rows holds no column that none of them fills; one is left where all begin at once."""
+    lm = tiny_lm("llama")
+    rows, positions = rows_of(lm), [4, 0, 7, 2]
+    columns = [[len(row) - 1 - p] for row, p in zip(rows, positions, strict=True)]
+    site, delta = InterventionSite(1), torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    fast, full = (lm.intervention(rows, positions, site, columns, plain=plain) for plain in (False, True))
+    for chosen, width in (([0, 3], 4), ([3, 1], 2), ([1], 1), ([2, 0], 7)):
+        some = fast.select(chosen)
+        assert isinstance(some, SuffixPass) and some.prefix.ids.shape[1] == width
+        again = some.select([len(chosen) - 1])  # of what was selected
+        of_some = [columns[row] for row in chosen]
+        expected = full.logits(delta, columns)[chosen]
+        assert torch.allclose(some.logits(delta[chosen], of_some), expected, atol=1e-4)
+        assert torch.allclose(again.logits(delta[chosen[-1:]], of_some[-1:]), expected[-1:], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "olmo2"])

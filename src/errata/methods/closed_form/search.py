@@ -15,9 +15,8 @@ from errata.model.hf import HFLM
 from errata.model.intervention import InterventionSite, Pass
 from errata.model.passes import at_least_float32
 
-BARE = 2  # normalised steps that look at the bare prompt alone
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980
-FALL = 0.65  # a normalised step, in lengths of the one before
+FALL = 0.7  # a normalised step, in lengths of the one before
 LEAST = 1 / 7  # the shortest, in lengths of the first, but for those behind a loss that rose
 NEAR = 20  # a loss this many times the one that ends the search is, as a rule, below that one a normalised step later
 
@@ -161,23 +160,20 @@ class GroupSearch:
     def run(self, state: SearchResult, limits: Tensor, units: Tensor, leave: int) -> SearchResult:
         """Goes on with ``state``, until all facts are finished or no more than ``leave`` of them run."""
         settings = self.settings
-        bare = min(BARE if settings.optimizer == "normalised" else 1, settings.steps - 1)
         limits, units = limits.to(state.delta), units.to(state.delta)
         facts = torch.arange(len(state.delta), device=state.delta.device)  # that still run
-        tried = torch.zeros(len(facts), dtype=torch.bool, device=facts.device)
         while True:
-            first = bool((state.steps < bare).all())
+            first = not state.steps.any() and settings.steps > 1
             batch = self._first() if first else self._some(state.steps[facts].int().tolist())
             some = first and len(batch.columns) < self.batch.anchored.count(False)
             if not first:
-                facts, batch = self._without_met(state, facts, units, batch, tried)
+                facts, batch = self._without_met(state, facts, units, batch)
                 if not len(facts):
                     break
             delta = state.delta[facts].requires_grad_()
             losses = self.losses(delta, units[facts], batch)
             missed = self._missed(losses.detach())
-            comparable = (state.steps[facts] > 0) & (state.steps[facts] != bare)
-            rose = comparable & (losses.detach() > state.final_loss[facts])
+            rose = (losses.detach() > state.final_loss[facts]) & (state.steps[facts] > 1)  # the first is of fewer rows
             running = self._look(state, facts, losses.detach(), missed, missed | some)
             if not running.any():
                 break
@@ -201,15 +197,10 @@ class GroupSearch:
         state.met[facts] = ~missed & losses.isfinite()
         return running
 
-    def _without_met(
-        self, state: SearchResult, facts: Tensor, units: Tensor, batch: Batch, tried: Tensor
-    ) -> tuple[Tensor, Batch]:
-        """The facts and rows of a look, without those that it ends: found without a graph, where that is likely.
-
-        That is tried once for each fact: ``tried`` (n,) is changed.
-        """
+    def _without_met(self, state: SearchResult, facts: Tensor, units: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+        """The facts and rows of a look, without those that it ends: found without a graph, where that is likely."""
         last = state.steps[facts] + 1 >= self.settings.steps
-        near = (state.final_loss[facts] < NEAR * self.settings.stop) & ~tried[facts]
+        near = state.final_loss[facts] < NEAR * self.settings.stop
         likely = last | near if self.settings.optimizer == "normalised" else last
         if not likely.any():
             return facts, batch
@@ -218,7 +209,6 @@ class GroupSearch:
             losses = self.losses(state.delta[asked], units[asked], batch if likely.all() else batch.of_facts(likely))
         missed = self._missed(losses)
         ended = ~missed | last[likely]
-        tried[asked] = True
         if not ended.any():
             return facts, batch
         self._look(state, asked[ended], losses[ended], missed[ended], False)

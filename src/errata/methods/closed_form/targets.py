@@ -46,8 +46,7 @@ def find_deltas(
         for share, part in zip(shares, found, strict=True):
             result.put(share, part)
         return result
-    shortest = sorted(contexts[1:], key=len)[: settings.search_contexts]
-    contexts = [*contexts[:1], *shortest]
+    contexts = contexts[: settings.search_contexts + 1]
     of_subjects = continuations_of(lm, edits, settings)
     rows = [rows_of(lm, edit, contexts, settings, of) for edit, of in zip(edits, of_subjects, strict=True)]
     return search_rows(lm, rows, site, settings, limits, units, plain=plain)
