@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from errata.model import hooks
-from errata.model.caches import cache_rows, cache_with, has_states, keeps, new_cache, plain, put, spent_copy, without_heads
+from errata.model.caches import (
+    cache_rows,
+    cache_with,
+    has_states,
+    keeps,
+    new_cache,
+    plain,
+    put,
+    spent_copy,
+    without_heads,
+)
 from errata.model.in_use import use_of
 from errata.model.padding import Padded, pad
 from errata.model.passes import (
@@ -328,7 +338,7 @@ class SuffixPass(Pass):
         return {block: lambda *a, **k: self.stored for block in blocks}
 
     def _sparse(self, blocks: range, read: tuple[Tensor, Tensor] | None = None) -> AbstractContextManager[None]:
-        """Context manager: the linears of ``blocks`` leave out padding; the last MLP runs where it is ``read`` alone."""
+        """Context manager: linears of ``blocks`` leave out padding; the last MLP runs where it is ``read`` alone."""
         where = self.suffix.mask.nonzero(as_tuple=True)
         padded = len(where[0]) < DENSE * self.suffix.mask.numel()
         at = dict.fromkeys(blocks if padded else (), where)

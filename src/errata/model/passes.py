@@ -186,7 +186,7 @@ def attention_only_at(
 def _only_at(
     inputs: Sequence[nn.Module], output: nn.Module, shape: tuple[int, int], rows: Tensor, columns: Tensor
 ) -> AbstractContextManager[None]:
-    """Context manager: from ``inputs`` to ``output`` modules see (rows, columns) alone, and zero comes out elsewhere."""
+    """Context manager: modules from ``inputs`` to ``output`` see (rows, columns) alone; elsewhere zero comes out."""
     flattened = foreign = False  # whether the model's hidden states are (b·t, d), or something else goes through
     at = rows * shape[1] + columns
 
