@@ -1,6 +1,7 @@
 """Knowledge neurons: attribution against a plain loop, the refinement by hand, and what an edit writes."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import errata
 from errata.cli import app
 from errata.errors import BadInput, NeedsPrepare, Unsupported, WrongModel
 from errata.locate.attribution import attributions, down_projection, shared, strongest
-from errata.methods.neurons.kn import KN, token_changes
+from errata.methods.neurons import kn
+from errata.methods.neurons.kn import KN, LocatedNeuron, token_changes
 from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.patch.delta import Delta
@@ -262,6 +264,33 @@ def test_edits_that_meet_in_a_neuron_both_count() -> None:
     assert one.keys() == two.keys() == both.keys()
     for neuron in both:
         torch.testing.assert_close(both[neuron], one[neuron] + two[neuron])
+
+
+def test_what_an_earlier_edit_of_the_prompt_wrote_is_subtracted_as_often_as_it_was_added() -> None:
+    """And once more. What the model predicts, or what was true before all edits, is not what stands there now."""
+    lm = tiny_lm("llama")
+    newer = Edit(EDIT.prompt, EDIT.subject, "Lima", "Rome")
+    old, new = (lm.tokens.target(EDIT.prompt, answer)[0] for answer in ("Oslo", "Lima"))
+    change = token_changes(lm, newer, "Oslo")[0]
+    assert (change.old, change.new, change.written) == (old, new, True)
+    assert not token_changes(lm, newer)[0].written
+    assert all(change.prefix for change in token_changes(lm, newer, "Lima")), "what it says already needs no change"
+    (gain,) = quick(add=3.0, subtract=0.5)._updates(lm, [LocatedNeuron((1, 2), change, -1.0)]).values()
+    head: Any = lm.model.get_parameter(f"{lm.sites.lm_head}.weight").detach()
+    units = head[[old, new]] / head[[old, new]].norm(dim=1, keepdim=True)
+    torch.testing.assert_close(gain, -down_projection(lm, 1)[:, 2].norm() * (3.0 * units[1] - 3.5 * units[0]))
+
+
+def test_an_edit_is_told_what_this_method_wrote_at_its_prompt_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, made, told = tiny_lm("gpt2"), quick(), list[str | None]()
+    first, second, newer = (Edit(EDIT.prompt, EDIT.subject, answer) for answer in ("Oslo", "Paris", "Lima"))
+    prior = made.edit(lm, [first, second])
+    others = replace(prior, meta={**prior.meta, "made": [{**prior.meta["made"][0], "method": "memit"}]})
+    real = kn.token_changes
+    monkeypatch.setattr(kn, "token_changes", lambda lm, edit, earlier=None: told.append(earlier) or real(lm, edit))
+    for patch in (prior, others):
+        made.edit(lm, [newer, EDITS[1]], None, patch)
+    assert told == ["Paris", None, None, None]
 
 
 def test_a_column_does_not_grow_on_itself() -> None:

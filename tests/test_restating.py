@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import EDIT, EDITS, data_for, quick, tiny_lm
+from conftest import CASES, EDIT, EDITS, data_for, quick, tiny_lm
 
 from errata.methods.base import Tags
 from errata.methods.restating import restated
@@ -51,12 +51,12 @@ def test_of_a_prompt_that_was_edited_twice_the_last_counts_and_new_prompts_are_m
     assert restated(lm, [NEWER], prior(replace(EDIT, target_new="Lima", id=""))) == []  # it says so already
 
 
-@pytest.mark.parametrize("name", ["ultraedit", "mend", "malmen", "rledit"])
+@pytest.mark.parametrize("name", ["ultraedit", "mend", "malmen", "rledit", "kn"])
 def test_a_method_that_restates_makes_both_and_records_what_was_asked(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm, made = tiny_lm("gpt2"), quick(name)
-    state = made.prepare(lm, data_for(made))
+    state = made.prepare(lm, CASES if name == "kn" else data_for(made))
     given: list[list[Edit]] = []
     real = type(made)._edit
 

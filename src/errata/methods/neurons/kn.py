@@ -43,12 +43,14 @@ class TokenChange:
 
     The paper's answers are one token. Here each token of the new answer is edited by itself behind those before it, as
     they precede it when the model decodes: what both answers begin with needs no edit, nor does what the model predicts
-    once the answer has begun (the rest of a name it can spell).
+    once the answer has begun (the rest of a name it can spell). ``written``: an earlier edit of the prompt put the old
+    one there.
     """
 
     prefix: tuple[int, ...]
     old: int
     new: int
+    written: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,17 @@ class KN(Method):
     of its own.
 
     A column gains ``± ‖column‖ (add · ê_new − subtract · ê_old)``, ê the row of the output embedding at length 1 and
-    the column that of the unedited model: edits that meet in a neuron add up and do not grow on each other. The sign is
-    that of the activation: the paper's GELU neurons raise an answer by being positive, those of gated MLPs as often by
-    being negative.
+    the column that of the unedited model: edits that meet in a neuron add up and do not grow on each other. What an
+    earlier edit of the prompt wrote is subtracted as often as it was added, and once more. The sign is that of the
+    activation: the paper's GELU neurons raise an answer by being positive, those of gated MLPs as often by being
+    negative.
     """
 
     name: ClassVar[str] = "kn"
     family: ClassVar[str] = "neuron attribution"
     paper: ClassVar[str] = "Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv:2104.08696"
     stores: ClassVar[str] = "changed columns of down projections"
-    tags: ClassVar[Tags] = Tags(quick={"phrasings": 1, "points": 5}, mixtures=False)
+    tags: ClassVar[Tags] = Tags(quick={"phrasings": 1, "points": 5}, mixtures=False, restates=True)
     holds: ClassVar[type[Any] | None] = Groups
 
     mode: Literal["update", "erase"] = setting("update")
@@ -193,16 +196,25 @@ class KN(Method):
         _check(lm)
         phrasings, common = self._phrasings(lm, edits, state)
         located: list[LocatedNeuron] = []
+        records = [made["edits"] for made in prior.meta.get("made", ()) if made["method"] == self.name]
+        earlier = {edit["prompt"]: edit["target_new"] for of_call in records for edit in of_call}
         with prior.without_wrappers().applied(lm) as edited:
             for edit, prompts, excluded in zip(edits, phrasings, common, strict=True):
-                located += self._locate(edited, edit, prompts, excluded)
+                located += self._locate(edited, edit, prompts, excluded, earlier.get(edit.prompt))
             present = _columns(edited, [one.neuron for one in located]) if self.mode == "erase" else {}
-        changes = self._updates(lm, located) if self.mode == "update" else {n: -column for n, column in present.items()}
-        return prior + Patch((_delta(lm, changes),)) if changes else prior
+        gains = self._updates(lm, located) if self.mode == "update" else {n: -column for n, column in present.items()}
+        return prior + Patch((_delta(lm, gains),)) if gains else prior
 
-    def _locate(self, lm: HFLM, edit: Edit, prompts: Sequence[str], excluded: Tensor | None) -> list[LocatedNeuron]:
+    def _locate(
+        self,
+        lm: HFLM,
+        edit: Edit,
+        prompts: Sequence[str],
+        excluded: Tensor | None,
+        earlier: str | None = None,
+    ) -> list[LocatedNeuron]:
         """The neurons of each token that must change (to erase: of the first of them)."""
-        changes = token_changes(lm, edit)[: 1 if self.mode == "erase" else None]
+        changes = token_changes(lm, edit, earlier)[: 1 if self.mode == "erase" else None]
         if not changes:
             log.warning("the model already says %r to %r; nothing is changed", edit.target_new, edit.prompt)
         located: list[LocatedNeuron] = []
@@ -242,7 +254,8 @@ class KN(Method):
         for one in located:
             column = columns[one.neuron]
             old, new = _directions(lm, [one.change.old, one.change.new], len(column))
-            gains[one.neuron] += one.sign * column.norm() * (self.add * new - self.subtract * old)
+            subtract = self.subtract + (self.add if one.change.written else 0.0)
+            gains[one.neuron] += one.sign * column.norm() * (self.add * new - subtract * old)
         return gains
 
 
@@ -258,19 +271,24 @@ def _cases(data: Iterable[Any]) -> list[Case]:
 
 
 @torch.no_grad()
-def token_changes(lm: HFLM, edit: Edit) -> list[TokenChange]:
+def token_changes(lm: HFLM, edit: Edit, earlier: str | None = None) -> list[TokenChange]:
     """Where the new answer differs from the old one, token by token.
 
-    The old token is ``target_true``'s where that is given and has begun like the new answer so far, else the one that
-    the model predicts.
+    The old token is that of the answer of an ``earlier`` edit of the prompt, or ``target_true``'s, where that is given
+    and has begun like the new answer so far, else the one that the model predicts.
     """
     prompt, new = lm.tokens.prompt(edit.prompt), lm.tokens.target(edit.prompt, edit.target_new)
-    true = [] if edit.target_true is None else lm.tokens.target(edit.prompt, edit.target_true)
+    true, wrote = (
+        [] if answer is None else lm.tokens.target(edit.prompt, answer) for answer in (edit.target_true, earlier)
+    )
     old: list[int] = lm.target_logits([(prompt, new)]).argmax(-1).tolist()
-    for j in range(min(len(new), len(true))):
-        if true[:j] == new[:j]:
+    written = [j < len(wrote) and wrote[:j] == new[:j] for j in range(len(new))]
+    for j in range(len(new)):
+        if written[j]:
+            old[j] = wrote[j]
+        elif j < len(true) and true[:j] == new[:j]:
             old[j] = true[j]
-    return [TokenChange(tuple(new[:j]), old[j], new[j]) for j in range(len(new)) if old[j] != new[j]]
+    return [TokenChange(tuple(new[:j]), old[j], new[j], written[j]) for j in range(len(new)) if old[j] != new[j]]
 
 
 def _signs(lm: HFLM, row: Sequence[int], neurons: Sequence[Neuron]) -> list[float]:
