@@ -18,7 +18,7 @@ from errata.methods.closed_form.symmetric import ROOM, Kept, Symmetric
 from errata.methods.closed_form.targets import find_deltas
 from errata.methods.closed_form.wanted import measured_at
 from errata.methods.registry import method
-from errata.model.intervention import InterventionSite
+from errata.model.added import InterventionSite
 from errata.model.resources import Resources
 from errata.model.texts import contexts_of
 from errata.patch.delta import Delta

@@ -16,8 +16,9 @@ from errata.methods.closed_form import keys as key_readings
 from errata.methods.closed_form import targets as target_search
 from errata.methods.registry import method
 from errata.model import hooks, passes
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import FullPass, InterventionSite, SuffixPass
+from errata.model.intervention import FullPass, SuffixPass
 from errata.model.passes import same_logits
 from errata.model.prefixes import shared_lengths
 from errata.types import Edit

@@ -19,9 +19,10 @@ from errata.errors import BadInput, InForce, Unsupported
 from errata.methods.registry import METHODS, method_class
 from errata.methods.state import State
 from errata.model import hooks
+from errata.model.added import InterventionSite
 from errata.model.fingerprint import PIECE, fingerprint
 from errata.model.hf import HFLM
-from errata.model.intervention import FullPass, InterventionSite, SuffixPass
+from errata.model.intervention import FullPass, SuffixPass
 from errata.model.second_moment import second_moments
 from errata.patch.delta import Delta
 from errata.patch.low_rank import LowRank

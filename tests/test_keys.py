@@ -20,8 +20,8 @@ from errata.methods.closed_form.objective import FactRows, continuations_of, row
 from errata.methods.closed_form.search import GroupSearch
 from errata.methods.registry import method
 from errata.methods.state import State
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
 from errata.model.resources import Resources
 from errata.model.sites import Sites
 from errata.model.texts import contexts_of

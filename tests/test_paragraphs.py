@@ -21,9 +21,10 @@ from errata.methods.closed_form.chunks import Chunked, find_chunk_deltas, key_ro
 from errata.methods.closed_form.others import about_others
 from errata.methods.registry import method
 from errata.model import hooks
+from errata.model.added import InterventionSite
 from errata.model.blocks import BlockPass
 from errata.model.hf import HFLM
-from errata.model.intervention import FullPass, InterventionSite, SuffixPass
+from errata.model.intervention import FullPass, SuffixPass
 from errata.model.lm import LM
 from errata.patch.delta import trainable
 from errata.patch.patch import Patch

@@ -7,8 +7,9 @@ from tiny import CAUSAL, HYBRID, IMAGE_TEXT, ONE_LAYER
 from torch import Tensor
 
 from errata.model import hooks
+from errata.model.added import InterventionSite
 from errata.model.caches import Caching
-from errata.model.intervention import FullPass, InterventionSite, SuffixPass
+from errata.model.intervention import FullPass, SuffixPass
 from errata.model.passes import budgeted
 from errata.model.projection import Projection
 from errata.model.weights import is_linear

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from errata.errors import BadInput, Unsupported
 from errata.model import hooks, passes
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
 from errata.model.weights import oriented
 from errata.patch.delta import trainable
 

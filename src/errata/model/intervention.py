@@ -8,7 +8,6 @@ same logits the plain way: it is the reference, and the fallback for models in w
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from errata.model import hooks
+from errata.model.added import Held, InterventionSite, adding, changed, holding
 from errata.model.caches import (
     cache_rows,
     cache_with,
@@ -44,76 +44,9 @@ from errata.model.passes import (
 from errata.model.prefixes import PrefixGroup, extend, shared_lengths, shared_prefixes
 from errata.model.sites import Sites
 
-DENSE = 0.9  # share of tokens that are no padding, from which on MLPs run at all of them
-
-
-@dataclass(frozen=True)
-class InterventionSite:
-    """Where a vector is added: at a block's output, or (``mlp_output``) at the output of the block's down projection.
-
-    At the down projection, a norm between it and the residual sees the changed value. With ``attention`` a second
-    vector, stored behind the first, is added at the output of the block's attention (PMET).
-    """
-
-    layer: int
-    mlp_output: bool = False
-    attention: bool = False
-
-    def path(self, sites: Sites) -> str:
-        """Path of the module at whose output the first vector is added."""
-        return sites.mlp_out[self.layer] if self.mlp_output else sites.layer[self.layer]
-
-    def paths(self, sites: Sites) -> list[str]:
-        """Paths of all modules at whose outputs vectors are added."""
-        return [self.path(sites), *([sites.attention(self.layer)] if self.attention else [])]
-
-
-def _changed(
-    model: nn.Module, sites: Sites, site: InterventionSite, delta: Tensor | None, rows: Tensor, columns: Tensor
-) -> AbstractContextManager[None]:
-    """Context manager: ``delta`` (b, d for each path of the site) is added at one token of each row."""
-    paths = site.paths(sites)
-    parts = [None] * len(paths) if delta is None else delta.chunk(len(paths), 1)
-    adds = [_adding(part, rows, columns, len(rows)) for part in parts]
-    return hooks.all_of(
-        hooks.after(model.get_submodule(path), lambda args, kwargs, out, add=add: add(out))
-        for path, add in zip(paths, adds, strict=True)
-    )
-
-
-def _adding(delta: Tensor | None, rows: Tensor, columns: Tensor, b: int) -> Callable[[Any], Any]:
-    """A function that adds ``delta`` (k, d) to the hidden state in a module's output, at k tokens of ``b`` rows."""
-
-    def add(output: Any) -> Any:
-        if delta is None:
-            return output
-        hidden = hidden_of(output)
-        zeros = torch.zeros_like(unflattened(hidden, b))
-        added = zeros.index_put((rows.to(hidden.device), columns.to(hidden.device)), delta.to(hidden))
-        return with_hidden(output, hidden + added.view_as(hidden))
-
-    return add
-
-
 Weights = Mapping[str, Tensor] | None  # of parameters, by name
-Held = Mapping[int, Tensor]  # column of a row -> what is added there all the time, (d for each path of the site,)
 
-
-def _holding(
-    model: nn.Module, sites: Sites, site: InterventionSite, held: Sequence[Held], starts: Sequence[int]
-) -> AbstractContextManager[None]:
-    """Context manager: what is ``held`` is added, in rows whose column 0 stands at ``starts``."""
-    at = [(row, start + column) for row, (of, start) in enumerate(zip(held, starts, strict=True)) for column in of]
-    if not at:
-        return nullcontext()
-    rows, columns = torch.tensor(at).unbind(1)
-    vectors = torch.stack([vector for of in held for vector in of.values()])  # (k, d for each path)
-    parts = vectors.chunk(len(site.paths(sites)), 1)
-    adds = [_adding(part, rows, columns, len(held)) for part in parts]
-    return hooks.all_of(
-        hooks.after(model.get_submodule(path), lambda args, kwargs, out, add=add: add(out))
-        for path, add in zip(site.paths(sites), adds, strict=True)
-    )
+DENSE = 0.9  # share of tokens that are no padding, from which on MLPs run at all of them
 
 
 # The two passes ------------------------------------------------------------------------------------
@@ -165,8 +98,8 @@ class FullPass(Pass):
         rows, cols = _flat([[p + c for c in some] for p, some in zip(self.positions, columns, strict=True)])
         device = self.padded.ids.device
         where = torch.arange(len(self.rows), device=device), torch.tensor(self.positions, device=device)
-        holding = _holding(self.model, self.sites, self.site, self.held, [0] * len(self.rows))
-        with use_of(self.model).lock, holding, _changed(self.model, self.sites, self.site, delta, *where):
+        held = holding(self.model, self.sites, self.site, self.held, [0] * len(self.rows))
+        with use_of(self.model).lock, held, changed(self.model, self.sites, self.site, delta, *where):
             logits = with_weights(
                 self.model, weights, inputs_of(self.model, self.padded.ids, self.padded.mask)
             ).logits  # (b, t, V)
@@ -234,7 +167,7 @@ class SuffixPass(Pass):
             return cache
         if any(added):
             starts = [width - n for n in self.prefix.lengths]
-            with _holding(self.model, self.sites, self.site, added, starts):
+            with holding(self.model, self.sites, self.site, added, starts):
                 extend(self.model, self.sites, cache, self.prefix.ids, self.prefix.mask)
             return cache
         groups = shared_prefixes(self.model, self.sites, prefixes, shared_lengths(prefixes))
@@ -374,15 +307,15 @@ class SuffixPass(Pass):
         b, device = len(self.suffix.ids), self.suffix.ids.device
         where = torch.arange(b, device=device), torch.zeros(b, dtype=torch.long, device=device)
         forwards = self._standing_in(weights)
-        changed = nullcontext()
+        change = nullcontext()
         if self.site.mlp_output:
-            changed = _changed(self.model, self.sites, self.site, delta, *where)
+            change = changed(self.model, self.sites, self.site, delta, *where)
         else:
             last = self.model.get_submodule(self.sites.layer[self.site.layer])
-            forwards[last] = lambda *a, **k: _adding(delta, *where, b)(self.stored)
+            forwards[last] = lambda *a, **k: adding(delta, *where, b)(self.stored)
         sparse = self._sparse(range(self.site.layer + 1, self.sites.depth), read=(rows, cols))
         gather = gathered(self.model, self.sites, rows, cols)
-        with use_of(self.model).lock, hooks.forward_replaced(forwards), changed, sparse, gather:
+        with use_of(self.model).lock, hooks.forward_replaced(forwards), change, sparse, gather:
             return self._run(weights).logits[0]
 
     @property

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from errata.model import hooks, passes
-from errata.model.intervention import FullPass, Held, InterventionSite, Pass, SuffixPass
+from errata.model.added import Held, InterventionSite
+from errata.model.intervention import FullPass, Pass, SuffixPass
 from errata.model.lm import Call
 from errata.model.padding import pad
 from errata.model.prefixes import PrefixGroup, shared_lengths, shared_prefixes

@@ -13,6 +13,7 @@ from torch import nn
 
 from errata.errors import BadInput
 from errata.model import passes
+from errata.model.added import InterventionSite
 from errata.model.asked import Asked, label_of
 from errata.model.caches import Caching, caching_of
 from errata.model.chat import Template
@@ -20,7 +21,6 @@ from errata.model.configuration import text_config
 from errata.model.detect import find_sites
 from errata.model.fingerprint import fingerprint
 from errata.model.in_use import use_of
-from errata.model.intervention import InterventionSite
 from errata.model.lm import Call
 from errata.model.passes import cache_argument
 from errata.model.resources import Resources

@@ -20,8 +20,8 @@ from errata.methods.closed_form.search import SearchResult
 from errata.methods.defaults import critical_layers, is_published
 from errata.methods.settings import setting
 from errata.methods.state import State
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
 from errata.model.projection import KEY
 from errata.types import Edit
 

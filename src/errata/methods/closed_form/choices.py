@@ -20,8 +20,8 @@ from errata.methods.defaults import critical_layers
 from errata.methods.outcomes import report
 from errata.methods.settings import setting
 from errata.methods.state import State
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
 from errata.patch.low_rank import Weight
 from errata.types import Edit
 

@@ -18,8 +18,8 @@ from errata.methods.closed_form.objective import FactRows, TargetSettings
 from errata.methods.closed_form.search import SearchResult
 from errata.methods.closed_form.targets import search_rows
 from errata.methods.outcomes import report
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
 from errata.model.projection import Projection
 from errata.types import Edit
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from errata.methods.closed_form.found import Found
 from errata.methods.closed_form.keys import SubjectRows
 from errata.methods.state import State
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
 from errata.model.projection import Projection
 from errata.patch.delta import Delta
 from errata.patch.memory import TARGETS, remember_targets

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from errata.methods.base import Method
 from errata.methods.settings import setting
+from errata.model.added import Held
 from errata.model.hf import HFLM
-from errata.model.intervention import Held
 from errata.types import Edit
 
 ESSENCE = "{} is a"  # ROME's prompt for what the subject is

@@ -8,8 +8,8 @@ from typing_extensions import override
 
 from errata.methods.closed_form.base import ClosedForm
 from errata.methods.settings import setting
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from errata.methods.closed_form.objective import Entries, FactRows, TargetSettings
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite, Pass
+from errata.model.intervention import Pass
 from errata.model.passes import at_least_float32
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980

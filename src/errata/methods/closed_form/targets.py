@@ -8,8 +8,8 @@ from torch import Tensor
 from errata.methods.closed_form.objective import FactRows, TargetSettings, continuations_of, rows_of
 from errata.methods.closed_form.search import GroupSearch, SearchResult
 from errata.model import hooks
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
 from errata.model.projection import Projection
 from errata.patch.patch import EMPTY, Patch
 from errata.types import Edit

@@ -18,9 +18,9 @@ from errata.methods.closed_form.statistics import typical_norms
 from errata.methods.settings import setting
 from errata.methods.state import State, cached_state
 from errata.model import hooks
+from errata.model.added import InterventionSite
 from errata.model.blocks import BlockPass
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
 from errata.model.passes import Rows
 from errata.model.projection import Projection
 from errata.model.texts import pieces_of, texts_of

@@ -10,9 +10,9 @@ from torch import Tensor
 from errata.methods.closed_form.anchor import ANCHOR, anchor_edits, anchor_of, anchored
 from errata.methods.closed_form.choices import Choices
 from errata.methods.closed_form.context import EditContext, Targets
+from errata.model.added import InterventionSite
 from errata.model.heap import give_back
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite
 from errata.patch.patch import EMPTY
 from errata.types import Edit
 

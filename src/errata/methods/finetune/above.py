@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite, SuffixPass
+from errata.model.intervention import SuffixPass
 from errata.model.passes import budgeted
 from errata.model.reading import Pair
 

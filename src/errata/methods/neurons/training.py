@@ -13,8 +13,9 @@ from errata.methods.memory.reading import Measured, Rows, observe
 from errata.methods.neurons.added import Activation
 from errata.methods.settings import setting
 from errata.model import hooks
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite, Pass
+from errata.model.intervention import Pass
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted, hidden_of, unflattened
 from errata.patch.parts import output_replaced

@@ -18,8 +18,9 @@ from errata.methods.memory.reading import Rows, observe, row_losses
 from errata.methods.settings import setting
 from errata.methods.side_memory.matrix import At, deciding
 from errata.methods.state import State
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import InterventionSite, Pass, SuffixPass
+from errata.model.intervention import Pass, SuffixPass
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted
 from errata.model.texts import kept_contexts
