@@ -61,7 +61,7 @@ def cache_rows(cache: Any, index: Tensor, cut: int = 0) -> Any:
     Without the first ``cut`` tokens, if it is :func:`plain`.
     """
     chosen = cache_copy(cache)
-    for layer in chosen.layers if cut else ():
+    for layer in filter(_holds_keys, chosen.layers if cut else ()):  # others are of blocks that rest
         layer.keys, layer.values = layer.keys[:, :, cut:], layer.values[:, :, cut:]
     select_rows(chosen, index)
     return chosen
