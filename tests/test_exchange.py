@@ -447,6 +447,29 @@ def test_sizes_are_relative_to_the_base_and_a_whole_difference_has_its_rank(dtyp
         assert change.relative == pytest.approx(want, rel=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("arch", ["gpt2", "qwen3_moe"])
+def test_an_exact_difference_gives_the_edited_weight_to_the_last_bit_whatever_its_size(
+    arch: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """W + fl(W' − W) is not always W' in one precision: where W' is far smaller than W, or of the other sign."""
+    lm = tiny_lm(arch, dtype)
+    other = copy.deepcopy(lm.model)
+    name = "transformer.h.1.mlp.c_proj.weight" if arch == "gpt2" else "model.layers.1.mlp.experts.down_proj"
+    down: Any = other.get_parameter(name)
+    turned = torch.randn(down.shape, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-4, 4).repeat(
+        down.shape[-1] // 8
+    )
+    down.data = turned.to(dtype)
+    edited = HFLM(other, tokenizer(), sites=lm.sites)
+    patch = from_checkpoints(lm, edited, exact=True)
+    saved = Patch.load(patch.save(tmp_path / "p.safetensors"))
+    with saved.applied(lm) as changed:
+        assert same_weights(changed.model, weights(other))
+    saved.merge(merged := HFLM(copy.deepcopy(lm.model), tokenizer(), sites=lm.sites))
+    assert same_weights(merged.model, weights(other))
+
+
 def test_a_product_is_cut_to_a_rank(tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     patch = low_rank(lm, [7, 2])

@@ -63,7 +63,7 @@ class Change:
 def differences(
     lm: HFLM, edited: "str | Path | HFLM", *, exact: bool = False, trust_remote_code: bool = False
 ) -> Iterator[tuple[Change, Weight]]:
-    """Each weight that differs, and its difference Δ = W_edited − W, (out, in), float32 or finer.
+    """Each weight that differs, and its difference Δ = W_edited − W, (out, in), float32 or finer, on the CPU.
 
     A product of two factors where the numeric rank is at most half of the smaller side (the rest is rounding), else
     dense; with ``exact`` always dense, to the last bit. ``lm`` is the base. Of a folder one weight at a time is read
@@ -86,8 +86,10 @@ def differences(
         if not bool(new.isfinite().all()):
             raise BadInput(f"{name} of the edited model holds a number that is not finite; fetch it anew")
         wide = torch.promote_types(torch.promote_types(old.dtype, new.dtype), torch.float32)
-        delta = oriented(lm.model, name, new.to(wide) - old.to(coarse).to(wide)).cpu()
-        base = oriented(lm.model, name, old.to(wide)).cpu()
+        from_, to = old.to(coarse).to(wide).cpu(), new.to(wide).cpu()
+        if exact and not torch.equal(from_ + (to - from_), to):  # the difference of two float32 may need more
+            from_, to = from_.double(), to.double()
+        delta, base = oriented(lm.model, name, to - from_), oriented(lm.model, name, old.to(wide).cpu())
         if delta.ndim == 3 and is_stack(stored.owner(lm.model, name)[0]):
             for e in range(len(delta)):
                 if delta[e].any():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.model import weights as stored
-from errata.model.passes import at_least_float32
+from errata.model.passes import at_least_float32, float64_device
 from errata.patch.low_rank import LowRank, Weight
 
 BLOCK = 2**22  # entries of a matrix in half precision that are summed at a time, in float32
@@ -21,7 +21,7 @@ def changed_weight(model: nn.Module, name: str, w: Weight) -> Tensor:
     if at_least_float32(value[:0]).dtype != value.dtype:
         summed = torch.empty_like(value, memory_format=torch.contiguous_format)
         for rows, delta in _blocks(model, name, w, value):
-            summed[rows] = (value[rows] + delta).to(value.dtype)  # the sum is delta's float32
+            summed[rows] = (value[rows] + delta).to(value.dtype)  # the sum is of delta's type
         return summed
     if isinstance(w, LowRank):
         a, b = w.a.to(value), w.b.to(value)
@@ -29,22 +29,30 @@ def changed_weight(model: nn.Module, name: str, w: Weight) -> Tensor:
             torch.addmm(value, b.T, a.T) if stored.swapped(*stored.owner(model, name)) else torch.addmm(value, a, b)
         )
     else:
-        summed = value + stored.oriented(model, name, w.to(value))
+        wide = _wide(w, value)
+        summed = (value.to(wide) + stored.oriented(model, name, w.to(value.device, wide))).to(value.dtype)
     return summed.contiguous()
 
 
+def _wide(w: Tensor, value: Tensor) -> torch.dtype:
+    """The type of a sum: float32, or float64 where one of both has it and the device too."""
+    wide = torch.promote_types(torch.promote_types(w.dtype, value.dtype), torch.float32)
+    return wide if wide != torch.float64 or float64_device(value.device) == value.device else torch.float32
+
+
 def _blocks(model: nn.Module, name: str, w: Weight, held: Tensor) -> Generator[tuple[slice, Tensor], None, None]:
-    """Some rows of a matrix, as it is stored, and their ΔW in float32: so that no copy of the whole is made."""
+    """Some rows of a matrix, as it is stored, and their ΔW, float32 or finer: so that no copy of the whole is made."""
     step = max(1, BLOCK // max(1, held[:1].numel()))
     left, right = (w.a, w.b) if isinstance(w, LowRank) else (w, None)
     if right is not None and stored.swapped(*stored.owner(model, name)):
         left, right = right.T, left.T
     elif right is None:
         left = stored.oriented(model, name, left)
-    right = right if right is None else right.to(held.device, torch.float32)
+    wide = _wide(left, held)
+    right = right if right is None else right.to(held.device, wide)
     for start in range(0, len(held), step):
         rows = slice(start, start + step)
-        some = left[rows].to(held.device, torch.float32)
+        some = left[rows].to(held.device, wide)
         yield rows, some if right is None else some @ right
 
 
