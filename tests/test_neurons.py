@@ -311,6 +311,29 @@ def test_slots_of_a_call_stay_together() -> None:
         assert line.startswith("calinet: edit")
 
 
+def test_slots_learn_the_newest_answer_at_the_prompts_that_it_contradicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In other words, and still when a later call trains the earlier facts again; taken out, the older answers."""
+    monkeypatch.setattr("errata.methods.memory.reworded.same_fact", lambda lm, pairs, patch: [True] * len(pairs))
+    lm, made = tiny_lm("gpt2"), method("calinet", **QUICK["calinet"])
+    state = made.prepare(lm, TEXTS)
+    newer = Edit("The birthplace of {} is", EDIT.subject, "Lima")
+    first = made.edit(lm, [EDIT], state)
+    second = made.edit(lm, [newer], state, first)
+    third = made.edit(lm, [EDITS[2]], state, second)
+    for patch in (second, third):
+        with patch.applied(lm) as edited:
+            told = edited.score([EDIT.prompt, newer.prompt], ["Lima", "Lima"])
+            assert all(score.correct for score in told)
+    assert second.without(newer.id) == first and first.parts[0].config().get("reworded") is None
+    with pytest.raises(Unsupported, match=f"trained together with the edit {EDIT.id}"):
+        second.without(EDIT.id)
+    part: Any = second.parts[0]
+    assert part.reworded == {EDIT.id: [newer.id]}
+    assert type(part).build(part.config(), part.tensors()).reworded == part.reworded
+    with pytest.raises(BadInput, match="reworded"):
+        type(part).build({**part.config(), "reworded": [EDIT.id]}, part.tensors())
+
+
 def test_slots_are_silent_in_other_texts() -> None:
     """Slots add less to other texts where ``keep`` has a weight; those that name the subject do not count."""
     lm, moved = tiny_lm("gpt2"), []
