@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,47 @@ def test_edits_that_a_commit_leaves_behind_are_told(journal: Journal, caplog: py
     said = [r.getMessage() for r in caplog.records]
     assert len(said) == 2
     assert "lacks 1 of the edits of" in said[0] and "'Bob Ray was born in' -> 'Oslo'; to keep them" in said[0]
-    assert "other target: 'Ann Lee was born in' -> 'Rome' is new" in said[1] and "still holds" in said[1]
+    assert "other target: 'Ann Lee was born in' -> 'Rome' (" in said[1] and "still holds" in said[1]
+
+
+def test_edits_of_a_commit_that_contradict_each_other_are_told(
+    journal: Journal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the first one; with a model in other words too, among new ones and against those from before."""
+    monkeypatch.setattr("errata.conflicts.rewording.same_fact", lambda lm, pairs, patch: [True for _ in pairs])
+    other, reworded = Edit("{} was born in", "Ann Lee", "Rome"), Edit("The birthplace of {} is", "Ann Lee", "Lima")
+    first = journal.commit(patch_of([BORN[0], other, reworded]), why="first")
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert said == (
+        f"other target: 'Ann Lee was born in' -> 'Rome' ({other.id}) is new, and the patch still holds 'Ann Lee was "
+        f"born in' -> 'Oslo' ({BORN[0].id}) of the same commit; the newer is to answer; "
+        f"`errata revert {BORN[0].id}` takes the older out"
+    )
+    assert [(c.kind, c.older, c.newer) for c in journal.conflicts(first)] == [("other target", BORN[0], other)]
+    lm, caplog.handler.records[:] = tiny_lm("gpt2"), []
+    found = [("other target", BORN[0], other), ("other words", BORN[0], reworded), ("other words", other, reworded)]
+    ours = replace(patch_of([BORN[0], other, reworded]), meta={"made": [record([BORN[0], other, reworded])]})
+    journal = Journal.create(journal.path / "second")
+    second = journal.commit(ours, why="first", lm=lm)
+    assert [(c.kind, c.older, c.newer) for c in journal.conflicts(second, lm)] == found
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == [kind for kind, _, _ in found]
+    caplog.clear()
+    newest = Edit("{} comes from", "Ann Lee", "Bern")
+    kept = replace(ours, meta={"made": [*ours.meta["made"], record([newest])]})
+    third = journal.commit(kept, why="more", lm=lm)
+    assert [(c.older, c.newer) for c in journal.conflicts(third, lm)] == [
+        (e, newest) for e in (BORN[0], other, reworded)
+    ]
+    assert all(f"of {second.short}" in r.getMessage() for r in caplog.records) and len(caplog.records) == 3
+    twice = [BORN[1], Edit("The birthplace of {} is", BORN[1].subject, BORN[1].target_new)]  # one fact, no two
+    journal.commit(replace(kept, meta={"made": [*kept.meta["made"], record(twice)]}), why="no more", lm=lm)
+    assert len(caplog.records) == 3
+
+
+def test_a_commit_is_compared_by_its_own_model(journal: Journal) -> None:
+    with pytest.raises(WrongModel, match=r"the patch is of the model tiny .*give the patch's own with --model"):
+        journal.commit(TWO, why="two", lm=tiny_lm("gpt2"))
+    assert journal.log() == []
 
 
 def test_a_journal_is_of_one_model(journal: Journal) -> None:

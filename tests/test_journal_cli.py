@@ -147,6 +147,26 @@ def test_weights_need_the_model() -> None:
     assert "give the model (--model)" in refused("revert", BORN[1].id, code=3)
 
 
+def test_a_commit_tells_what_contradicts_what(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("errata.conflicts.rewording.same_fact", lambda lm, pairs, patch: [True for _ in pairs])
+    run("init")
+    lm, method = tiny_lm("gpt2"), quick("grace")
+    state = method.prepare(lm, TEXTS)
+    first = method.edit(lm, EDITS[:1], state)
+    first.save("first.safetensors")
+    run("commit", "first.safetensors", "-m", "first")
+    reworded = Edit("The birthplace of {} is", EDITS[0].subject, "Lima")
+    method.edit(lm, [reworded], state, first).save("second.safetensors")
+    run("branch", "texts", "--switch")
+    assert "other words" not in run("commit", "second.safetensors", "-m", "texts alone").stderr
+    run("branch", "asked", "HEAD~1", "--switch")
+    result = run("commit", "second.safetensors", "-m", "asked", "--model", model, "--json")
+    (told,) = json.loads(result.stdout)["conflicts"]
+    assert (told["kind"], told["newer"]["target_new"]) == ("other words", "Lima")
+    said = " ".join(result.stderr.split())
+    assert "other words: 'The birthplace of Ann Lee is' -> 'Lima'" in said and f"errata revert {EDITS[0].id}" in said
+
+
 def test_two_journals_are_merged(here: Path) -> None:
     run("init", "mine")
     run("commit", "p1.safetensors", "-m", "1", "--journal", "mine")

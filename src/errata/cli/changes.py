@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import common
-from errata.cli.journal import FOLDER, Author, Branch, Where, Why, open_journal, read_json, short, told
+from errata.cli.journal import FOLDER, WITH, Author, Branch, Where, Why, load_with, open_journal, read_json, short, told
 from errata.errors import BadInput
 from errata.files import write_text
 
@@ -15,13 +15,8 @@ if TYPE_CHECKING:
     from errata.journal.clashes import Clash
     from errata.journal.differences import Diff
     from errata.journal.merging import Merged
-    from errata.model.hf import HFLM
 
 ROWS = 20
-WITH = Annotated[
-    str | None,
-    typer.Option("--model", help="The journal's model: 'world', a folder, or a hub id.", show_default="none is loaded"),
-]
 
 
 def diff_command(
@@ -46,7 +41,7 @@ def diff_command(
     if cases is not None and model is None:
         raise BadInput("--cases are asked of a model; name it with --model")
     read = _read_cases(cases)
-    lm = _load(model, device, dtype, quiet, trust_remote_code, chat, system)
+    lm = load_with(model, device, dtype, quiet, trust_remote_code, chat, system)
     diff = opened.diff(a, b, lm=lm, cases=read)
     if as_json:
         common.print_json(diff.to_json())
@@ -72,7 +67,7 @@ def revert_command(
     """Take one edit out of the patch: a new commit, which says how that was had."""
     common.show_logs(quiet)
     opened = open_journal(journal)
-    lm = _load(model, device, dtype, quiet, trust_remote_code, chat, system)
+    lm = load_with(model, device, dtype, quiet, trust_remote_code, chat, system)
     commit = opened.revert(edit, why=why, author=author, branch=branch, lm=lm)
     told(opened, commit, as_json)
 
@@ -123,7 +118,7 @@ def merge_command(
         common.check_output(conflicts, force)
     read: Any = [] if resolutions is None else read_json(resolutions, "resolutions", list)
     opened = open_journal(journal)
-    lm = _load(model, device, dtype, quiet, trust_remote_code, chat, system)
+    lm = load_with(model, device, dtype, quiet, trust_remote_code, chat, system)
     rule: Any = rules[0] if rules else None
     how: Any = {"why": why, "author": author, "branch": branch, "lm": lm, "again": again}
     try:
@@ -146,19 +141,6 @@ def merge_command(
 
 
 # Output ---------------------------------------------------------------------------------------------
-
-
-def _load(
-    model: str | None,
-    device: str | None,
-    dtype: str | None,
-    quiet: bool,
-    trust_remote_code: bool,
-    chat: bool | None,
-    system: str | None,
-) -> "HFLM | None":
-    """The model, if one is named."""
-    return None if model is None else common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
 
 
 def _read_cases(name: str | None) -> list[Any]:

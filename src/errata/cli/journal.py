@@ -13,6 +13,7 @@ from errata.inputs import parsed
 if TYPE_CHECKING:
     from errata.journal.commit import Commit
     from errata.journal.journal import Journal
+    from errata.model.hf import HFLM
     from errata.types import Edit
 
 Where = Annotated[
@@ -23,6 +24,10 @@ Why = Annotated[str | None, typer.Option("-m", "--why", help="Why, in words.", s
 Author = Annotated[str | None, typer.Option(help="Who.", show_default="$ERRATA_AUTHOR, or the user")]
 Branch = Annotated[str | None, typer.Option(help="The branch to put it on.", show_default="that of HEAD")]
 Revision = Annotated[str, typer.Argument(help="HEAD, HEAD~2, a branch, a tag, or the beginning of an id.")]
+WITH = Annotated[
+    str | None,
+    typer.Option("--model", help="The journal's model: 'world', a folder, or a hub id.", show_default="none is loaded"),
+]
 SHORT = 10
 ADDED = 5  # edits of a commit that are listed
 
@@ -67,17 +72,31 @@ def commit_command(
         typer.Option(metavar="REVISION", help="Refuse unless the branch is there still.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Record a review of another patch all the same.")] = False,
+    model: WITH = None,
     journal: Where = FOLDER,
+    device: common.Device = None,
+    dtype: common.Dtype = None,
+    trust_remote_code: common.TrustRemoteCode = False,
+    chat: common.Chat = None,
+    system: common.System = None,
     quiet: common.Quiet = False,
     as_json: common.Json = False,
 ) -> None:
-    """Record a patch: who, when, why, by which method, and with what it was accepted."""
+    """Record a patch: who, when, why, by which method, and with what it was accepted.
+
+    Its new edits are compared with those on record and with each other; with --model also for one fact in other words.
+    """
     common.show_logs(quiet)
     read = None if review is None else read_json(review, "review", dict)
     opened = open_journal(journal)
     says: Any = {"why": why, "author": author, "scores": _scores(score), "review": read}
-    made = opened.commit(patch, **says, branch=branch, onto=onto, force=force)
-    told(opened, made, as_json)
+    lm = load_with(model, device, dtype, quiet, trust_remote_code, chat, system)
+    made = opened.commit(patch, **says, branch=branch, onto=onto, force=force, lm=lm)
+    if as_json:
+        found = [conflict.to_json() for conflict in opened.conflicts(made, lm)]
+        common.print_json(made.to_json() | ({"conflicts": found} if found else {}))
+    else:
+        told(opened, made)
 
 
 def log_command(
@@ -174,6 +193,19 @@ def _journal() -> "type[Journal]":
 def open_journal(folder: Path) -> "Journal":
     """The journal in a folder. Raises :class:`BadInput`."""
     return _journal().open(folder)
+
+
+def load_with(
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    quiet: bool,
+    trust_remote_code: bool,
+    chat: bool | None,
+    system: str | None,
+) -> "HFLM | None":
+    """The model, if one is named."""
+    return None if model is None else common.load_model(model, device, dtype, quiet, trust_remote_code, chat, system)
 
 
 def read_json(path: Path, option: str, kind: type[Any]) -> Any:

@@ -77,20 +77,22 @@ class Journal(Looking):
         branch: str | None = None,
         onto: str | None = None,
         force: bool = False,
+        lm: "HFLM | None" = None,
     ) -> Commit:
         """Records a patch, or a file of one, on a branch (that of HEAD), and returns the commit.
 
         On the disk when this returns, the patch before the commit: whenever the process is killed, a commit is there
         whole or not at all. ``scores`` and ``review`` (JSON, or what has ``to_json``) are what it was accepted with;
         ``author`` is by default ``$ERRATA_AUTHOR`` or the user. Edits of the branch that the patch does not hold are
-        gone with it, which is warned of, and so are edits that contradict those; ``onto`` names the revision that the
-        branch must be at, or it is :class:`Refused`. So is a review that names another patch, unless ``force``. A patch
-        of another model than the branch's raises :class:`WrongModel`, anything else that is wrong :class:`BadInput`.
+        gone with it, which is warned of, and so are edits that contradict those or each other (:meth:`conflicts`; with
+        the patch's model, ``lm``, in other words too). ``onto`` names the revision that the branch must be at, or it is
+        :class:`Refused`. So is a review that names another patch, unless ``force``. A patch of another model than the
+        branch's, or than ``lm``, raises :class:`WrongModel`, anything else that is wrong :class:`BadInput`.
         """
         says = said(why, author) | {"scores": checked_scores(scores), "review": checked_review(review)}
         expected = None if onto is None else self.find(onto).id
-        commit = record(self, patch, says, branch, expected=expected, force=force)
-        warn(self, commit)
+        commit = record(self, patch, says, branch, expected=expected, force=force, lm=lm)
+        warn(self, commit, lm)
         return commit
 
     # Names -----------------------------------------------------------------------------------------------

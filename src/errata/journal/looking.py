@@ -13,7 +13,9 @@ from errata.journal.names import HEAD, ID, steps_back
 from errata.journal.opening import database_of
 
 if TYPE_CHECKING:
+    from errata.conflicts.pairs import Conflict
     from errata.journal.database import Database
+    from errata.model.hf import HFLM
     from errata.patch.patch import Patch
     from errata.types import Edit
 
@@ -106,6 +108,18 @@ class Looking:
         if lost := left - known.keys():
             raise BadInput(f"the journal {self.path}: no commit says what the edit {min(lost)} is; restore it")
         return [known[key] for key in commit.edits]
+
+    def conflicts(self, revision: "str | Commit" = HEAD, lm: "HFLM | None" = None) -> "list[Conflict]":
+        """Contradictions of the edits that a revision added: with those from before that its patch still holds, and
+        with each other. With the model also those in other words."""
+        from errata.conflicts.pairs import DUPLICATE, conflicts, within
+
+        commit = revision if isinstance(revision, Commit) else self.find(revision)
+        last, held = (self.get(commit.parents[0]) if commit.parents else None), set(commit.edits)
+        older = [edit for edit in self.edits(last) if fact(edit) in held] if last else []
+        patch = self.load(last) if last and older and lm is not None else None
+        found = [*conflicts(older, commit.added, lm, patch), *within(commit.added, lm)]
+        return [c for c in found if c.kind != DUPLICATE and fact(c.older) != fact(c.newer)]
 
     def checkout(self, revision: str = HEAD) -> "Patch":
         """The patch of a revision, compared with its digest and its checksum. Raises :class:`BadInput`."""

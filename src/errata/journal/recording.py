@@ -24,6 +24,7 @@ from errata.printable import shown
 
 if TYPE_CHECKING:
     from errata.journal.looking import Looking
+    from errata.model.hf import HFLM
     from errata.patch.patch import Patch
 
 log = logging.getLogger(__name__)
@@ -61,16 +62,19 @@ def record(
     taken: Sequence[Commit] = (),
     how: Mapping[str, Any] | None = None,
     force: bool = False,
+    lm: "HFLM | None" = None,
 ) -> Commit:
     """Writes the patch, and then its commit on a branch, whose last commit must be ``expected`` if that is given.
 
-    ``force`` lets a review of another patch pass, which the commit then says.
+    ``force`` lets a review of another patch pass, which the commit then says. ``lm``, if given, must be the patch's.
     """
     digest, size, read = _written(journal, patch)
     if other := _other_patch(says.get("review"), read, force):
         how = {**(how or {}), OF_ANOTHER: other}
     edits = {fact(edit): edit for edit in read.edits}
     of = read.meta.get("model")
+
+    _check_lm(lm, of)
 
     def make(last: Commit | None) -> Commit:
         _check_place(last, expected)
@@ -130,6 +134,15 @@ def _check_model(last: Commit | None, of: Mapping[str, Any] | None) -> None:
         )
 
 
+def _check_lm(lm: "HFLM | None", of: Mapping[str, Any] | None) -> None:
+    """Raises :class:`WrongModel` where a patch is of another model than the one that is to be asked."""
+    if lm is not None and of and of["fingerprint"] != lm.fingerprint:
+        raise WrongModel(
+            f"the patch is of the model {of.get('name')} ({of['fingerprint']}), and {lm.name or 'this one'} is "
+            f"{lm.fingerprint}; give the patch's own with --model (lm=), or none"
+        )
+
+
 def _check_review(review: Mapping[str, Any] | None, of: Mapping[str, Any] | None) -> None:
     """Raises :class:`WrongModel` where a review was made with another model than the patch."""
     found = (review or {}).get("fingerprint")
@@ -153,25 +166,26 @@ def _other_patch(review: Mapping[str, Any] | None, patch: "Patch", force: bool) 
     return found
 
 
-def warn(journal: "Looking", commit: Commit) -> None:
-    """Warns of a review that refuses, of edits that a commit leaves behind, and of those against earlier ones."""
-    from errata.journal.clashes import conflicting
-
+def warn(journal: "Looking", commit: Commit, lm: "HFLM | None" = None) -> None:
+    """Warns of a review that refuses, of edits that a commit leaves behind, and of those that contradict others."""
     if commit.review and commit.review.get("passed") is False:
         log.warning("the review of %s, with which it was recorded, refuses the patch", commit.short)
     if commit.how and OF_ANOTHER in commit.how:
         log.warning("the review with which %s was recorded is of another patch", commit.short)
-    if not commit.parents:
-        return
-    last = journal.get(commit.parents[0])
-    before, kept = journal.edits(last), set(commit.edits)
-    if gone := [edit for edit in before if fact(edit) not in kept]:
+    last, added = (journal.get(commit.parents[0]) if commit.parents else None), {fact(edit) for edit in commit.added}
+    kept = set(commit.edits)
+    if last and (gone := [edit for edit in journal.edits(last) if fact(edit) not in kept]):
         log.warning(
-            "this patch lacks %d of the edits of %s, now gone: %s; to keep them, edit with its patch as prior",
+            "this patch lacks %d of the edits of %s, now gone: %s; to keep them, edit with its patch as prior "
+            "(`errata edit --prior`)",
             *(len(gone), last.short, ", ".join(f"{e.prompt!r} -> {e.target_new!r}" for e in gone[:SAID])),
         )
-    for older, newer, kind in conflicting([edit for edit in before if fact(edit) in kept], commit.added):
+    for clash in journal.conflicts(commit, lm):
+        older, newer = clash.older, clash.newer
+        of = last.short if last and fact(older) not in added else "the same commit"
         log.warning(
-            "%s: %r -> %r is new, and the patch still holds %r -> %r of %s",
-            *(kind, newer.prompt, newer.target_new, older.prompt, older.target_new, last.short),
+            "%s: %r -> %r (%s) is new, and the patch still holds %r -> %r (%s) of %s; the newer is to answer; "
+            "`errata revert %s` takes the older out",
+            *(clash.kind, newer.prompt, newer.target_new, newer.id),
+            *(older.prompt, older.target_new, older.id, of, older.id),
         )
