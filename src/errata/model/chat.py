@@ -54,7 +54,9 @@ class Template:
         asked = render([*first, _turn("user", USER)], True)
         before, found, after = asked.partition(USER)
         if not found or USER in after:
-            raise BadInput("the chat template does not write the user's text once, as it is; load with chat=False")
+            raise BadInput(
+                "the chat template does not write the user's text once, as it is; load with chat=False (--no-chat)"
+            )
         padded = render([*first, _turn("user", f" {USER} ")], True)
         said = padded[len(before) : len(padded) - len(after)]
         after, gap, end = _answered(tokenizer, render, [*first, _turn("user", USER)], asked, after)
@@ -131,7 +133,9 @@ def _source(tokenizer: Any) -> str:
     try:
         return str(tokenizer.get_chat_template())
     except Exception as error:  # no template of that name, or none at all
-        raise BadInput(f"the chat template cannot be read: {first_line(error)}; load with chat=False") from error
+        raise BadInput(
+            f"the chat template cannot be read: {first_line(error)}; load with chat=False (--no-chat)"
+        ) from error
 
 
 def _renderer(tokenizer: Any, template: str) -> Render:
@@ -148,7 +152,7 @@ def _renderer(tokenizer: Any, template: str) -> Render:
             roles = [message["role"] for message in messages]
             raise BadInput(
                 f"the chat template cannot be rendered with the turns of {', '.join(roles)} ({first_line(error)}); "
-                f"{'leave system out, or ' * ('system' in roles)}load with chat=False"
+                f"{'leave system out, or ' * ('system' in roles)}load with chat=False (--no-chat)"
             ) from error
 
     return render

@@ -311,5 +311,5 @@ def _need_accelerate() -> None:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise BadInput(
-            'device="auto" and quantised weights need accelerate: pip install "errata[accelerate]"'
+            'device="auto" (--device auto) and quantised weights need accelerate: pip install "errata[accelerate]"'
         ) from error

@@ -123,7 +123,7 @@ class ModelView:
         """
         if self.tokens.template is None:
             raise BadInput(
-                f"{self.name or 'the model'} is asked in plain text, which has no turns; load with chat=True"
+                f"{self.name or 'the model'} is asked in plain text, which has no turns; load with chat=True (--chat)"
             )
         view = copy.copy(self)
         view.tokens = self._tokens(Template.of(self.tokenizer, self.tokens.template.system, turns))

@@ -140,7 +140,7 @@ class Patch:
                 f"and this model is {lm.name or '?'} ({lm.fingerprint})"
             )
             if not force:
-                raise WrongModel(f"{message}{_rounded(lm)}; load the patch's own model, or pass force=True")
+                raise WrongModel(f"{message}{_rounded(lm)}; load the patch's own model, or add --force (force=True)")
             log.warning("%s; applied all the same", message)
         self._check_asked(lm)
         for part in self.parts:

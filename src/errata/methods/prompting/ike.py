@@ -76,7 +76,8 @@ class IKE(PromptMethod):
             if lm.resources.cases is None:
                 raise BadInput(
                     f"ike's examples are made of cases, and none go with {lm.name or 'this model'}: "
-                    "prepare(lm, errata.cases(...)); the method ice does without"
+                    "prepare(lm, errata.cases(...)), or --data with a file of cases; the method ice does "
+                    "without"
                 )
             data = lm.resources.cases()
         pool = [example for case in data for example in examples_of(case)]

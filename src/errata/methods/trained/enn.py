@@ -207,7 +207,10 @@ def _holds(prior: Patch, mark: Tensor) -> bool:
             return True
         found = "the prior patch holds the base of another state of enn; edit with that state"
     elif any(record["method"] == "enn" for record in prior.meta.get("made", ())):
-        found = "the prior patch was saved without its memory, which says what base it holds; save it with memory=True"
+        found = (
+            "the prior patch was saved without its memory, which says what base it holds; save it with memory=True "
+            "(no --no-memory)"
+        )
     else:
         return False
     raise BadInput(f"{found}, or begin with an empty prior")

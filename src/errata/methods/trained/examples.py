@@ -102,7 +102,10 @@ def training_cases(lm: HFLM, method: str, data: Iterable[object] | None) -> list
     cases = list(data)
     for case in cases:
         if not isinstance(case, Case):
-            raise BadInput(f"{method} is trained on cases; found {type(case).__name__}: give errata.cases(...)")
+            raise BadInput(
+                f"{method} is trained on cases; found {type(case).__name__}: "
+                "give errata.cases(...), or --data with a file of cases"
+            )
     return cast(list[Case], cases)
 
 

@@ -69,7 +69,9 @@ class RLEdit(LeastSquaresEditor):
         """Keys of earlier edits, without those of prompts that are edited again."""
         made = [record for record in prior.meta.get("made", ()) if record["method"] == self.name]
         if any(record["resolved"]["history"] for record in made) and not sites_of(prior.memory):
-            raise BadInput("the patch was saved without its memory, which RLEdit goes on from; keep memory=True")
+            raise BadInput(
+                "the patch was saved without its memory, which RLEdit goes on from; keep memory=True (no --no-memory)"
+            )
         asked = {Edit.from_json(edit).prompt for record in made for edit in record["edits"]}
         memory = dict(prior.memory)
         for i, edit in enumerate(edits):

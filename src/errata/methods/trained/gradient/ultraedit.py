@@ -102,7 +102,10 @@ class UltraEdit(MLPWeights):
         """The records of this method's edits in a patch. Raises :class:`BadInput` where it remembers none of them."""
         made = [record for record in prior.meta.get("made", ()) if record["method"] == self.name]
         if made and not any(name.startswith(PLACE) for name in prior.memory):
-            raise BadInput("the patch was saved without its memory, which UltraEdit goes on from; keep memory=True")
+            raise BadInput(
+                "the patch was saved without its memory, which UltraEdit goes on from; keep memory=True "
+                "(no --no-memory)"
+            )
         return made
 
     def _statistics(
