@@ -52,6 +52,7 @@ def plainly() -> Iterator[None]:
         (calinet, "added_noise", whole_noise),
         (wise, "SiteLosses", losses),
         (margins, "_Norms", Norms),
+        (margins, "MANY", -1.0),
         (memoir, "SiteLosses", losses),
         (LogitsAbove, "hold", lambda self, pairs: None),
     ]

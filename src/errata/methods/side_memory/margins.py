@@ -1,7 +1,7 @@
 """The distances d(x) = ‖w x‖ of prompts, and the penalty that parts those of edits from those of others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from errata.methods.side_memory.matrix import At, deciding
+
+MANY = 1 / 3  # share of prompts that may be above a limit, beyond which all are looked at
+ROUNDING = 1e-3  # of a limit: distances in float32 come nearer than this to what they are
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,23 @@ class PromptInputs:
         of = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(x) for x in kept]))
         return cls(torch.cat(kept), of.to(kept[0].device), len(kept))
 
+    def some(self, chosen: Tensor) -> "PromptInputs":
+        """Those prompts that are ``chosen`` (n,)."""
+        tokens = chosen[self.of]
+        places = chosen.cumsum(0) - 1
+        return PromptInputs(self.x[tokens], places[self.of[tokens]], int(chosen.sum()))
+
+    def sizes(self) -> Tensor:
+        """The mean of |x| over each prompt's tokens. (n, f)"""
+        if len(self.x) == self.n:
+            return self.x.abs()
+        sums = self.x.new_zeros(self.n, self.x.shape[-1]).index_add(0, self.of, self.x.abs())
+        return sums / torch.bincount(self.of)[:, None]
+
     def distances(self, w: Tensor) -> Tensor:
         """The mean of ‖w x‖ over each prompt's tokens. (n,)"""
         norms: Tensor = _Norms.apply(w, self.x)  # pyright: ignore[reportAssignmentType]
-        return norms.new_zeros(self.n).index_add(0, self.of, norms) / torch.bincount(self.of)
+        return norms.new_zeros(self.n).index_add(0, self.of, norms) / torch.bincount(self.of, minlength=self.n)
 
 
 class _Norms(torch.autograd.Function):
@@ -51,6 +67,35 @@ class _Norms(torch.autograd.Function):
         return ((gradient[some] / norms[some])[:, None] * products[some]).T @ x[some], None
 
 
+class Above:
+    """Distances of those prompts that may be above a limit, as a matrix is trained.
+
+    ‖w' x‖ is at most ‖w x‖ + Σ_c ‖w'_c − w_c‖ |x_c|, over columns c: a prompt whose distance was known for an earlier
+    w is looked at again only where this passes the limit.
+    """
+
+    def __init__(self, inputs: PromptInputs):
+        self.inputs, self.sizes = inputs, inputs.sizes()
+        self._known: tuple[Tensor, Tensor] | None = None  # a matrix (d, f), and the distances by it (n,)
+
+    def distances(self, w: Tensor, limit: float) -> Tensor:
+        """By a matrix w (d, f), of every prompt above the limit, in their order, and of some or all that are not."""
+        chosen = self._may_be_above(w.detach(), limit)
+        if chosen is not None:
+            return self.inputs.some(chosen).distances(w)
+        d = self.inputs.distances(w)
+        self._known = w.detach().clone(), d.detach()
+        return d
+
+    def _may_be_above(self, w: Tensor, limit: float) -> Tensor | None:
+        """Which prompts (n,); None where all shall be looked at."""
+        if self._known is None or limit <= 0:
+            return None
+        earlier, d = self._known
+        chosen = d + self.sizes @ (w - earlier).norm(dim=0) > (1 - ROUNDING) * limit
+        return chosen if int(chosen.sum()) <= MANY * len(d) else None
+
+
 @dataclass(frozen=True)
 class Margins:
     """Equation 5's hinges, each a mean over what violates it: d of the edits ``inside`` is at least ``least`` (n,),
@@ -61,10 +106,15 @@ class Margins:
     least: Tensor
     alpha: float
     gamma: float
+    above: Above = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "above", Above(self.outside))
 
     def penalty(self, w: Tensor) -> Tensor:
-        """The sum of the three, of a matrix w (d, f)."""
-        d_in, d_out = self.inside.distances(w), self.outside.distances(w)
+        """The sum of the three, of a matrix w (d, f); what is outside and violates nothing adds nothing to them."""
+        d_in = self.inside.distances(w)
+        d_out = self.above.distances(w, min(self.alpha, float(d_in.detach().min()) - self.gamma))
         apart = self.gamma - (d_in[:, None] - d_out)
         return _violated(d_out - self.alpha) + _violated(self.least - d_in) + _violated(apart)
 

@@ -209,11 +209,13 @@ class WISE(SideSettings, MemoryMethod):
         margins = Margins(inside, outside, least, self.alpha, self.gamma)  # in units of the layer's outputs
         of_matrix[list(fresh)] = m
 
+        scaled, in_units = scale * mask, mask / state.info["in"]
+
         def change(v: Tensor) -> Change:
-            return lambda rows, x: x @ (scale * v * mask).T
+            return lambda rows, x: x @ (v * scaled).T
 
         def margin(v: Tensor) -> Tensor:
-            return margins.penalty(v * mask / state.info["in"])
+            return margins.penalty(v * in_units)
 
         v, ended = self.descent.run(weights[m].to(inside.x) / scale, losses, of, change, margin)
         report([edit.id for edit in edits], ended.tolist(), (ended <= self.stop).tolist())
