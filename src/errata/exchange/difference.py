@@ -86,10 +86,10 @@ def differences(
         if not bool(new.isfinite().all()):
             raise BadInput(f"{name} of the edited model holds a number that is not finite; fetch it anew")
         wide = torch.promote_types(torch.promote_types(old.dtype, new.dtype), torch.float32)
-        from_, to = old.to(coarse).to(wide).cpu(), new.to(wide).cpu()
-        if exact and not torch.equal(from_ + (to - from_), to):  # the difference of two float32 may need more
-            from_, to = from_.double(), to.double()
-        delta, base = oriented(lm.model, name, to - from_), oriented(lm.model, name, old.to(wide).cpu())
+        before, after = old.to(coarse).to(wide).cpu(), new.to(wide).cpu()
+        if exact and not torch.equal(before + (after - before), after):  # the difference of two float32 may need more
+            before, after = before.double(), after.double()
+        delta, base = oriented(lm.model, name, after - before), oriented(lm.model, name, old.to(wide).cpu())
         if delta.ndim == 3 and is_stack(stored.owner(lm.model, name)[0]):
             for e in range(len(delta)):
                 if delta[e].any():

@@ -85,10 +85,9 @@ class CaliNet(NeuronSettings, MemoryMethod):
 
     The paper's facts come in many phrasings; here their prompts stand behind a few sampled openers. Facts of earlier
     calls are trained again, so that new slots do not undo what the old ones add; one that a newer edit contradicts in
-    other words is trained with the newer answer. Here slots are also trained to be
-    silent in texts that do not name an edit's subject (``keep``), which the paper leaves to chance: without, nearly
-    every other answer becomes one of the new ones. Values begin at zero: released code draws them, which disturbs the
-    model before it has learned anything.
+    other words is trained with the newer answer. Here slots are also trained to be silent in texts that do not name an
+    edit's subject (``keep``), which the paper leaves to chance: without, nearly every other answer becomes one of the
+    new ones. Values begin at zero: released code draws them, which disturbs the model before it has learned anything.
     """
 
     name: ClassVar[str] = "calinet"
