@@ -1,12 +1,12 @@
 # pyright: strict
 """Edits of two sides that cannot both hold, and what was decided about them: by a rule, or one by one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from errata.answers import normalise
-from errata.conflicts.pairs import OTHER_WORDS, conflicts
+from errata.conflicts.pairs import DUPLICATE, OTHER_WORDS, Conflict, conflicts
 from errata.errors import BadInput, Refused, unknown
 from errata.journal.commit import fact
 from errata.printable import shown
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Rule = Literal["ours", "theirs", "newest"]
 Keep = Literal["ours", "theirs", "both", "neither"]
 OUT_OURS, OUT_THEIRS, SAME_ID = "taken out by us, changed by them", "changed by us, taken out by them", "same id"
-DUPLICATE = "duplicate"
 LISTED = 20
 
 
@@ -73,8 +72,12 @@ def conflicting(
 
     With a model also those that say so in other words; ``patch`` holds the older ones.
     """
-    found = conflicts(older, newer, lm, patch)
-    return [(c.older, c.newer, c.kind) for c in found if c.kind != DUPLICATE and fact(c.older) != fact(c.newer)]
+    return [(c.older, c.newer, c.kind) for c in contradicting(conflicts(older, newer, lm, patch))]
+
+
+def contradicting(found: Iterable[Conflict]) -> list[Conflict]:
+    """Those of two edits that do not ask for the same."""
+    return [c for c in found if c.kind != DUPLICATE and fact(c.older) != fact(c.newer)]
 
 
 def clashes_of(

@@ -112,14 +112,14 @@ class Looking:
     def conflicts(self, revision: "str | Commit" = HEAD, lm: "HFLM | None" = None) -> "list[Conflict]":
         """Contradictions of the edits that a revision added: with those from before that its patch still holds, and
         with each other. With the model also those in other words."""
-        from errata.conflicts.pairs import DUPLICATE, conflicts, within
+        from errata.conflicts.pairs import conflicts, within
+        from errata.journal.clashes import contradicting
 
         commit = revision if isinstance(revision, Commit) else self.find(revision)
         last, held = (self.get(commit.parents[0]) if commit.parents else None), set(commit.edits)
         older = [edit for edit in self.edits(last) if fact(edit) in held] if last else []
         patch = self.load(last) if last and older and lm is not None else None
-        found = [*conflicts(older, commit.added, lm, patch), *within(commit.added, lm)]
-        return [c for c in found if c.kind != DUPLICATE and fact(c.older) != fact(c.newer)]
+        return contradicting([*conflicts(older, commit.added, lm, patch), *within(commit.added, lm)])
 
     def checkout(self, revision: str = HEAD) -> "Patch":
         """The patch of a revision, compared with its digest and its checksum. Raises :class:`BadInput`."""
