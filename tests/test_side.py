@@ -261,7 +261,7 @@ def test_edits_that_end_above_their_loss_are_warned_of(name: str, caplog: pytest
     assert line.startswith(f"{name} missed 3 of 3 edits: ") and "search ended at" in line
     caplog.clear()
     made(name, EDITS, steps=200, stop=1e-9)
-    assert re.search(rf"{name}: the search for \d of 3 edits ended above its `stop`", caplog.text)
+    assert re.search(rf"{name}: \d of 3 edits are answered, though their search ended above its `stop`", caplog.text)
 
 
 # MEMOIR --------------------------------------------------------------------------------------------

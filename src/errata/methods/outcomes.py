@@ -112,7 +112,7 @@ def warn(method: str, edits: Sequence[Edit], outcomes: Mapping[str, Outcome]) ->
         log.warning("%s missed %d of %d edits: %s", method, len(failed), len(edits), _named(failed, outcomes))
     short = [edit for edit in edits if _fell_short(outcomes.get(edit.id, {}))]
     if short:
-        words = "%s: the search for %d of %d edits ended above its `stop`, and more steps may help: %s"
+        words = "%s: %d of %d edits are answered, though their search ended above its `stop`: %s"
         log.warning(words, method, len(short), len(edits), _named(short, outcomes))
 
 

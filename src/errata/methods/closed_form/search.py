@@ -19,6 +19,8 @@ from errata.model.passes import at_least_float32
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980
 FALL = 0.7  # a normalised step, in lengths of the one before
 LEAST = 1 / 7  # the shortest, in lengths of the first, but for those behind a loss that rose
+SLOW = 0.5  # a step that left more than this share of the loss is followed by one as long
+STILL, CLOSE = 0.9, 2  # a search ends, too, when a step left this share of a loss of less than so many times the end's
 NEAR = 20  # a loss this many times the one that ends the search is, as a rule, below that one a normalised step later
 
 
@@ -28,13 +30,15 @@ class SearchResult:
     because what is searched for was ``met``, or for want of steps.
 
     ``adam_mean`` and ``adam_square`` (n, d) are Adam's moments, so that a search can be left and taken up again; (n, 0)
-    where another optimizer steps. ``length`` is of the next normalised step, in lengths of the first.
+    where another optimizer steps. ``length`` is of the next normalised step, in lengths of the first. ``left`` is the
+    share of its loss that the last step left.
     """
 
     delta: Tensor
     adam_mean: Tensor
     adam_square: Tensor
     length: Tensor
+    left: Tensor
     final_loss: Tensor
     steps: Tensor
     finished: Tensor
@@ -47,7 +51,17 @@ class SearchResult:
         counts, moments = torch.zeros(n, dtype=dtype), torch.zeros(n, width if optimizer == "adam" else 0, dtype=dtype)
         zeros = torch.zeros(n, width, dtype=dtype)
         nothing = counts.bool()
-        return cls(zeros, moments, moments.clone(), counts + 1, counts, counts.clone(), nothing, nothing.clone())
+        return cls(
+            zeros,
+            moments,
+            moments.clone(),
+            counts + 1,
+            counts.clone(),
+            counts,
+            counts.clone(),
+            nothing,
+            nothing.clone(),
+        )
 
     def of(self, facts: Sequence[int], device: torch.device) -> "SearchResult":
         """A copy of some facts' entries, on a device."""
@@ -59,8 +73,8 @@ class SearchResult:
         for values, others in zip(vars(self).values(), vars(result).values(), strict=True):
             values[list(facts)] = others.to(values.device)
 
-    def step(self, facts: Tensor, gradient: Tensor, rose: Tensor, settings: TargetSettings) -> None:
-        """Moves δ of ``facts`` against their ``gradient`` (k, d): a shorter way where their loss ``rose`` (k,).
+    def step(self, facts: Tensor, gradient: Tensor, settings: TargetSettings) -> None:
+        """Moves δ of ``facts`` against their ``gradient`` (k, d), a shorter way each time unless the loss falls slowly.
 
         ``steps`` have been counted already.
         """
@@ -68,9 +82,11 @@ class SearchResult:
         if settings.optimizer == "adam":
             moved = settings.lr * self._adam(facts, gradient)
         else:
-            length = torch.where(rose, self.length[facts] / 2, self.length[facts])
+            left = self.left[facts]
+            length = torch.where(left > 1, self.length[facts] / 2, self.length[facts])
             moved = settings.lr * gradient.shape[1] ** 0.5 * length[:, None] * _unit(gradient)
-            self.length[facts] = torch.minimum(length, (length * FALL).clamp(min=LEAST))
+            shorter = torch.minimum(length, (length * FALL).clamp(min=LEAST))
+            self.length[facts] = torch.where((left > SLOW) & (left <= 1), length, shorter)
         self.delta[facts] = self.delta[facts] - moved
 
     def _adam(self, facts: Tensor, gradient: Tensor) -> Tensor:
@@ -174,17 +190,16 @@ class GroupSearch:
             delta = state.delta[facts].requires_grad_()
             losses = self.losses(delta, units[facts], batch)
             missed = self._missed(losses.detach())
-            rose = (losses.detach() > state.final_loss[facts]) & (state.steps[facts] > 1)  # the first is of fewer rows
             running = self._look(state, facts, losses.detach(), missed, missed | some)
             if not running.any():
                 break
             (gradient,) = torch.autograd.grad(losses.sum(), delta)
             if not running.all():
-                facts, gradient, missed, rose = (x[running] for x in (facts, gradient, missed, rose))
+                facts, gradient, missed = (x[running] for x in (facts, gradient, missed))
                 self._keep(running)
             if missed.any():
                 moving = facts[missed]
-                state.step(moving, gradient[missed], rose[missed], settings)
+                state.step(moving, gradient[missed], settings)
                 state.delta[moving] = self._within(state.delta[moving], limits[moving])
             if len(facts) <= leave:
                 break
@@ -192,16 +207,25 @@ class GroupSearch:
 
     def _look(self, state: SearchResult, facts: Tensor, losses: Tensor, missed: Tensor, go_on: Tensor | bool) -> Tensor:
         """(k,): which of ``facts`` run still, after a look that found these ``losses`` (k,) has been counted."""
+        counted = state.steps[facts] > 1  # the first look is of fewer rows
+        state.left[facts] = torch.where(counted, losses.to(state.left) / state.final_loss[facts], 0.0)
         state.steps[facts] += 1
-        running = (state.steps[facts] < self.settings.steps) & go_on
+        running = (state.steps[facts] < self.settings.steps) & go_on & ~self._still(state.left[facts], losses)
         state.final_loss[facts], state.finished[facts] = losses.to(state.final_loss), ~running
         state.met[facts] = ~missed & losses.isfinite()
         return running
 
+    def _still(self, left: Tensor, losses: Tensor) -> Tensor:
+        """(k,): which ``losses`` are near the one that ends the search, and hardly fell: a ``left`` share stayed."""
+        if self.settings.optimizer != "normalised":
+            return torch.zeros_like(losses, dtype=torch.bool)
+        return (left > STILL) & (left <= 1) & (losses < CLOSE * self.settings.stop)
+
     def _without_met(self, state: SearchResult, facts: Tensor, units: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
         """The facts and rows of a look, without those that it ends: found without a graph, where that is likely."""
         last = state.steps[facts] + 1 >= self.settings.steps
-        near = state.final_loss[facts] < NEAR * self.settings.stop
+        left, loss = state.left[facts], state.final_loss[facts]
+        near = (loss < NEAR * self.settings.stop) & ((left < SLOW) | (left * loss < self.settings.stop))
         likely = last | near if self.settings.optimizer == "normalised" else last
         if not likely.any():
             return facts, batch
