@@ -19,9 +19,9 @@ from errata.model.passes import at_least_float32
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, arXiv:1412.6980
 FALL = 0.7  # a normalised step, in lengths of the one before
 LEAST = 1 / 7  # the shortest, in lengths of the first, but for those behind a loss that rose
-SLOW = 0.5  # a step that left more than this share of the loss is followed by one as long
-STILL, CLOSE = 0.9, 2  # a search ends, too, when a step left this share of a loss of less than so many times the end's
-NEAR = 20  # a loss this many times the one that ends the search is, as a rule, below that one a normalised step later
+NEAR = 20  # a loss this many times the one that ends the search is, as a rule, below that one a normalised step later,
+FAST = 0.5  # where the last step left no more than this share of it
+STILL, CLOSE = 0.85, 2  # a loss less than so many times that one, of which a step leaves this share, will not get there
 
 
 @dataclass
@@ -74,7 +74,7 @@ class SearchResult:
             values[list(facts)] = others.to(values.device)
 
     def step(self, facts: Tensor, gradient: Tensor, settings: TargetSettings) -> None:
-        """Moves δ of ``facts`` against their ``gradient`` (k, d), a shorter way each time unless the loss falls slowly.
+        """Moves δ of ``facts`` against their ``gradient`` (k, d): a shorter way where the loss has risen.
 
         ``steps`` have been counted already.
         """
@@ -82,11 +82,9 @@ class SearchResult:
         if settings.optimizer == "adam":
             moved = settings.lr * self._adam(facts, gradient)
         else:
-            left = self.left[facts]
-            length = torch.where(left > 1, self.length[facts] / 2, self.length[facts])
+            length = torch.where(self.left[facts] > 1, self.length[facts] / 2, self.length[facts])
             moved = settings.lr * gradient.shape[1] ** 0.5 * length[:, None] * _unit(gradient)
-            shorter = torch.minimum(length, (length * FALL).clamp(min=LEAST))
-            self.length[facts] = torch.where((left > SLOW) & (left <= 1), length, shorter)
+            self.length[facts] = torch.minimum(length, (length * FALL).clamp(min=LEAST))
         self.delta[facts] = self.delta[facts] - moved
 
     def _adam(self, facts: Tensor, gradient: Tensor) -> Tensor:
@@ -225,7 +223,7 @@ class GroupSearch:
         """The facts and rows of a look, without those that it ends: found without a graph, where that is likely."""
         last = state.steps[facts] + 1 >= self.settings.steps
         left, loss = state.left[facts], state.final_loss[facts]
-        near = (loss < NEAR * self.settings.stop) & ((left < SLOW) | (left * loss < self.settings.stop))
+        near = (loss < NEAR * self.settings.stop) & ((left < FAST) | (left * loss < self.settings.stop))
         likely = last | near if self.settings.optimizer == "normalised" else last
         if not likely.any():
             return facts, batch
