@@ -18,9 +18,10 @@ from errata.methods.registry import method
 from errata.model import hooks, passes
 from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import FullPass, SuffixPass
+from errata.model.intervention import FullPass
 from errata.model.passes import same_logits
 from errata.model.prefixes import shared_lengths
+from errata.model.resumed import SuffixPass
 from errata.types import Edit
 
 CONTEXTS = ["", "The king. ", "Paris by night. "]  # too short to be run once for many rows

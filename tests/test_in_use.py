@@ -22,7 +22,8 @@ from errata.model import hooks
 from errata.model.added import InterventionSite
 from errata.model.fingerprint import PIECE, fingerprint
 from errata.model.hf import HFLM
-from errata.model.intervention import FullPass, SuffixPass
+from errata.model.intervention import FullPass
+from errata.model.resumed import SuffixPass
 from errata.model.second_moment import second_moments
 from errata.patch.delta import Delta
 from errata.patch.low_rank import LowRank

@@ -24,8 +24,9 @@ from errata.model import hooks
 from errata.model.added import InterventionSite
 from errata.model.blocks import BlockPass
 from errata.model.hf import HFLM
-from errata.model.intervention import FullPass, SuffixPass
+from errata.model.intervention import FullPass
 from errata.model.lm import LM
+from errata.model.resumed import SuffixPass
 from errata.patch.delta import trainable
 from errata.patch.patch import Patch
 from errata.types import Case, Edit, Probe, Row, Score

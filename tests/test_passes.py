@@ -9,9 +9,10 @@ from torch import Tensor
 from errata.model import hooks
 from errata.model.added import InterventionSite
 from errata.model.caches import Caching
-from errata.model.intervention import FullPass, SuffixPass
+from errata.model.intervention import FullPass
 from errata.model.passes import budgeted
 from errata.model.projection import Projection
+from errata.model.resumed import SuffixPass
 from errata.model.weights import is_linear
 from errata.patch.delta import trainable
 from errata.types import Score

@@ -37,12 +37,18 @@ class InterventionSite:
 
 
 def changed(
-    model: nn.Module, sites: Sites, site: InterventionSite, delta: Tensor | None, rows: Tensor, columns: Tensor
+    model: nn.Module,
+    sites: Sites,
+    site: InterventionSite,
+    delta: Tensor | None,
+    rows: Tensor,
+    columns: Tensor,
+    b: int,
 ) -> AbstractContextManager[None]:
-    """Context manager: ``delta`` (b, d for each path of the site) is added at one token of each row."""
+    """Context manager: ``delta`` (k, d for each path of the site) is added at k tokens of a batch of ``b`` rows."""
     paths = site.paths(sites)
     parts = [None] * len(paths) if delta is None else delta.chunk(len(paths), 1)
-    adds = [adding(part, rows, columns, len(rows)) for part in parts]
+    adds = [adding(part, rows, columns, b) for part in parts]
     return hooks.all_of(
         hooks.after(model.get_submodule(path), lambda args, kwargs, out, add=add: add(out))
         for path, add in zip(paths, adds, strict=True)

@@ -67,6 +67,15 @@ def cache_rows(cache: Any, index: Tensor, cut: int = 0) -> Any:
     return chosen
 
 
+def cache_columns(cache: Any, rows: Tensor, columns: Tensor) -> Any:
+    """A :func:`plain` cache whose token (i, j) is that at ``rows[i, j], columns[i, j]``; the original stays."""
+    chosen = cache_copy(cache)
+    for layer in filter(_holds_keys, chosen.layers):
+        at = rows.to(layer.keys.device), columns.to(layer.keys.device)
+        layer.keys, layer.values = (x.transpose(1, 2)[at].transpose(1, 2) for x in (layer.keys, layer.values))
+    return chosen
+
+
 def cache_with(cache: Any, others: Mapping[int, tuple[Tensor, Tensor]]) -> Any:
     """A cache with other keys and values in some layers; the original stays as it is."""
     copied = cache_copy(cache)

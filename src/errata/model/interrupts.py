@@ -45,4 +45,5 @@ def for_a_while(do: Callable[[], T], undo: Callable[[T], Any]) -> Iterator[T]:
         try:
             undone()
         finally:
-            undone()  # where it was interrupted before it had begun
+            if done:
+                undone()  # where it was interrupted before it had begun

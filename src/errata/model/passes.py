@@ -64,10 +64,13 @@ def cache_argument(model: nn.Module) -> str | None:
     return next((name for name in ("past_key_values", "cache_params") if accepts(model, name)), None)
 
 
-def inputs_of(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None) -> dict[str, Any]:
+def inputs_of(
+    model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None, positions: Tensor | None = None
+) -> dict[str, Any]:
     """Keyword arguments of a causal model's ``forward`` for ``ids`` (b, t); ``mask`` covers the cached tokens too.
 
-    ``position_ids`` are passed wherever the model takes them: without them padded batches are wrong in some models.
+    ``position_ids`` are passed wherever the model takes them, ``positions`` (b, t) or what the mask says: without them
+    padded batches are wrong in some models. A mask of four dimensions is added to what attention finds, and needs them.
     ``cache_params`` are those of a model without attention, which wants the mask of the new tokens alone.
     """
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
@@ -78,7 +81,8 @@ def inputs_of(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None) ->
         if name == "cache_params":
             inputs["attention_mask"] = mask[:, -ids.shape[1] :]
     if accepts(model, "position_ids"):
-        inputs["position_ids"] = positions_of(mask)[:, -ids.shape[1] :].contiguous()
+        told = positions_of(mask)[:, -ids.shape[1] :].contiguous() if positions is None else positions
+        inputs["position_ids"] = told
     return inputs
 
 

@@ -8,19 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.errors import ErrataError
 from errata.model import hooks, passes
 from errata.model.added import Held, InterventionSite
-from errata.model.intervention import FullPass, Pass, SuffixPass
+from errata.model.intervention import FullPass, Pass
 from errata.model.lm import Call
+from errata.model.packed import PackedPass
+from errata.model.packing import can_pack
 from errata.model.padding import pad
-from errata.model.prefixes import PrefixGroup, shared_lengths, shared_prefixes
+from errata.model.prefixes import PrefixGroup, packed_prefixes, shared_lengths, shared_prefixes
 from errata.model.projection import KEY, Projection, WeightKeys
+from errata.model.resumed import SuffixPass
 from errata.model.view import ModelView
 
 log = logging.getLogger(__name__)
 
 Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt and of a target
 Site = tuple[str, str]  # path of a module, and "in" (its input), "out" (its output) or KEY (see projection.py)
+Sharing = Callable[..., list[PrefixGroup] | None]  # shared_prefixes, or packed_prefixes
 CHECKED = 16  # rows of a first batch on which the suffix pass is compared with the full one
 
 
@@ -97,29 +102,33 @@ class TensorPasses(ModelView):
         values: dict[Site, Tensor] = {}
         last = max((self._block_of(path) for path, _ in sites), default=-1)
 
-        def keep(site: Site, batch: list[int], skipped: list[int], read: Tensor | WeightKeys) -> None:
-            flat = [(j, c - skipped[j]) for j, i in enumerate(batch) for c in columns[i]]
+        def keep(site: Site, members: list[int], group: PrefixGroup, read: Tensor | WeightKeys) -> None:
+            flat = group.places([columns[i] for i in members])
             if isinstance(read, Tensor):
                 where = torch.tensor(flat, device=read.device).view(-1, 2)
                 chosen = read[where[:, 0], where[:, 1]]
             else:
-                t = max(len(rows[i]) - n for i, n in zip(batch, skipped, strict=True))
-                where = torch.tensor([j * t + c for j, c in flat], dtype=torch.long, device=read.keys.device)
+                b, t = group.ids.shape
+                where = torch.tensor([at * t + c for at, c in flat], dtype=torch.long, device=read.keys.device)
                 if read.tokens is not None and not torch.isin(where, read.tokens).any():
                     return
-                site, chosen = (read.weight, KEY), read.at(where, len(batch) * t)
+                site, chosen = (read.weight, KEY), read.at(where, b * t)
             chosen = passes.at_least_float32(chosen).cpu()
             if site not in values:
                 values[site] = torch.zeros(starts[-1], chosen.shape[-1], dtype=chosen.dtype)
-            values[site][[k for i in batch for k in range(starts[i], starts[i + 1])]] = chosen
+            values[site][[k for i in members for k in range(starts[i], starts[i + 1])]] = chosen
 
-        for batch in passes.budgeted([len(row) for row in rows], self.budget):
-            some, first = [rows[i] for i in batch], [min(columns[i], default=0) for i in batch]
-            for group in self._groups(some, first, last):
+        way, lengths = self._sharing(rows, [min(some, default=0) for some in columns])
+        side_by_side = way is packed_prefixes  # what a row shares is not held for it
+        sizes = [len(row) - (n if side_by_side else 0) for row, n in zip(rows, lengths, strict=True)]
+        for batch in passes.budgeted(sizes, self.budget):
+            some, shared = [rows[i] for i in batch], [lengths[i] for i in batch]
+            groups = way(self.model, self.sites, some, shared, last) if way and any(shared) else None
+            for group in groups or self._whole(some):
                 members = [batch[j] for j in group.rows]
                 with self.calling(Call(group.mask)):
-                    callbacks = {site: partial(keep, site, members, group.skipped) for site in sites}
-                    self.watch(group.ids, group.mask, callbacks, group.cache)
+                    callbacks = {site: partial(keep, site, members, group) for site in sites}
+                    self.watch(group.ids, group.mask, callbacks, group.cache, group.positions)
         return values
 
     def _block_of(self, path: str) -> int:
@@ -127,61 +136,78 @@ class TensorPasses(ModelView):
         within = (i for i, block in enumerate(self.sites.layer) if f"{path}.".startswith(f"{block}."))
         return next(within, self.sites.depth - 1)
 
-    def _groups(self, rows: passes.Rows, first: Sequence[int], last: int) -> list[PrefixGroup]:
-        """The rows of a batch in groups that each need one pass; nothing before ``first`` will be read.
+    def _sharing(self, rows: passes.Rows, first: Sequence[int]) -> tuple[Sharing | None, list[int]]:
+        """How rows are run that share beginnings, None for whole, and the tokens of each one's beginning.
 
-        Nor anything behind block ``last``.
+        Nothing before ``first`` will be read.
         """
         lengths = [0] * len(rows) if self.seq2seq else shared_lengths(rows, first)  # an encoder reads both ways
-        groups = None
-        if any(lengths) and self.caching.spans and self._sharing_holds(rows, lengths):
-            groups = shared_prefixes(self.model, self.sites, rows, lengths, last)
-        return self._whole(rows) if groups is None else groups
+        if any(lengths) and self.caching.spans:
+            for way in (packed_prefixes, shared_prefixes):
+                if self._sharing_holds(way, rows, lengths):
+                    return way, lengths
+        return None, lengths
 
     def _whole(self, rows: passes.Rows) -> list[PrefixGroup]:
         """The rows in one group, in which nothing is shared."""
         padded = pad(rows, "right", self.tokens.fill, self.device)
-        return [PrefixGroup(list(range(len(rows))), [0] * len(rows), None, padded.mask, padded.ids)]
+        every = range(len(rows))
+        return [PrefixGroup([*every], [(i, 0) for i in every], None, padded.mask, padded.ids)]
 
-    def _sharing_holds(self, rows: passes.Rows, lengths: Sequence[int]) -> bool:
+    def _sharing_holds(self, way: Sharing, rows: passes.Rows, lengths: Sequence[int]) -> bool:
         """Whether rows with shared beginnings give the logits of whole rows, compared at the last token of some rows.
 
-        Once for beginnings of one length, and once for those of several, which are padded.
+        Once for beginnings of one length, and once for those of several, which are padded. Side by side they are not
+        run while an adapter is in force, which counts rows.
         """
-        holds, padded = self._shared.sharing_holds, _padded(lengths)
-        if padded not in holds:
+        holds, kind = self._shared.sharing_holds, (way, _padded(lengths))
+        side_by_side = way is packed_prefixes
+        if side_by_side and self.explainers:
+            return False
+        if kind not in holds:
             with_beginning = [i for i, n in enumerate(lengths) if n]
             chosen = [with_beginning[j] for j in _checked([lengths[i] for i in with_beginning])]
             some = [rows[i] for i in chosen]
-            groups = shared_prefixes(self.model, self.sites, some, [lengths[i] for i in chosen])
-            if groups is None:
-                return False
-            holds[padded] = passes.same_logits(
-                self._last_logits(some, groups), self._last_logits(some, self._whole(some)), self.quantised
-            )
-            if not holds[padded]:
+            try:
+                groups = way(self.model, self.sites, some, [lengths[i] for i in chosen])
+                if groups is None:
+                    return False
+                fast, whole = (self._last_logits(some, one) for one in (groups, self._whole(some)))
+                holds[kind] = passes.same_logits(fast, whole, self.quantised)
+            except Exception as error:
+                if not side_by_side or isinstance(error, ErrataError):
+                    raise
+                log.debug("%s, rows side by side: %s", self.name, error)
+                holds[kind] = False
+            if not holds[kind] and not side_by_side:
                 log.warning("%s gives other hidden states behind shared beginnings; whole rows are read", self.name)
-        return holds[padded]
+        return holds[kind]
 
     def _last_logits(self, rows: passes.Rows, groups: Sequence[PrefixGroup]) -> Tensor:
         """The logits at each row's last token. (b, V)."""
         logits: list[Any] = [None] * len(rows)
         for group in groups:
-            last = torch.tensor([len(rows[i]) - n - 1 for i, n in zip(group.rows, group.skipped, strict=True)])
-            gathered = passes.gathered(self.model, self.sites, torch.arange(len(last)), last)
+            at, last = torch.tensor(group.places([[len(rows[i]) - 1] for i in group.rows])).unbind(1)
+            gathered = passes.gathered(self.model, self.sites, at, last)
             with self.calling(Call(group.mask)), gathered:
-                inputs = passes.inputs_of(self.model, group.ids, group.mask, group.cache)
+                inputs = passes.inputs_of(self.model, group.ids, group.mask, group.cache, group.positions)
                 for i, row in zip(group.rows, self.run(inputs).logits[0], strict=True):
                     logits[i] = row
         return torch.stack(logits)
 
     def watch(
-        self, ids: Tensor, mask: Tensor, callbacks: Mapping[Site, Callable[[Any], None]], cache: Any = None
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        callbacks: Mapping[Site, Callable[[Any], None]],
+        cache: Any = None,
+        positions: Tensor | None = None,
     ) -> None:
         """Runs one pass and calls ``callbacks[site]`` with the input or output (b, t, width) of each site.
 
         For a site of KEY, with the :class:`WeightKeys` of one weight after another. Ends as soon as every site has
-        run. ``ids`` are (b, t); ``mask`` covers what ``cache`` holds too.
+        run. ``ids`` are (b, t); ``mask``, which covers what ``cache`` holds too, and ``positions`` are those of
+        :func:`errata.model.passes.inputs_of`.
         """
         left = set(callbacks)
 
@@ -206,7 +232,7 @@ class TensorPasses(ModelView):
         try:
             with self.alone(), hooks.all_of(hook(site) for site in callbacks):
                 self._use.check(self._inside)
-                self.model(**passes.inputs_of(self.model, ids, mask, cache))
+                self.model(**passes.inputs_of(self.model, ids, mask, cache, positions))
         except hooks.Stop:
             pass
 
@@ -219,6 +245,7 @@ class TensorPasses(ModelView):
         *,
         plain: bool = False,
         held: Sequence[Held] = (),
+        packed: bool = False,
     ) -> Pass:
         """A pass over rows of token ids whose hidden state can be changed at ``site``, at one position of each row.
 
@@ -227,25 +254,54 @@ class TensorPasses(ModelView):
         at a site is compared with the full pass, at ``columns`` (counted from the changed position); where they differ,
         full passes are used there from then on, with a warning in the log. So are the first one that needs a cache, and
         the first one in which rows are padded before their first token: a model may break the rules there alone.
+        With ``packed`` rows stand side by side behind what they share (:class:`PackedPass`), where that holds.
         """
-        inputs = (self.model, self.sites, rows, positions, site, self.tokens.fill, held)
+        inputs = (self.model, self.sites, rows, positions, site, self.tokens.fill)
         shared = shared_lengths([row[:position] for row, position in zip(rows, positions, strict=True)])
-        padded = len(set(positions)) > 1 or _padded(shared)
-        holds, key = self._shared.suffix_holds, (site, any(positions), padded, any(held))
-        if plain or holds.get(key) is False or not self.caching.spans:
-            return FullPass(*inputs)
-        fast = SuffixPass(*inputs)
-        if key not in holds:
-            full = FullPass(*inputs)
-            some = _checked(list(zip(positions, shared, strict=True)))
-            few = [columns[i] for i in some]
-            with torch.no_grad():
-                a, b = (one.select(some).logits(None, few) for one in (fast, full))
-            holds[key] = passes.same_logits(a, b, self.quantised)
-            if not holds[key]:
+        key = site, any(positions), len(set(positions)) > 1 or _padded(shared), any(held)
+        sizes, holds = list(zip(positions, shared, strict=True)), self._shared.suffix_holds
+        if plain or not self.caching.spans:
+            return FullPass(*inputs, held)
+        if packed and not any(held) and (side_by_side := self._packed(inputs, columns, sizes, key)):
+            return side_by_side
+        kind = SuffixPass, *key
+        if holds.get(kind) is False:
+            return FullPass(*inputs, held)
+        fast = SuffixPass(*inputs, held)
+        if kind not in holds:
+            full = FullPass(*inputs, held)
+            holds[kind] = self._same(fast, full, columns, sizes)
+            if not holds[kind]:
                 log.warning("%s gives other logits in the suffix pass; full passes are used, slower", self.name)
                 return full
         return fast
+
+    def _packed(
+        self, inputs: Any, columns: Sequence[Sequence[int]], sizes: Sequence[Any], key: Any
+    ) -> PackedPass | None:
+        """The rows side by side; None where that does not hold, or an adapter is in force, which counts rows."""
+        holds, kind = self._shared.suffix_holds, (PackedPass, *key)
+        if holds.get(kind) is False or self.explainers or not can_pack(self.model):
+            return None
+        if kind in holds:
+            return PackedPass(*inputs)
+        try:
+            fast = PackedPass(*inputs)
+            holds[kind] = self._same(fast, FullPass(*inputs), columns, sizes)
+        except ErrataError:
+            raise
+        except Exception as error:  # whatever a model raises that takes no mask of four dimensions
+            log.debug("%s, rows side by side: %s", self.name, error)
+            holds[kind], fast = False, None
+        return fast if holds[kind] else None
+
+    def _same(self, fast: Pass, full: Pass, columns: Sequence[Sequence[int]], sizes: Sequence[Any]) -> bool:
+        """Whether two passes give the same logits, in some rows of all ``sizes``."""
+        some = _checked(sizes)
+        few = [columns[i] for i in some]
+        with torch.no_grad():
+            a, b = (one.select(some).logits(None, few) for one in (fast, full))
+        return passes.same_logits(a, b, self.quantised)
 
 
 def _padded(lengths: Sequence[int]) -> bool:

@@ -21,6 +21,7 @@ from errata.model.configuration import text_config
 from errata.model.detect import find_sites
 from errata.model.fingerprint import fingerprint
 from errata.model.in_use import use_of
+from errata.model.intervention import Pass
 from errata.model.lm import Call
 from errata.model.passes import cache_argument
 from errata.model.resources import Resources
@@ -41,10 +42,10 @@ class _Shared:
     """What all views of one model have in common."""
 
     call: ContextVar[Call | None] = field(default_factory=lambda: ContextVar("call", default=None))
-    # does the suffix pass hold at this site, for rows that have a prefix or not, padded in front or not?
-    suffix_holds: dict[tuple[InterventionSite, bool, bool, bool], bool] = field(default_factory=dict)
-    # do rows whose shared beginnings are in a cache give what whole rows do, beginnings padded or not?
-    sharing_holds: dict[bool, bool] = field(default_factory=dict)
+    # does a kind of suffix pass hold at this site, for rows that have a prefix or not, padded in front or not?
+    suffix_holds: dict[tuple[type[Pass], InterventionSite, bool, bool, bool], bool] = field(default_factory=dict)
+    # do rows whose shared beginnings are in a cache give what whole rows do, in a way, beginnings padded or not?
+    sharing_holds: dict[tuple[Callable[..., Any], bool], bool] = field(default_factory=dict)
     caching: Caching | None = None
 
 

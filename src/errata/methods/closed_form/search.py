@@ -163,7 +163,7 @@ class GroupSearch:
         columns = [columns for row in rows for columns in row.columns]
         ids, positions = [i for row in rows for i in row.ids], [p for row in rows for p in row.positions]
         held = [h for row in rows for h in row.held]
-        pass_ = lm.intervention(ids, positions, site, columns, plain=plain, held=held)
+        pass_ = lm.intervention(ids, positions, site, columns, plain=plain, held=held, packed=True)
         self.batch = Batch(
             pass_, columns, [fact for fact, row in enumerate(rows) for _ in row.ids], Entries.of(rows, lm.device)
         )

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import SuffixPass
 from errata.model.passes import budgeted
 from errata.model.reading import Pair
+from errata.model.resumed import SuffixPass
 
 Key = tuple[tuple[int, ...], tuple[int, ...]]
 

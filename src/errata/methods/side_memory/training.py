@@ -20,9 +20,10 @@ from errata.methods.side_memory.matrix import At, deciding
 from errata.methods.state import State
 from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import Pass, SuffixPass
+from errata.model.intervention import Pass
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted
+from errata.model.resumed import SuffixPass
 from errata.model.texts import kept_contexts
 from errata.patch.parts import output_replaced
 
