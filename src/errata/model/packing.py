@@ -42,6 +42,11 @@ class Packing:
     element: list[int]
     beginning: list[int]
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether any rows share an element."""
+        return len(self.beginning) < len(self.element)
+
     @classmethod
     def of(cls, beginnings: Sequence[int], sizes: Sequence[int]) -> "Packing":
         """Rows of one beginning fill elements one after another, all of nearly the same number of tokens."""

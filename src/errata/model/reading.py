@@ -170,8 +170,8 @@ class TensorPasses(ModelView):
             some = [rows[i] for i in chosen]
             try:
                 groups = way(self.model, self.sites, some, [lengths[i] for i in chosen])
-                if groups is None:
-                    return False
+                if groups is None or (side_by_side and len({at for at, _ in groups[0].first}) == len(some)):
+                    return False  # not known from rows that stand alone
                 fast, whole = (self._last_logits(some, one) for one in (groups, self._whole(some)))
                 holds[kind] = passes.same_logits(fast, whole, self.quantised)
             except Exception as error:
@@ -279,7 +279,10 @@ class TensorPasses(ModelView):
     def _packed(
         self, inputs: Any, columns: Sequence[Sequence[int]], sizes: Sequence[Any], key: Any
     ) -> PackedPass | None:
-        """The rows side by side; None where that does not hold, or an adapter is in force, which counts rows."""
+        """The rows side by side; None where that does not hold, or an adapter is in force, which counts rows.
+
+        It is not known from rows that stand alone.
+        """
         holds, kind = self._shared.suffix_holds, (PackedPass, *key)
         if holds.get(kind) is False or self.explainers or not can_pack(self.model):
             return None
@@ -287,6 +290,8 @@ class TensorPasses(ModelView):
             return PackedPass(*inputs)
         try:
             fast = PackedPass(*inputs)
+            if not fast.select(_checked(sizes)).placed.packing.side_by_side:
+                return None
             holds[kind] = self._same(fast, FullPass(*inputs), columns, sizes)
         except ErrataError:
             raise
