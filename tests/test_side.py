@@ -20,7 +20,7 @@ from errata.methods.side_memory.matrix import of_prompts
 from errata.methods.side_memory.memoir import MaskedMatrix, Masks, tophash
 from errata.methods.side_memory.shards import Distances, SideMatrices, WiseMemory, ties
 from errata.methods.side_memory.training import SiteLosses, site_tensors
-from errata.model import texts
+from errata.model import hooks, texts
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.patch.patch import Patch
@@ -80,7 +80,7 @@ def test_losses_from_the_site_up_are_losses_from_the_start(arch: str) -> None:
 BEGINS = ["The mayor of this old town said so yesterday. ", "Dora lives in a house by the sea. "]
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox", "mistral"])  # mistral's window is shorter
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox", "mllama", "mistral"])  # mistral's window is shorter
 def test_what_rows_begin_with_runs_once_and_is_changed_alike(arch: str) -> None:
     """Losses and gradients are those of whole passes, of all rows and of some, and so are the site's inputs."""
     lm = tiny_lm(arch, torch.float64)
@@ -108,6 +108,21 @@ def test_what_rows_begin_with_runs_once_and_is_changed_alike(arch: str) -> None:
     for fast, plain in zip(*(one[:4] for one in found), strict=True):
         assert torch.allclose(fast, plain, atol=1e-6) and fast.abs().sum() > 0
     assert (found[0][4] < 0.7 * found[1][4]) is (arch != "mistral")
+
+
+def test_the_last_block_gives_what_rows_begin_with_its_keys_alone() -> None:
+    lm = tiny_lm("llama")
+    rows = [(lm.tokens.prompt(BEGINS[0] + EDIT.prompt), lm.tokens.target(EDIT.prompt, EDIT.target_new))]
+    losses = SiteLosses(lm, lm.sites.mlp_out[1], rows, [lm.tokens.prompt(BEGINS[0])])
+    assert losses.begins is not None
+    ran: list[str] = []
+    paths = [path for block in (2, 3) for path in (lm.sites.attn_out[block], lm.sites.mlp_out[block]) if path]
+    with hooks.all_of(
+        hooks.after(lm.model.get_submodule(path), lambda args, kwargs, out, path=path: ran.append(path))
+        for path in paths
+    ):
+        keys = losses.begins.keys_above()
+    assert ran == paths[:2] and list(keys) == [2, 3]
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -17,14 +17,17 @@ from typing_extensions import override
 from errata.model import hooks
 from errata.model.added import Held, InterventionSite, adding, changed, holding
 from errata.model.caches import (
+    cache_layer,
     cache_rows,
     cache_with,
+    ending,
     has_states,
     keeps,
     new_cache,
     plain,
     put,
     spent_copy,
+    taken,
     without_heads,
 )
 from errata.model.in_use import use_of
@@ -326,33 +329,31 @@ class SuffixPass(Pass):
     @property
     def keeps_above(self) -> bool:
         """Whether the blocks above keep keys and values of each token of the prefixes: :meth:`behind` holds."""
-        return keeps(self.cache, self.above, self.prefix.ids.shape[1])
+        return keeps(self.cache, self._layers_above(), self.prefix.ids.shape[1])
+
+    def _layers_above(self) -> list[int]:
+        """The layers of a cache that belong to those blocks."""
+        return [cache_layer(self.model, self.sites, block) for block in self.above]
 
     def keys_above(self) -> dict[int, tuple[Tensor, Tensor]]:
         """Keys and values of the suffixes (without prefixes) in the blocks above, with what hooks change on the way.
 
-        Two of (b, heads, t, width) for each block. Differentiable: with :meth:`behind` what many rows begin with is run
-        once in a pass in which it changes.
+        Two of (b, heads, t, width) for each layer of a cache. Differentiable: with :meth:`behind` what many rows begin
+        with is run once in a pass in which it changes.
         """
         cache, first = spent_copy(self.cache), torch.zeros(1, dtype=torch.long)
         gather = gathered(self.model, self.sites, first, first)
-        with use_of(self.model).lock, hooks.forward_replaced(self._standing_in(None)), gather:
+        enough = ending(cache, cache_layer(self.model, self.sites, self.sites.depth - 1))
+        with use_of(self.model).lock, hooks.forward_replaced(self._standing_in(None)), gather, enough:
             self._run(cache=cache)
-        return {i: (cache.layers[i].keys, cache.layers[i].values) for i in self.above}
+        return {i: (cache.layers[i].keys, cache.layers[i].values) for i in self._layers_above()}
 
     def behind(self, keys: Mapping[int, tuple[Tensor, Tensor]], of: Sequence[int]) -> "SuffixPass":
         """The pass with its prefixes' keys and values taken from :meth:`keys_above` of others, of which each row's
         prefix is the beginning of row ``of``."""
-        width, device = self.prefix.ids.shape[1], self.prefix.ids.device
-        before = width - torch.tensor(self.prefix.lengths)  # padded on the left
-        at = (torch.arange(width) - before[:, None]).clamp(min=0).to(device)  # (b, width)
-        rows = torch.tensor(list(of), device=device)[:, None]
         chosen = copy.copy(self)
-
-        def taken(x: Tensor) -> Tensor:
-            return x.transpose(1, 2)[rows, at].transpose(1, 2)
-
-        chosen.cache = cache_with(self.cache, {i: (taken(k), taken(v)) for i, (k, v) in keys.items()})
+        about = list(of), self.prefix.lengths, self.prefix.ids.shape[1]
+        chosen.cache = cache_with(self.cache, {i: (taken(k, *about), taken(v, *about)) for i, (k, v) in keys.items()})
         return chosen
 
     @override

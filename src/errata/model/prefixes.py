@@ -1,14 +1,14 @@
 """Beginnings that rows share (contexts before a prompt): run once, into a cache of keys and values."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from errata.model import hooks
-from errata.model.caches import cache_rows, new_cache, plain
+from errata.model.caches import cache_layer, cache_rows, ending, new_cache, plain
 from errata.model.padding import pad
 from errata.model.passes import Rows, gathered, input_device, inputs_of
 from errata.model.sites import Sites
@@ -64,25 +64,13 @@ def shared_prefixes(
 def extend(model: nn.Module, sites: Sites, cache: Any, ids: Tensor, mask: Tensor, last: int = -1) -> None:
     """Runs more tokens into a cache; ``mask`` covers the tokens that it holds already too.
 
-    A cache of plain layers is filled up to block ``last``: its MLP, which no key depends on, is left out.
+    A cache of plain layers is filled up to block ``last``: its attention and its MLP, on which no key depends, are left
+    out.
     """
-    last %= sites.depth
-    held = cache.get_seq_length() if plain(cache) else 0
-
-    def stop(args: hooks.Args, kwargs: hooks.Kwargs) -> None:
-        if len(cache.layers) > last and cache.get_seq_length(last) == held + ids.shape[1]:
-            raise hooks.Stop
-
-    inputs = sites.mlp_in[last][:1] if plain(cache) else ()
-    try:
-        with (
-            torch.no_grad(),
-            gathered(model, sites, torch.tensor([0]), torch.tensor([0])),
-            hooks.all_of(hooks.before(model.get_submodule(path), stop) for path in inputs),
-        ):
-            model(**inputs_of(model, ids, mask, cache))
-    except hooks.Stop:
-        pass
+    some = torch.tensor([0])
+    enough = ending(cache, cache_layer(model, sites, last % sites.depth)) if plain(cache) else nullcontext()
+    with torch.no_grad(), gathered(model, sites, some, some), enough:
+        model(**inputs_of(model, ids, mask, cache))
 
 
 def shared_lengths(rows: Rows, most: Sequence[int] | None = None) -> list[int]:
