@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from errata.methods.side_memory.margins import PromptInputs
 from errata.methods.side_memory.matrix import of_prompts
 from errata.methods.side_memory.memoir import MaskedMatrix, Masks, tophash
 from errata.methods.side_memory.shards import Distances, SideMatrices, WiseMemory, ties
-from errata.methods.side_memory.training import SiteLosses, site_tensors
+from errata.methods.side_memory.training import Descent, SiteLosses, site_tensors
 from errata.model import hooks, texts
 from errata.model.hf import HFLM
 from errata.model.lm import Call
@@ -125,6 +125,46 @@ def test_the_last_block_gives_what_rows_begin_with_its_keys_alone() -> None:
     assert ran == paths[:2] and list(keys) == [2, 3]
 
 
+class Pulls:
+    """Rows whose loss is half the squared distance of a change of ones from a row of ``to``."""
+
+    def __init__(self, to: torch.Tensor) -> None:
+        self.to, self.graphs = to, list[bool]()
+
+    def of(self, change: Any, chosen: list[bool]) -> Any:
+        rows = [i for i, one in enumerate(chosen) if one]
+        x = torch.ones(len(rows), 1, 4, dtype=torch.float64)
+        losses = 0.5 * (change(rows, x)[:, 0] - self.to[rows]).square().sum(-1)
+        self.graphs.append(losses.requires_grad)
+        yield rows, losses
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_steps_are_those_of_torch_on_the_entries_that_may_change(masked: bool) -> None:
+    """Of two edits with three rows: decay, clipped gradients, what is masked; no graph once both are learned."""
+    draw = torch.Generator().manual_seed(0)
+    to, start = (torch.randn(n, 3, generator=draw, dtype=torch.float64) for n in (3, 4))
+    mask = (torch.rand(3, 4, generator=draw) < 0.6).double() if masked else torch.ones(3, 4, dtype=torch.float64)
+    start, of = start.T * mask, torch.tensor([0, 0, 1])
+    found, _ = Descent(7, 0.3, 0.1, 0.5, 1e-9).run(
+        start, cast(Any, Pulls(to)), of, lambda v: lambda rows, x: x @ v.T, None, mask if masked else None
+    )
+    v = start.clone().requires_grad_()
+    sgd = torch.optim.SGD([v], lr=0.3, weight_decay=0.1)
+    for _ in range(7):
+        losses = 0.5 * ((v * mask).sum(-1) - to).square().sum(-1)
+        (losses / torch.tensor([2.0, 2.0, 1.0])).sum().backward()
+        torch.nn.utils.clip_grad_norm_([v], 0.5 * 2**0.5)
+        sgd.step()
+        sgd.zero_grad()
+    assert torch.allclose(found, v, atol=1e-9) and not found[mask == 0].any()
+    pulls = Pulls(to[:1].expand(3, 3))
+    Descent(40, 0.2, 0.0, 5.0, 0.02).run(
+        start, cast(Any, pulls), of, lambda v: lambda rows, x: x @ v.T, lambda v: 5 - v.sum() * 0
+    )
+    assert pulls.graphs == sorted(pulls.graphs, reverse=True) and {True, False} == set(pulls.graphs)
+
+
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "gemma2"])
 def test_edits_are_those_of_whole_passes(arch: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +188,19 @@ def test_distances_that_no_penalty_looks_at_have_no_gradient() -> None:
             gradients.append(torch.autograd.grad(way[some].square().sum(), w)[0])
         assert torch.allclose(*gradients) and gradients[0].any() == bool(some)
     none = torch.zeros(3, 5, requires_grad=True)
-    inputs.distances(none.double()).sum().backward()
-    assert none.grad is not None and not none.grad.any()
+    of_none = inputs.distances(none.double())
+    of_none.sum().backward()
+    assert none.grad is not None and not none.grad.any() and of_none.tolist() == [0.0] * 4
+
+
+def test_prompts_are_joined_in_units() -> None:
+    one = PromptInputs.read([torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 6.0]])], "mean")
+    two = PromptInputs.read([torch.tensor([[7.0, 8.0]])], "last")
+    both = PromptInputs.joined([one, two], 0.5)
+    assert both.n == 3 and both.of.tolist() == [0, 0, 1, 2]
+    assert both.x.tolist() == [[0.5, 1.0], [1.5, 2.0], [2.5, 3.0], [3.5, 4.0]]
+    assert one.x[0].tolist() == [1.0, 2.0] and PromptInputs.joined([two], 2.0).x.tolist() == [[14.0, 16.0]]
+    assert two.x.tolist() == [[7.0, 8.0]]
 
 
 def test_contexts_are_written_once_for_a_state(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -29,6 +30,13 @@ class PromptInputs:
         of = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(x) for x in kept]))
         return cls(torch.cat(kept), of.to(kept[0].device), len(kept))
 
+    @classmethod
+    def joined(cls, parts: Sequence["PromptInputs"], factor: float = 1.0) -> Self:
+        """Of all prompts, one part behind the other, each input times ``factor``."""
+        before = [0, *accumulate(part.n for part in parts)]
+        of = [part.of + n for part, n in zip(parts, before, strict=False)]
+        return cls(torch.cat([part.x for part in parts]).mul_(factor), torch.cat(of), before[-1])
+
     def some(self, chosen: Tensor) -> "PromptInputs":
         """Those prompts that are ``chosen`` (n,)."""
         tokens = chosen[self.of]
@@ -54,7 +62,7 @@ class _Norms(torch.autograd.Function):
     @staticmethod
     @override
     def forward(ctx: Any, w: Tensor, x: Tensor) -> Tensor:
-        products = x @ w.T  # (T, d)
+        products = x @ w.T if w.any() else x.new_zeros(len(x), len(w))  # (T, d); a new matrix is 0
         norms = products.norm(dim=-1)
         ctx.save_for_backward(x, products, norms)
         return norms
@@ -92,7 +100,8 @@ class Above:
         if self._known is None or limit <= 0:
             return None
         earlier, d = self._known
-        chosen = d + self.sizes @ (w - earlier).norm(dim=0) > (1 - ROUNDING) * limit
+        moved = (w - earlier).square_().sum(0).sqrt_()  # (f,)
+        chosen = d + self.sizes @ moved > (1 - ROUNDING) * limit
         return chosen if int(chosen.sum()) <= MANY * len(d) else None
 
 

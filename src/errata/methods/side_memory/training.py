@@ -222,35 +222,44 @@ class Descent:
         of: Tensor,
         change: Callable[[Tensor], Change],
         margin: Margin | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """V after at most ``steps`` steps, fewer once the losses of all edits and the penalty are below ``stop``; and
         the loss of each edit with it (n,).
 
         ``of`` says of which edit each row is. An edit whose loss is below ``stop`` has no gradient; every few steps all
-        are measured again.
+        are measured again. With a ``mask``, as large as V and 0 or 1, the entries at 1 alone are changed.
         """
         rows_of = torch.bincount(of).to(v)  # (n,)
         loss, penalty = torch.full_like(rows_of, torch.inf), torch.zeros((), device=v.device)
         v = v.clone().requires_grad_()
-        sgd = torch.optim.SGD([v], lr=self.lr, weight_decay=self.decay)
         for step in range(self.steps + 1):
             unfinished, last = (loss >= self.stop).cpu(), step == self.steps  # the last pass measures
             every = last or step % CHECK == 0 or not (unfinished.any() or float(penalty.detach()) > self.stop)
             chosen = torch.ones_like(unfinished) if every else unfinished
             loss = loss.masked_fill(chosen.to(v.device), 0.0)
-            with torch.set_grad_enabled(not last):
+            with torch.set_grad_enabled(not last and bool(unfinished.any())):
                 for rows, row_loss in losses.of(change(v), chosen[of].tolist()):
                     shares = row_loss.to(v) / rows_of[of[rows]]
                     loss.index_add_(0, of[rows].to(v.device), shares.detach())
                     if shares.requires_grad and unfinished[of[rows]].any():
                         (shares * unfinished[of[rows]].to(v)).sum().backward()
+            with torch.set_grad_enabled(not last):
                 penalty = margin(v) if margin is not None else penalty
             if last or (every and bool((loss < self.stop).all()) and float(penalty.detach()) <= self.stop):
                 break
             if penalty.requires_grad:
                 (len(rows_of) * penalty).backward()
-            if v.grad is not None:
-                torch.nn.utils.clip_grad_norm_([v], self.clip * len(rows_of) ** 0.5)
-                sgd.step()
-                sgd.zero_grad()
+            self._step(v, len(rows_of), mask)
         return v.detach(), loss
+
+    @torch.no_grad()
+    def _step(self, v: Tensor, n: int, mask: Tensor | None) -> None:
+        """Goes down the gradient of v, clipped for n edits, which is spent; nowhere where v has none."""
+        if (gradient := v.grad) is None:
+            return
+        if mask is not None:
+            gradient.mul_(mask)
+        clipped = (self.clip * n**0.5 / (gradient.norm() + 1e-6)).clamp(max=1)  # as torch clips
+        v.mul_(1 - self.lr * self.decay).addcmul_(gradient, clipped, value=-self.lr)
+        v.grad = None
