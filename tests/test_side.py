@@ -21,8 +21,10 @@ from errata.methods.side_memory.memoir import MaskedMatrix, Masks, tophash
 from errata.methods.side_memory.shards import Distances, SideMatrices, WiseMemory, ties
 from errata.methods.side_memory.training import Descent, SiteLosses, site_tensors
 from errata.model import hooks, texts
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
 from errata.model.lm import Call
+from errata.patch.delta import Delta
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -110,6 +112,46 @@ def test_what_rows_begin_with_runs_once_and_is_changed_alike(arch: str) -> None:
     assert (found[0][4] < 0.7 * found[1][4]) is (arch != "mistral")
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "mllama"])
+def test_what_rows_begin_with_is_read_once_while_nothing_is_in_force(arch: str) -> None:
+    """Keys of beginnings are those of rows that are run; they are read anew under a patch, and of other weights."""
+    lm = tiny_lm(arch, torch.float64)
+    texts, site = list(map(lm.tokens.prompt, BEGINS)), InterventionSite(1, mlp_output=True)
+    begins = lm.beginnings(texts, site)
+    assert begins is not None and lm.beginnings(texts, site) is begins
+    rows = [texts[1][:5] + [7, 8, 9], texts[0][:9] + [5], [4, 5, 6]]
+    about: Any = rows, [5, 9, 0], site, [[0, 2], [0], [1]]
+    kept, own = lm.intervention(*about, begins=begins, of=[1, 0, 0]), lm.intervention(*about)
+    assert torch.allclose(kept.logits(None, about[3]), own.logits(None, about[3]), atol=1e-10)
+    wrong = lm.intervention(*about, begins=begins, of=[0, 0, 0])
+    assert not torch.allclose(wrong.logits(None, about[3])[:2], own.logits(None, about[3])[:2], atol=1e-4)
+    with Patch(()).applied(lm) as edited:
+        assert edited.beginnings(texts, site) is begins
+    path, change = f"{lm.sites.mlp_out[0]}.weight", torch.ones(32, 64)
+    with Patch((Delta({path: change}),)).applied(lm) as edited:
+        other = edited.beginnings(texts, site)
+        assert other is not None and other is not begins
+        assert not torch.allclose(other.run.stored[0], begins.run.stored[0])
+        with Patch(()).applied(edited) as inner:
+            assert inner.beginnings(texts, site) is not begins
+    assert lm.beginnings(texts, site) is begins
+    assert lm.beginnings(texts, InterventionSite(2, mlp_output=True)) is not begins
+    lm.model.get_parameter(path).data += 1
+    lm.forget_fingerprint()
+    other = lm.beginnings(texts, site)
+    assert other is not None and not torch.allclose(other.run.stored[0], begins.run.stored[0])
+
+
+def test_an_edit_on_top_of_others_is_that_of_a_model_that_read_nothing_before() -> None:
+    """The second edit finds contexts read; one under another method's patch, or of another layer, reads its own."""
+    m, lm = method("wise", **QUICK["wise"]), tiny_lm("llama")
+    state = m.prepare(lm, TEXTS)
+    first, other = m.edit(lm, EDITS[:1], state), Patch((Delta({f"{lm.sites.mlp_out[0]}.weight": torch.ones(32, 64)}),))
+    for prior in (first, other):
+        used, fresh = (m.edit(one, EDITS[1:2], state, prior).parts[-1] for one in (lm, tiny_lm("llama")))
+        assert side(first) != used == fresh
+
+
 def test_the_last_block_gives_what_rows_begin_with_its_keys_alone() -> None:
     lm = tiny_lm("llama")
     rows = [(lm.tokens.prompt(BEGINS[0] + EDIT.prompt), lm.tokens.target(EDIT.prompt, EDIT.target_new))]
@@ -121,7 +163,7 @@ def test_the_last_block_gives_what_rows_begin_with_its_keys_alone() -> None:
         hooks.after(lm.model.get_submodule(path), lambda args, kwargs, out, path=path: ran.append(path))
         for path in paths
     ):
-        keys = losses.begins.keys_above()
+        keys = losses.begins.run.keys_above()
     assert ran == paths[:2] and list(keys) == [2, 3]
 
 

@@ -8,6 +8,7 @@ same logits the plain way: it is the reference, and the fallback for models in w
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -136,8 +137,13 @@ class SuffixPass(Pass):
         site: InterventionSite,
         fill: int,
         held: Sequence[Held] = (),
+        begins: "Beginnings | None" = None,
+        of: Sequence[int] = (),
     ) -> None:
-        """Runs the prefixes, and the suffixes up to the site. Arguments as for :class:`FullPass`."""
+        """Runs the prefixes, and the suffixes up to the site. Arguments as for :class:`FullPass`.
+
+        With ``begins`` each prefix is the beginning of their text ``of``, and is taken from there.
+        """
         self.model, self.sites, self.site = model, sites, site
         device = input_device(model, sites)
         prefixes = [row[:p] for row, p in zip(rows, positions, strict=True)]
@@ -147,7 +153,8 @@ class SuffixPass(Pass):
         self.suffix = pad([row[p:] for row, p in zip(rows, positions, strict=True)], "right", fill, device, least)
         self.mask = torch.cat([self.prefix.mask, self.suffix.mask], 1)
         with use_of(model).lock, torch.no_grad():
-            self.cache = self._prefix_cache(prefixes, held)
+            begun = begins.before(of, self.prefix.lengths) if begins is not None and any(positions) else None
+            self.cache = self._prefix_cache(prefixes, held) if begun is None else begun
             self.stored = self._output_of_skipped()
             self.cache = without_heads(self.cache, self.skipped)
             self.keys: Tensor | None = None
@@ -372,6 +379,36 @@ class SuffixPass(Pass):
         chosen.within = {path: _rows_in(output, index, b) for path, output in self.within.items()}
         chosen.keys = None if self.keys is None else _rows_in(self.keys, index, b)
         return chosen
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """Texts that rows begin with, each run once."""
+
+    run: SuffixPass
+    """The pass over the texts, which are all suffix."""
+    cache: Any
+    """Their keys and values in all blocks; None where the model's cache is not made of plain layers."""
+
+    @classmethod
+    def read(cls, run: SuffixPass) -> "Beginnings":
+        """Of the texts that ``run`` is over."""
+        cache = new_cache(run.model)
+        if cache is None or not plain(cache):
+            return cls(run, None)
+        with use_of(run.model).lock:
+            extend(run.model, run.sites, cache, run.suffix.ids, run.suffix.mask)
+        return cls(run, cache)
+
+    def before(self, of: Sequence[int], lengths: Sequence[int]) -> Any:
+        """A cache of the first ``lengths`` tokens of the texts ``of``, padded on the left; None where none is kept."""
+        if self.cache is None:
+            return None
+        cache, width = new_cache(self.run.model), max(lengths)
+        for i, layer in enumerate(self.cache.layers):
+            if layer.is_initialized:  # others are of blocks that rest
+                put(cache, i, *(taken(x, of, lengths, width) for x in (layer.keys, layer.values)))
+        return cache
 
 
 def _flat(columns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from errata.model import hooks, passes
 from errata.model.added import Held, InterventionSite
-from errata.model.intervention import FullPass, Pass, SuffixPass
+from errata.model.intervention import Beginnings, FullPass, Pass, SuffixPass
 from errata.model.lm import Call
 from errata.model.padding import pad
 from errata.model.prefixes import PrefixGroup, shared_lengths, shared_prefixes
@@ -219,10 +219,13 @@ class TensorPasses(ModelView):
         *,
         plain: bool = False,
         held: Sequence[Held] = (),
+        begins: Beginnings | None = None,
+        of: Sequence[int] = (),
     ) -> Pass:
         """A pass over rows of token ids whose hidden state can be changed at ``site``, at one position of each row.
 
         ``held`` are, for each row, vectors that are added there all the time, by their columns before that position.
+        With ``begins`` what is before the position of a row is the beginning of their text ``of``, and does not run.
         It runs the suffix only (:class:`SuffixPass`), or everything where ``plain``. The first suffix pass of a model
         at a site is compared with the full pass, at ``columns`` (counted from the changed position); where they differ,
         full passes are used there from then on, with a warning in the log. So are the first one that needs a cache, and
@@ -231,10 +234,10 @@ class TensorPasses(ModelView):
         inputs = (self.model, self.sites, rows, positions, site, self.tokens.fill, held)
         shared = shared_lengths([row[:position] for row, position in zip(rows, positions, strict=True)])
         padded = len(set(positions)) > 1 or _padded(shared)
-        holds, key = self._shared.suffix_holds, (site, any(positions), padded, any(held))
+        holds, key = self._shared.suffix_holds, (site, any(positions), padded, any(held), begins is not None)
         if plain or holds.get(key) is False or not self.caching.spans:
             return FullPass(*inputs)
-        fast = SuffixPass(*inputs)
+        fast = SuffixPass(*inputs, begins, of)
         if key not in holds:
             full = FullPass(*inputs)
             some = _checked(list(zip(positions, shared, strict=True)))
@@ -246,6 +249,20 @@ class TensorPasses(ModelView):
                 log.warning("%s gives other logits in the suffix pass; full passes are used, slower", self.name)
                 return full
         return fast
+
+    def beginnings(self, texts: passes.Rows, site: InterventionSite) -> Beginnings | None:
+        """Texts (ids) that rows may begin with, each run once; None where no suffix pass holds at ``site``.
+
+        The last ones are kept while the model stays as it is and nothing is in force.
+        """
+        key = site, [tuple(text) for text in texts], self.fingerprint, self.dtype, self.device
+        if self.bare and self._shared.begun is not None and self._shared.begun[0] == key:
+            return self._shared.begun[1]
+        run = self.intervention(texts, [0] * len(texts), site, [[0]] * len(texts))
+        found = Beginnings.read(run) if isinstance(run, SuffixPass) else None
+        if self.bare:
+            self._shared.begun = key, found
+        return found
 
 
 def _padded(lengths: Sequence[int]) -> bool:

@@ -20,7 +20,7 @@ from errata.methods.side_memory.matrix import At, deciding
 from errata.methods.state import State
 from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
-from errata.model.intervention import Pass, SuffixPass
+from errata.model.intervention import Beginnings, Pass, SuffixPass
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted
 from errata.model.texts import kept_contexts
@@ -97,7 +97,7 @@ class SiteLosses:
     def __init__(self, lm: HFLM, site: str, rows: Rows, begins: Sequence[Sequence[int]] = (), *, plain: bool = False):
         self.lm, self.site, self.rows = lm, site, list(rows)
         self.plain = plain or lm.seq2seq or bool(lm.explainers)
-        self.begins: SuffixPass | None = None
+        self.begins: Beginnings | None = None
         self.begun = [(0, 0)] * len(rows)  # of each row which text it begins with, and how many tokens of it
         if begins and not self.plain:
             self._begin(begins)
@@ -107,9 +107,9 @@ class SiteLosses:
             self.batches = self._batches()
 
     def _begin(self, texts: Sequence[Sequence[int]]) -> None:
-        run = self._pass(texts, [0] * len(texts), [[0]] * len(texts))
-        if isinstance(run, SuffixPass) and run.above:
-            self.begins, self.begun = run, [_beginning(p[:-1], texts) for p, _ in self.rows]
+        begins = self.lm.beginnings(texts, self._at)
+        if begins is not None and begins.run.above:
+            self.begins, self.begun = begins, [_beginning(p[:-1], texts) for p, _ in self.rows]
 
     def _batches(self) -> list[tuple[list[int], Pass | None]]:
         batches = budgeted([len(p) + len(t) for p, t in self.rows], self.lm.budget)
@@ -121,16 +121,17 @@ class SiteLosses:
             return True
         assert self.begins is not None
         with torch.no_grad():
-            whole = {keys.shape[-2] for keys, _ in self.begins.keys_above().values()}
-        return isinstance(run, SuffixPass) and run.keeps_above and whole == {self.begins.suffix.ids.shape[1]}
+            whole = {keys.shape[-2] for keys, _ in self.begins.run.keys_above().values()}
+        return isinstance(run, SuffixPass) and run.keeps_above and whole == {self.begins.run.suffix.ids.shape[1]}
 
     def _suffix(self, batch: Sequence[int]) -> Pass:
         rows = [[*p, *t[:-1]] for p, t in (self.rows[i] for i in batch)]
-        return self._pass(rows, [self.begun[i][1] for i in batch], self._columns(batch))
+        of, starts = zip(*(self.begun[i] for i in batch), strict=True)
+        return self.lm.intervention(rows, starts, self._at, self._columns(batch), begins=self.begins, of=of)
 
-    def _pass(self, rows: Sequence[Sequence[int]], starts: Sequence[int], columns: Sequence[Sequence[int]]) -> Pass:
-        site = InterventionSite(self.lm.sites.mlp_out.index(self.site), mlp_output=True)
-        return self.lm.intervention(rows, starts, site, columns)
+    @property
+    def _at(self) -> InterventionSite:
+        return InterventionSite(self.lm.sites.mlp_out.index(self.site), mlp_output=True)
 
     def _columns(self, batch: Sequence[int]) -> list[list[int]]:
         return [[self._end(i) + j for j in range(len(self.rows[i][1]))] for i in batch]
@@ -170,7 +171,7 @@ class SiteLosses:
 
     def _logits(self, run: Pass, rows: Sequence[int]) -> Tensor:
         if self.begins is not None and isinstance(run, SuffixPass) and any(self.begun[i][1] for i in rows):
-            run = run.behind(self.begins.keys_above(), [self.begun[i][0] for i in rows])
+            run = run.behind(self.begins.run.keys_above(), [self.begun[i][0] for i in rows])
         return run.logits(None, self._columns(rows))
 
 
