@@ -45,6 +45,17 @@ def test_far_prompts_are_looked_at_again_where_they_may_be_above_the_limit() -> 
     assert above.distances(w, 1.0).tolist() == pytest.approx([1.2])
 
 
+def test_a_new_matrix_is_multiplied_with_nothing_until_it_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    real = PromptInputs.distances
+    monkeypatch.setattr(PromptInputs, "distances", lambda of, w: looked.append(of.n) or real(of, w))
+    above, w = Above(tokens_of([1, 2], 1.0, 0)), torch.zeros(3, 6)
+    assert above.distances(w, 1.0).tolist() == above.distances(w, -1.0).tolist() == [0.0, 0.0] and not looked
+    w[2, 5] = 1.0
+    assert len(above.distances(w, 0.1)) == 2 and above.distances(0 * w, -1.0).tolist() == [0.0, 0.0]
+    assert looked == [2, 2]
+
+
 def test_the_penalty_without_far_prompts_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Along a walk that brings prompts to the margin and away from it, with gradients, in float64."""
     inside, outside = tokens_of([2, 3], 4.0, 0), tokens_of([1, 2, 3, 4] * 10, 1.0, 1)

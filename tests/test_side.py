@@ -517,7 +517,7 @@ def test_what_looks_like_an_edit_is_made_of_the_edits() -> None:
     class Told(Asked):
         """What is asked of Ann Lee has one answer; every other prompt has its own."""
 
-        def likeliest(self, log: Any, texts: Any) -> list[int]:
+        def likeliest(self, log: Any, texts: Any, also: Any = ()) -> list[int]:
             prompts = [*(edit.prompt for edit in log), *texts]
             number = {prompt: 0 if "Ann Lee" in prompt else i + 1 for i, prompt in enumerate(dict.fromkeys(prompts))}
             return [number[prompt] for prompt in prompts]
@@ -545,6 +545,13 @@ def test_prompts_are_asked_and_read_in_one_pass(at: Any, monkeypatch: pytest.Mon
     for x, whole in zip(found, expected, strict=True):
         assert torch.allclose(x, whole[-1:] if at == "last" else whole, atol=1e-5)
     assert asked.likeliest(log, TEXTS[3:5]) and passes[1:] == [2]  # edits are asked once
+    assert len(asked.likeliest(log, TEXTS[5:6], TEXTS[6:8])) == len(log) + 1 and passes[2:] == [3]
+    asked.inputs(TEXTS[5:8])
+    asked.likeliest(log, [], TEXTS[8:9])  # no pass is made for others alone
+    assert passes[3:] == []
+    lm.budget = 3 * max(len(lm.tokens.prompt(text)) for text in TEXTS)
+    asked.likeliest(log, TEXTS[9:12], TEXTS[12:14])
+    assert passes[3:] == [3]
 
 
 def test_names_and_the_value_that_parts() -> None:

@@ -62,7 +62,7 @@ class _Norms(torch.autograd.Function):
     @staticmethod
     @override
     def forward(ctx: Any, w: Tensor, x: Tensor) -> Tensor:
-        products = x @ w.T if w.any() else x.new_zeros(len(x), len(w))  # (T, d); a new matrix is 0
+        products = x @ w.T  # (T, d)
         norms = products.norm(dim=-1)
         ctx.save_for_backward(x, products, norms)
         return norms
@@ -88,6 +88,8 @@ class Above:
 
     def distances(self, w: Tensor, limit: float) -> Tensor:
         """By a matrix w (d, f), of every prompt above the limit, in their order, and of some or all that are not."""
+        if self._known is None and not w.any():
+            return w.new_zeros(self.inputs.n)  # by a new matrix
         chosen = self._may_be_above(w.detach(), limit)
         if chosen is not None:
             return self.inputs.some(chosen).distances(w)
