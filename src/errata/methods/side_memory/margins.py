@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from errata.methods.side_memory.matrix import At, deciding
 
-MANY = 1 / 3  # share of prompts that may be above a limit, beyond which all are looked at
+MANY = 0.8  # share of prompts that may be above a limit, beyond which all are looked at
 ROUNDING = 1e-3  # of a limit: distances in float32 come nearer than this to what they are
 
 
@@ -78,33 +78,35 @@ class _Norms(torch.autograd.Function):
 class Above:
     """Distances of those prompts that may be above a limit, as a matrix is trained.
 
-    ‖w' x‖ is at most ‖w x‖ + Σ_c ‖w'_c − w_c‖ |x_c|, over columns c: a prompt whose distance was known for an earlier
-    w is looked at again only where this passes the limit.
+    ‖w' x‖ is at most ‖w x‖ + Σ_c ‖w'_c − w_c‖ |x_c|, over columns c: with each matrix what bounds a prompt's distance
+    grows by that, and the prompt is looked at again where its bound passes the limit.
     """
 
     def __init__(self, inputs: PromptInputs):
         self.inputs, self.sizes = inputs, inputs.sizes()
-        self._known: tuple[Tensor, Tensor] | None = None  # a matrix (d, f), and the distances by it (n,)
+        self._known: tuple[Tensor, Tensor] | None = None  # the last matrix (d, f), and bounds of all distances (n,)
 
     def distances(self, w: Tensor, limit: float) -> Tensor:
         """By a matrix w (d, f), of every prompt above the limit, in their order, and of some or all that are not."""
-        if self._known is None and not w.any():
+        at = w.detach().clone()
+        if self._known is None and not at.any():
             return w.new_zeros(self.inputs.n)  # by a new matrix
-        chosen = self._may_be_above(w.detach(), limit)
-        if chosen is not None:
-            return self.inputs.some(chosen).distances(w)
-        d = self.inputs.distances(w)
-        self._known = w.detach().clone(), d.detach()
+        bounds = self._bounds(at) if limit > 0 else at.new_full((self.inputs.n,), torch.inf)
+        chosen = bounds > (1 - ROUNDING) * limit
+        if int(chosen.sum()) > MANY * len(bounds):
+            d = self.inputs.distances(w)
+            self._known = at, d.detach()
+            return d
+        d = self.inputs.some(chosen).distances(w)
+        self._known = at, bounds.masked_scatter(chosen, d.detach())
         return d
 
-    def _may_be_above(self, w: Tensor, limit: float) -> Tensor | None:
-        """Which prompts (n,); None where all shall be looked at."""
-        if self._known is None or limit <= 0:
-            return None
-        earlier, d = self._known
-        moved = (w - earlier).square_().sum(0).sqrt_()  # (f,)
-        chosen = d + self.sizes @ moved > (1 - ROUNDING) * limit
-        return chosen if int(chosen.sum()) <= MANY * len(d) else None
+    def _bounds(self, w: Tensor) -> Tensor:
+        """What all distances by w are at most (n,): infinite before any is known."""
+        if self._known is None:
+            return w.new_full((self.inputs.n,), torch.inf)
+        earlier, bounds = self._known
+        return bounds + self.sizes @ (w - earlier).square_().sum(0).sqrt_()
 
 
 @dataclass(frozen=True)
