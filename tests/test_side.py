@@ -134,8 +134,12 @@ def test_what_rows_begin_with_is_read_once_while_nothing_is_in_force(arch: str) 
         assert not torch.allclose(other.run.stored[0], begins.run.stored[0])
         with Patch(()).applied(edited) as inner:
             assert inner.beginnings(texts, site) is not begins
+    with lm.changed(lambda view, undo: view) as view:  # whoever changes the model says so where it stays as it is
+        assert not view.bare and lm.bare
     assert lm.beginnings(texts, site) is begins
     assert lm.beginnings(texts, InterventionSite(2, mlp_output=True)) is not begins
+    kept_again = lm.beginnings(texts, site)
+    assert kept_again is not begins and lm.beginnings(texts, site) is kept_again
     lm.model.get_parameter(path).data += 1
     lm.forget_fingerprint()
     other = lm.beginnings(texts, site)
@@ -204,7 +208,7 @@ def test_steps_are_those_of_torch_on_the_entries_that_may_change(masked: bool) -
     Descent(40, 0.2, 0.0, 5.0, 0.02).run(
         start, cast(Any, pulls), of, lambda v: lambda rows, x: x @ v.T, lambda v: 5 - v.sum() * 0
     )
-    assert pulls.graphs == sorted(pulls.graphs, reverse=True) and {True, False} == set(pulls.graphs)
+    assert pulls.graphs == sorted(pulls.graphs, reverse=True) and pulls.graphs[0] and pulls.graphs.count(False) > 1
 
 
 @pytest.mark.parametrize("name", QUICK)

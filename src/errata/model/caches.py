@@ -100,13 +100,13 @@ def cache_layer(model: nn.Module, sites: Sites, block: int) -> int:
 
 @contextmanager
 def ending(cache: Any, layer: int) -> Iterator[None]:
-    """Context manager: a pass with the cache ends as soon as a layer of it has got its keys and values; whole passes
-    run where that layer gets none."""
-    one = cache.layers[layer] if layer < len(cache.layers) else None
-    update = getattr(one, "update", None)
-    if update is None:
+    """Context manager: a pass with the cache ends as soon as a layer of it has got its keys and values; where that gets
+    none, the pass is whole."""
+    if layer >= len(cache.layers) or not hasattr(cache.layers[layer], "update"):
         yield
         return
+    one = cache.layers[layer]
+    update = one.update
 
     def last(*args: Any, **kwargs: Any) -> Any:
         update(*args, **kwargs)
