@@ -14,6 +14,7 @@ from errata.errors import BadInput, Unsupported
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.packing import pack, unpack
 from errata.methods.registry import method
+from errata.methods.side_memory import wise
 from errata.methods.side_memory.alike import Asked, alike, names_in, parting
 from errata.methods.side_memory.margins import PromptInputs
 from errata.methods.side_memory.matrix import of_prompts
@@ -514,6 +515,23 @@ def test_the_margins_part_what_is_edited_from_what_is_not() -> None:
     assert ratios[0] > 1.1 * ratios[1]
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_distances_are_trained_in_units_of_the_layers_outputs(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored has the loss that training ended with, and the distance it was trained to, above all others."""
+    least: list[torch.Tensor] = []
+    real = wise.Margins
+    monkeypatch.setattr(wise, "Margins", lambda *args: least.append(args[2]) or real(*args))
+    lm, m, state, patch = made("wise", [EDIT], arch, contexts=0, steps=200, shard=1)
+    (outcome,) = patch.meta["made"][-1]["outcomes"].values()
+    assert outcome["loss"] == pytest.approx(outcome["search_loss"], abs=2e-4)
+    units = float(side(patch).lookup.distances[0]) / state.info["out"]
+    assert m.beta < units < 1.4 * m.beta and least[0].tolist() == [m.beta]
+    m.edit(lm, EDITS[1:2], state, patch)
+    x = seen(lm, side(patch), EDITS[1].prompt)[1][0, -1]
+    rival = float((side(patch).payload.weights[0] @ x).norm()) / state.info["out"]
+    assert least[1].tolist() == pytest.approx([max(m.beta, wise.OUTBID * rival)], rel=1e-4)
+
+
 def test_what_looks_like_an_edit_is_made_of_the_edits() -> None:
     lm, names = tiny_lm("llama"), ["Ann Lee", "Eve Stone"]
     log = tuple(EditRecord.of(edit, lm.tokens) for edit in EDITS)
@@ -556,6 +574,16 @@ def test_prompts_are_asked_and_read_in_one_pass(at: Any, monkeypatch: pytest.Mon
     lm.budget = 3 * max(len(lm.tokens.prompt(text)) for text in TEXTS)
     asked.likeliest(log, TEXTS[9:12], TEXTS[12:14])
     assert passes[3:] == [3]
+
+
+def test_names_are_read_with_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    log, asked = [EditRecord.of(EDIT, lm.tokens)], Asked(lm, lm.sites.mlp_out[2], "last")
+    passes: list[int] = []
+    real = lm.target_logits
+    monkeypatch.setattr(lm, "target_logits", lambda pairs: passes.append(len(pairs)) or real(pairs))
+    _, others = alike(asked, log, [0], ["Eve Stone", "Old King"], 20, torch.Generator().manual_seed(0))
+    assert len(asked.inputs(others)) == 2 and passes == [3]
 
 
 def test_names_and_the_value_that_parts() -> None:
