@@ -39,10 +39,30 @@ def test_far_prompts_are_looked_at_again_where_they_may_be_above_the_limit() -> 
     near[0, 0] = 1.2  # too many: all are looked at, and known from here on
     everything = above.distances(near, 1.0).tolist()
     assert everything == pytest.approx([2.4, 1.2, 1.5, 2.4, 2.4, 2.4])
-    assert len(above.distances(near, 2.0)) == 6  # four of six are above
+    assert above.distances(near, 2.0).tolist() == pytest.approx([2.4] * 4)
     assert len(above.distances(w, -1.0)) == 6 and above.distances(w, 1.0).tolist() == []
     w[1, 1] = 1.2  # in place
     assert above.distances(w, 1.0).tolist() == pytest.approx([1.2])
+
+
+def test_bounds_grow_with_each_matrix_and_end_where_a_prompt_is_looked_at() -> None:
+    inputs = PromptInputs.read([torch.eye(3)[i : i + 1] for i in (0, 1, 2, 2, 2)], "last")
+    above, w = Above(inputs), torch.diag(torch.tensor([0.1, 0.1, 0.1]))
+    assert len(above.distances(w, 1.0)) == 5
+    for size, found in ((0.8, []), (0.1, [0.1]), (0.8, []), (1.1, [1.1]), (0.1, [0.1]), (0.9, []), (0.1, [0.1])):
+        w[0, 0] = size  # there and back: what is left of the first step counts, until the prompt is looked at
+        assert above.distances(w, 1.0).tolist() == pytest.approx(found)
+
+
+def test_a_new_matrix_is_multiplied_with_nothing_until_it_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    real = PromptInputs.distances
+    monkeypatch.setattr(PromptInputs, "distances", lambda of, w: looked.append(of.n) or real(of, w))
+    above, w = Above(tokens_of([1, 2], 1.0, 0)), torch.zeros(3, 6)
+    assert above.distances(w, 1.0).tolist() == above.distances(w, -1.0).tolist() == [0.0, 0.0] and not looked
+    w[2, 5] = 1.0
+    assert len(above.distances(w, 0.1)) == 2 and above.distances(0 * w, -1.0).tolist() == [0.0, 0.0]
+    assert looked == [2, 2]
 
 
 def test_the_penalty_without_far_prompts_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

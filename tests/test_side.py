@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,15 +14,18 @@ from errata.errors import BadInput, Unsupported
 from errata.methods.memory.log import EditRecord
 from errata.methods.memory.packing import pack, unpack
 from errata.methods.registry import method
+from errata.methods.side_memory import wise
 from errata.methods.side_memory.alike import Asked, alike, names_in, parting
 from errata.methods.side_memory.margins import PromptInputs
 from errata.methods.side_memory.matrix import of_prompts
 from errata.methods.side_memory.memoir import MaskedMatrix, Masks, tophash
 from errata.methods.side_memory.shards import Distances, SideMatrices, WiseMemory, ties
-from errata.methods.side_memory.training import SiteLosses, site_tensors
-from errata.model import texts
+from errata.methods.side_memory.training import Descent, SiteLosses, site_tensors
+from errata.model import hooks, texts
+from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
 from errata.model.lm import Call
+from errata.patch.delta import Delta
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -80,7 +83,7 @@ def test_losses_from_the_site_up_are_losses_from_the_start(arch: str) -> None:
 BEGINS = ["The mayor of this old town said so yesterday. ", "Dora lives in a house by the sea. "]
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox", "mistral"])  # mistral's window is shorter
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt_neox", "mllama", "mistral"])  # mistral's window is shorter
 def test_what_rows_begin_with_runs_once_and_is_changed_alike(arch: str) -> None:
     """Losses and gradients are those of whole passes, of all rows and of some, and so are the site's inputs."""
     lm = tiny_lm(arch, torch.float64)
@@ -110,6 +113,105 @@ def test_what_rows_begin_with_runs_once_and_is_changed_alike(arch: str) -> None:
     assert (found[0][4] < 0.7 * found[1][4]) is (arch != "mistral")
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "mllama"])
+def test_what_rows_begin_with_is_read_once_while_nothing_is_in_force(arch: str) -> None:
+    """Keys of beginnings are those of rows that are run; they are read anew under a patch, and of other weights."""
+    lm = tiny_lm(arch, torch.float64)
+    texts, site = list(map(lm.tokens.prompt, BEGINS)), InterventionSite(1, mlp_output=True)
+    begins = lm.beginnings(texts, site)
+    assert begins is not None and lm.beginnings(texts, site) is begins
+    rows = [texts[1][:5] + [7, 8, 9], texts[0][:9] + [5], [4, 5, 6]]
+    about: Any = rows, [5, 9, 0], site, [[0, 2], [0], [1]]
+    kept, own = lm.intervention(*about, begins=begins, of=[1, 0, 0]), lm.intervention(*about)
+    assert torch.allclose(kept.logits(None, about[3]), own.logits(None, about[3]), atol=1e-10)
+    wrong = lm.intervention(*about, begins=begins, of=[0, 0, 0])
+    assert not torch.allclose(wrong.logits(None, about[3])[:2], own.logits(None, about[3])[:2], atol=1e-4)
+    with Patch(()).applied(lm) as edited:
+        assert edited.beginnings(texts, site) is begins
+    path, change = f"{lm.sites.mlp_out[0]}.weight", torch.ones(32, 64)
+    with Patch((Delta({path: change}),)).applied(lm) as edited:
+        other = edited.beginnings(texts, site)
+        assert other is not None and other is not begins
+        assert not torch.allclose(other.run.stored[0], begins.run.stored[0])
+        with Patch(()).applied(edited) as inner:
+            assert inner.beginnings(texts, site) is not begins
+    with lm.changed(lambda view, undo: view) as view:  # whoever changes the model says so where it stays as it is
+        assert not view.bare and lm.bare
+    assert lm.beginnings(texts, site) is begins
+    assert lm.beginnings(texts, InterventionSite(2, mlp_output=True)) is not begins
+    kept_again = lm.beginnings(texts, site)
+    assert kept_again is not begins and lm.beginnings(texts, site) is kept_again
+    lm.model.get_parameter(path).data += 1
+    lm.forget_fingerprint()
+    other = lm.beginnings(texts, site)
+    assert other is not None and not torch.allclose(other.run.stored[0], begins.run.stored[0])
+
+
+def test_an_edit_on_top_of_others_is_that_of_a_model_that_read_nothing_before() -> None:
+    """The second edit finds contexts read; one under another method's patch, or of another layer, reads its own."""
+    m, lm = method("wise", **QUICK["wise"]), tiny_lm("llama")
+    state = m.prepare(lm, TEXTS)
+    first, other = m.edit(lm, EDITS[:1], state), Patch((Delta({f"{lm.sites.mlp_out[0]}.weight": torch.ones(32, 64)}),))
+    for prior in (first, other):
+        used, fresh = (m.edit(one, EDITS[1:2], state, prior).parts[-1] for one in (lm, tiny_lm("llama")))
+        assert side(first) != used == fresh
+
+
+def test_the_last_block_gives_what_rows_begin_with_its_keys_alone() -> None:
+    lm = tiny_lm("llama")
+    rows = [(lm.tokens.prompt(BEGINS[0] + EDIT.prompt), lm.tokens.target(EDIT.prompt, EDIT.target_new))]
+    losses = SiteLosses(lm, lm.sites.mlp_out[1], rows, [lm.tokens.prompt(BEGINS[0])])
+    assert losses.begins is not None
+    ran: list[str] = []
+    paths = [path for block in (2, 3) for path in (lm.sites.attn_out[block], lm.sites.mlp_out[block]) if path]
+    with hooks.all_of(
+        hooks.after(lm.model.get_submodule(path), lambda args, kwargs, out, path=path: ran.append(path))
+        for path in paths
+    ):
+        keys = losses.begins.run.keys_above()
+    assert ran == paths[:2] and list(keys) == [2, 3]
+
+
+class Pulls:
+    """Rows whose loss is half the squared distance of a change of ones from a row of ``to``."""
+
+    def __init__(self, to: torch.Tensor) -> None:
+        self.to, self.graphs = to, list[bool]()
+
+    def of(self, change: Any, chosen: list[bool]) -> Any:
+        rows = [i for i, one in enumerate(chosen) if one]
+        x = torch.ones(len(rows), 1, 4, dtype=torch.float64)
+        losses = 0.5 * (change(rows, x)[:, 0] - self.to[rows]).square().sum(-1)
+        self.graphs.append(losses.requires_grad)
+        yield rows, losses
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_steps_are_those_of_torch_on_the_entries_that_may_change(masked: bool) -> None:
+    """Of two edits with three rows: decay, clipped gradients, what is masked; no graph once both are learned."""
+    draw = torch.Generator().manual_seed(0)
+    to, start = (torch.randn(n, 3, generator=draw, dtype=torch.float64) for n in (3, 4))
+    mask = (torch.rand(3, 4, generator=draw) < 0.6).double() if masked else torch.ones(3, 4, dtype=torch.float64)
+    start, of = start.T * mask, torch.tensor([0, 0, 1])
+    found, _ = Descent(7, 0.3, 0.1, 0.5, 1e-9).run(
+        start, cast(Any, Pulls(to)), of, lambda v: lambda rows, x: x @ v.T, None, mask if masked else None
+    )
+    v = start.clone().requires_grad_()
+    sgd = torch.optim.SGD([v], lr=0.3, weight_decay=0.1)
+    for _ in range(7):
+        losses = 0.5 * ((v * mask).sum(-1) - to).square().sum(-1)
+        (losses / torch.tensor([2.0, 2.0, 1.0])).sum().backward()
+        torch.nn.utils.clip_grad_norm_([v], 0.5 * 2**0.5)
+        sgd.step()
+        sgd.zero_grad()
+    assert torch.allclose(found, v, atol=1e-9) and not found[mask == 0].any()
+    pulls = Pulls(to[:1].expand(3, 3))
+    Descent(40, 0.2, 0.0, 5.0, 0.02).run(
+        start, cast(Any, pulls), of, lambda v: lambda rows, x: x @ v.T, lambda v: 5 - v.sum() * 0
+    )
+    assert pulls.graphs == sorted(pulls.graphs, reverse=True) and pulls.graphs[0] and pulls.graphs.count(False) > 1
+
+
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "gemma2"])
 def test_edits_are_those_of_whole_passes(arch: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +235,19 @@ def test_distances_that_no_penalty_looks_at_have_no_gradient() -> None:
             gradients.append(torch.autograd.grad(way[some].square().sum(), w)[0])
         assert torch.allclose(*gradients) and gradients[0].any() == bool(some)
     none = torch.zeros(3, 5, requires_grad=True)
-    inputs.distances(none.double()).sum().backward()
-    assert none.grad is not None and not none.grad.any()
+    of_none = inputs.distances(none.double())
+    of_none.sum().backward()
+    assert none.grad is not None and not none.grad.any() and of_none.tolist() == [0.0] * 4
+
+
+def test_prompts_are_joined_in_units() -> None:
+    one = PromptInputs.read([torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 6.0]])], "mean")
+    two = PromptInputs.read([torch.tensor([[7.0, 8.0]])], "last")
+    both = PromptInputs.joined([one, two], 0.5)
+    assert both.n == 3 and both.of.tolist() == [0, 0, 1, 2]
+    assert both.x.tolist() == [[0.5, 1.0], [1.5, 2.0], [2.5, 3.0], [3.5, 4.0]]
+    assert one.x[0].tolist() == [1.0, 2.0] and PromptInputs.joined([two], 2.0).x.tolist() == [[14.0, 16.0]]
+    assert two.x.tolist() == [[7.0, 8.0]]
 
 
 def test_contexts_are_written_once_for_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,6 +515,23 @@ def test_the_margins_part_what_is_edited_from_what_is_not() -> None:
     assert ratios[0] > 1.1 * ratios[1]
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_distances_are_trained_in_units_of_the_layers_outputs(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored has the loss that training ended with, and the distance it was trained to, above all others."""
+    least: list[torch.Tensor] = []
+    real = wise.Margins
+    monkeypatch.setattr(wise, "Margins", lambda *args: least.append(args[2]) or real(*args))
+    lm, m, state, patch = made("wise", [EDIT], arch, contexts=0, steps=200, shard=1)
+    (outcome,) = patch.meta["made"][-1]["outcomes"].values()
+    assert outcome["loss"] == pytest.approx(outcome["search_loss"], abs=2e-4)
+    units = float(side(patch).lookup.distances[0]) / state.info["out"]
+    assert m.beta < units < 1.4 * m.beta and least[0].tolist() == [m.beta]
+    replace(m, beta=0.0).edit(lm, EDITS[1:2], state, patch)
+    x = seen(lm, side(patch), EDITS[1].prompt)[1][0, -1]
+    rival = float((side(patch).payload.weights[0] @ x).norm()) / state.info["out"]
+    assert least[1].tolist() == pytest.approx([wise.OUTBID * rival], rel=1e-4)
+
+
 def test_what_looks_like_an_edit_is_made_of_the_edits() -> None:
     lm, names = tiny_lm("llama"), ["Ann Lee", "Eve Stone"]
     log = tuple(EditRecord.of(edit, lm.tokens) for edit in EDITS)
@@ -409,7 +539,7 @@ def test_what_looks_like_an_edit_is_made_of_the_edits() -> None:
     class Told(Asked):
         """What is asked of Ann Lee has one answer; every other prompt has its own."""
 
-        def likeliest(self, log: Any, texts: Any) -> list[int]:
+        def likeliest(self, log: Any, texts: Any, also: Any = ()) -> list[int]:
             prompts = [*(edit.prompt for edit in log), *texts]
             number = {prompt: 0 if "Ann Lee" in prompt else i + 1 for i, prompt in enumerate(dict.fromkeys(prompts))}
             return [number[prompt] for prompt in prompts]
@@ -437,6 +567,23 @@ def test_prompts_are_asked_and_read_in_one_pass(at: Any, monkeypatch: pytest.Mon
     for x, whole in zip(found, expected, strict=True):
         assert torch.allclose(x, whole[-1:] if at == "last" else whole, atol=1e-5)
     assert asked.likeliest(log, TEXTS[3:5]) and passes[1:] == [2]  # edits are asked once
+    assert len(asked.likeliest(log, TEXTS[5:6], TEXTS[6:8])) == len(log) + 1 and passes[2:] == [3]
+    asked.inputs(TEXTS[5:8])
+    asked.likeliest(log, [], TEXTS[8:9])  # no pass is made for others alone
+    assert passes[3:] == []
+    lm.budget = 3 * max(len(lm.tokens.prompt(text)) for text in TEXTS)
+    asked.likeliest(log, TEXTS[9:12], TEXTS[12:14])
+    assert passes[3:] == [3]
+
+
+def test_names_are_read_with_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    log, asked = [EditRecord.of(EDIT, lm.tokens)], Asked(lm, lm.sites.mlp_out[2], "last")
+    passes: list[int] = []
+    real = lm.target_logits
+    monkeypatch.setattr(lm, "target_logits", lambda pairs: passes.append(len(pairs)) or real(pairs))
+    _, others = alike(asked, log, [0], ["Eve Stone", "Old King"], 20, torch.Generator().manual_seed(0))
+    assert len(asked.inputs(others)) == 2 and passes == [3]
 
 
 def test_names_and_the_value_that_parts() -> None:

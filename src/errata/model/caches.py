@@ -2,13 +2,15 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from errata.model import hooks
 from errata.model.padding import pad
 from errata.model.passes import cache_argument, gathered, input_device, inputs_of
 from errata.model.sites import Sites
@@ -88,6 +90,44 @@ def put(cache: Any, layer: int, keys: Tensor, values: Tensor) -> None:
     """Fills an empty plain layer with keys and values, which are not copied."""
     cache.update(keys[:, :, :0], values[:, :, :0], layer)
     cache.layers[layer].keys, cache.layers[layer].values = keys, values
+
+
+def taken(x: Tensor, rows: Sequence[int], lengths: Sequence[int], width: int) -> Tensor:
+    """The first ``lengths`` tokens of these ``rows`` of keys or values (n, heads, t, d), padded on the left.
+    (b, heads, width, d)"""
+    before = width - torch.tensor(list(lengths))
+    at = (torch.arange(width) - before[:, None]).clamp(min=0).to(x.device)  # (b, width)
+    return x.transpose(1, 2)[torch.tensor(list(rows), device=x.device)[:, None], at].transpose(1, 2)
+
+
+def cache_layer(model: nn.Module, sites: Sites, block: int) -> int:
+    """The layer of a cache into which a block's attention puts keys: not the block's number where some are no sites."""
+    attention = (sites.attn_out[block] or "").rpartition(".")[0]
+    found = getattr(model.get_submodule(attention), "layer_idx", None)
+    return found if isinstance(found, int) else block
+
+
+@contextmanager
+def ending(cache: Any, layer: int) -> Iterator[None]:
+    """Context manager: a pass with the cache ends as soon as a layer of it has got its keys and values; where that gets
+    none, the pass is whole."""
+    if layer >= len(cache.layers) or not hasattr(cache.layers[layer], "update"):
+        yield
+        return
+    one = cache.layers[layer]
+    update = one.update
+
+    def last(*args: Any, **kwargs: Any) -> Any:
+        update(*args, **kwargs)
+        raise hooks.Stop
+
+    one.update = last
+    try:
+        yield
+    except hooks.Stop:
+        pass
+    finally:
+        del one.update
 
 
 def keeps(cache: Any, layers: Iterable[int], width: int) -> bool:

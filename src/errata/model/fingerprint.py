@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -113,10 +114,13 @@ def stored(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
 
 def versions() -> dict[str, str]:
     """Package -> version, of those that a result depends on."""
-    numbers: dict[str, str] = {}
-    for package in ("errata", "torch", "transformers"):
-        try:
-            numbers[package] = version(package)
-        except PackageNotFoundError:
-            numbers[package] = "unknown"
-    return numbers
+    return {package: _version(package) for package in ("errata", "torch", "transformers")}
+
+
+@cache
+def _version(package: str) -> str:
+    """The version of a package; of one process it stays the same, and to look it up takes files to be read."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -14,7 +14,7 @@ from errata.model.in_use import use_of
 from errata.model.packing import Packing, Strip, dtype_of, long, mask_of
 from errata.model.padding import Padded
 from errata.model.passes import Rows
-from errata.model.prefixes import Beginnings, extend, shared_lengths
+from errata.model.prefixes import Begun, extend, shared_lengths
 from errata.model.resumed import ResumedPass
 from errata.model.sites import Sites
 
@@ -84,7 +84,7 @@ class PackedPass(ResumedPass):
         between = [list(row[n:p]) for row, n, p in zip(rows, shared, positions, strict=True)]
         ends = [list(row[p:]) for row, p in zip(rows, positions, strict=True)]
         with use_of(model).lock, torch.no_grad():
-            begun = Beginnings.run(model, sites, rows, shared)
+            begun = Begun.run(model, sites, rows, shared)
             device = begun.mask.device
             self._place(Placed(begun.mask.cpu(), begun.number, between, ends, fill), device)
             self.cache = begun.of(self.placed.packing.beginning)

@@ -1,14 +1,14 @@
-"""Beginnings that rows share (contexts before a prompt): run once, into a cache of keys and values."""
+"""Begun that rows share (contexts before a prompt): run once, into a cache of keys and values."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from errata.model import hooks
-from errata.model.caches import cache_rows, new_cache, plain
+from errata.model.caches import cache_layer, cache_rows, ending, new_cache, plain
 from errata.model.packing import Packing, Strip, can_pack, dtype_of, mask_of
 from errata.model.padding import pad
 from errata.model.passes import Rows, gathered, input_device, inputs_of
@@ -38,7 +38,7 @@ class PrefixGroup:
 
 
 @dataclass(frozen=True)
-class Beginnings:
+class Begun:
     """What rows begin with, run once: the ``number`` of each row's, their ``cache`` and their ``mask`` (n, t)."""
 
     number: list[int]
@@ -46,7 +46,7 @@ class Beginnings:
     mask: Tensor
 
     @classmethod
-    def run(cls, model: nn.Module, sites: Sites, rows: Rows, lengths: Sequence[int], last: int = -1) -> "Beginnings":
+    def run(cls, model: nn.Module, sites: Sites, rows: Rows, lengths: Sequence[int], last: int = -1) -> "Begun":
         """``lengths`` are the tokens of each row's beginning; of none the cache is empty."""
         numbers: dict[tuple[int, ...], int] = {}
         number = [numbers.setdefault(tuple(row[:n]), len(numbers)) for row, n in zip(rows, lengths, strict=True)]
@@ -72,7 +72,7 @@ def shared_prefixes(
     if not any(lengths) or (empty := new_cache(model)) is None or not plain(empty):
         return None
     shared = [i for i, n in enumerate(lengths) if n]
-    begun = Beginnings.run(model, sites, [rows[i] for i in shared], [lengths[i] for i in shared], last)
+    begun = Begun.run(model, sites, [rows[i] for i in shared], [lengths[i] for i in shared], last)
     number, device = dict(zip(shared, begun.number, strict=True)), begun.mask.device
     by_rest: dict[tuple[bool, int], list[int]] = {}  # (has a shared prefix, length of the rest) -> rows
     for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
@@ -96,7 +96,7 @@ def packed_prefixes(
     """The same in one group, in which rows stand side by side; None where a model cannot (:func:`can_pack`)."""
     if not any(lengths) or not can_pack(model):
         return None
-    begun = Beginnings.run(model, sites, rows, lengths, last)
+    begun = Begun.run(model, sites, rows, lengths, last)
     rests = [list(row[n:]) for row, n in zip(rows, lengths, strict=True)]
     packing, device = Packing.of(begun.number, [len(rest) for rest in rests]), begun.mask.device
     strip = Strip.of(packing, rests, lengths, 0)
@@ -118,25 +118,13 @@ def extend(
 ) -> None:
     """Runs more tokens into a cache; ``mask`` and ``positions`` are those of :func:`inputs_of`.
 
-    A cache of plain layers is filled up to block ``last``: its MLP, which no key depends on, is left out.
+    A cache of plain layers is filled up to block ``last``: its attention and its MLP, on which no key depends, are left
+    out.
     """
-    last %= sites.depth
-    held = cache.get_seq_length() if plain(cache) else 0
-
-    def stop(args: hooks.Args, kwargs: hooks.Kwargs) -> None:
-        if len(cache.layers) > last and cache.get_seq_length(last) == held + ids.shape[1]:
-            raise hooks.Stop
-
-    inputs = sites.mlp_in[last][:1] if plain(cache) else ()
-    try:
-        with (
-            torch.no_grad(),
-            gathered(model, sites, torch.tensor([0]), torch.tensor([0])),
-            hooks.all_of(hooks.before(model.get_submodule(path), stop) for path in inputs),
-        ):
-            model(**inputs_of(model, ids, mask, cache, positions))
-    except hooks.Stop:
-        pass
+    some = torch.tensor([0])
+    enough = ending(cache, cache_layer(model, sites, last % sites.depth)) if plain(cache) else nullcontext()
+    with torch.no_grad(), gathered(model, sites, some, some), enough:
+        model(**inputs_of(model, ids, mask, cache, positions))
 
 
 def shared_lengths(rows: Rows, most: Sequence[int] | None = None) -> list[int]:

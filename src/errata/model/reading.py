@@ -18,7 +18,7 @@ from errata.model.packing import can_pack
 from errata.model.padding import pad
 from errata.model.prefixes import PrefixGroup, packed_prefixes, shared_lengths, shared_prefixes
 from errata.model.projection import KEY, Projection, WeightKeys
-from errata.model.resumed import SuffixPass
+from errata.model.resumed import Beginnings, SuffixPass
 from errata.model.view import ModelView
 
 log = logging.getLogger(__name__)
@@ -246,10 +246,13 @@ class TensorPasses(ModelView):
         plain: bool = False,
         held: Sequence[Held] = (),
         packed: bool = False,
+        begins: Beginnings | None = None,
+        of: Sequence[int] = (),
     ) -> Pass:
         """A pass over rows of token ids whose hidden state can be changed at ``site``, at one position of each row.
 
         ``held`` are, for each row, vectors that are added there all the time, by their columns before that position.
+        With ``begins`` what is before the position of a row is the beginning of their text ``of``, and does not run.
         It runs the suffix only (:class:`SuffixPass`), or everything where ``plain``. The first suffix pass of a model
         at a site is compared with the full pass, at ``columns`` (counted from the changed position); where they differ,
         full passes are used there from then on, with a warning in the log. So are the first one that needs a cache, and
@@ -264,10 +267,10 @@ class TensorPasses(ModelView):
             return FullPass(*inputs, held)
         if packed and not any(held) and (side_by_side := self._packed(inputs, columns, sizes, key)):
             return side_by_side
-        kind = SuffixPass, *key
+        kind = SuffixPass, *key, begins is not None
         if holds.get(kind) is False:
             return FullPass(*inputs, held)
-        fast = SuffixPass(*inputs, held)
+        fast = SuffixPass(*inputs, held, begins, of)
         if kind not in holds:
             full = FullPass(*inputs, held)
             holds[kind] = self._same(fast, full, columns, sizes)
@@ -276,6 +279,20 @@ class TensorPasses(ModelView):
                 return full
         return fast
 
+    def beginnings(self, texts: passes.Rows, site: InterventionSite) -> Beginnings | None:
+        """Texts (ids) that rows may begin with, each run once; None where no suffix pass holds at ``site``.
+
+        The last ones are kept while the model stays as it is and nothing is in force.
+        """
+        key = site, [tuple(text) for text in texts], self.fingerprint, self.dtype, self.device
+        if self.bare and self._shared.begun is not None and self._shared.begun[0] == key:
+            return self._shared.begun[1]
+        run = self.intervention(texts, [0] * len(texts), site, [[0]] * len(texts))
+        found = Beginnings.read(run) if isinstance(run, SuffixPass) else None
+        if self.bare:
+            self._shared.begun = key, found
+        return found
+
     def _packed(
         self, inputs: Any, columns: Sequence[Sequence[int]], sizes: Sequence[Any], key: Any
     ) -> PackedPass | None:
@@ -283,7 +300,7 @@ class TensorPasses(ModelView):
 
         It is not known from rows that stand alone.
         """
-        holds, kind = self._shared.suffix_holds, (PackedPass, *key)
+        holds, kind = self._shared.suffix_holds, (PackedPass, *key, False)
         if holds.get(kind) is False or self.explainers or not can_pack(self.model):
             return None
         if kind in holds:

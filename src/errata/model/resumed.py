@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -12,14 +13,17 @@ from typing_extensions import override
 from errata.model import hooks
 from errata.model.added import Held, InterventionSite, adding, changed, holding
 from errata.model.caches import (
+    cache_layer,
     cache_rows,
     cache_with,
+    ending,
     has_states,
     keeps,
     new_cache,
     plain,
     put,
     spent_copy,
+    taken,
     without_heads,
 )
 from errata.model.in_use import use_of
@@ -248,8 +252,13 @@ class SuffixPass(ResumedPass):
         site: InterventionSite,
         fill: int,
         held: Sequence[Held] = (),
+        begins: "Beginnings | None" = None,
+        of: Sequence[int] = (),
     ) -> None:
-        """Runs the prefixes, and the suffixes up to the site. Arguments as for :class:`FullPass`."""
+        """Runs the prefixes, and the suffixes up to the site. Arguments as for :class:`FullPass`.
+
+        With ``begins`` each prefix is the beginning of their text ``of``, and is taken from there.
+        """
         super().__init__(model, sites, site)
         device = input_device(model, sites)
         prefixes = [row[:p] for row, p in zip(rows, positions, strict=True)]
@@ -259,7 +268,8 @@ class SuffixPass(ResumedPass):
         self.suffix = pad([row[p:] for row, p in zip(rows, positions, strict=True)], "right", fill, device, least)
         self.mask, self.at = torch.cat([self.prefix.mask, self.suffix.mask], 1), _firsts(len(rows))
         with use_of(model).lock, torch.no_grad():
-            self.cache = self._prefix_cache(prefixes, held)
+            begun = begins.before(of, self.prefix.lengths) if begins is not None and any(positions) else None
+            self.cache = self._prefix_cache(prefixes, held) if begun is None else begun
             self._run_below()
 
     def _prefix_cache(self, prefixes: Rows, added: Sequence[Held]) -> Any:
@@ -305,33 +315,31 @@ class SuffixPass(ResumedPass):
     @property
     def keeps_above(self) -> bool:
         """Whether the blocks above keep keys and values of each token of the prefixes: :meth:`behind` holds."""
-        return keeps(self.cache, self.above, self.prefix.ids.shape[1])
+        return keeps(self.cache, self._layers_above(), self.prefix.ids.shape[1])
+
+    def _layers_above(self) -> list[int]:
+        """The layers of a cache that belong to those blocks."""
+        return [cache_layer(self.model, self.sites, block) for block in self.above]
 
     def keys_above(self) -> dict[int, tuple[Tensor, Tensor]]:
         """Keys and values of the suffixes (without prefixes) in the blocks above, with what hooks change on the way.
 
-        Two of (b, heads, t, width) for each block. Differentiable: with :meth:`behind` what many rows begin with is run
-        once in a pass in which it changes.
+        Two of (b, heads, t, width) for each layer of a cache. Differentiable: with :meth:`behind` what many rows begin
+        with is run once in a pass in which it changes.
         """
         cache, first = spent_copy(self.cache), torch.zeros(1, dtype=torch.long)
         gather = gathered(self.model, self.sites, first, first)
-        with use_of(self.model).lock, hooks.forward_replaced(self._standing_in(None)), gather:
+        enough = ending(cache, cache_layer(self.model, self.sites, self.sites.depth - 1))
+        with use_of(self.model).lock, hooks.forward_replaced(self._standing_in(None)), gather, enough:
             self._run(cache=cache)
-        return {i: (cache.layers[i].keys, cache.layers[i].values) for i in self.above}
+        return {i: (cache.layers[i].keys, cache.layers[i].values) for i in self._layers_above()}
 
     def behind(self, keys: Mapping[int, tuple[Tensor, Tensor]], of: Sequence[int]) -> "SuffixPass":
         """The pass with its prefixes' keys and values taken from :meth:`keys_above` of others, of which each row's
         prefix is the beginning of row ``of``."""
-        width, device = self.prefix.ids.shape[1], self.prefix.ids.device
-        before = width - torch.tensor(self.prefix.lengths)  # padded on the left
-        at = (torch.arange(width) - before[:, None]).clamp(min=0).to(device)  # (b, width)
-        rows = torch.tensor(list(of), device=device)[:, None]
         chosen = copy.copy(self)
-
-        def taken(x: Tensor) -> Tensor:
-            return x.transpose(1, 2)[rows, at].transpose(1, 2)
-
-        chosen.cache = cache_with(self.cache, {i: (taken(k), taken(v)) for i, (k, v) in keys.items()})
+        about = list(of), self.prefix.lengths, self.prefix.ids.shape[1]
+        chosen.cache = cache_with(self.cache, {i: (taken(k, *about), taken(v, *about)) for i, (k, v) in keys.items()})
         return chosen
 
     @override
@@ -345,6 +353,36 @@ class SuffixPass(ResumedPass):
         chosen.mask, chosen.at = self.mask[index, cut:], _firsts(len(index))
         chosen.cache = cache_rows(self.cache, index, cut)
         return chosen
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """Texts that rows begin with, each run once."""
+
+    run: SuffixPass
+    """The pass over the texts, which are all suffix."""
+    cache: Any
+    """Their keys and values in all blocks; None where the model's cache is not made of plain layers."""
+
+    @classmethod
+    def read(cls, run: SuffixPass) -> "Beginnings":
+        """Of the texts that ``run`` is over."""
+        cache = new_cache(run.model)
+        if cache is None or not plain(cache):
+            return cls(run, None)
+        with use_of(run.model).lock:
+            extend(run.model, run.sites, cache, run.suffix.ids, run.suffix.mask)
+        return cls(run, cache)
+
+    def before(self, of: Sequence[int], lengths: Sequence[int]) -> Any:
+        """A cache of the first ``lengths`` tokens of the texts ``of``, padded on the left; None where none is kept."""
+        if self.cache is None:
+            return None
+        cache, width = new_cache(self.run.model), max(lengths)
+        for i, layer in enumerate(self.cache.layers):
+            if layer.is_initialized:  # others are of blocks that rest
+                put(cache, i, *(taken(x, of, lengths, width) for x in (layer.keys, layer.values)))
+        return cache
 
 
 def _firsts(b: int) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,9 @@ class _Shared:
 
     call: ContextVar[Call | None] = field(default_factory=lambda: ContextVar("call", default=None))
     # does a kind of suffix pass hold at this site, for rows that have a prefix or not, padded in front or not?
-    suffix_holds: dict[tuple[type[Pass], InterventionSite, bool, bool, bool], bool] = field(default_factory=dict)
+    # and that are behind texts that were run before?
+    suffix_holds: dict[tuple[type[Pass], InterventionSite, bool, bool, bool, bool], bool] = field(default_factory=dict)
+    begun: tuple[Any, Any] | None = None  # the texts that rows began with last, and what was read of them
     # do rows whose shared beginnings are in a cache give what whole rows do, in a way, beginnings padded or not?
     sharing_holds: dict[tuple[Callable[..., Any], bool], bool] = field(default_factory=dict)
     caching: Caching | None = None
@@ -79,6 +81,8 @@ class ModelView:
     """Processes that hold a copy of it each, where there are some (:mod:`errata.distributed.attach`)."""
     origin: "Callable[[], Self] | None" = None
     """Loads it once more, in another process; None for a model that was given in memory."""
+    bare: bool = True
+    """Whether nothing is in force here that a patch does: true of the model itself, and of a patch without parts."""
     explainers: list[Callable[[Call], Sequence[str | None]]]
     """``Adapter.explain`` of each adapter in force here; empty where none is."""
 
@@ -139,7 +143,7 @@ class ModelView:
         :class:`InForce` if this view may not run the model itself.
         """
         view = copy.copy(self)
-        view.explainers = list(self.explainers)
+        view.explainers, view.bare = list(self.explainers), False
 
         def put_on(undo: ExitStack) -> T:
             view._inside = undo

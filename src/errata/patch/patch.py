@@ -109,6 +109,7 @@ class Patch:
         """
 
         def put_on(edited: HFLM, undo: ExitStack) -> LM:
+            edited.bare = lm.bare and not self.parts
             if deltas := self.of_kind(Delta):
                 undo.enter_context(_total(deltas).in_force(lm.model))
             for adapter in self.of_kind(Adapter):

@@ -16,8 +16,9 @@ def pack(name: str, x: Tensor, mostly_zero: bool = False) -> dict[str, Tensor]:
     """The tensor under its name, or in pieces under ``name.bits``, ``name.shape`` and ``name.values``."""
     if x.dtype != torch.bool and not mostly_zero:
         return {name: x}
-    pieces = {f"{name}.bits": to_bits(x != 0), f"{name}.shape": torch.tensor(x.shape)}
-    return pieces if x.dtype == torch.bool else {**pieces, f"{name}.values": x[x != 0]}
+    where = x != 0
+    pieces = {f"{name}.bits": to_bits(where), f"{name}.shape": torch.tensor(x.shape)}
+    return pieces if x.dtype == torch.bool else {**pieces, f"{name}.values": x[where]}
 
 
 def unpack(tensors: Mapping[str, Tensor], mostly_zero: Collection[str] = ()) -> dict[str, Tensor]:

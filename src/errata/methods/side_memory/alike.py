@@ -36,11 +36,15 @@ class Asked:
         self.edits: dict[str, tuple[Tensor, int]] = {}  # text -> (x (t, f), token)
         self.others: dict[str, tuple[Tensor, int]] = {}
 
-    def likeliest(self, log: Sequence[EditRecord], texts: Sequence[str]) -> list[int]:
-        """The likeliest next token (id) of each edit's prompt, and of each text."""
+    def likeliest(self, log: Sequence[EditRecord], texts: Sequence[str], also: Sequence[str] = ()) -> list[int]:
+        """The likeliest next token (id) of each edit's prompt, and of each text; other texts are ``also`` read where
+        they do not take another pass."""
         prompts, self.others = [edit.prompt for edit in log], {}
         left = list(dict.fromkeys(text for text in (*prompts, *texts) if text not in self.edits))
-        self.others = dict(zip(left, self._read(left), strict=True))
+        more = list(dict.fromkeys([*left, *(text for text in also if text not in self.edits)]))
+        lengths = [len(self.lm.tokens.prompt(text)) for text in more if left]
+        read = more if len([*budgeted(lengths, self.lm.budget)]) == 1 else left
+        self.others = dict(zip(read, self._read(read), strict=True))
         self.edits |= {prompt: self.others[prompt] for prompt in prompts if prompt in self.others}
         return [(self.edits.get(text) or self.others[text])[1] for text in (*prompts, *texts)]
 
@@ -90,7 +94,7 @@ def alike(
             about |= {one.about(two.subject): two.subject, two.about(one.subject): one.subject}
         drawn = torch.randint(len(pool), (n,), generator=draw).tolist() if pool else ()
         others |= dict.fromkeys(one.about(pool[j]) for j in drawn)
-    likeliest = asked.likeliest(log, list(about))
+    likeliest = asked.likeliest(log, list(about), list(others))
     taken = set(zip([edit.subject for edit in log], likeliest, strict=False))
     own, same = {log[i].subject for i in chosen}, list[str]()
     for (text, subject), token in zip(about.items(), likeliest[len(log) :], strict=True):

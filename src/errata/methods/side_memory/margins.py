@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -10,7 +11,7 @@ from typing_extensions import override
 
 from errata.methods.side_memory.matrix import At, deciding
 
-MANY = 1 / 3  # share of prompts that may be above a limit, beyond which all are looked at
+MANY = 0.8  # share of prompts that may be above a limit, beyond which all are looked at
 ROUNDING = 1e-3  # of a limit: distances in float32 come nearer than this to what they are
 
 
@@ -28,6 +29,13 @@ class PromptInputs:
         kept = [deciding(x, at) for x in xs]
         of = torch.arange(len(kept)).repeat_interleave(torch.tensor([len(x) for x in kept]))
         return cls(torch.cat(kept), of.to(kept[0].device), len(kept))
+
+    @classmethod
+    def joined(cls, parts: Sequence["PromptInputs"], factor: float = 1.0) -> Self:
+        """Of all prompts, one part behind the other, each input times ``factor``."""
+        before = [0, *accumulate(part.n for part in parts)]
+        of = [part.of + n for part, n in zip(parts, before, strict=False)]
+        return cls(torch.cat([part.x for part in parts]).mul_(factor), torch.cat(of), before[-1])
 
     def some(self, chosen: Tensor) -> "PromptInputs":
         """Those prompts that are ``chosen`` (n,)."""
@@ -70,30 +78,35 @@ class _Norms(torch.autograd.Function):
 class Above:
     """Distances of those prompts that may be above a limit, as a matrix is trained.
 
-    ‖w' x‖ is at most ‖w x‖ + Σ_c ‖w'_c − w_c‖ |x_c|, over columns c: a prompt whose distance was known for an earlier
-    w is looked at again only where this passes the limit.
+    ‖w' x‖ is at most ‖w x‖ + Σ_c ‖w'_c − w_c‖ |x_c|, over columns c: with each matrix what bounds a prompt's distance
+    grows by that, and the prompt is looked at again where its bound passes the limit.
     """
 
     def __init__(self, inputs: PromptInputs):
         self.inputs, self.sizes = inputs, inputs.sizes()
-        self._known: tuple[Tensor, Tensor] | None = None  # a matrix (d, f), and the distances by it (n,)
+        self._known: tuple[Tensor, Tensor] | None = None  # the last matrix (d, f), and bounds of all distances (n,)
 
     def distances(self, w: Tensor, limit: float) -> Tensor:
         """By a matrix w (d, f), of every prompt above the limit, in their order, and of some or all that are not."""
-        chosen = self._may_be_above(w.detach(), limit)
-        if chosen is not None:
-            return self.inputs.some(chosen).distances(w)
-        d = self.inputs.distances(w)
-        self._known = w.detach().clone(), d.detach()
+        at = w.detach().clone()
+        if self._known is None and not at.any():
+            return w.new_zeros(self.inputs.n)  # by a new matrix
+        bounds = self._bounds(at) if limit > 0 else at.new_full((self.inputs.n,), torch.inf)
+        chosen = bounds > (1 - ROUNDING) * limit
+        if int(chosen.sum()) > MANY * len(bounds):
+            d = self.inputs.distances(w)
+            self._known = at, d.detach()
+            return d
+        d = self.inputs.some(chosen).distances(w)
+        self._known = at, bounds.masked_scatter(chosen, d.detach())
         return d
 
-    def _may_be_above(self, w: Tensor, limit: float) -> Tensor | None:
-        """Which prompts (n,); None where all shall be looked at."""
-        if self._known is None or limit <= 0:
-            return None
-        earlier, d = self._known
-        chosen = d + self.sizes @ (w - earlier).norm(dim=0) > (1 - ROUNDING) * limit
-        return chosen if int(chosen.sum()) <= MANY * len(d) else None
+    def _bounds(self, w: Tensor) -> Tensor:
+        """What all distances by w are at most (n,): infinite before any is known."""
+        if self._known is None:
+            return w.new_full((self.inputs.n,), torch.inf)
+        earlier, bounds = self._known
+        return bounds + self.sizes @ (w - earlier).square_().sum(0).sqrt_()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from errata.model.hf import HFLM
 from errata.model.intervention import Pass
 from errata.model.lm import Call
 from errata.model.passes import at_least_float32, budgeted
-from errata.model.resumed import SuffixPass
+from errata.model.resumed import Beginnings, SuffixPass
 from errata.model.texts import kept_contexts
 from errata.patch.parts import output_replaced
 
@@ -98,7 +98,7 @@ class SiteLosses:
     def __init__(self, lm: HFLM, site: str, rows: Rows, begins: Sequence[Sequence[int]] = (), *, plain: bool = False):
         self.lm, self.site, self.rows = lm, site, list(rows)
         self.plain = plain or lm.seq2seq or bool(lm.explainers)
-        self.begins: SuffixPass | None = None
+        self.begins: Beginnings | None = None
         self.begun = [(0, 0)] * len(rows)  # of each row which text it begins with, and how many tokens of it
         if begins and not self.plain:
             self._begin(begins)
@@ -108,9 +108,9 @@ class SiteLosses:
             self.batches = self._batches()
 
     def _begin(self, texts: Sequence[Sequence[int]]) -> None:
-        run = self._pass(texts, [0] * len(texts), [[0]] * len(texts))
-        if isinstance(run, SuffixPass) and run.above:
-            self.begins, self.begun = run, [_beginning(p[:-1], texts) for p, _ in self.rows]
+        begins = self.lm.beginnings(texts, self._at)
+        if begins is not None and begins.run.above:
+            self.begins, self.begun = begins, [_beginning(p[:-1], texts) for p, _ in self.rows]
 
     def _batches(self) -> list[tuple[list[int], Pass | None]]:
         batches = budgeted([len(p) + len(t) for p, t in self.rows], self.lm.budget)
@@ -122,16 +122,17 @@ class SiteLosses:
             return True
         assert self.begins is not None
         with torch.no_grad():
-            whole = {keys.shape[-2] for keys, _ in self.begins.keys_above().values()}
-        return isinstance(run, SuffixPass) and run.keeps_above and whole == {self.begins.suffix.ids.shape[1]}
+            whole = {keys.shape[-2] for keys, _ in self.begins.run.keys_above().values()}
+        return isinstance(run, SuffixPass) and run.keeps_above and whole == {self.begins.run.suffix.ids.shape[1]}
 
     def _suffix(self, batch: Sequence[int]) -> Pass:
         rows = [[*p, *t[:-1]] for p, t in (self.rows[i] for i in batch)]
-        return self._pass(rows, [self.begun[i][1] for i in batch], self._columns(batch))
+        of, starts = zip(*(self.begun[i] for i in batch), strict=True)
+        return self.lm.intervention(rows, starts, self._at, self._columns(batch), begins=self.begins, of=of)
 
-    def _pass(self, rows: Sequence[Sequence[int]], starts: Sequence[int], columns: Sequence[Sequence[int]]) -> Pass:
-        site = InterventionSite(self.lm.sites.mlp_out.index(self.site), mlp_output=True)
-        return self.lm.intervention(rows, starts, site, columns)
+    @property
+    def _at(self) -> InterventionSite:
+        return InterventionSite(self.lm.sites.mlp_out.index(self.site), mlp_output=True)
 
     def _columns(self, batch: Sequence[int]) -> list[list[int]]:
         return [[self._end(i) + j for j in range(len(self.rows[i][1]))] for i in batch]
@@ -171,7 +172,7 @@ class SiteLosses:
 
     def _logits(self, run: Pass, rows: Sequence[int]) -> Tensor:
         if self.begins is not None and isinstance(run, SuffixPass) and any(self.begun[i][1] for i in rows):
-            run = run.behind(self.begins.keys_above(), [self.begun[i][0] for i in rows])
+            run = run.behind(self.begins.run.keys_above(), [self.begun[i][0] for i in rows])
         return run.logits(None, self._columns(rows))
 
 
@@ -223,35 +224,44 @@ class Descent:
         of: Tensor,
         change: Callable[[Tensor], Change],
         margin: Margin | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """V after at most ``steps`` steps, fewer once the losses of all edits and the penalty are below ``stop``; and
         the loss of each edit with it (n,).
 
         ``of`` says of which edit each row is. An edit whose loss is below ``stop`` has no gradient; every few steps all
-        are measured again.
+        are measured again. With a ``mask``, as large as V and 0 or 1, the entries at 1 alone are changed.
         """
         rows_of = torch.bincount(of).to(v)  # (n,)
         loss, penalty = torch.full_like(rows_of, torch.inf), torch.zeros((), device=v.device)
         v = v.clone().requires_grad_()
-        sgd = torch.optim.SGD([v], lr=self.lr, weight_decay=self.decay)
         for step in range(self.steps + 1):
             unfinished, last = (loss >= self.stop).cpu(), step == self.steps  # the last pass measures
             every = last or step % CHECK == 0 or not (unfinished.any() or float(penalty.detach()) > self.stop)
             chosen = torch.ones_like(unfinished) if every else unfinished
             loss = loss.masked_fill(chosen.to(v.device), 0.0)
-            with torch.set_grad_enabled(not last):
+            with torch.set_grad_enabled(not last and bool(unfinished.any())):
                 for rows, row_loss in losses.of(change(v), chosen[of].tolist()):
                     shares = row_loss.to(v) / rows_of[of[rows]]
                     loss.index_add_(0, of[rows].to(v.device), shares.detach())
                     if shares.requires_grad and unfinished[of[rows]].any():
                         (shares * unfinished[of[rows]].to(v)).sum().backward()
+            with torch.set_grad_enabled(not last):
                 penalty = margin(v) if margin is not None else penalty
             if last or (every and bool((loss < self.stop).all()) and float(penalty.detach()) <= self.stop):
                 break
             if penalty.requires_grad:
                 (len(rows_of) * penalty).backward()
-            if v.grad is not None:
-                torch.nn.utils.clip_grad_norm_([v], self.clip * len(rows_of) ** 0.5)
-                sgd.step()
-                sgd.zero_grad()
+            self._step(v, len(rows_of), mask)
         return v.detach(), loss
+
+    @torch.no_grad()
+    def _step(self, v: Tensor, n: int, mask: Tensor | None) -> None:
+        """Goes down the gradient of v, clipped for n edits, which is spent; nowhere where v has none."""
+        if (gradient := v.grad) is None:
+            return
+        if mask is not None:
+            gradient.mul_(mask)
+        clipped = (self.clip * n**0.5 / (gradient.norm() + 1e-6)).clamp(max=1)  # as torch clips
+        v.mul_(1 - self.lr * self.decay).addcmul_(gradient, clipped, value=-self.lr)
+        v.grad = None

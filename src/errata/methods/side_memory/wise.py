@@ -200,27 +200,25 @@ class WISE(SideSettings, MemoryMethod):
         losses = SiteLosses(lm, memory.site, rows, [lm.tokens.prompt(context) for context in contexts])
         others = asked.inputs(alike(asked, log, fresh, state.info["names"], self.others, draw)[1])
         elsewhere = asked.of(log[i] for i in live if of_matrix[i] != m)  # appendix B.3
-        inside = PromptInputs.read([*asked.of(log[i] for i in known), *losses.inputs(self.at)], self.at)
-        outside = PromptInputs.read([*self._usual(state, inside.x), *elsewhere, *others], self.at)
-        scale, mask = unit(state), self._mask(weights[m], fresh[0]).to(inside.x)
-        unit_out = OUTBID / state.info["out"]
-        rivals = [unit_out * inside.distances(w.to(inside.x)) for i, w in enumerate(weights) if i != m]
+        own = PromptInputs.read([*asked.of(log[i] for i in known), *losses.inputs(self.at)], self.at)
+        usual, near = self._usual(state, own.x), [*elsewhere, *others]
+        scale, per_input = unit(state), 1 / state.info["in"]  # distances are in units of the layer's outputs
+        inside = PromptInputs.joined([own], per_input)
+        outside = PromptInputs.joined([usual, *([PromptInputs.read(near, self.at)] if near else ())], per_input)
+        rivals = [OUTBID / scale * inside.distances(w.to(inside.x)) for i, w in enumerate(weights) if i != m]
         least = torch.stack([inside.x.new_full((inside.n,), self.beta), *rivals]).amax(0)
-        margins = Margins(inside, outside, least, self.alpha, self.gamma)  # in units of the layer's outputs
+        margins, mask = Margins(inside, outside, least, self.alpha, self.gamma), self._mask(weights[m], fresh[0])
         of_matrix[list(fresh)] = m
 
-        scaled, in_units = scale * mask, mask / state.info["in"]
-
         def change(v: Tensor) -> Change:
-            return lambda rows, x: x @ (v * scaled).T
+            return lambda rows, x: (scale * x) @ v.T
 
-        def margin(v: Tensor) -> Tensor:
-            return margins.penalty(v * in_units)
-
-        v, ended = self.descent.run(weights[m].to(inside.x) / scale, losses, of, change, margin)
+        v, ended = self.descent.run(
+            weights[m].to(inside.x) / scale, losses, of, change, margins.penalty, mask.to(inside.x)
+        )
         report([edit.id for edit in edits], ended.tolist(), (ended <= self.stop).tolist())
         weights = weights.clone()
-        weights[m] = (scale * v * mask).cpu()
+        weights[m] = (scale * v).cpu()
         payload = replace(memory.payload, weights=weights, of=of_matrix)
         return self._measured(asked, replace(memory, payload=payload), m, state)
 
@@ -265,10 +263,11 @@ class WISE(SideSettings, MemoryMethod):
         same, others = (
             PromptInputs.read(asked.inputs(texts), self.at).distances(w) if texts else d[:0] for texts in found
         )
-        usual = PromptInputs.read(self._usual(state, w), "mean")
-        outside = [x for x in (usual.distances(w), others) if len(x)]
+        outside = [x for x in (self._usual(state, w).distances(w), others) if len(x)]
         return min(parting(torch.cat([d, same]), outside), SLACK * float(d.min()))
 
-    def _usual(self, state: State, like: Tensor) -> Sequence[Tensor]:
-        """The inputs (t, f) that the state holds, of each text, where ``like`` is."""
-        return state.tensors["x"].to(like).split(state.tensors["lengths"].tolist())
+    def _usual(self, state: State, like: Tensor) -> PromptInputs:
+        """The inputs that the state holds of each text, where ``like`` is."""
+        lengths = state.tensors["lengths"].cpu()
+        of = torch.arange(len(lengths)).repeat_interleave(lengths)
+        return PromptInputs(state.tensors["x"].to(like), of.to(like.device), len(lengths))
