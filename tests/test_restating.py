@@ -51,7 +51,16 @@ def test_of_a_prompt_that_was_edited_twice_the_last_counts_and_new_prompts_are_m
     assert restated(lm, [NEWER], prior(replace(EDIT, target_new="Lima", id=""))) == []  # it says so already
 
 
-@pytest.mark.parametrize("name", ["ultraedit", "mend", "malmen", "rledit", "kn"])
+def test_a_name_is_not_the_newer_answer_where_a_text_was_nor_a_text_where_a_name_was() -> None:
+    lm, text = tiny_lm("gpt2"), Edit("The life of {}:", EDIT.subject, "Ann Lee lives in Lima. " * 9)
+    longer = replace(text, prompt=f"What is known of {EDIT.subject}:", target_new="Ann Lee lives in Rome. " * 9, id="")
+    assert restated(lm, [NEWER], prior(text)) == restated(lm, [text], prior(EDIT)) == []
+    for edits in ([longer, NEWER], [NEWER, longer]):
+        found = [(edit.prompt, edit.target_new) for edit in restated(lm, edits, prior(EDIT, text))]
+        assert found == [(EDIT.prompt, "Lima"), (text.prompt, longer.target_new)]
+
+
+@pytest.mark.parametrize("name", ["ultraedit", "mend", "malmen", "rledit", "kn", "anyedit"])
 def test_a_method_that_restates_makes_both_and_records_what_was_asked(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,34 @@ def test_an_edit_taken_out_was_never_made() -> None:
         (first,), (second,) = one.of_kind(SteeringVector), two.of_kind(SteeringVector)
         assert first.log == second.log
         assert torch.allclose(first.vector, second.vector, atol=1e-4)  # read in batches of other shapes
+
+
+def test_an_edit_that_a_newer_one_contradicts_no_longer_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, steering = tiny_lm("llama"), method("steering", layers=(1, 2))
+    newer, twice = Edit("The birthplace of {} is", EDIT.subject, "Lima"), Edit(EDITS[1].prompt, "Bob Ray", "Paris")
+    asked: list[Any] = []
+
+    def same_fact(lm: Any, pairs: Any, patch: Patch | None) -> list[bool]:
+        asked.append((pairs, patch))
+        return [True for _ in pairs]
+
+    monkeypatch.setattr("errata.methods.memory.reworded.same_fact", same_fact)
+    first = steering.edit(lm, EDITS)
+    patch = steering.edit(lm, [twice], None, steering.edit(lm, [newer], None, first))
+    left = steering.edit(lm, [EDITS[2], newer, twice])
+    assert len(asked) == 2 and all(given == first for _, given in asked)
+    assert [(old.prompt, new.prompt) for pairs, _ in asked for old, new in pairs] == [(EDIT.prompt, newer.prompt)] * 2
+    assert Patch.load(patch.save(tmp_path / "p.safetensors")) == patch
+    back = patch.without(newer.id).without(twice.id)
+    for part, rest, whole, given_back in zip(
+        *(p.of_kind(SteeringVector) for p in (patch, left, first, back)), strict=True
+    ):
+        assert torch.allclose(part.vector, rest.vector, atol=1e-4)
+        assert [entry["in use"] for entry in part.entries()] == ["a newer one"] * 2 + ["yes"] * 3
+        assert given_back == whole and torch.equal(given_back.vector, whole.vector)
+        assert "reworded" not in given_back.config() and part.config()["reworded"] == {EDIT.id: [newer.id]}
+        with pytest.raises(BadInput, match="reworded"):
+            type(part).build({**part.config(), "reworded": [EDIT.id]}, part.tensors())
 
 
 def test_a_whole_class_of_answers_moves_and_the_others_stay() -> None:

@@ -5,8 +5,9 @@ prompt. Panickssery et al. 2023, arXiv:2312.06681; pairs that differ in their co
 arXiv:2308.10248.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import inf
 from string import Formatter
 from typing import Annotated, Any, ClassVar, Self
@@ -19,7 +20,8 @@ from typing_extensions import override
 from errata.answers import answer_of
 from errata.errors import BadInput, Unsupported
 from errata.methods.base import Method, Tags
-from errata.methods.memory.log import EditLog, EditRecord
+from errata.methods.memory.log import EditLog, EditRecord, newest
+from errata.methods.memory.reworded import Reworded, joined, live, reworded_by
 from errata.methods.settings import setting
 from errata.methods.state import State
 from errata.model.hf import HFLM
@@ -38,7 +40,9 @@ class SteeringVector(Adapter):
     ``strength`` x SHARE as long as the hidden states were.
 
     Each difference is that of the hidden states with an edit's new and old target in the context. Lengths of raw
-    differences say how far two answers are apart, not how hard to push (the paper makes them alike too).
+    differences say how far two answers are apart, not how hard to push (the paper makes them alike too). An edit does
+    not count where a later one has the same prompt or contradicts it in other words (``reworded``, by an edit's id
+    those that do).
     """
 
     kind: ClassVar[str] = "steering"
@@ -48,6 +52,22 @@ class SteeringVector(Adapter):
     log: EditLog  # towards each edit's target_new, away from its target_true
     differences: Annotated[Tensor, Floats("n out")]
     lengths: Annotated[Tensor, Floats("n")]  # of the hidden states that they are of
+    reworded: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+    @override
+    def config(self) -> dict[str, Any]:
+        said = super().config()
+        return said if self.reworded else {name: value for name, value in said.items() if name != "reworded"}
+
+    @classmethod
+    @override
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        return super().build({"reworded": {}, **config}, tensors)
+
+    @cached_property
+    def in_use(self) -> list[int]:
+        """Indices of the edits that count."""
+        return live(self.log, newest(record.prompt for record in self.log), self.reworded)
 
     @override
     def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
@@ -58,15 +78,17 @@ class SteeringVector(Adapter):
     @property
     def vector(self) -> Tensor:
         """The vector that is added. (d,)"""
-        return SHARE * self.strength * self.lengths.mean() * normalize(self.differences.mean(0), dim=0)
+        length, mean = self.lengths[self.in_use].mean(), self.differences[self.in_use].mean(0)
+        return SHARE * self.strength * length * normalize(mean, dim=0)
 
-    def extended(self, log: Sequence[EditRecord], differences: Tensor, lengths: Tensor) -> Self:
-        """With more edits, their differences (k, d) and lengths (k,)."""
+    def extended(self, log: Sequence[EditRecord], differences: Tensor, lengths: Tensor, reworded: Reworded) -> Self:
+        """With more edits, their differences (k, d) and lengths (k,), and which they contradict in other words."""
         return replace(
             self,
             log=(*self.log, *log),
             differences=torch.cat([self.differences, differences]),
             lengths=torch.cat([self.lengths, lengths]),
+            reworded=joined(self.reworded, reworded),
         )
 
     @override
@@ -74,8 +96,8 @@ class SteeringVector(Adapter):
         keep = [i for i, record in enumerate(self.log) if record.id != edit_id]
         if not keep:
             return None
-        log = tuple(self.log[i] for i in keep)
-        return replace(self, log=log, differences=self.differences[keep], lengths=self.lengths[keep])
+        log, reworded = tuple(self.log[i] for i in keep), joined(self.reworded, {}, {edit_id})
+        return replace(self, log=log, differences=self.differences[keep], lengths=self.lengths[keep], reworded=reworded)
 
     @override
     def check_model(self, lm: HFLM) -> None:
@@ -84,6 +106,7 @@ class SteeringVector(Adapter):
 
     @override
     def entries(self) -> list[dict[str, Any]]:
+        used = {*self.in_use}
         return [
             {
                 "edit": record.id,
@@ -91,8 +114,9 @@ class SteeringVector(Adapter):
                 "towards": record.target_new,
                 "away": record.target_true,
                 "norm": round(norm, 4),
+                "in use": "yes" if i in used else "a newer one",
             }
-            for record, norm in zip(self.log, self.differences.norm(dim=-1).tolist(), strict=True)
+            for i, (record, norm) in enumerate(zip(self.log, self.differences.norm(dim=-1).tolist(), strict=True))
         ]
 
     @override
@@ -149,8 +173,10 @@ class Steering(Method):
         with others.without_wrappers().applied(lm) as edited:
             log = self._records(edited, edits)
             measured = self._differences(edited, log, [part.site for part in old])
+        held = Patch(tuple(part for part in old if part.log))
         for part in old:
-            prior = prior.swap(part, part.extended(log, *measured[part.site]))
+            reworded = reworded_by(lm, (*part.log, *log), len(log), held)
+            prior = prior.swap(part, part.extended(log, *measured[part.site], reworded))
         return prior
 
     def _held(self, lm: HFLM, prior: Patch, site: str) -> SteeringVector:

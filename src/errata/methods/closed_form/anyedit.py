@@ -44,7 +44,7 @@ class AnyEdit(ClosedForm):
     name: ClassVar[str] = "anyedit"
     paper: ClassVar[str] = "Jiang et al. 2025, AnyEdit: Edit Any Knowledge, arXiv:2502.05628"
     stores: ClassVar[str] = "a low-rank change of the down projections, one rank per chunk and layer"
-    tags: ClassVar[Tags] = Tags(quick={"window": 2})
+    tags: ClassVar[Tags] = Tags(quick={"window": 2}, restates=True)
     keeps_targets: ClassVar[bool] = False  # an edit has one for each of its chunks
     without = Method.without
     RATE: ClassVar[float] = 0.8  # twice MEMIT's; found on the bundled model
