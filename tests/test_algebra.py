@@ -490,6 +490,35 @@ def test_normalised_steps_fall_and_the_first_looks_at_the_bare_prompt() -> None:
     assert torch.allclose(result.delta, delta, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "stop", "floor", "still"),
+    [
+        ("normalised", 0.05, 1.2, True),
+        ("normalised", 0.05, 3, False),
+        ("normalised", 2, 1.2, False),
+        ("adam", 0.05, 1.2, False),
+    ],
+)
+def test_a_search_ends_where_its_loss_hardly_falls_near_its_end(
+    optimizer: str, stop: float, floor: float, still: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no step can bring a small loss below 1.2 times the one that ends the search, none is taken in vain."""
+    settings = resolved_for(tiny_lm("gpt2"), steps=25, stop=stop, lr=0.1, optimizer=optimizer)
+    asked: list[bool] = []
+
+    def losses(search: GroupSearch, delta: Tensor, *rest: Any) -> Tensor:
+        asked.append(delta.requires_grad)
+        return settings.stop * floor * (1 + (-2 * delta[:, 0]).exp())
+
+    monkeypatch.setattr(GroupSearch, "losses", losses)
+    lm, limits, units = tiny_lm("gpt2"), torch.full((1, 1), 1e9), torch.ones(1, 1)
+    result = find_deltas(lm, EDITS[:1], InterventionSite(1), [""], settings, limits, units)
+    assert result.finished.all() and not result.met.any()
+    assert (result.steps.item() < 10) == still
+    assert result.final_loss.item() < settings.stop * (2 if still else 4)
+    assert asked.count(False) <= 3, "no look without a graph where it would end nothing"
+
+
 def test_an_answer_that_the_model_gives_already_is_no_reason_to_move() -> None:
     """Not even where only the bare prompt was asked so far: a second look, at all rows, ends the search at δ = 0."""
     lm = tiny_lm("gpt2", torch.float64)

@@ -6,6 +6,7 @@ paths (PMET: down projection and attention) has a δ for each, side by side.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ LEAST = 1 / 7  # the shortest, in lengths of the first, but for those behind a l
 NEAR = 20  # a loss this many times the one that ends the search is, as a rule, below that one a normalised step later,
 FAST = 0.5  # where the last step left no more than this share of it
 STILL, CLOSE = 0.85, 2  # a loss less than so many times that one, of which a step leaves this share, will not get there
+SURE = log(2)  # a loss below which the answer is more likely than all others together
 
 
 @dataclass
@@ -214,10 +216,13 @@ class GroupSearch:
         return running
 
     def _still(self, left: Tensor, losses: Tensor) -> Tensor:
-        """(k,): which ``losses`` are near the one that ends the search, and hardly fell: a ``left`` share stayed."""
+        """(k,): which ``losses`` are near the one that ends the search, and hardly fell: a ``left`` share stayed.
+
+        Of answers that are sure: where ``stop`` is large, a search may rest for a step long before its end.
+        """
         if self.settings.optimizer != "normalised":
             return torch.zeros_like(losses, dtype=torch.bool)
-        return (left > STILL) & (left <= 1) & (losses < CLOSE * self.settings.stop)
+        return (left > STILL) & (left <= 1) & (losses < min(CLOSE * self.settings.stop, SURE))
 
     def _without_met(self, state: SearchResult, facts: Tensor, units: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
         """The facts and rows of a look, without those that it ends: found without a graph, where that is likely."""
