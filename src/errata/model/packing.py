@@ -17,6 +17,7 @@ from errata.model.caches import new_cache, plain
 from errata.model.passes import Rows, accepts
 
 WIDTH = 128  # tokens of an element behind its beginning, more or less: all look at all, though they see few
+EXTRA = 16  # tokens that an element costs beside its own, for what it copies of its beginning
 
 
 def can_pack(model: nn.Module) -> bool:
@@ -49,12 +50,12 @@ class Packing:
 
     @classmethod
     def of(cls, beginnings: Sequence[int], sizes: Sequence[int]) -> "Packing":
-        """Rows of one beginning fill elements one after another, all of nearly the same number of tokens."""
+        """Rows of one beginning fill elements one after another, of as many tokens as leave little padding in all."""
         whole: Counter[int] = Counter()
         for beginning, size in zip(beginnings, sizes, strict=True):
             whole[beginning] += size
-        most = max(whole.values(), default=1)
-        width = most / ceil(most / WIDTH)
+        parts = {size / ceil(size / WIDTH) for size in whole.values() if size}
+        width = min(parts, key=lambda w: (w + EXTRA) * sum(ceil(size / w) for size in whole.values()), default=1.0)
         made, last, filled = cls([], []), dict[int, int](), list[int]()  # a beginning's last element; each one's tokens
         for beginning, size in zip(beginnings, sizes, strict=True):
             at = last.get(beginning)
