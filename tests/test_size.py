@@ -238,7 +238,7 @@ def test_the_bytes_of_state_patch_and_weights_are_those_that_are_held() -> None:
 def test_what_a_gradient_keeps_is_what_a_search_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("errata.methods.closed_form.base.contexts_of", lambda *_: ["", *CONTEXTS])
     lm = tiny_lm("llama")
-    method = errata.method("memit", contexts=len(CONTEXTS), steps=2, layers=(0,))
+    method = errata.method("memit", contexts=len(CONTEXTS), steps=3, layers=(0,))
     state = method.prepare(lm, TEXTS)
     method.edit(lm, MANY, state)  # the inverse
     most = live_bytes(lambda: method.edit(lm, MANY, state))

@@ -45,5 +45,4 @@ def for_a_while(do: Callable[[], T], undo: Callable[[T], Any]) -> Iterator[T]:
         try:
             undone()
         finally:
-            if done:
-                undone()  # where it was interrupted before it had begun
+            undone()  # where it was interrupted before it had begun

@@ -16,6 +16,7 @@ from errata.methods.closed_form.solve import PORTION
 from errata.methods.closed_form.statistics import NORM_PIECES, PER_DIMENSION
 from errata.methods.closed_form.symmetric import ROOM
 from errata.model.gram import COMPUTED, HELD
+from errata.model.packing import WIDTH, can_pack
 from errata.model.projection import Projection
 from errata.model.size import Size, Step, Work
 from errata.model.texts import CONTEXT_TOKENS
@@ -141,7 +142,10 @@ def _search(method: Choices, size: Size, work: Work, last: int) -> Step:
     tokens = min(most, max(size.lm.budget, rows * lengths))
     share = tokens / (rows * lengths)  # facts in a batch
     activations = size.kept * share * suffix * (size.depth - 1 - last)
-    cache = 2 * size.itemsize * tokens * sum(size.attention_width)
+    held = tokens
+    if can_pack(size.lm.model):  # what rows begin with is held for an element of many
+        held = share * before + work.context * ceil(share * rows * work.prompt / WIDTH)
+    cache = 2 * size.itemsize * held * sum(size.attention_width)
     logits = 4.0 * LOGITS * share * entries * size.head_flop / (2 * size.down(last)[0])
     return Step("targets", "edit", {"model": flop}, device=activations + cache + logits, note="every search to its end")
 
