@@ -91,10 +91,12 @@ class Strip:
             ends[at] += len(ids)
         shape = len(ends), max(ends, default=0)
         made = cls(torch.full(shape, fill), torch.full(shape, -1), torch.zeros(shape).long(), starts, list(before))
-        for i, (at, ids) in enumerate(zip(packing.element, rows, strict=True)):
-            here = at, slice(starts[i], starts[i] + len(ids))
-            made.ids[here], made.row[here] = long(ids), i
-            made.position[here] = torch.arange(before[i], before[i] + len(ids))
+        lengths = long([len(ids) for ids in rows])
+        row = torch.arange(len(rows)).repeat_interleave(lengths)
+        index = torch.arange(len(row)) - (lengths.cumsum(0) - lengths)[row]  # of a token in its row
+        at = long(packing.element)[row], long(starts)[row] + index
+        made.ids[at], made.row[at] = long([token for ids in rows for token in ids]), row
+        made.position[at] = long(before)[row] + index
         return made
 
     def source(self, packing: Packing, chosen: Sequence[int], new: "Strip") -> tuple[Tensor, Tensor]:
