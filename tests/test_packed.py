@@ -81,14 +81,33 @@ def test_half_precision_is_packed_too(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", BENDING)
-def test_a_model_that_mixes_rows_is_not_packed(kind: str) -> None:
+def test_a_model_that_mixes_tokens_is_not_packed(kind: str) -> None:
+    lm = bending(kind)
     rows, positions, columns = inputs()
-    for order in (range(len(rows)), [0]):  # not told by one row, which stands alone
-        lm = bending(kind)
-        first = [[values[i] for i in order] for values in (rows, positions, columns)]
-        lm.intervention(first[0], first[1], SITE, first[2], packed=True)
-        run = lm.intervention(rows, positions, SITE, columns, packed=True)
-        assert not isinstance(run, PackedPass)
+    assert not isinstance(lm.intervention(rows, positions, SITE, columns, packed=True), PackedPass)
+
+
+def test_rows_that_stand_alone_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that lets a token see all before it, whatever the mask says: right for one row in an element."""
+    lm, context = tiny_lm("llama", torch.float64), [CONTEXTS[2]]
+    forward, sites, begun = lm.model.forward, [("model.layers.3", "out")], lm.tokens.prompt(CONTEXTS[2])
+    rows = [[*begun, i, i + 1, i + 2] for i in (50, 60, 70)]  # of one length, so that no padding is seen
+    positions, columns = [len(begun) + 1] * 3, [[1]] * 3
+    readings = [read_at_subjects(lm, [edit], context, sites)[sites[0]].mean for edit in EDITS]
+
+    def sees_all(*args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
+        if attention_mask.ndim == 4:
+            later = torch.ones_like(attention_mask).triu(attention_mask.shape[3] - attention_mask.shape[2] + 1)
+            attention_mask = torch.zeros_like(attention_mask).masked_fill(later.bool(), -1e9)
+        return forward(*args, attention_mask=attention_mask, **kwargs)
+
+    with hooks.forward_replaced({lm.model: sees_all}):
+        for width in (1, 128):
+            monkeypatch.setattr(packing, "WIDTH", width)
+            together = read_at_subjects(lm, EDITS, context, sites)[sites[0]].mean
+            run = lm.intervention(rows, positions, SITE, columns, packed=True)
+    assert not isinstance(run, PackedPass)
+    assert torch.allclose(together, torch.cat(readings), atol=1e-8)
 
 
 def test_a_model_that_takes_no_such_mask_runs_row_by_row(caplog: pytest.LogCaptureFixture) -> None:
