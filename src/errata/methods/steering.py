@@ -7,7 +7,6 @@ arXiv:2308.10248.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from math import inf
 from string import Formatter
 from typing import Annotated, Any, ClassVar, Self
@@ -20,13 +19,12 @@ from typing_extensions import override
 from errata.answers import answer_of
 from errata.errors import BadInput, Unsupported
 from errata.methods.base import Method, Tags
-from errata.methods.memory.log import EditLog, EditRecord, newest
-from errata.methods.memory.reworded import Reworded, joined, live, reworded_by
+from errata.methods.memory.log import EditLog, EditRecord
+from errata.methods.memory.reworded import Reworded, RewordedAdapter, joined, reworded_by
 from errata.methods.settings import setting
 from errata.methods.state import State
 from errata.model.hf import HFLM
 from errata.model.lm import Call
-from errata.patch.parts import Adapter
 from errata.patch.patch import Patch
 from errata.patch.schema import Floats
 from errata.types import Edit
@@ -35,7 +33,7 @@ SHARE = 0.6  # of a hidden state's length is what strength 1 adds: see Steering
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringVector(Adapter):
+class SteeringVector(RewordedAdapter):
     """Adds to a block's output, from the prompt's last token on: the direction of the mean of ``differences``,
     ``strength`` x SHARE as long as the hidden states were.
 
@@ -53,21 +51,6 @@ class SteeringVector(Adapter):
     differences: Annotated[Tensor, Floats("n out")]
     lengths: Annotated[Tensor, Floats("n")]  # of the hidden states that they are of
     reworded: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
-
-    @override
-    def config(self) -> dict[str, Any]:
-        said = super().config()
-        return said if self.reworded else {name: value for name, value in said.items() if name != "reworded"}
-
-    @classmethod
-    @override
-    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        return super().build({"reworded": {}, **config}, tensors)
-
-    @cached_property
-    def in_use(self) -> list[int]:
-        """Indices of the edits that count."""
-        return live(self.log, newest(record.prompt for record in self.log), self.reworded)
 
     @override
     def out(self, call: Call | None, x: Tensor, y: Tensor) -> Tensor:

@@ -5,11 +5,17 @@ live(log, latest, reworded)
 """
 
 from collections.abc import Container, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+from torch import Tensor
+from typing_extensions import override
 
 from errata.answers import normalise
 from errata.conflicts.rewording import same_fact
-from errata.methods.memory.log import EditRecord
+from errata.methods.memory.log import EditLog, EditRecord, newest
 from errata.model.hf import HFLM
+from errata.patch.parts import Adapter
 from errata.patch.patch import Patch
 from errata.types import Edit
 
@@ -51,3 +57,26 @@ def live(log: Sequence[EditRecord], latest: Sequence[int], reworded: Reworded) -
     """Of the indices those whose edits no later one contradicts in other words."""
     last = {record.id: i for i, record in enumerate(log)}
     return [i for i in latest if all(last.get(id, -1) <= i for id in reworded.get(log[i].id, ()))]
+
+
+class RewordedAdapter(Adapter):
+    """An adapter with an entry for each edit, of which one does not count where a later one has the same prompt or
+    contradicts it in other words. Patch files hold ``reworded`` where there is any."""
+
+    log: EditLog
+    reworded: Mapping[str, list[str]]
+
+    @override
+    def config(self) -> dict[str, Any]:
+        said = super().config()
+        return said if self.reworded else {name: value for name, value in said.items() if name != "reworded"}
+
+    @classmethod
+    @override
+    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        return super().build({"reworded": {}, **config}, tensors)
+
+    @cached_property
+    def in_use(self) -> list[int]:
+        """Indices of the edits that count."""
+        return live(self.log, newest(record.prompt for record in self.log), self.reworded)

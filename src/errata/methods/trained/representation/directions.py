@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from errata.methods.memory.log import EditLog, EditRecord, newest
-from errata.methods.memory.reworded import Reworded, joined, live
+from errata.methods.memory.log import EditLog, EditRecord
+from errata.methods.memory.reworded import Reworded, RewordedAdapter, joined
 from errata.model.hf import HFLM
 from errata.model.lm import Call
 from errata.model.tokens import Tokens
-from errata.patch.parts import Adapter, output_replaced
+from errata.patch.parts import output_replaced
 from errata.patch.schema import Floats
 
 Found = tuple[int, int]  # index of a token in a prompt, and of a subject
 
 
 @dataclass(frozen=True, eq=False)
-class EntityDirections(Adapter):
+class EntityDirections(RewordedAdapter):
     """h ← β h + Σ directions, at a block's output, at the last token of each prompt's last mention of a subject.
 
     The directions are those of all edits of the subject, except where a later one has the same prompt or contradicts it
@@ -39,21 +39,11 @@ class EntityDirections(Adapter):
     directions: Annotated[Tensor, Floats("n out")]
     reworded: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
 
-    @override
-    def config(self) -> dict[str, Any]:
-        said = super().config()
-        return said if self.reworded else {name: value for name, value in said.items() if name != "reworded"}
-
-    @classmethod
-    @override
-    def build(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        return super().build({"reworded": {}, **config}, tensors)
-
     @cached_property
     def subjects(self) -> dict[str, list[int]]:
         """Subject -> indices of its edits that are in force."""
         of: dict[str, list[int]] = {}
-        for i in live(self.log, newest(record.prompt for record in self.log), self.reworded):
+        for i in self.in_use:
             of.setdefault(self.log[i].subject, []).append(i)
         return of
 
