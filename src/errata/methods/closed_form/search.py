@@ -29,7 +29,7 @@ SURE = log(2)  # a loss below which the answer is more likely than all others to
 @dataclass
 class SearchResult:
     """For each fact ``delta`` (n, d), float32 or better, ``final_loss``, ``steps`` taken, and if it is ``finished``:
-    because what is searched for was ``met``, or for want of steps.
+    because what is searched for was ``met``, for want of steps, or as its loss hardly fell any more near its end.
 
     ``adam_mean`` and ``adam_square`` (n, d) are Adam's moments, so that a search can be left and taken up again; (n, 0)
     where another optimizer steps. ``length`` is of the next normalised step, in lengths of the first. ``left`` is the
