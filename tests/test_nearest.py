@@ -54,12 +54,12 @@ def crowds(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @BY_HAND
-@given(crowds(), st.integers(1, 90), st.sampled_from([(1, 1), (1, 2), (3, 5), (47, 191)]))
-def test_the_nearest_is_that_of_comparing_all(crowd: Any, first: int, directions: tuple[int, int]) -> None:
+@given(crowds(), st.integers(1, 90), st.sampled_from([(1, 1), (1, 2), (3, 5), (23, 191)]), st.sampled_from([0, 4]))
+def test_the_nearest_is_that_of_comparing_all(crowd: Any, first: int, directions: tuple[int, int], few: int) -> None:
     """Also with few directions, and where the index was made of the first keys and then grew."""
     rows, q, radii = crowd
     with pytest.MonkeyPatch.context() as patched:
-        sizes = {"PAIRS": 3, "MANY": 3, "BLOCK": 8, "PASSES": 2, "CELLS": 24}
+        sizes = {"PAIRS": 3, "FEW": few, "SOME": 2, "BLOCK": 8, "PASSES": 2, "CELLS": 24}
         for name, value in {**sizes, **dict(zip(("DIRECTIONS", "MORE"), directions, strict=True))}.items():
             patched.setattr(nearest, name, value)
         for index in (Nearest(rows), Nearest(rows, Nearest(rows[:first]))):
@@ -96,16 +96,26 @@ def test_of_equal_keys_the_first_is_found() -> None:
     assert not len(Nearest(torch.empty(0, 5)).seen(q).within(1.0)[0])
 
 
-def test_few_keys_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 2,000 keys that a few directions tell apart, those that may be the nearest."""
+@pytest.mark.parametrize(("directions", "noise", "limit", "most"), [(20, 0.1, 5, 20), (300, 1, 20, 20_000)])
+def test_few_keys_are_read(
+    directions: int, noise: float, limit: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 2,000 keys those that may be the nearest, or near enough: by short vectors, where few directions tell."""
+    for name, value in {"BLOCK": 64, "CELLS": 64, "FEW": 0}.items():
+        monkeypatch.setattr(nearest, name, value)
     g = torch.Generator().manual_seed(0)
-    rows = torch.randn(2000, 20, generator=g) @ torch.randn(20, 100, generator=g)
-    index, seen = Nearest(rows), list[int]()
-    inner = index.distances
-    monkeypatch.setattr(index, "distances", lambda q, some: seen.append(len(some)) or inner(q, some))
-    q = rows[:10] + 0.1 * torch.randn(10, 100, generator=g)
-    assert index.seen(q).nearest(torch.full((2000,), 5.0))[0].tolist() == list(range(10))
-    assert sum(seen) < 100
+    basis = torch.linalg.qr(torch.randn(300, directions, generator=g)).Q.T
+    rows = (300 / directions) ** 0.5 * torch.randn(2000, directions, generator=g) @ basis
+    index, read, compared = Nearest(rows), list[int](), list[int]()
+    keys_of, longer = index.keys_of, Seen._longer
+    monkeypatch.setattr(index, "keys_of", lambda some: read.append(len(some)) or keys_of(some))
+    monkeypatch.setattr(Seen, "_longer", lambda *x, **n: compared.append(len(x[2])) or longer(*x, **n))
+    seen = index.seen(rows[100:110] + noise * torch.randn(10, 300, generator=g))
+    assert seen.nearest(torch.full((2000,), 100.0))[0].tolist() == list(range(100, 110))
+    assert compared[0] <= most and sum(read) < 100
+    read.clear()
+    assert seen.within(limit, 3)[0].tolist() == [103]
+    assert sum(read) < 20
 
 
 def test_a_key_that_moved_is_found_where_it_is() -> None:

@@ -7,24 +7,28 @@ Each key k is kept as its coordinates in a few orthonormal directions P, and the
 
     k̃ = (P k, ‖k − Pᵀ P k‖),    ‖q̃ − k̃‖ ≤ ‖q − k‖    (Cauchy and Schwarz)
 
-so that a key whose k̃ is farther than a radius is farther itself: one product of matrices tells which. Of the keys that
-are left longer vectors of the same kind are compared, and of what those leave the keys themselves, in float64. Of keys
-that are equally near the first is the nearest.
+so that a key whose k̃ is farther than a radius is farther itself: one product of matrices tells which. So is a key that
+is farther than another one: the likeliest by its k̃ is looked at itself, at once. Of the keys that are left longer
+vectors of the same kind are compared, and of what those leave the keys themselves, in float64. Of keys that are equally
+near the first is the nearest.
 """
 
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-DIRECTIONS = 47  # with the rest 48 numbers: a 32nd of what a key of the bundled model holds
+DIRECTIONS = 23  # with the rest 24 numbers: a 64th of what a key of the bundled model holds
+SOME = 48  # numbers of the longer vectors that are compared first
 MORE = 191  # of the longer vectors
 SAMPLE = 1024  # keys by which the directions are chosen, at most
 GROWTH = 4  # times as many keys as the directions were chosen for, before they are chosen anew
 BLOCK = 4096  # keys that are made short or compared at a time, so that those of a file need not be in memory together
 PAIRS = 256  # keys that are compared together
-MANY = 4096  # keys of a block that may reach a query, from which on the likeliest of them are compared at once
+FEW = 4  # keys of a query that are compared as they are
 PASSES = 64  # queries of a product
 CELLS = 2**18  # products of keys and queries that are computed at a time, and stay in the processor's cache
 SLACK = 1e-5  # of ‖q‖² + ‖k‖²: above what rounding to float32 adds to ‖q̃ − k̃‖²
@@ -43,16 +47,16 @@ class Axes(NamedTuple):
         """The principal directions of some of the rows (n, f)."""
         some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), SAMPLE)).long()].double()
         if not len(some):
-            return cls(some.new_zeros(rows.shape[1]), some, 0)
+            return cls(some.new_zeros(rows.shape[1]), some.float(), 0)
         centred = some - some.mean(0)
         squares, vectors = torch.linalg.eigh(centred @ centred.T)
         chosen = (squares > 1e-9 * squares[-1]).nonzero()[-MORE:, 0].flip(0)
-        return cls(some.mean(0), torch.linalg.qr(centred.T @ vectors[:, chosen]).Q.T, len(rows))
+        return cls(some.mean(0), torch.linalg.qr(centred.T @ vectors[:, chosen]).Q.T.float().contiguous(), len(rows))
 
     def vectors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The short and the longer vectors of x (n, f), in float32. (n, r + 1) each"""
         x = x.double() - self.middle
-        inside, squares = x @ self.basis.T, x.square().sum(-1, keepdim=True)
+        inside, squares = x.float() @ self.basis.T, x.square().sum(-1, keepdim=True)
 
         def cut(r: int) -> Tensor:
             rest = (squares - inside[:, :r].square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
@@ -65,14 +69,8 @@ class Reach(NamedTuple):
     """How far keys reach, and what that asks of a look-up."""
 
     radii: Tensor  # (n,); below 0 of keys that are none
-    least: Tensor  # (n,): a key's product with a query, less a term of the query's, at the radius
-    smallest: float  # of the radii of keys
-
-    def everywhere(self) -> "Reach":
-        """The same keys, reaching everywhere."""
-        live = self.radii >= 0
-        far = torch.full_like(self.radii, torch.inf)
-        return Reach(far.where(live, -1.0), (-far).where(live, torch.inf).float(), torch.inf)
+    halves: Tensor  # of their short vectors' squares; infinite of keys that are none. (n,)
+    largest: float  # of the radii
 
 
 class Nearest:
@@ -85,10 +83,11 @@ class Nearest:
             old = None
         self.rows, self.moved = rows, dict[int, Tensor]()
         self.axes = Axes.of(rows) if old is None else old.axes
-        made = [self.axes.vectors(rows[:0]) if old is None else (old.shorts, old.longs)]
+        made = [self.axes.vectors(rows[:0]) if old is None else (old.shorts.T, old.longs)]
         made += [self.axes.vectors(rows[at : at + BLOCK]) for at in range(len(made[0][0]), len(rows), BLOCK)]
-        self.shorts, self.longs = map(torch.cat, zip(*made, strict=True))  # (n, r + 1) each
-        self.squares = self.shorts.square().sum(1)
+        shorts, self.longs = map(torch.cat, zip(*made, strict=True))  # (n, r + 1) each
+        self.shorts = shorts.T.contiguous()  # (r + 1, n): as products read them fastest
+        self.squares = shorts.square().sum(1)
         self.halves = (1 - SLACK) / 2 * self.squares
         for i, row in moved.items():
             self.put(i, row)
@@ -96,8 +95,8 @@ class Nearest:
     def put(self, i: int, row: Tensor) -> None:
         """Another key (f,) in the place of key i, in place."""
         self.moved[i] = row
-        (self.shorts[i],), (self.longs[i],) = self.axes.vectors(row[None])
-        self.squares[i] = self.shorts[i].square().sum()
+        (self.shorts[:, i],), (self.longs[i],) = self.axes.vectors(row[None])
+        self.squares[i] = self.shorts[:, i].square().sum()
         self.halves[i] = (1 - SLACK) / 2 * self.squares[i]
 
     def back(self, i: int) -> None:
@@ -108,10 +107,8 @@ class Nearest:
 
     def reach(self, radii: Tensor) -> "Reach":
         """What radii (n,) ask of a look-up; below 0 of keys that are none."""
-        live = radii >= 0
-        least = self.halves - (1 + SLACK) / 2 * radii.float().square()
-        smallest = float(radii.where(live, torch.inf).min()) if len(radii) else torch.inf
-        return Reach(radii, least.where(live, torch.inf), smallest)
+        halves = self.halves.where(radii >= 0, torch.inf)
+        return Reach(radii, halves, float(radii.max()) if len(radii) else -1.0)
 
     def farthest(self, q: Tensor) -> float:
         """What no key, nor the query (f,), is longer than."""
@@ -130,12 +127,13 @@ class Nearest:
     def rough(self, q: Tensor, some: Tensor) -> Tensor:
         """The squares of these, computed in the type of the keys, float32 or float64. (k,)"""
         pairs = zip(q.split(PAIRS), some.split(PAIRS), strict=True)
-        return torch.cat([(self._keys(block) - x).square_().sum(1) for x, block in pairs]).float()
+        return torch.cat([(self.keys_of(block) - x).square_().sum(1) for x, block in pairs]).float()
 
     def _distances(self, q: Tensor, some: Tensor) -> Tensor:
-        return (self._keys(some).double() - q.double()).norm(dim=-1).to(self.rows)
+        return (self.keys_of(some).double() - q.double()).norm(dim=-1).to(self.rows)
 
-    def _keys(self, some: Tensor) -> Tensor:
+    def keys_of(self, some: Tensor) -> Tensor:
+        """Some keys (k,), in their type. (k, f)"""
         keys = self.rows.index_select(0, some)
         for at, i in enumerate(some.tolist() if self.moved else ()):
             if i in self.moved:
@@ -174,10 +172,12 @@ class Seen:
         (k,) and (k,)
         """
         limits = torch.as_tensor(limits)
-        lower = self._lower(row, self.index.shorts @ self.shorts[row], self.index.squares)
+        lower = (1 - SLACK) * (self.index.squares + self.squares[row]) - 2 * (self.shorts[row] @ self.index.shorts)
         some = ((lower <= (1 + SLACK) * limits.square()) & (limits >= 0)).nonzero()[:, 0]
-        least = (1 + SLACK) * (limits[some] if limits.ndim else limits).square()
-        some = some[self._closer(torch.full_like(some, row), some) <= least]
+        for bound in self._bounds:
+            if len(some) > FEW:
+                least = (1 + SLACK) * (limits[some] if limits.ndim else limits).square()
+                some = some[bound(torch.full_like(some, row), some) <= least]
         distances = self.index.distances(self.q[row], some)
         near = distances <= (limits[some] if limits.ndim else limits)
         return some[near], distances[near]
@@ -187,7 +187,7 @@ class Seen:
         found: list[Tensor] = []
         for at in range(0, len(self.q), PASSES):
             rows = slice(at, at + PASSES)
-            apart = torch.addmm((1 - SLACK) * self.index.squares, self.shorts[rows], self.index.shorts.T, alpha=-2)
+            apart = torch.addmm((1 - SLACK) * self.index.squares, self.shorts[rows], self.index.shorts, alpha=-2)
             least = (1 + SLACK) * limits[rows].square() - (1 - SLACK) * self.squares[rows]
             some = (apart <= least[:, None]).nonzero()
             counts = torch.bincount(some[:, 0], minlength=len(apart)).tolist()
@@ -195,14 +195,16 @@ class Seen:
                 found.append(keys[self.index.distances(self.q[row], keys) <= limits[row]])
         return found
 
-    def _lower(self, row: int, product: Tensor, squares: Tensor) -> Tensor:
-        """What the squared distances of keys are at least, by their product with a query, and their squares. (k,)"""
-        return (1 - SLACK) * (squares + self.squares[row]) - 2 * product
+    @property
+    def _bounds(self) -> tuple[Callable[[Tensor, Tensor], Tensor], ...]:
+        """What squared distances of queries and keys (m,) are at least: ever closer, at ever more cost. (m,) each"""
+        return partial(self._longer, numbers=SOME), self._longer, self._rough
 
-    def _closer(self, rows: Tensor, keys: Tensor) -> Tensor:
-        """What the squared distances of queries and keys (m,) are at least, by their longer vectors. (m,)"""
+    def _longer(self, rows: Tensor, keys: Tensor, numbers: int | None = None) -> Tensor:
+        """The same by some numbers of longer vectors, or by all. (m,)"""
+        longs, queries = self.index.longs[:, :numbers], self.longs[:, :numbers]
         apart = [
-            (self.index.longs.index_select(0, k) - self.longs.index_select(0, i)).square_().sum(1)
+            (longs.index_select(0, k) - queries.index_select(0, i)).square_().sum(1)
             for i, k in zip(rows.split(BLOCK), keys.split(BLOCK), strict=True)
         ]
         return torch.cat(apart) - SLACK * (self.index.squares[keys] + self.squares[rows])
@@ -212,73 +214,69 @@ class Seen:
         return (1 - ROUNDED) * self.index.rough(self.q[rows], keys)
 
     def _nearest(self, some: Tensor, reach: "Reach") -> tuple[Tensor, Tensor]:
-        """The distance and number of the nearest key to each of some queries (k,); infinity and -1 of none. (k,) each
+        """The distance and number of the nearest key to each of some queries (k,); infinity and -1 where its radius is
+        smaller. (k,) and (k,)"""
+        of, keys, caps = self._screened(some, reach)
+        for bound in self._bounds:
+            if len(keys) > FEW * len(some):
+                lower = bound(some[of], keys)
+                caps = torch.minimum(caps, self._farthest(some, *_likeliest(of, keys, lower)))
+                left = lower <= (1 + SLACK) * caps[of].square()
+                of, keys = of[left], keys[left]
+        apart = self.index.apart(self.q[some[of]], keys)
+        distances = apart.new_full((len(some),), torch.inf).scatter_reduce(0, of, apart, "amin")
+        first = apart == distances[of]
+        entries = torch.full((len(some),), len(self.index.rows)).scatter_reduce(0, of[first], keys[first], "amin")
+        near = distances <= reach.radii[entries.clamp(max=len(reach.radii) - 1)]
+        return distances.where(near, torch.inf), entries.where(near, -1)
 
-        A key that reaches no query may be nearer than the one that was found, if its radius is smaller.
+    def _farthest(self, some: Tensor, of: Tensor, keys: Tensor) -> Tensor:
+        """How far the nearest key of each of some queries (k,) is at most, as one of these is; infinity of none. (k,)
+
+        ``of`` (m,) says which of ``some`` keys (m,) are looked at for.
         """
-        distances, entries = self._best(some, reach, torch.full((len(some),), torch.inf))
-        missed = distances > reach.radii[entries]  # that of -1 is any
-        distances[missed], entries[missed] = torch.inf, -1
-        unsure = ((entries >= 0) & (distances > reach.smallest)).nonzero()[:, 0]
-        if len(unsure):
-            _, nearer = self._best(some[unsure], reach.everywhere(), distances[unsure].float())
-            other = unsure[nearer != entries[unsure]]
-            distances[other], entries[other] = torch.inf, -1
-        return distances, entries
+        far = ((1 + ROUNDED) * self.index.rough(self.q[some[of]], keys)).sqrt()
+        return torch.full((len(some),), torch.inf).scatter_reduce(0, of, far, "amin")
 
-    def _best(self, some: Tensor, reach: "Reach", caps: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest of the keys that may reach some queries (k,), and are no farther than ``caps`` (k,). (k,) each"""
-        of, keys, lower, caps = self._screened(some, reach, caps)
-        for bound in (self._closer, self._rough):
-            least = bound(some[of], keys) if len(keys) else lower
-            left = least <= (1 + SLACK) * torch.minimum(caps[of], reach.radii[keys].float()).square()
-            of, keys, lower = of[left], keys[left], least[left]
-        distances = self.index.apart(self.q[some[of]], keys)
-        best = distances.new_full((len(some),), torch.inf).scatter_reduce(0, of, distances, "amin")
-        first = distances == best[of]
-        numbers = torch.full((len(some),), len(self.index.rows)).scatter_reduce(0, of[first], keys[first], "amin")
-        return best, numbers.where(best < torch.inf, -1)
+    def _screened(self, some: Tensor, reach: "Reach") -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs of queries and keys that short vectors do not rule out: which of ``some`` (m,), and which key (m,); and
+        how far the nearest key of each is at most, if any reaches it (k,): the likeliest is looked at for that."""
+        k, n = len(some), len(self.index.rows)
+        q, floor, each = self.shorts[some], (1 - SLACK) / 2 * self.squares[some].numpy(), np.arange(k)
+        step = max(BLOCK, CELLS // k)
+        blocks = [slice(at, at + step) for at in range(0, n, step)]
+        room = torch.empty(k * min(step, n))  # once, as the system clears it
 
-    def _screened(self, some: Tensor, reach: "Reach", caps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pairs of queries and keys that short vectors do not rule out: which of ``some`` (m,), which key (m,), what
-        their squared distance is at least (m,); and ``caps`` (k,), as small as the likeliest keys have made them."""
-        q, squares = self.shorts[some].T.contiguous(), self.squares[some]
-        floor = (1 - SLACK) / 2 * squares  # (k,)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        step = max(BLOCK, CELLS // len(some))
-        products, bounds = torch.empty(2, min(step, len(self.index.rows)), len(some))  # once, as the system clears them
-        for at in range(0, len(self.index.rows), step):
-            block = slice(at, at + step)
-            least, halves = reach.least[block, None], self.index.halves[block, None]
-            product, bound = products[: len(least)], bounds[: len(least)]
-            torch.mm(self.index.shorts[block], q, out=product)
-            near = product >= torch.add(least, floor, out=bound)
-            if bool((caps < torch.inf).any()):
-                near &= product >= torch.add(halves, floor - (1 + SLACK) / 2 * caps.square(), out=bound)
-            hits = torch.from_numpy(np.flatnonzero(near.numpy()))
-            of, keys = hits % len(some), hits // len(some)
-            lower = (1 - SLACK) * (self.index.squares[at + keys] + squares[of]) - 2 * product.view(-1)[hits]
-            found.append((of, at + keys, lower))
-            if len(hits) > MANY * len(some):
-                found[-1], caps = self._tightened(some, found[-1], caps)
-        whole: Any = [torch.cat(columns) for columns in zip(*found, strict=True)] if found else [some[:0]] * 3
-        (of, keys, lower), caps = self._tightened(some, tuple(whole), caps)
-        return of, keys, lower, caps
+        def products(q: Tensor, block: slice) -> np.ndarray:
+            keys = self.index.shorts[:, block]
+            out = room[: len(q) * keys.shape[1]].view(len(q), -1)
+            return torch.mm(q, keys, out=out).sub_(reach.halves[block]).numpy()
 
-    def _tightened(
-        self, some: Tensor, pairs: tuple[Tensor, Tensor, Tensor], caps: Tensor
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        """Pairs that may be as near as the likeliest key of their query is; and ``caps`` (k,), no larger than that."""
-        of, keys, lower = pairs
-        if not len(of):
-            return pairs, caps
-        least = torch.full((len(some),), torch.inf).scatter_reduce(0, of, lower.float(), "amin")
-        first = (lower == least[of]).nonzero()[:, 0]
-        likeliest = torch.full((len(some),), -1)
-        likeliest[of[first]] = keys[first]
-        had = (likeliest >= 0).nonzero()[:, 0]
-        apart = self.index.apart(self.q[some[had]], likeliest[had]).float()
-        caps = caps.clone()
-        caps[had] = torch.minimum(caps[had], (1 + SLACK) * apart)
-        left = lower <= (1 + SLACK) * caps[of].square()
-        return (of[left], keys[left], lower[left]), caps
+        peaks, first = np.empty((len(blocks), k), np.float32), np.empty((len(blocks), k), np.int64)
+        last = peaks
+        for b, block in enumerate(blocks):
+            last = products(q, block)
+            first[b] = last.argmax(1)
+            peaks[b] = last[each, first[b]]
+        at = peaks.argmax(0)
+        likeliest = torch.from_numpy(at * step + first[at, each])
+        caps = self._farthest(some, torch.arange(k), likeliest).clamp(max=reach.largest)
+        least = floor - (1 + SLACK) / 2 * caps.square().numpy()
+        found = [(each[:0], each[:0])]
+        for b in np.flatnonzero(np.any(peaks >= least, axis=1)):
+            rows = np.flatnonzero(peaks[b] >= least)
+            near = last[rows] if len(blocks) == 1 else products(q[rows], blocks[b])
+            hits, keys = np.divmod(np.flatnonzero(near >= least[rows, None]), near.shape[1])
+            found.append((rows[hits], b * step + keys))
+        of, keys = (torch.from_numpy(np.concatenate(columns)) for columns in zip(*found, strict=True))
+        return of, keys, caps
+
+
+def _likeliest(of: Tensor, keys: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
+    """Of pairs of queries and keys (m,) those that may be the nearest, by what their distances are at least (m,).
+
+    (l,) and (l,)
+    """
+    least = torch.full((int(of.max()) + 1,), torch.inf).scatter_reduce(0, of, lower, "amin")
+    first = lower == least[of]
+    return of[first], keys[first]
