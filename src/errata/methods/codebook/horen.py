@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, scaled_dot_product_attention
 from typing_extensions import override
 
 from errata.methods.base import Tags
@@ -48,14 +48,12 @@ class Directions(KeyTable):
 
     @override
     def match(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """By the cosines after the step; a query that is a key is that key's own, wherever the step would lead."""
-        seen, live = self.index.seen(q), self.radii >= 0
-        entry = seen.nearest(torch.where(live, SAME, -1.0))[0].to(q.device)
+        """The nearest key after the step; a query that is a key is that key's own, wherever the step would lead."""
+        seen = self.index.seen(q)
+        entry = seen.nearest(torch.where(self.radii >= 0, SAME, -1.0))[0].to(q.device)
         stepping = [i for i in (entry < 0).nonzero()[:, 0].tolist() if self._may_reach(seen, i)]
-        if stepping and bool(live.any()):
-            score, found = self._scores(q[stepping]).max(-1)
-            near = score > 1 - self.radii.to(q)[found].square() / 2
-            entry[stepping] = torch.where(near, found, -1)
+        if stepping:
+            entry[stepping] = self.index.seen(self._stepped(q[stepping])).nearest(self.radii)[0].to(q.device)
         return entry, entry >= 0
 
     def _may_reach(self, seen: Seen, i: int) -> bool:
@@ -67,12 +65,12 @@ class Directions(KeyTable):
         chord = 2 * (angle.clamp(max=math.pi) / 2).sin() + SAME
         return len(seen.within(torch.where(self.radii >= 0, chord, -1.0), i)[0]) > 0
 
-    def _scores(self, q: Tensor) -> Tensor:
-        """K q after one damped step, q ← norm((1 − α) q + α norm(Kᵀ softmax(β K q))). (b, n)"""
-        keys, dead = self.on("queries", q), self.radii.to(q.device) < 0
-        p = (self.beta * q @ keys.T).masked_fill(dead, -torch.inf).softmax(-1)  # (b, n)
-        q = normalize((1 - self.alpha) * q + self.alpha * normalize(p @ keys, dim=-1), dim=-1)
-        return (q @ keys.T).masked_fill(dead, -torch.inf)
+    def _stepped(self, q: Tensor) -> Tensor:
+        """After one damped step q ← norm((1 − α) q + α norm(Kᵀ softmax(β K q))), which attends to all keys. (b, f)"""
+        keys, live = self.on("queries", q)[None, None], (self.radii >= 0).to(q.device)
+        mask = live.expand(1, 1, len(q), -1)
+        step = scaled_dot_product_attention(q[None, None], keys, keys, attn_mask=mask, scale=self.beta)[0, 0]
+        return normalize((1 - self.alpha) * q + self.alpha * normalize(step, dim=-1), dim=-1)
 
     @override
     def measured(self, distance: Tensor) -> Tensor:
