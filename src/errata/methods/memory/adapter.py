@@ -9,6 +9,7 @@ A method's part is a subclass that names the two: ``class GraceCodebook(EditMemo
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Generic, Self, TypeVar, get_args
 
 from torch import Tensor
@@ -218,9 +219,14 @@ class EditMemory(Adapter, Generic[L, P]):
         for path in (self.site, self.reads or self.site):
             if not is_linear(lm.model.get_submodule(path)) and path not in lm.sites.mlp_out:
                 raise WrongModel(f"the {self.kind} part of this patch sits at {path}, which is no linear layer here")
-        highest = max((i for record in self.log for i in (*record.prompt_ids, *record.target_ids)), default=0)
+        highest = self._highest
         if highest >= (known := getattr(lm.text_config, "vocab_size", highest + 1)):
             raise WrongModel(f"the {self.kind} part of this patch holds the token {highest}; this model has {known}")
+
+    @cached_property
+    def _highest(self) -> int:
+        """Of the tokens in the log: had once, as applying a patch asks for it each time."""
+        return max((i for record in self.log for i in (*record.prompt_ids, *record.target_ids)), default=0)
 
     def _halves(self) -> list[tuple[str, Component]]:
         return [("lookup", self.lookup), ("payload", self.payload)]
