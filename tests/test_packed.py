@@ -18,7 +18,7 @@ from errata.model.added import InterventionSite
 from errata.model.hf import HFLM
 from errata.model.packed import PackedPass
 from errata.model.packing import Packing, Strip, mask_of
-from errata.model.prefixes import packed_prefixes
+from errata.model.prefixes import packed_prefixes, shared_lengths
 from errata.model.projection import KEY
 from errata.model.resumed import SuffixPass
 
@@ -172,6 +172,19 @@ def test_rows_of_one_beginning_fill_elements_of_like_size(monkeypatch: pytest.Mo
     assert packed.side_by_side
     assert not Packing.of([0, 1], [3, 3]).side_by_side
     assert Packing.of([], []) == Packing([], [])
+
+
+def test_elements_are_narrow_where_most_beginnings_have_few_tokens_behind_them() -> None:
+    packed = Packing.of([*[0] * 15, *range(1, 11)], [*[4] * 15, *[2] * 10])
+    assert packed.element == [*(i // 2 for i in range(15)), *range(8, 18)]
+
+
+def test_a_beginning_that_one_row_alone_may_be_cut_to_is_not_shared() -> None:
+    rows = [[*range(6)], [*range(7)], [*range(8)]]
+    assert shared_lengths(rows) == [6, 6, 6]
+    assert shared_lengths(rows, [5, 6, 7]) == [0, 6, 6]
+    assert shared_lengths(rows[:2], [5, 6]) == [0, 0]
+    assert tiny_lm("llama")._sharing(rows[:2], [5, 6]) == (None, [0, 0])
 
 
 def test_a_token_sees_its_beginning_and_its_own_row_up_to_itself() -> None:

@@ -7,7 +7,6 @@ copies nor holds it for each row, and rows of different lengths need no padding.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from errata.model.caches import new_cache, plain
 from errata.model.passes import Rows, accepts
 
 WIDTH = 128  # tokens of an element behind its beginning, more or less: all look at all, though they see few
-EXTRA = 16  # tokens that an element costs beside its own, for what it copies of its beginning
+EXTRA = 6  # tokens that an element costs beside its own, for what it copies of its beginning
 
 
 def can_pack(model: nn.Module) -> bool:
@@ -54,8 +53,7 @@ class Packing:
         whole: Counter[int] = Counter()
         for beginning, size in zip(beginnings, sizes, strict=True):
             whole[beginning] += size
-        parts = {size / ceil(size / WIDTH) for size in whole.values() if size}
-        width = min(parts, key=lambda w: (w + EXTRA) * sum(ceil(size / w) for size in whole.values()), default=1.0)
+        width = min(range(1, WIDTH + 1), key=lambda w: (w + EXTRA) * sum(-(-size // w) for size in whole.values()))
         made, last, filled = cls([], []), dict[int, int](), list[int]()  # a beginning's last element; each one's tokens
         for beginning, size in zip(beginnings, sizes, strict=True):
             at = last.get(beginning)

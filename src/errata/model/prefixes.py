@@ -1,5 +1,6 @@
 """Begun that rows share (contexts before a prompt): run once, into a cache of keys and values."""
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -130,7 +131,8 @@ def extend(
 def shared_lengths(rows: Rows, most: Sequence[int] | None = None) -> list[int]:
     """For each row, how many of its first tokens it shares with all rows whose first SAME are equal (0: none).
 
-    ``most`` limits how many tokens of each row may be taken for its beginning.
+    ``most`` limits how many tokens of each row may be taken for its beginning; what no other row begins with then is
+    not shared.
     """
     by_start: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(rows):
@@ -143,4 +145,6 @@ def shared_lengths(rows: Rows, most: Sequence[int] | None = None) -> list[int]:
             n = next((j for j, column in enumerate(columns) if len(set(column)) > 1), shortest)
             for i in members:
                 lengths[i] = n if most is None else min(n, most[i])
-    return lengths
+    beginnings = [tuple(row[:n]) for row, n in zip(rows, lengths, strict=True)]
+    count = Counter(beginnings)
+    return [len(beginning) if count[beginning] > 1 else 0 for beginning in beginnings]
