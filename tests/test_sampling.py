@@ -81,6 +81,19 @@ def test_a_text_depends_on_its_seed_alone(arch: str) -> None:
     assert texts[2].startswith(lm.generate(PROMPTS[:3], 4, **HOT, seed=3)[2])
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "gemma2", "modernbert-decoder", "lfm2", "falcon_h1", "t5"])
+def test_a_prompt_of_several_texts_is_read_once(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, read = tiny_lm(arch), list[int]()
+    alone = [lm.sample([PROMPTS[i]], 5, seed=[s])[0] for i, s in ((0, 1), (3, 2), (0, 3), (0, 4), (3, 5))]
+    run, sizes = lm.run, ("input_ids", "decoder_input_ids")
+    monkeypatch.setattr(lm, "run", lambda x: read.append(next(len(x[n]) for n in sizes if n in x)) or run(x))
+    asked = [PROMPTS[0], PROMPTS[3], PROMPTS[0], PROMPTS[0], PROMPTS[3]]
+    assert lm.sample(asked, 5, seed=[1, 2, 3, 4, 5]) == alone
+    assert (read[0], read[1]) == (2, 5) or not lm.caching.padded
+    assert len(set(map(tuple, alone))) > 2
+    assert lm.sample([PROMPTS[0]] * 3, 1, seed=[1, 3, 4]) == [alone[i][:1] for i in (0, 2, 3)]
+
+
 def test_without_a_temperature_the_likeliest_token_is_taken() -> None:
     lm = tiny_lm("gpt2")
     greedy = lm.generate(PROMPTS, 6)

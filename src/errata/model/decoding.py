@@ -84,18 +84,23 @@ def steps(
 ) -> Iterator[list[list[int]]]:
     """The new ids of one batch so far, after each step; the last are all of them. One list, which grows.
 
-    ``numbers`` are the rows' numbers among all prompts. Between steps nothing of the model is held or changed.
+    ``numbers`` are the rows' numbers among all prompts. A prompt of several rows is read once. Between steps nothing of
+    the model is held or changed.
     """
-    decoding = decoding_of(lm, rows)
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, rows)))}
+    decoding = decoding_of(lm, [list(prompt) for prompt in number])
     out: list[list[int]] = [[] for _ in rows]
-    alive = list(range(len(rows)))
+    alive, of = list(range(len(rows))), [number[tuple(row)] for row in rows]  # and the row of the batch of each
     while alive:
-        chosen = choose(decoding.logits(), [numbers[i] for i in alive], decoding.call.step).tolist()
+        logits = decoding.logits()
+        logits = logits if len(logits) == len(of) else logits[of]
+        chosen = choose(logits, [numbers[i] for i in alive], decoding.call.step).tolist()
         going = [i for i, token in enumerate(chosen) if stop.append(alive[i], out[alive[i]], token)]
         alive = [alive[i] for i in going]
         yield out
         if alive:
-            decoding.advance([chosen[i] for i in going], going)
+            decoding.advance([chosen[i] for i in going], [of[i] for i in going])
+            of = list(range(len(going)))
 
 
 # One batch, step by step ---------------------------------------------------------------------------
@@ -134,8 +139,8 @@ class CausalDecoding:
         return self._logits(fed.ids, where[:, 0], where[:, 1])
 
     def advance(self, tokens: list[int], rows: list[int]) -> None:
-        """Goes on with ``rows`` (indices, in order) and the next token of each; the others leave the batch."""
-        if len(rows) < len(self.ids):
+        """Goes on with ``rows`` (indices, a row as often as it goes on) and a next token for each; others leave."""
+        if rows != list(range(len(self.ids))):
             self._keep(rows)
         new = torch.tensor(tokens, device=self.ids.device)[:, None]
         self.ids = new if self.cache is not None else torch.cat([self.ids, new], 1)
@@ -190,7 +195,7 @@ class Seq2SeqDecoding:
             return self.lm.run(inputs).logits[0]
 
     def advance(self, tokens: list[int], rows: list[int]) -> None:
-        """Goes on with ``rows`` (indices, in order) and the next token of each; the others leave the batch."""
+        """Goes on with ``rows`` (indices, a row as often as it goes on) and a next token for each; others leave."""
         index = torch.tensor(rows)
         self.call.select(index)
         self.encoded.last_hidden_state = self.encoded.last_hidden_state[index]
