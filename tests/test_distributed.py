@@ -21,7 +21,7 @@ import psutil
 import pytest
 import torch
 from conftest import TEXTS, tiny_lm, tiny_model, tokenizer
-from pool import fake_pool
+from pool import Actor, fake_pool
 from test_bench import FTM, SEQUENCE, case, cases, plan, timeless
 from test_chat import chat
 from typer.testing import CliRunner
@@ -36,6 +36,7 @@ from errata.cli.measure import eval_
 from errata.distributed.asked import SharedOut
 from errata.distributed.asked import asked as ask_one
 from errata.distributed.attach import asking, workers
+from errata.distributed.helpers import Helpers
 from errata.distributed.pool import Pool
 from errata.distributed.tasks import ATTEMPTS, Task, WorkerDied, WorkerFailed, of_model
 from errata.distributed.worker import Held, Worker
@@ -92,6 +93,8 @@ def test_a_worker_tells_what_was_raised_and_what_was_logged(tmp_path: Path) -> N
     def breaks(held: Held) -> None:
         raise KeyError("nothing there")
 
+    assert not worker.do(works, 1).held  # no model yet
+    worker.load(load)
     reply = worker.do(works, 2)
     assert (reply.value, reply.error, reply.crash) == (3, None, "")
     assert reply.warnings == ((logging.WARNING, "look at 2"),)
@@ -496,6 +499,18 @@ def test_workers_without_a_unit_help_the_others_to_ask(
     assert len(ray.actors) == 3 and not any(row.error for row in shared)
     assert ("a worker could not help" in caplog.text) == dies
     assert len(helped) == 2 if dies else len(helped) >= 2 * 2 * len(SEQUENCE["checkpoints"])
+
+
+def test_the_share_of_a_helper_that_is_still_being_set_up_is_done_here(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_pool(monkeypatch)
+    helper = Worker(os.getcwd(), torch.get_num_threads())  # as one that took a dead one's place
+    helpers = Helpers(load(), [Actor(helper, lambda verb, args: False)])
+    assert helpers.map(number_of, [(n,) for n in range(3)]) == [0, 10, 20] and not caplog.text
+    helper.load(load)
+    monkeypatch.setattr(helpers, "lm", None)
+    assert helpers.map(number_of, [(n,) for n in range(3)]) == [0, 10, 20]
 
 
 def long(name: str = "", limit: int | None = None, **options: Any) -> list[Case]:

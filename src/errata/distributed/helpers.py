@@ -17,7 +17,7 @@ class Helpers:
     """A worker and idle ones of its pool, as processes that work is shared out among.
 
     With :class:`errata.distributed.asked.SharedOut` it asks them too. What one of them cannot do, or dies at, is done
-    here, where it raises what there is to raise.
+    here, where it raises what there is to raise; so is the share of one that is still being set up.
     """
 
     def __init__(self, lm: HFLM, actors: Sequence[Any]) -> None:
@@ -32,9 +32,7 @@ class Helpers:
             reply = _reply(ref)
             if wrong := reply.error or reply.crash:
                 log.warning("a worker could not help, and its share is done by the one that asked: %s", wrong)
-                results.append(function(self.lm, *shard))
-            else:
-                results.append(reply.value)
+            results.append(reply.value if reply.held and not wrong else function(self.lm, *shard))
         return results
 
 

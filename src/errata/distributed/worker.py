@@ -31,13 +31,15 @@ class Held:
 class Reply:
     """What came of a task: its ``value``, or an ``error`` of Errata's own, or the last line of another exception.
 
-    ``warnings`` were logged meanwhile: level and message.
+    ``warnings`` were logged meanwhile: level and message. Nothing was done where the worker held no model yet
+    (``held``): another worker may ask one that took a dead one's place before that has loaded it.
     """
 
     value: Any = None
     error: ErrataError | None = None
     crash: str = ""
     warnings: tuple[tuple[int, str], ...] = ()
+    held: bool = True
 
 
 class Worker:
@@ -62,7 +64,7 @@ class Worker:
 
     def do(self, function: Callable[..., Any], *args: Any) -> Reply:
         """``function(held, *args)``"""
-        return _reply(lambda: function(self.held, *args))
+        return _reply(lambda: function(self.held, *args)) if self.held else Reply(held=False)
 
     def activity(self) -> tuple[int, str]:
         """How far the task that runs has come."""
